@@ -1,0 +1,68 @@
+# ovnet: every target starts on a fresh Debian 12 (as root); see `make help`.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+BIN := .venv/bin
+# make test-unit ARGS='-k lease -x'
+ARGS ?=
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make demo DOCKER=1      the demo with real dockerd on both hosts"
+	@echo "  make test-unit ARGS='-k lease -x'"
+
+.PHONY: setup
+setup: ready ## install what is missing (Debian packages, .venv); quick when all is there
+	@echo "ready: make demo, make test"
+
+.PHONY: setup-run
+setup-run: ## only what a node needs, for a real host
+	@scripts/setup.sh run
+
+.PHONY: ready
+ready:
+	@scripts/setup.sh
+
+.PHONY: demo
+demo: ready ## two hosts, containers, the registry story, in under two minutes (root)
+	@$(BIN)/python -m tests.demo $(if $(DOCKER),--docker)
+
+.PHONY: test
+test: lint ## lint, then all rings of tests, cheapest first (root)
+	@$(BIN)/python -m tests.rings $(if $(ARGS),-- $(ARGS))
+
+RINGS := unit bpf netns conformance fuzz bench
+.PHONY: $(addprefix test-,$(RINGS))
+test-unit: ## one ring: pure functions, no root
+test-bpf: ## one ring: the programs on single packets
+test-netns: ## one ring: hosts in network namespaces
+test-conformance: ## one ring: against independent peers
+test-fuzz: ## one ring: random input
+test-bench: ## one ring: short measurements
+$(addprefix test-,$(RINGS)): test-%: ready
+	@$(BIN)/python -m tests.rings $* $(if $(ARGS),-- $(ARGS))
+
+.PHONY: lint
+lint: ready ## ruff, mypy --strict, import directions
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+.PHONY: format
+format: ready ## let ruff put the code in form
+	@$(BIN)/ruff check --fix
+	@$(BIN)/ruff format
+
+.PHONY: bench
+bench: ready ## TCP, RTT and packet rate of eBPF against --bypass=off (root)
+	@$(BIN)/python -m tests.bench $(ARGS)
+
+.PHONY: clean
+clean: ## remove what dead labs left (namespaces, pins), caches and .venv
+	@if [ -x $(BIN)/python ] && [ "$$(id -u)" = 0 ]; then $(BIN)/python -m tests.lab clean; fi
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find bpf ctl metrics tests -name __pycache__ -type d -prune -exec rm -rf {} +

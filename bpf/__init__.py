@@ -1,0 +1,1 @@
+"""The datapath's C sources, as package data."""

@@ -1,0 +1,136 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What the programs and user space agree on, byte for byte.
+ *
+ * Every struct here has a twin in ctl/abi.py; tests/bpf/test_abi.py compares
+ * the two, field by field. A change of any size, offset or meaning needs a new
+ * OVNET_LAYOUT: it is part of the name of the pin directory, so programs and
+ * maps of two layouts never meet.
+ *
+ * Addresses and ports are in network byte order (__be*), the rest in host
+ * order. Times are nanoseconds of CLOCK_MONOTONIC (coarse).
+ */
+#ifndef OVNET_ABI_H
+#define OVNET_ABI_H
+
+#include <linux/types.h>
+
+#define OVNET_LAYOUT 1
+
+/* Where a program runs. The order is that of the packet's journey. */
+enum hook {
+	HOOK_FROM_CONTAINER = 0, /* tc ingress of a port */
+	HOOK_TO_OVERLAY     = 1, /* tc egress of the vxlan device */
+	HOOK_FROM_WIRE      = 2, /* tc ingress of the uplink */
+	HOOK_TO_CONTAINER   = 3, /* tc egress of a port */
+	HOOK_MAX            = 8,
+};
+
+enum bypass_mode {
+	BYPASS_OFF     = 0,
+	BYPASS_LEARNED = 1,
+	BYPASS_ALWAYS  = 2,
+};
+
+enum direction {
+	DIR_OUT = 0, /* container to overlay */
+	DIR_IN  = 1, /* overlay to container */
+};
+
+/* peers: subnet of another node (masked with node.subnet_mask) -> peer */
+struct peer {
+	__be32 host;        /* outer destination, and the only outer source allowed;
+			     * 0: several hosts share the block (kernel path only) */
+	__u8   vtep_mac[6]; /* inner destination MAC */
+	__be16 port;        /* UDP port of its VTEP */
+	__u32  vni;
+	__u32  ifindex;     /* interface that leads to host */
+	__be32 next_hop;    /* neighbour on it; 0: ask the FIB for each packet */
+	__u32  flags;       /* PEER_F_* */
+};
+_Static_assert(sizeof(struct peer) == 28, "struct peer is ABI");
+
+/* No usable route, or something only the kernel can do: take its path. */
+#define PEER_F_KERNEL_PATH (1U << 0)
+
+/* endpoints: container IP -> where it is */
+struct endpoint {
+	__u32 ifindex;       /* its port */
+	__u8  mac[6];
+	__u8  bridge_mac[6]; /* source MAC the container expects of its gateway */
+};
+_Static_assert(sizeof(struct endpoint) == 16, "struct endpoint is ABI");
+
+/* flows: a 5-tuple in one direction through one port -> approval */
+struct flow_key {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 sport; /* ICMP echo: identifier */
+	__be16 dport; /* ICMP echo: type and code */
+	__u32  ifindex;
+	__u8   proto;
+	__u8   direction;
+	__u16  pad;
+};
+_Static_assert(sizeof(struct flow_key) == 20, "struct flow_key is ABI");
+
+struct flow {
+	__u64 approved_ns;  /* when the kernel path last carried a packet of it */
+	__u64 last_seen_ns; /* when a packet last bypassed */
+	__u64 packets;      /* packets that bypassed since the first approval */
+};
+_Static_assert(sizeof(struct flow) == 24, "struct flow is ABI");
+
+/* node: index 0 -> this node */
+struct node {
+	__be32 host;            /* our VTEP address, and outer source */
+	__be32 network;         /* the whole overlay network */
+	__be32 network_mask;
+	__be32 subnet;          /* the part of it leased to us */
+	__be32 subnet_mask;     /* prefix length of every lease, as a mask */
+	__u32  vni;
+	__u32  uplink_ifindex;
+	__u32  mtu;             /* largest inner IP packet, bytes */
+	__u8   vtep_mac[6];
+	__be16 port;            /* UDP port of our VTEP */
+	__u16  source_port_min; /* range of the outer source port, host order */
+	__u16  source_port_max;
+	__u32  bypass;          /* enum bypass_mode */
+	__u64  approval_ttl_ns;
+	__u32  flow_seed;       /* secret: makes flow hashes unforgeable */
+	__u32  pad;
+};
+_Static_assert(sizeof(struct node) == 64, "struct node is ABI");
+
+/* counters: hook * REASON_MAX + reason, per CPU -> counter */
+struct counter {
+	__u64 packets;
+	__u64 bytes;
+	__u64 sampled_ns; /* when an event was last sent for it */
+};
+_Static_assert(sizeof(struct counter) == 24, "struct counter is ABI");
+
+/* peer_stats: host IP of a peer, per CPU -> traffic that bypassed */
+struct peer_stats {
+	__u64 rx_packets;
+	__u64 rx_bytes;
+	__u64 tx_packets;
+	__u64 tx_bytes;
+};
+_Static_assert(sizeof(struct peer_stats) == 32, "struct peer_stats is ABI");
+
+/* events: one sampled drop */
+#define EVENT_BYTES 96
+struct event {
+	__u64 time_ns;
+	__u32 ifindex;
+	__u32 packet_len;   /* bytes of the whole packet */
+	__u16 reason;       /* enum reason */
+	__u8  hook;         /* enum hook */
+	__u8  captured_len; /* bytes valid in data */
+	__u8  data[EVENT_BYTES];
+	__u32 pad;
+};
+_Static_assert(sizeof(struct event) == 120, "struct event is ABI");
+
+#endif

@@ -1,0 +1,25 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * What bcc's copy of the UAPI lacks or declares wrongly, from bcc 0.26 on.
+ */
+#ifndef OVNET_COMPAT_H
+#define OVNET_COMPAT_H
+
+/* bcc declares three arguments (still in 0.37); the kernel takes four. */
+static long (*redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params,
+			      int plen, __u64 flags) = (void *)BPF_FUNC_redirect_neigh;
+
+#ifndef AF_INET
+#define AF_INET 2
+#endif
+
+#ifndef TC_ACT_UNSPEC
+#define TC_ACT_UNSPEC	(-1)
+#define TC_ACT_SHOT	2
+#define TC_ACT_REDIRECT	7
+#endif
+
+#define likely(x)	__builtin_expect(!!(x), 1)
+#define unlikely(x)	__builtin_expect(!!(x), 0)
+
+#endif

@@ -1,0 +1,176 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* From the uplink to a container's port. */
+#ifndef OVNET_DECAP_H
+#define OVNET_DECAP_H
+
+#include "ecn.h"
+#include "flow.h"
+#include "vxlan.h"
+
+/* 15 words of header at the most, 5 of them fixed (RFC 791). */
+#define MAX_OPTIONS 40
+
+#define DECAP_FLAGS (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET)
+
+/* What decap writes: the container's Ethernet header, and its changed IP header. */
+struct inner_header {
+	struct ethhdr eth;
+	struct iphdr  ip;
+} __attribute__((packed));
+
+/* May `host` send packets with this inner source? An overlay is a trust boundary, so
+ * this holds for what the kernel path carries too. 0, or why not. */
+static __always_inline enum reason check_source(const struct node *self, __be32 host,
+						__be32 inner_source)
+{
+	struct peer *peer = peer_of(self, inner_source);
+
+	/* Host 0: leases of several hosts lie in this block; being a peer must do. */
+	if (peer)
+		return peer->host == host || !peer->host ? 0 : REASON_SPOOFED_SOURCE;
+	if ((inner_source & self->network_mask) == self->network)
+		return REASON_SPOOFED_SOURCE; /* ours, or nobody's */
+	return REASON_FOREIGN_SOURCE;
+}
+
+static __always_inline enum reason decap(struct __sk_buff *skb, const struct endpoint *endpoint,
+					 const struct iphdr *ip, int tos)
+{
+	struct inner_header header = {};
+
+	/* Copied before the packet moves: adjust_room invalidates `ip`. */
+	header.ip = *ip;
+	ip_decrease_ttl(&header.ip);
+	ip_set_tos(&header.ip, tos);
+	__builtin_memcpy(header.eth.h_dest, endpoint->mac, ETH_ALEN);
+	__builtin_memcpy(header.eth.h_source, endpoint->bridge_mac, ETH_ALEN);
+	header.eth.h_proto = bpf_htons(ETH_P_IP);
+	if (bpf_skb_adjust_room(skb, -(int)TUNNEL_LEN, BPF_ADJ_ROOM_MAC, DECAP_FLAGS))
+		return REASON_NO_ROOM;
+	/* The level that the NIC verified was the tunnel's. */
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+	if (bpf_skb_store_bytes(skb, 0, &header, sizeof(header), 0))
+		return REASON_ABORTED;
+	bpf_redirect_peer(endpoint->ifindex, 0);
+	return REASON_DECAP;
+}
+
+/* The inner packet, with the cursor behind the VXLAN header of a known peer. */
+static __always_inline enum reason deliver(struct __sk_buff *skb, const struct node *self,
+					   struct cursor *cur, const struct iphdr *outer,
+					   struct peer_stats *stats, int odd_length)
+{
+	__u32 len = skb->len - TUNNEL_LEN;
+	struct ethhdr *eth = take_eth(cur);
+	struct endpoint *endpoint;
+	struct flow_key key = {};
+	__u8 outer_tos = outer->tos;
+	struct l4 l4 = {};
+	struct iphdr *ip;
+	enum reason why;
+	int tos;
+
+	if (!eth)
+		return REASON_TRUNCATED;
+	if (eth->h_proto != bpf_htons(ETH_P_IP))
+		return REASON_NOT_IPV4;
+	ip = take_ip(cur);
+	if (!ip)
+		return REASON_TRUNCATED;
+	why = check_source(self, outer->saddr, ip->saddr);
+	if (why)
+		return why;
+	/* The device drops what is not for its MAC, and its own MAC as a loop. */
+	if (!same_mac(eth->h_dest, self->vtep_mac) || same_mac(eth->h_source, self->vtep_mac))
+		return REASON_INNER_MAC;
+	if (self->bypass == BYPASS_OFF)
+		return REASON_BYPASS_OFF;
+	if (odd_length)
+		return REASON_TRUNCATED;
+	why = ip_obstacle(ip, len - sizeof(*eth));
+	if (why)
+		return why;
+	endpoint = endpoint_of(ip->daddr);
+	if (!endpoint)
+		return REASON_NO_ENDPOINT;
+	why = take_flow(cur, ip, DIR_IN, endpoint->ifindex, &key, &l4);
+	if (why)
+		return why;
+	tos = ecn_decapsulate(outer_tos, ip->tos);
+	if (l4.control) {
+		forget_flow(&key);
+		why = REASON_TCP_CONTROL;
+	} else if (tos < 0) {
+		why = REASON_ECN;
+	} else if (self->bypass == BYPASS_LEARNED) {
+		why = check_approval(self, &key, skb->gso_segs ? skb->gso_segs : 1);
+	}
+	if (why) {
+		bpf_set_hash(skb, flow_hash(&key, self->flow_seed));
+		return why;
+	}
+	why = decap(skb, endpoint, ip, tos);
+	if (why == REASON_DECAP) {
+		stats->rx_packets += skb->gso_segs ? skb->gso_segs : 1;
+		stats->rx_bytes += len;
+	}
+	return why;
+}
+
+static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
+{
+	struct cursor cur = cursor_of(skb, sizeof(struct overlay_header) + sizeof(struct tcphdr));
+	struct node *self = this_node();
+	struct peer_stats *stats;
+	struct vxlanhdr *vxlan;
+	struct udphdr *udp;
+	struct ethhdr *eth;
+	struct iphdr *ip;
+	__u32 options;
+	int odd_length;
+
+	if (!self)
+		return REASON_NOT_CONFIGURED;
+	/* The tag is beside the data: the packet belongs to a VLAN device above us. */
+	if (skb->vlan_present)
+		return REASON_VLAN;
+	eth = take_eth(&cur);
+	ip = take_ip(&cur);
+	if (!eth || !ip)
+		return REASON_TRUNCATED;
+	if (eth->h_proto != bpf_htons(ETH_P_IP))
+		return REASON_NOT_IPV4;
+	if (ip->version != 4 || ip->protocol != IPPROTO_UDP || ip->daddr != self->host)
+		return REASON_NOT_OVERLAY;
+	/* Without its first fragment, which is the one that shows the port, the rest
+	 * dies in reassembly. So the source check cannot be dodged by fragmenting. */
+	if (ip->frag_off & bpf_htons(IP_OFFSET))
+		return REASON_NOT_OVERLAY;
+	options = ip->ihl * 4 - sizeof(*ip);
+	if (options > MAX_OPTIONS || !take(&cur, options))
+		return REASON_TRUNCATED;
+	udp = take_udp(&cur);
+	if (!udp)
+		return REASON_TRUNCATED;
+	if (udp->dest != self->port)
+		return REASON_NOT_OVERLAY;
+	if (ip->frag_off & bpf_htons(IP_MF))
+		return REASON_OUTER_FRAGMENT;
+	if (options)
+		return REASON_OUTER_OPTIONS;
+	/* Padding or a lie: the kernel path sorts it out, after the source check. */
+	odd_length = bpf_ntohs(ip->tot_len) != skb->len - sizeof(*eth) ||
+		     bpf_ntohs(udp->len) != bpf_ntohs(ip->tot_len) - sizeof(*ip);
+	vxlan = take(&cur, sizeof(*vxlan));
+	if (!vxlan)
+		return REASON_TRUNCATED;
+	/* Another vxlan device may share the port with another VNI. */
+	if (vxlan->flags != VXLAN_FLAGS || vxlan->vni != bpf_htonl(self->vni << 8))
+		return REASON_VXLAN_HEADER;
+	stats = stats_of(ip->saddr);
+	if (!stats)
+		return REASON_UNKNOWN_VTEP;
+	return deliver(skb, self, &cur, ip, stats, odd_length);
+}
+
+#endif

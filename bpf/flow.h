@@ -1,0 +1,188 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Flows and how they are approved.
+ *
+ * The hook where a packet enters (from_container, from_wire) signs what it leaves
+ * to the kernel path: skb->hash becomes a keyed hash of flow and port. The hook
+ * where it leaves netfilter (to_overlay, to_container) approves the flow only if
+ * the signature matches what the packet says now. A packet that was translated, or
+ * that never came through our port, does not match. The kernel keeps an L4 hash
+ * over bridge, routing, NAT and the vxlan device, and derives the outer source port
+ * from it, so both paths also use the same one.
+ */
+#ifndef OVNET_FLOW_H
+#define OVNET_FLOW_H
+
+#include "maps.h"
+#include "parse.h"
+
+struct l4 {
+	__u32 header_len; /* for the size of GSO segments */
+	__u8  control;    /* TCP SYN, FIN or RST */
+};
+
+/* Fill ports and `l4` from the header behind `ip`; 0 or why it cannot be bypassed. */
+static __always_inline enum reason take_l4(struct cursor *cur, const struct iphdr *ip,
+					   struct flow_key *key, struct l4 *l4)
+{
+	if (ip->protocol == IPPROTO_TCP) {
+		struct tcphdr *tcp = take(cur, sizeof(*tcp));
+
+		if (!tcp)
+			return REASON_TRUNCATED;
+		key->sport = tcp->source;
+		key->dport = tcp->dest;
+		l4->header_len = tcp->doff * 4;
+		l4->control = tcp->syn | tcp->fin | tcp->rst;
+		return 0;
+	}
+	if (ip->protocol == IPPROTO_UDP) {
+		struct udphdr *udp = take_udp(cur);
+
+		if (!udp)
+			return REASON_TRUNCATED;
+		key->sport = udp->source;
+		key->dport = udp->dest;
+		l4->header_len = sizeof(*udp);
+		return 0;
+	}
+	if (ip->protocol == IPPROTO_ICMP) {
+		struct icmphdr *icmp = take(cur, sizeof(*icmp));
+
+		if (!icmp)
+			return REASON_TRUNCATED;
+		/* Errors belong to other flows: conntrack has to see them. */
+		if (icmp->type != ICMP_ECHO && icmp->type != ICMP_ECHOREPLY)
+			return REASON_PROTOCOL;
+		key->sport = icmp->un.echo.id;
+		key->dport = bpf_htons(icmp->type << 8 | icmp->code);
+		l4->header_len = sizeof(*icmp);
+		return 0;
+	}
+	return REASON_PROTOCOL;
+}
+
+static __always_inline enum reason take_flow(struct cursor *cur, const struct iphdr *ip,
+					     enum direction direction, __u32 ifindex,
+					     struct flow_key *key, struct l4 *l4)
+{
+	key->saddr = ip->saddr;
+	key->daddr = ip->daddr;
+	key->ifindex = ifindex;
+	key->proto = ip->protocol;
+	key->direction = direction;
+	return take_l4(cur, ip, key, l4);
+}
+
+/* Keyed 64-bit multiply-and-fold mix of all 20 bytes. Never 0, which means "none". */
+static __always_inline __u32 flow_hash(const struct flow_key *key, __u32 seed)
+{
+	__u64 hash = ((__u64)key->saddr << 32 | key->daddr) ^ ((__u64)seed << 17);
+
+	hash = (hash ^ hash >> 32) * 0x9e3779b97f4a7c15ULL;
+	hash ^= (__u64)key->sport << 48 | (__u64)key->dport << 32 | key->ifindex;
+	hash = (hash ^ hash >> 29) * 0xbf58476d1ce4e5b9ULL;
+	hash ^= (__u64)key->proto << 8 | key->direction | (__u64)seed << 32;
+	hash = (hash ^ hash >> 32) * 0x94d049bb133111ebULL;
+	return (__u32)(hash >> 32) | 1;
+}
+
+/* May this packet bypass? 0, or why not. Touches the flow if so. */
+static __always_inline enum reason check_approval(const struct node *self,
+						  const struct flow_key *key, __u32 packets)
+{
+	struct flow_key stored = *key;
+	struct flow *flow = flows.lookup(&stored);
+	__u64 now;
+
+	if (!flow)
+		return REASON_FLOW_UNKNOWN;
+	now = bpf_ktime_get_coarse_ns();
+	if (now - flow->approved_ns > self->approval_ttl_ns)
+		return REASON_FLOW_EXPIRED;
+	flow->last_seen_ns = now;
+	flow->packets += packets;
+	return 0;
+}
+
+/* A connection opens or closes: its next packets have to be approved anew, on both
+ * directions, because conntrack's state is about to change. */
+static __always_inline void forget_flow(const struct flow_key *key)
+{
+	struct flow_key both = *key;
+
+	flows.delete(&both);
+	both.saddr = key->daddr;
+	both.daddr = key->saddr;
+	both.sport = key->dport;
+	both.dport = key->sport;
+	both.direction = !key->direction;
+	flows.delete(&both);
+}
+
+/* Approve the flow of a packet that has left netfilter, if it is what was signed. */
+static __always_inline enum reason approve_flow(struct __sk_buff *skb, const struct node *self,
+						const struct flow_key *key)
+{
+	struct flow_key stored = *key;
+	struct flow *flow, fresh = {};
+	__u64 now;
+
+	if (skb->hash != flow_hash(key, self->flow_seed))
+		return REASON_CHANGED;
+	now = bpf_ktime_get_coarse_ns();
+	flow = flows.lookup(&stored);
+	if (flow) {
+		flow->approved_ns = now;
+		return REASON_LEARNED;
+	}
+	fresh.approved_ns = now;
+	if (flows.update(&stored, &fresh))
+		return REASON_FLOWS_FULL;
+	return REASON_LEARNED;
+}
+
+/* The whole of a learning hook, with the packet at its IP header. */
+static __always_inline enum reason learn(struct __sk_buff *skb, enum direction direction)
+{
+	struct cursor cur = cursor_of(skb, sizeof(struct ethhdr) + sizeof(struct iphdr) +
+					   sizeof(struct tcphdr));
+	struct node *self = this_node();
+	struct flow_key key = {};
+	struct endpoint *endpoint;
+	struct l4 l4 = {};
+	struct ethhdr *eth;
+	enum reason why;
+	struct iphdr *ip;
+
+	if (!self)
+		return REASON_NOT_CONFIGURED;
+	if (self->bypass != BYPASS_LEARNED)
+		return REASON_BYPASS_OFF;
+	eth = take_eth(&cur);
+	if (!eth)
+		return REASON_TRUNCATED;
+	if (eth->h_proto != bpf_htons(ETH_P_IP))
+		return REASON_NOT_IPV4;
+	ip = take_ip(&cur);
+	if (!ip)
+		return REASON_TRUNCATED;
+	/* Cheap and common: most of what a port sees is not the overlay's. */
+	if (direction == DIR_IN && !peer_of(self, ip->saddr))
+		return REASON_NOT_OVERLAY;
+	why = ip_obstacle(ip, skb->len - sizeof(*eth));
+	/* The TTL has been decremented on the way: 1 may still be delivered. */
+	if (why && why != REASON_TTL)
+		return why;
+	endpoint = endpoint_of(direction == DIR_OUT ? ip->saddr : ip->daddr);
+	if (!endpoint)
+		return REASON_NO_ENDPOINT;
+	why = take_flow(&cur, ip, direction, endpoint->ifindex, &key, &l4);
+	if (why)
+		return why;
+	if (l4.control)
+		return REASON_TCP_CONTROL;
+	return approve_flow(skb, self, &key);
+}
+
+#endif

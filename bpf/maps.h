@@ -1,0 +1,111 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * All maps, each with its only accessors. Types and key sizes are declared again
+ * in ctl/kernel/maps.py, which creates and pins the real maps (capacities are
+ * settings, so the 1s below mean nothing); a test compares the two.
+ */
+#ifndef OVNET_MAPS_H
+#define OVNET_MAPS_H
+
+#include "abi.h"
+#include "reason.h"
+
+/* Subnet of another node -> how to reach it. A hash, not a trie: all leases have
+ * one prefix length, and a hash on the masked address costs 28 ns at 10,000
+ * entries where the trie costs 100. */
+BPF_F_TABLE("hash", __be32, struct peer, peers, 1, 0);
+/* Container IP -> its port. */
+BPF_F_TABLE("hash", __be32, struct endpoint, endpoints, 1, 0);
+/* Flow through a port -> approval by the kernel path. */
+BPF_F_TABLE("lru_hash", struct flow_key, struct flow, flows, 1, 0);
+/* 0 -> this node. */
+BPF_F_TABLE("array", __u32, struct node, node, 1, 0);
+/* hook * REASON_MAX + reason -> packets and bytes. */
+BPF_F_TABLE("percpu_array", __u32, struct counter, counters, 1, 0);
+/* Host IP of every peer -> its traffic. Being in here makes a host a known VTEP. */
+BPF_F_TABLE("percpu_hash", __be32, struct peer_stats, peer_stats, 1, 0);
+/* Sampled drops. */
+BPF_RINGBUF_OUTPUT(events, 1);
+
+static __always_inline struct node *this_node(void)
+{
+	__u32 zero = 0;
+	struct node *self = node.lookup(&zero);
+
+	return self && self->host ? self : 0;
+}
+
+static __always_inline struct peer *peer_of(const struct node *self, __be32 addr)
+{
+	__be32 subnet = addr & self->subnet_mask;
+
+	return peers.lookup(&subnet);
+}
+
+static __always_inline struct endpoint *endpoint_of(__be32 addr)
+{
+	return endpoints.lookup(&addr);
+}
+
+static __always_inline struct peer_stats *stats_of(__be32 host)
+{
+	return peer_stats.lookup(&host);
+}
+
+/* At most one event each 100 ms for a reason and CPU: a flood of bad packets must
+ * not push the interesting ones out of the ring. */
+#define EVENT_INTERVAL_NS 100000000ULL
+
+static __always_inline void report_drop(struct __sk_buff *skb, enum hook hook,
+					enum reason reason, struct counter *counter)
+{
+	__u64 now = bpf_ktime_get_ns();
+	struct event *event;
+	__u64 len = skb->len;
+
+	if (counter->sampled_ns && now - counter->sampled_ns < EVENT_INTERVAL_NS)
+		return;
+	counter->sampled_ns = now;
+	event = events.ringbuf_reserve(sizeof(*event));
+	if (!event)
+		return;
+	event->time_ns = now;
+	event->ifindex = skb->ifindex;
+	event->packet_len = len;
+	event->reason = reason;
+	event->hook = hook;
+	event->pad = 0;
+	if (len > EVENT_BYTES)
+		len = EVENT_BYTES;
+	/* The verifier wants to see a length of at least one, in the register that is
+	 * passed; left alone, the compiler tests a copy. */
+	asm volatile("" : "+r"(len));
+	if (len < 1 || bpf_skb_load_bytes(skb, 0, event->data, len))
+		len = 0;
+	event->captured_len = len;
+	events.ringbuf_submit(event, 0);
+}
+
+/* Count a packet that leaves `hook` for `reason`, and say what tc shall do with it.
+ * UNSPEC rather than OK: filters of others behind ours still get their turn. */
+static __always_inline int finish(struct __sk_buff *skb, enum hook hook, __u32 bytes,
+				  enum reason reason)
+{
+	__u32 index = hook * REASON_MAX + reason;
+	struct counter *counter = counters.lookup(&index);
+
+	if (counter) {
+		/* A GSO packet counts as what it will be on the wire. */
+		counter->packets += skb->gso_segs ? skb->gso_segs : 1;
+		counter->bytes += bytes;
+		if (reason >= REASON_UNKNOWN_VTEP)
+			report_drop(skb, hook, reason, counter);
+	}
+	if (reason <= REASON_DECAP)
+		return TC_ACT_REDIRECT;
+	if (reason >= REASON_UNKNOWN_VTEP)
+		return TC_ACT_SHOT;
+	return TC_ACT_UNSPEC;
+}
+
+#endif

@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * ovnet's datapath: a shortcut for what the kernel path has approved.
+ *
+ *   container -> [from_container] -> bridge, routes, netfilter -> [to_overlay] -> vxlan device
+ *   uplink -> [from_wire] -> vxlan device, netfilter, bridge -> [to_container] -> container
+ *
+ * from_container and from_wire carry packets of approved flows past all that lies
+ * between; to_overlay and to_container approve what came out of it unchanged.
+ */
+#include <linux/bpf.h>
+#include <linux/pkt_cls.h>
+
+#include "compat.h"
+#include "encap.h"
+#include "decap.h"
+
+int from_container(struct __sk_buff *skb)
+{
+	__u32 len = skb->len;
+
+	return finish(skb, HOOK_FROM_CONTAINER, len, container_to_wire(skb));
+}
+
+int to_overlay(struct __sk_buff *skb)
+{
+	__u32 len = skb->len;
+
+	return finish(skb, HOOK_TO_OVERLAY, len, learn(skb, DIR_OUT));
+}
+
+int from_wire(struct __sk_buff *skb)
+{
+	__u32 len = skb->len;
+
+	return finish(skb, HOOK_FROM_WIRE, len, wire_to_container(skb));
+}
+
+int to_container(struct __sk_buff *skb)
+{
+	__u32 len = skb->len;
+
+	return finish(skb, HOOK_TO_CONTAINER, len, learn(skb, DIR_IN));
+}

@@ -1,0 +1,93 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Parsers move a cursor over linear packet data and check every bound. They return
+ * the header, or 0 if it is not all there.
+ */
+#ifndef OVNET_PARSE_H
+#define OVNET_PARSE_H
+
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/tcp.h>
+#include <linux/udp.h>
+#include <linux/icmp.h>
+
+#define IP_MF		0x2000
+#define IP_OFFSET	0x1fff
+#define IP_DF		0x4000
+
+struct cursor {
+	void *pos;
+	void *end;
+};
+
+/* Start at the Ethernet header, with `want` bytes (or the whole packet) linear. A
+ * packet may come in fragments of memory; pulling invalidates older pointers. */
+static __always_inline struct cursor cursor_of(struct __sk_buff *skb, __u32 want)
+{
+	struct cursor cur = { (void *)(long)skb->data, (void *)(long)skb->data_end };
+
+	if (likely(cur.pos + want <= cur.end))
+		return cur;
+	bpf_skb_pull_data(skb, want < skb->len ? want : skb->len);
+	cur.pos = (void *)(long)skb->data;
+	cur.end = (void *)(long)skb->data_end;
+	return cur;
+}
+
+static __always_inline void *take(struct cursor *cur, __u32 size)
+{
+	void *header = cur->pos;
+
+	if (header + size > cur->end)
+		return 0;
+	cur->pos = header + size;
+	return header;
+}
+
+static __always_inline struct ethhdr *take_eth(struct cursor *cur)
+{
+	return take(cur, sizeof(struct ethhdr));
+}
+
+static __always_inline struct iphdr *take_ip(struct cursor *cur)
+{
+	return take(cur, sizeof(struct iphdr));
+}
+
+static __always_inline struct udphdr *take_udp(struct cursor *cur)
+{
+	return take(cur, sizeof(struct udphdr));
+}
+
+/* MAC addresses as numbers: 2 bytes and 4 bytes, so that loads stay aligned to
+ * what a packet guarantees. */
+static __always_inline int same_mac(const void *a, const void *b)
+{
+	const __u16 *x = a, *y = b;
+
+	return !((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]));
+}
+
+/* What cannot be bypassed for reasons that stand in the IP header alone; 0: nothing.
+ * `room` is how many bytes of packet there are from the IP header on. */
+static __always_inline enum reason ip_obstacle(const struct iphdr *ip, __u32 room)
+{
+	__u32 total = bpf_ntohs(ip->tot_len);
+
+	if (ip->version != 4)
+		return REASON_NOT_IPV4;
+	if (ip->ihl != 5)
+		return REASON_IP_OPTIONS;
+	if (total < sizeof(*ip) || total > room)
+		return REASON_TRUNCATED;
+	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
+		return REASON_FRAGMENT;
+	/* ip_forward() refuses a TTL of 1 and sends an ICMP error. */
+	if (ip->ttl <= 1)
+		return REASON_TTL;
+	return 0;
+}
+
+#endif

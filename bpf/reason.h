@@ -1,0 +1,56 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Why a packet left a program the way it did. Every exit names one.
+ *
+ * Append only: a number is never reused, dashboards outlive releases.
+ * A new reason also needs: its caption and verdict in ctl/reasons.py, a line in
+ * docs/reasons.md, a test that provokes it in tests/bpf (each checked by a test).
+ */
+#ifndef OVNET_REASON_H
+#define OVNET_REASON_H
+
+enum reason {
+	/* Carried by eBPF. */
+	REASON_ENCAP             = 1,
+	REASON_DECAP             = 2,
+
+	/* Left to the kernel path. */
+	REASON_LEARNED           = 3,  /* and its flow approved */
+	REASON_NOT_IPV4          = 4,
+	REASON_NOT_OVERLAY       = 5,  /* none of the overlay's traffic */
+	REASON_IP_OPTIONS        = 6,
+	REASON_FRAGMENT          = 7,
+	REASON_TTL               = 8,
+	REASON_OVERSIZE          = 9,
+	REASON_TCP_CONTROL       = 10, /* SYN, FIN or RST */
+	REASON_FLOW_UNKNOWN      = 11,
+	REASON_FLOW_EXPIRED      = 12,
+	REASON_NO_ENDPOINT       = 13,
+	REASON_CHANGED           = 14, /* translated, or not from a port of ours */
+	REASON_PEER_KERNEL_PATH  = 15,
+	REASON_BYPASS_OFF        = 16,
+	REASON_NOT_ROUTED        = 17, /* frame not addressed to the gateway */
+	REASON_TRUNCATED         = 18,
+	REASON_PROTOCOL          = 19, /* not TCP, UDP or ICMP echo */
+	REASON_VXLAN_HEADER      = 20, /* flags or VNI not ours */
+	REASON_INNER_MAC         = 21,
+	REASON_ECN               = 22, /* CE outside, not ECN-capable inside */
+	REASON_FLOWS_FULL        = 23, /* a flow could not be stored */
+	REASON_NO_ROOM           = 24, /* no headroom for the tunnel header */
+	REASON_VLAN              = 25,
+	REASON_NOT_CONFIGURED    = 26, /* node map not filled yet */
+	REASON_FOREIGN_SOURCE    = 27, /* known VTEP, inner source outside the network */
+
+	/* Dropped: ours, but wrong. */
+	REASON_UNKNOWN_VTEP      = 40,
+	REASON_SPOOFED_SOURCE    = 41, /* inner source is not that VTEP's */
+	REASON_OUTER_FRAGMENT    = 42,
+	REASON_OUTER_OPTIONS     = 43,
+
+	/* Impossible. */
+	REASON_ABORTED           = 60,
+
+	REASON_MAX               = 64,
+};
+
+#endif

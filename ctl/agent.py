@@ -1,0 +1,365 @@
+"""The node agent's loop: store and kernel events in, reconciles out.
+
+One thread decides and applies everything. Others only post what may have changed:
+the netlink monitor, the store's watch, signals. Events are hints; the whole state is
+reconciled at start, every `resync_interval`, and after any failure.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from enum import Enum
+from queue import Empty, SimpleQueue
+from typing import Final
+
+from ctl import __version__, statedir
+from ctl.config import Settings
+from ctl.errors import LeaseConflict, OvnetError, StoreError
+from ctl.kernel.events import Ring
+from ctl.kernel.maps import RING_BYTES
+from ctl.kernel.monitor import EVERYTHING, Change, Monitor
+from ctl.lease import conflicts
+from ctl.leasing import Identity, LeaseHolder
+from ctl.model import Bypass, Lease, Network, Snapshot
+from ctl.node import Node, vtep_mac
+from ctl.notify import notify, watchdog_seconds
+from ctl.ports import LeaseStore
+from ctl.reasons import reason
+from ctl.report import AgentReport, LeaseReport, ReconcileReport, StoreReport, to_json
+from ctl.wire import parse_subnet_env
+
+log = logging.getLogger(__name__)
+
+BACK_OFF_MIN_S: Final = 0.5
+BACK_OFF_MAX_S: Final = 30.0
+TICK_S: Final = 5.0
+"""The loop turns at least this often: dropped packets are logged, threads are looked at."""
+NETWORK_POLL_S: Final = 1.0
+
+
+class Signal(Enum):
+    """What others post beside kernel changes."""
+
+    STORE = "store"
+    STOP = "stop"
+
+
+class Mailbox:
+    """Posts from any thread or signal handler, taken together by the loop."""
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[frozenset[Change] | Signal] = SimpleQueue()
+
+    def post(self, what: frozenset[Change] | Signal) -> None:
+        self._queue.put(what)
+
+    def take(self, timeout: float) -> tuple[frozenset[Change], frozenset[Signal]]:
+        """All that was posted; waits up to `timeout` seconds for a first post."""
+        changes: frozenset[Change] = frozenset()
+        signals: set[Signal] = set()
+        try:
+            item = self._queue.get(timeout=max(timeout, 0.001))
+            while True:
+                if isinstance(item, Signal):
+                    signals.add(item)
+                else:
+                    changes |= item
+                item = self._queue.get_nowait()
+        except Empty:
+            return changes, frozenset(signals)
+
+
+class Agent:
+    """A running node. `run` returns when it is told to stop, with the datapath in place."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: LeaseStore,
+        node: Node,
+        *,
+        clock: Callable[[], float] = time.time,
+        say: Callable[[str], None],
+    ) -> None:
+        self.mailbox: Final = Mailbox()
+        self.report: AgentReport | None = None
+        self._settings, self._store, self._node = settings, store, node
+        self._clock, self._say = clock, say
+        self._started = clock()
+        self._network: Network | None = None
+        self._holder: LeaseHolder | None = None
+        self._reconciles = ReconcileReport(settings.resync_interval)
+        self._store_report = StoreReport(settings.store)
+        self._snapshot = Snapshot((), 0)
+        self._conflict = ""
+        self._retry_at = 0.0
+        self._ready = False
+        self._ring: Ring | None = None
+
+    # --- Start -----------------------------------------------------------------
+
+    def start(self) -> bool:
+        """Find the network and a lease; False if told to stop while waiting."""
+        network = self._wait_for_network()
+        if network is None:
+            return False
+        self._node.preflight(network)
+        self._network = network
+        self._holder = LeaseHolder(
+            self._store,
+            self._identity(network),
+            ttl=self._settings.lease_ttl,
+            margin=self._settings.renew_margin,
+            clock=self._clock,
+        )
+        lease = self._holder.acquire(network, self._previous())
+        self._say(f"{lease.subnet}")
+        log.info("leased %s on %s of %s", lease.subnet, lease.host, network.network)
+        return True
+
+    def _wait_for_network(self) -> Network | None:
+        network = self._store.read_network()
+        if network is None:
+            log.warning("no network in %s yet: run ovctl network init", self._settings.store)
+        while network is None:
+            _, signals = self.mailbox.take(NETWORK_POLL_S)
+            if Signal.STOP in signals:
+                return None
+            network = self._store.read_network()
+        return network
+
+    def _identity(self, network: Network) -> Identity:
+        host = self._node.uplink.address
+        return Identity(host, vtep_mac(host, network.vni), network.vni, self._settings.node_name)
+
+    def _previous(self) -> object:
+        try:
+            return parse_subnet_env(self._settings.subnet_file.read_text()).subnet
+        except (OSError, ValueError):
+            return None
+
+    # --- Loop ------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Reconcile until told to stop. Anything but OvnetError is a bug and ends the process."""
+        monitor = Monitor(self.mailbox.post)
+        watch = self._store.watch(lambda: self.mailbox.post(Signal.STORE))
+        try:
+            self._loop(monitor)
+        finally:
+            notify("STOPPING=1")
+            watch.close()
+            monitor.close()
+
+    def _loop(self, monitor: Monitor) -> None:
+        changes: frozenset[Change] = EVERYTHING
+        signals: frozenset[Signal] = frozenset({Signal.STORE})
+        next_resync = 0.0
+        while Signal.STOP not in signals:
+            now = self._clock()
+            if now >= next_resync or (self._retry_at and now >= self._retry_at) or self._renewal_due(now):
+                changes, signals = EVERYTHING, signals | {Signal.STORE}
+                next_resync = now + self._settings.resync_interval
+            if changes or signals:
+                self._reconcile(changes, Signal.STORE in signals, full=changes == EVERYTHING)
+                monitor.vxlan = self._node.vxlan
+            self._log_drops()
+            notify("WATCHDOG=1")
+            changes, signals = self.mailbox.take(self._pause(next_resync))
+            # A clock set back must not put off the next resync by as much.
+            next_resync = min(next_resync, self._clock() + self._settings.resync_interval)
+
+    def _pause(self, next_resync: float) -> float:
+        """Seconds until the loop has to turn again."""
+        now = self._clock()
+        due = [next_resync - now, TICK_S]
+        if self._retry_at:
+            due.append(self._retry_at - now)
+        if self._holder and not self._conflict:
+            due.append(self._holder.next_renewal() - now)
+        if (watchdog := watchdog_seconds()) is not None:
+            due.append(watchdog)
+        return min(due)
+
+    def _renewal_due(self, now: float) -> bool:
+        return self._holder is not None and not self._conflict and now >= self._holder.next_renewal()
+
+    # --- Reconcile -------------------------------------------------------------
+
+    def _reconcile(self, changes: frozenset[Change], store_changed: bool, *, full: bool) -> None:
+        """One pass; a failure is logged once, shown, and tried again with back-off."""
+        started = time.monotonic()
+        try:
+            self._pass(changes, store_changed, full)
+        except OvnetError as error:
+            self._failed(str(error))
+        else:
+            self._succeeded(full)
+        self._reconciles = replace(self._reconciles, last_duration=time.monotonic() - started)
+        self._publish()
+
+    def _pass(self, changes: frozenset[Change], store_changed: bool, full: bool) -> None:
+        assert self._network is not None and self._holder is not None, "start() comes first"
+        node, network = self._node, self._network
+        if Change.DEVICES in changes and node.refresh_uplink():
+            log.warning("uplink is now %s with %s", node.uplink.link.name, node.uplink.address)
+            self._holder.identity = self._identity(network)
+            store_changed = True
+        if store_changed:
+            self._sync_store()
+        lease = self._lease()
+        if Change.FILTERS in changes:
+            node.forget_filters()
+        if Change.DEVICES in changes:
+            before = node.vxlan, node.bridge
+            node.reconcile_devices(network, lease)
+            if full:
+                node.reconcile_firewall(network, lease)
+            if before != (node.vxlan, node.bridge):
+                changes = EVERYTHING
+            node.reconcile_datapath(network, lease)
+        if store_changed or Change.PEERS in changes:
+            node.reconcile_peers(self._snapshot.leases, network, lease)
+        if changes & {Change.PORTS, Change.FILTERS, Change.DEVICES}:
+            node.reconcile_ports(lease)
+
+    def _lease(self) -> Lease:
+        assert self._holder is not None and self._holder.lease is not None
+        return self._holder.lease
+
+    def _sync_store(self) -> None:
+        """Our lease kept, everyone's leases read. The store being away changes nothing else."""
+        assert self._holder is not None
+        try:
+            self._keep_lease(self._holder)
+            self._snapshot = self._believe(self._store.snapshot())
+            self._check_network()
+        except StoreError as error:
+            if self._store_report.up:
+                log.error("store: %s; going on with the leases known", error)
+            self._store_report = replace(self._store_report, up=False, error=str(error))
+            self._back_off()
+            return
+        if not self._store_report.up and self._store_report.error:
+            log.info("store is back")
+        self._store_report = StoreReport(self._settings.store, True, self._clock())
+
+    def _keep_lease(self, holder: LeaseHolder) -> None:
+        try:
+            holder.keep()
+        except LeaseConflict as error:
+            if str(error) != self._conflict:
+                log.critical("lease conflict: %s", error)
+            self._conflict = str(error)
+        else:
+            self._conflict = ""
+
+    def _believe(self, snapshot: Snapshot) -> Snapshot:
+        """Many peers gone at once are believed only when a second look says the same."""
+        known = {lease.subnet for lease in self._snapshot.leases}
+        gone = known - {lease.subnet for lease in snapshot.leases}
+        if len(gone) <= max(3, len(known) // 2):
+            return snapshot
+        log.warning("%d of %d leases are gone at once: looking again", len(gone), len(known))
+        return self._store.snapshot()
+
+    def _check_network(self) -> None:
+        stored = self._store.read_network()
+        changed = stored is not None and stored != self._network
+        text = "the network in the store has changed: restart this agent to follow it"
+        if changed and not self._node.seen.problems.get("network"):
+            log.error("%s", text)
+        self._node.seen.problems["network"] = (text,) if changed else ()
+
+    def _succeeded(self, full: bool) -> None:
+        if self._reconciles.error:
+            log.info("reconciled again")
+        if full or not self._reconciles.error:
+            self._reconciles = replace(
+                self._reconciles, ok=self._reconciles.ok + 1, last_success=self._clock(), error=""
+            )
+            if self._store_report.up:
+                self._retry_at = 0.0
+                self._reconciles = replace(self._reconciles, back_off=0.0)
+        if not self._ready:
+            self._ready = True
+            log.info("ready: %s", self._node.settings.node_name)
+            notify("READY=1")
+
+    def _failed(self, why: str) -> None:
+        if why != self._reconciles.error:
+            log.error("%s", why)
+        self._reconciles = replace(self._reconciles, failed=self._reconciles.failed + 1, error=why)
+        self._back_off()
+
+    def _back_off(self) -> None:
+        """Twice as long after every failure in a row, with jitter: nodes must not march in step."""
+        wait = min(max(self._reconciles.back_off * 2, BACK_OFF_MIN_S), BACK_OFF_MAX_S)
+        self._reconciles = replace(self._reconciles, back_off=wait)
+        self._retry_at = self._clock() + wait * random.uniform(0.75, 1.25)
+
+    # --- What others see -------------------------------------------------------
+
+    def _log_drops(self) -> None:
+        maps = self._node.maps
+        if maps is None or self._settings.bypass is Bypass.OFF:
+            return
+        if self._ring is None:
+            self._ring = Ring(maps.fd("events"), RING_BYTES)
+        for event in self._ring.drain():
+            log.warning(
+                "dropped at %s, interface %d: %s; %d bytes: %s",
+                event.hook.label, event.ifindex, reason(event.reason).caption, event.packet_len, event.data.hex(),
+            )  # fmt: skip
+
+    def _publish(self) -> None:
+        self.report = self._make_report()
+        try:
+            statedir.write_atomically(self._settings.state_dir / statedir.REPORT, to_json(self.report))
+        except OSError as error:
+            log.error("cannot write the status report: %s", error.strerror)
+
+    def _make_report(self) -> AgentReport:
+        node, seen, settings = self._node, self._node.seen, self._settings
+        network, lease = self._network, self._holder.lease if self._holder else None
+        wrong = [line for lines in seen.problems.values() for line in lines]
+        not_ready = [*seen.problems.get("bridge", ()), *([f"lease conflict: {self._conflict}"] if self._conflict else [])]
+        if not self._ready:
+            not_ready.append(self._reconciles.error or "starting")
+        return AgentReport(
+            version=__version__,
+            pid=os.getpid(),
+            node=settings.node_name,
+            started_at=self._started,
+            host=node.uplink.address,
+            store=self._store_report,
+            reconcile=replace(self._reconciles, operations=dict(seen.operations)),
+            network=network.network if network else None,
+            lease=self._lease_report(lease) if lease else None,
+            vni=network.vni if network else 0,
+            port=network.port if network else 0,
+            mtu=node.mtu,
+            bridge=settings.bridge,
+            uplink=node.uplink.link.name,
+            bypass=settings.bypass,
+            approval_ttl=settings.approval_ttl,
+            program=node.programs.digest if node.programs else "",
+            ready=not not_ready,
+            not_ready=tuple(not_ready),
+            leases=len(self._snapshot.leases),
+            peers_ebpf=seen.peers_ebpf,
+            peers_kernel_path=seen.peers_kernel_path,
+            ports=seen.ports,
+            kernel_ports=seen.kernel_ports,
+            problems=(*wrong, *map(str, conflicts(self._snapshot.leases)), *self._snapshot.problems),
+        )
+
+    def _lease_report(self, lease: Lease) -> LeaseReport:
+        assert self._holder is not None
+        renew_at = self._holder.next_renewal() if lease.expires_at is not None else None
+        return LeaseReport(lease.subnet, lease.expires_at, renew_at, self._conflict)

@@ -1,0 +1,1 @@
+"""The ovctl command: one module per noun."""

@@ -1,0 +1,91 @@
+"""`ovctl agent`: run the node agent in the foreground.
+
+stdout: the leased subnet, one line. stderr: the log. SIGTERM and SIGINT end it and leave
+everything forwarding (`ovctl teardown` removes it).
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import sys
+from typing import Final
+
+from ctl.cli.settings import load
+from ctl.config import Settings, add_options
+from ctl.errors import AgentError
+
+_CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_BPF": 39}
+"""linux/capability.h. CAP_SYS_ADMIN (21) includes CAP_BPF."""
+_SYS_ADMIN: Final = 21
+
+
+def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    parser = subparsers.add_parser("agent", help="run the node agent", description=__doc__)
+    add_options(parser)
+    parser.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    settings = load(args)
+    logging.basicConfig(
+        level=settings.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(message)s", force=True
+    )
+    logging.getLogger("pyroute2").setLevel(logging.WARNING)
+    logging.getLogger("asyncio").setLevel(logging.WARNING)
+    require_capabilities()
+    return _run(settings)
+
+
+def require_capabilities() -> None:
+    """AgentError if the kernel will not let us; checked first, before anything is changed."""
+    effective = 0
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("CapEff:"):
+                effective = int(line.split()[1], 16)
+    missing = [
+        name
+        for name, bit in _CAPABILITIES.items()
+        if not effective >> bit & 1 and not (name == "CAP_BPF" and effective >> _SYS_ADMIN & 1)
+    ]
+    if missing:
+        raise AgentError(f"needs root, or {' and '.join(missing)}")
+
+
+def _run(settings: Settings) -> int:
+    # Heavy, so only where they are needed: pyroute2 and prometheus_client cost 25 MB.
+    from ctl import statedir
+    from ctl.agent import Agent, Signal
+    from ctl.kernel.netlink import Netlink
+    from ctl.node import Node
+    from ctl.store import open_store
+
+    statedir.prepare(settings.state_dir)
+    lock = statedir.Lock(settings.state_dir)
+    store = open_store(settings.store)
+    with Netlink() as netlink:
+        node = Node(settings, netlink)
+        agent = Agent(settings, store, node, say=lambda line: print(line, flush=True))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: agent.mailbox.post(Signal.STOP))
+        server = _serve(settings, agent, node)
+        try:
+            if agent.start():
+                agent.run()
+        finally:
+            if server:
+                server.close()
+            lock.close()
+    return 0
+
+
+def _serve(settings: Settings, agent: object, node: object) -> object:
+    if not settings.metrics_port:
+        return None
+    from metrics.server import serve
+    from metrics.snapshot import take
+
+    return serve(settings.metrics_addr, settings.metrics_port, lambda: take(agent.report, node.maps))

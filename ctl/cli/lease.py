@@ -1,0 +1,151 @@
+"""ovctl lease: who holds which subnet."""
+
+from __future__ import annotations
+
+import argparse
+from ipaddress import IPv4Address, IPv4Network
+from typing import TYPE_CHECKING, Any
+
+from ctl.cli.output import Column, Row, add_output_option, emit, say
+from ctl.config import add_options
+from ctl.errors import ConfigError, LeaseConflict, NotFound
+
+if TYPE_CHECKING:
+    from ctl.model import Lease
+    from ctl.ports import LeaseStore
+
+
+def _left(seconds: float | None) -> str:
+    """Time left, for people; None is a reservation."""
+    if seconds is None:
+        return "never"
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
+
+
+COLUMNS = (
+    Column("subnet"),
+    Column("host"),
+    Column("node"),
+    Column("expires_in", "EXPIRES", show=_left),
+    Column("vtep_mac", "VTEP-MAC", wide=True),
+    Column("vni", wide=True),
+    Column("backend", wide=True),
+    Column("revision", wide=True),
+)
+
+
+def register(subparsers: Any) -> None:
+    """Add `lease list`, `lease reserve` and `lease release`."""
+    lease = subparsers.add_parser("lease", help="who holds which subnet")
+    verbs = lease.add_subparsers(metavar="VERB", required=True)
+
+    listing = verbs.add_parser("list", help="list the leases")
+    add_output_option(listing)
+    listing.set_defaults(func=run_list)
+
+    reserve = verbs.add_parser("reserve", help="give a host a subnet that does not expire")
+    reserve.add_argument("subnet", metavar="SUBNET", help="such as 172.17.9.0/24")
+    reserve.add_argument("--host", required=True, metavar="IP", help="underlay address of the host")
+    reserve.set_defaults(func=run_reserve)
+
+    release = verbs.add_parser("release", help="remove a lease or reservation")
+    release.add_argument("subnet", metavar="SUBNET", help="such as 172.17.9.0/24")
+    release.set_defaults(func=run_release)
+
+    for parser in (listing, reserve, release):
+        add_options(parser, ["store"])
+
+
+def _open(args: argparse.Namespace) -> LeaseStore:
+    from ctl.cli.settings import load
+    from ctl.store import open_store
+
+    return open_store(load(args).store)
+
+
+def _row(lease: Lease, now: float) -> Row:
+    """What programs get: expires_at is epoch seconds, null for a reservation."""
+    return {
+        "subnet": lease.subnet,
+        "host": lease.host,
+        "node": lease.node,
+        "vtep_mac": lease.vtep_mac,
+        "vni": lease.vni,
+        "backend": lease.backend,
+        "expires_at": lease.expires_at,
+        "expires_in": None if lease.expires_at is None else round(lease.expires_at - now, 1),
+        "reserved": lease.expires_at is None,
+        "revision": lease.revision,
+    }
+
+
+def run_list(args: argparse.Namespace) -> int:
+    """List the live leases by subnet; what is wrong with them goes to stderr."""
+    import time
+
+    from ctl.lease import conflicts
+
+    snapshot = _open(args).snapshot()
+    now = time.time()
+    emit([_row(lease, now) for lease in snapshot.leases], COLUMNS, args.output)
+    for problem in (*snapshot.problems, *conflicts(snapshot.leases)):
+        say(f"warning: {problem}")
+    return 0
+
+
+def _subnet(text: str) -> IPv4Network:
+    try:
+        return IPv4Network(text)
+    except ValueError:
+        raise ConfigError(f"{text!r} is not a subnet such as 172.17.9.0/24") from None
+
+
+def _host(text: str) -> IPv4Address:
+    try:
+        return IPv4Address(text)
+    except ValueError:
+        raise ConfigError(f"--host: {text!r} is not an IPv4 address") from None
+
+
+def _find(store: LeaseStore, subnet: IPv4Network) -> Lease | None:
+    return next((lease for lease in store.snapshot().leases if lease.subnet == subnet), None)
+
+
+def run_reserve(args: argparse.Namespace) -> int:
+    """Reserve a free subnet, or turn the host's own lease on it into a reservation."""
+    from dataclasses import replace
+
+    from ctl.cli.network import require_network
+    from ctl.lease import claim, fits
+    from ctl.model import Lease
+
+    subnet, host = _subnet(args.subnet), _host(args.host)
+    store = _open(args)
+    network = require_network(store)
+    if not fits(network, subnet):
+        raise ConfigError(
+            f"{subnet} is no subnet of the network: it hands out /{network.subnet_len}s"
+            f" from {network.subnet_min} to {network.subnet_max}"
+        )
+    held = _find(store, subnet)
+    if held is not None and held.host != host:
+        raise LeaseConflict(f"{subnet} is taken: {claim(held)}")
+    store.put(replace(held or Lease(subnet, host, backend=network.backend), expires_at=None), held)
+    say(f"{subnet} is reserved for {host}")
+    return 0
+
+
+def run_release(args: argparse.Namespace) -> int:
+    """Remove the lease on a subnet. A running agent will claim its own again."""
+    from ctl.lease import claim
+
+    subnet = _subnet(args.subnet)
+    store = _open(args)
+    held = _find(store, subnet)
+    if held is None:
+        raise NotFound(f"no lease on {subnet}")
+    store.delete(held)
+    say(f"released {claim(held)}")
+    return 0

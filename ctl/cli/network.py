@@ -1,0 +1,114 @@
+"""ovctl network: the config that all nodes share."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from ctl.cli.output import add_output_option, emit_one, say
+from ctl.config import add_options
+from ctl.errors import ConfigError, LeaseConflict, NotFound
+
+if TYPE_CHECKING:
+    from ctl.model import Network
+    from ctl.ports import LeaseStore
+
+BACKENDS = ("vxlan",)
+COLUMNS = ("network", "subnet_len", "subnet_min", "subnet_max", "backend", "vni", "port", "mtu")
+
+
+def register(subparsers: Any) -> None:
+    """Add `network init` and `network show`."""
+    network = subparsers.add_parser("network", help="the network that all nodes share")
+    verbs = network.add_subparsers(metavar="VERB", required=True)
+
+    init = verbs.add_parser("init", help="create the store if need be, and the network in it")
+    init.add_argument("--network", required=True, metavar="CIDR", help="such as 172.17.0.0/16")
+    init.add_argument(
+        "--subnet-len", type=int, metavar="N", help="prefix length of a node's subnet (default: 24)"
+    )
+    init.add_argument("--subnet-min", metavar="IP", help="first subnet to hand out (default: the second)")
+    init.add_argument("--subnet-max", metavar="IP", help="last subnet to hand out (default: the last)")
+    init.add_argument("--backend", choices=BACKENDS, default="vxlan", help="default: vxlan")
+    init.add_argument("--vni", type=int, metavar="N", help="VXLAN network identifier (default: 1)")
+    init.add_argument("--port", type=int, metavar="N", help="UDP port (default: 8472)")
+    init.add_argument("--mtu", type=int, metavar="BYTES", help="MTU of the underlay (default: each uplink's)")
+    init.add_argument("--force", action="store_true", help="replace a different network")
+    add_options(init, ["store"])
+    init.set_defaults(func=run_init)
+
+    show = verbs.add_parser("show", help="show the network")
+    add_output_option(show)
+    add_options(show, ["store"])
+    show.set_defaults(func=run_show)
+
+
+def _wanted(args: argparse.Namespace) -> Network:
+    """The network of the flags, by the same rules as one that is read from a store."""
+    import json
+    from ipaddress import IPv4Interface
+
+    from ctl.wire import parse_network
+
+    backend = {"Type": args.backend, "VNI": args.vni, "Port": args.port, "MTU": args.mtu}
+    config = {
+        "Network": args.network,
+        "SubnetLen": args.subnet_len,
+        "SubnetMin": args.subnet_min,
+        "SubnetMax": args.subnet_max,
+        "Backend": backend,
+    }
+    network = parse_network(json.dumps(config), "network init")
+    if IPv4Interface(args.network).ip != network.network.network_address:
+        raise ConfigError(f"--network {args.network}: has host bits set; did you mean {network.network}?")
+    return network
+
+
+def run_init(args: argparse.Namespace) -> int:
+    """Store the network. The same again is fine; another needs --force."""
+    from ctl.cli.settings import load
+    from ctl.store import open_store
+
+    network = _wanted(args)
+    url = load(args).store
+    store = open_store(url, create=True)
+    if store.read_network() == network:
+        say(f"network {network.network} is in {url} already, unchanged")
+        return 0
+    try:
+        store.write_network(network, replace=args.force)
+    except LeaseConflict as error:
+        raise LeaseConflict(f"{error}; --force replaces it") from error
+    say(f"network {network.network} stored in {url}")
+    _warn_misfits(store, network)
+    return 0
+
+
+def _warn_misfits(store: LeaseStore, network: Network) -> None:
+    """A config that was replaced leaves leases behind; their nodes move when they restart."""
+    from ctl.lease import claim, fits
+
+    for lease in store.snapshot().leases:
+        if not fits(network, lease.subnet):
+            say(f"warning: {claim(lease)} fits the new network no longer: restart its agent")
+
+
+def run_show(args: argparse.Namespace) -> int:
+    """Show the network; NotFound if there is none."""
+    from ctl.cli.settings import load
+    from ctl.store import open_store
+
+    network = require_network(open_store(load(args).store))
+    row = {column: getattr(network, column) for column in COLUMNS}
+    row["subnet_min"] = network.subnet_min.network_address
+    row["subnet_max"] = network.subnet_max.network_address
+    emit_one(row, COLUMNS, args.output)
+    return 0
+
+
+def require_network(store: LeaseStore) -> Network:
+    """The store's network; NotFound, with the remedy, if there is none."""
+    network = store.read_network()
+    if network is None:
+        raise NotFound("the store has no network yet: run: ovctl network init --network CIDR")
+    return network

@@ -1,0 +1,87 @@
+"""How results are shown: `-o table|wide|json` on stdout, words on stderr.
+
+Tables are for people and may change; JSON is for programs and only grows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+FORMATS: Final = ("table", "wide", "json")
+
+Row = Mapping[str, Any]
+"""A result: plain values, or ones whose `str` is their JSON form (addresses, MACs)."""
+
+
+def _show(value: object) -> str:
+    if value is None or value == "" or value == []:
+        return "-"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, (list, tuple)):
+        return ",".join(map(str, value))
+    return str(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of the table: which key of the row, under which title, shown how."""
+
+    key: str
+    title: str = ""
+    """"": the key in capitals."""
+    wide: bool = False
+    """Shown by `-o wide` only."""
+    show: Callable[[Any], str] = _show
+
+    @property
+    def heading(self) -> str:
+        return self.title or self.key.upper()
+
+
+def add_output_option(parser: argparse.ArgumentParser) -> None:
+    """Give `parser` `-o`/`--output`, stored as `args.output`."""
+    parser.add_argument("-o", "--output", choices=FORMATS, default="table", help="default: table")
+
+
+def table(rows: Iterable[Row], columns: Sequence[Column]) -> str:
+    """Left-aligned columns, two spaces apart, with a heading; ends with a newline."""
+    lines = [[column.heading for column in columns]]
+    lines += [[column.show(row.get(column.key)) for column in columns] for row in rows]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    layout = "  ".join(f"{{:<{width}}}" for width in widths)
+    return "".join(layout.format(*line).rstrip() + "\n" for line in lines)
+
+
+def dumps(value: object) -> str:
+    """JSON with sorted keys; ends with a newline."""
+    import json  # tables need none of it
+
+    return json.dumps(value, indent=2, sort_keys=True, default=str) + "\n"
+
+
+def emit(rows: Iterable[Row], columns: Sequence[Column | str], fmt: str) -> None:
+    """Print rows, in the order given. `fmt` is one of FORMATS; JSON has every key."""
+    listed = list(rows)
+    if fmt == "json":
+        sys.stdout.write(dumps([dict(row) for row in listed]))
+        return
+    chosen = [Column(column) if isinstance(column, str) else column for column in columns]
+    sys.stdout.write(table(listed, [column for column in chosen if fmt == "wide" or not column.wide]))
+
+
+def emit_one(row: Row, columns: Sequence[Column | str], fmt: str) -> None:
+    """Print a single thing: a table of one row, or a JSON object."""
+    if fmt == "json":
+        sys.stdout.write(dumps(dict(row)))
+    else:
+        emit([row], columns, fmt)
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal: stderr."""
+    print(f"ovctl: {text}", file=sys.stderr)

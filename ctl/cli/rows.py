@@ -1,0 +1,212 @@
+"""The maps' entries as rows for people and programs. Pure: names and clock are arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from ctl.abi import (
+    Counter,
+    EndpointEntry,
+    FlowEntry,
+    FlowKey,
+    Hook,
+    NodeEntry,
+    PeerEntry,
+    PeerStats,
+)
+from ctl.cli.output import Column, Row
+from ctl.model import IPv4Address, IPv4Network
+from ctl.reasons import REASONS, reason
+
+DeviceName = Callable[[int], str]
+"""Interface name of an ifindex."""
+
+_PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp"}
+
+
+def _age(seconds: float | None) -> str:
+    return "-" if seconds is None else f"{seconds:.1f}s"
+
+
+COLUMNS: Final[Mapping[str, tuple[Column | str, ...]]] = {
+    "peers": (
+        "subnet",
+        "host",
+        Column("vtep_mac", "VTEP MAC"),
+        Column("vni", wide=True),
+        Column("port", wide=True),
+        "dev",
+        Column("next_hop", "NEXT HOP", show=lambda hop: str(hop or "fib")),
+        "flags",
+    ),
+    "endpoints": (
+        "ip",
+        "dev",
+        "mac",
+        Column("bridge_mac", "BRIDGE MAC", wide=True),
+        Column("ifindex", wide=True),
+    ),
+    "flows": (
+        "src",
+        "dst",
+        "proto",
+        "sport",
+        "dport",
+        Column("direction", "DIR"),
+        "dev",
+        Column("age", show=_age),
+        "state",
+        "packets",
+        Column("idle", wide=True, show=_age),
+    ),
+    "node": (
+        "host",
+        "subnet",
+        "network",
+        "uplink",
+        "vni",
+        "port",
+        "mtu",
+        Column("vtep_mac", "VTEP MAC"),
+        "bypass",
+        Column("approval_ttl", "APPROVAL TTL", show=_age),
+        Column("source_ports", "SOURCE PORTS", wide=True),
+    ),
+    "counters": ("hook", "verdict", "reason", "packets", "bytes", "caption"),
+    "peer_stats": (
+        Column("peer"),
+        Column("rx_packets", "RX PACKETS"),
+        Column("rx_bytes", "RX BYTES"),
+        Column("tx_packets", "TX PACKETS"),
+        Column("tx_bytes", "TX BYTES"),
+    ),
+}
+"""Columns of each map that can be shown, by its name."""
+
+
+def prefixlen(node: NodeEntry | None) -> int:
+    """That of every lease; 32 as long as no agent has filled `node`."""
+    return node.subnet.prefixlen if node else 32
+
+
+def peer(address: IPv4Address, entry: PeerEntry, length: int, name: DeviceName) -> Row:
+    """A row of `peers`; `address` is any of the subnet, `length` its prefix length."""
+    return {
+        "subnet": str(IPv4Network((address, length), strict=False)),
+        "host": str(entry.host),
+        "vtep_mac": str(entry.vtep_mac),
+        "vni": entry.vni,
+        "port": entry.port,
+        "dev": name(entry.ifindex) if entry.ifindex else None,
+        "next_hop": str(entry.next_hop) if entry.next_hop else None,
+        "flags": entry.flag_names,
+    }
+
+
+def peers(entries: Mapping[IPv4Address, PeerEntry], node: NodeEntry | None, name: DeviceName) -> list[Row]:
+    """All of `peers`, by subnet."""
+    return [peer(base, entry, prefixlen(node), name) for base, entry in sorted(entries.items(), key=_first)]
+
+
+def endpoint(address: IPv4Address, entry: EndpointEntry, name: DeviceName) -> Row:
+    """A row of `endpoints`."""
+    return {
+        "ip": str(address),
+        "dev": name(entry.ifindex),
+        "ifindex": entry.ifindex,
+        "mac": str(entry.mac),
+        "bridge_mac": str(entry.bridge_mac),
+    }
+
+
+def endpoints(entries: Mapping[IPv4Address, EndpointEntry], name: DeviceName) -> list[Row]:
+    """All of `endpoints`, by address."""
+    return [endpoint(address, entry, name) for address, entry in sorted(entries.items(), key=_first)]
+
+
+def flows(
+    entries: Mapping[FlowKey, FlowEntry], node: NodeEntry | None, now_ns: int, name: DeviceName
+) -> list[Row]:
+    """All of `flows`, by 5-tuple; `now_ns` is CLOCK_MONOTONIC in nanoseconds."""
+    ttl_ns = node.approval_ttl_ns if node else 0
+    ordered = sorted(entries.items(), key=lambda item: _five_tuple(item[0]))
+    return [_flow(key, entry, ttl_ns, now_ns, name) for key, entry in ordered]
+
+
+def _five_tuple(key: FlowKey) -> tuple[Any, ...]:
+    return (key.saddr, key.daddr, key.proto, key.sport, key.dport, key.direction, key.ifindex)
+
+
+def _flow(key: FlowKey, entry: FlowEntry, ttl_ns: int, now_ns: int, name: DeviceName) -> Row:
+    age_ns = max(0, now_ns - entry.approved_ns)
+    return {
+        "src": str(key.saddr),
+        "dst": str(key.daddr),
+        "proto": _PROTOCOLS.get(key.proto, str(key.proto)),
+        "sport": key.sport,
+        "dport": key.dport,
+        "direction": key.direction.name.lower(),
+        "dev": name(key.ifindex),
+        "age": round(age_ns / 1e9, 3),
+        "state": "approved" if age_ns < ttl_ns else "expired",
+        "packets": entry.packets,
+        "idle": round(max(0, now_ns - entry.last_seen_ns) / 1e9, 3) if entry.last_seen_ns else None,
+    }
+
+
+def node_rows(node: NodeEntry | None, name: DeviceName) -> list[Row]:
+    """`node`: one row, or none before an agent has filled the map."""
+    if node is None:
+        return []
+    row = {
+        "host": str(node.host),
+        "network": str(node.network),
+        "subnet": str(node.subnet),
+        "vni": node.vni,
+        "port": node.port,
+        "mtu": node.mtu,
+        "uplink": name(node.uplink_ifindex),
+        "vtep_mac": str(node.vtep_mac),
+        "source_ports": list(node.source_ports),
+        "bypass": node.bypass.value,
+        "approval_ttl": node.approval_ttl_ns / 1e9,
+    }
+    return [row]
+
+
+def counters(entries: Mapping[tuple[Hook, int], Counter], *, every: bool = False) -> list[Row]:
+    """`counters` by hook and reason: those that counted, or `every` one that could."""
+    filled = dict.fromkeys(((hook, number) for hook in Hook for number in REASONS), Counter(0, 0))
+    shown = {**filled, **entries} if every else entries
+    return [_counter(hook, number, value) for (hook, number), value in sorted(shown.items(), key=_first)]
+
+
+def _counter(hook: Hook, number: int, value: Counter) -> Row:
+    row = reason(number)
+    return {
+        "hook": hook.label,
+        "verdict": row.verdict.value,
+        "reason": row.label,
+        "packets": value.packets,
+        "bytes": value.bytes,
+        "caption": row.caption,
+    }
+
+
+def peer_stats(entries: Mapping[IPv4Address, PeerStats]) -> list[Row]:
+    """All of `peer_stats`, by host."""
+    return [
+        {
+            "peer": str(host),
+            "rx_packets": stats.rx_packets,
+            "rx_bytes": stats.rx_bytes,
+            "tx_packets": stats.tx_packets,
+            "tx_bytes": stats.tx_bytes,
+        }
+        for host, stats in sorted(entries.items(), key=_first)
+    ]
+
+
+def _first(item: tuple[Any, Any]) -> Any:
+    return item[0]

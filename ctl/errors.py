@@ -1,0 +1,72 @@
+"""Everything that can go wrong and is not a bug of ours.
+
+    OvnetError                  exit code 1: failed or unhealthy
+    |- ConfigError              2: usage, settings or network config
+    |- NotFound                 3: no such network, lease, entry
+    |- StoreError               4: store unreachable or unreadable
+    |  `- LeaseConflict         1: another node holds what we want to write
+    |- NetworkExhausted         1: no free subnet
+    |- AgentError               1: the agent's own preconditions (root, lock)
+    |- AgentUnreachable         4: no agent runs for this state directory
+    `- KernelError              1: netlink, bpf(2), nft or compiler refused
+       `- ForeignProgram        1: an interface carries someone else's program
+
+Each is one line that names the thing and, where there is one, the remedy.
+Anything else that escapes is a bug and shows a traceback.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class OvnetError(Exception):
+    """Base of all expected failures: `str(error)` is one line for a person."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class ConfigError(OvnetError):
+    """A flag, variable, file or network config is wrong."""
+
+    exit_code = 2
+
+
+class NotFound(OvnetError):
+    """What was asked for does not exist."""
+
+    exit_code = 3
+
+
+class StoreError(OvnetError):
+    """The lease store cannot be reached, read or written."""
+
+    exit_code = 4
+
+
+class LeaseConflict(StoreError):
+    """A compare-and-swap lost: the stored lease is not the one we expected."""
+
+    exit_code = 1
+
+
+class NetworkExhausted(OvnetError):
+    """No subnet of the network is free."""
+
+
+class AgentError(OvnetError):
+    """The agent cannot run here: no root, second agent, unusable uplink."""
+
+
+class AgentUnreachable(OvnetError):
+    """No agent answers for this state directory."""
+
+    exit_code = 4
+
+
+class KernelError(OvnetError):
+    """The kernel, nft or the compiler refused what we asked."""
+
+
+class ForeignProgram(KernelError):
+    """A hook that we need is taken by a program that is not ours."""

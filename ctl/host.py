@@ -1,0 +1,97 @@
+"""What a node sees of its own host, as values: links, neighbours, routes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface
+
+from ctl.model import MacAddress
+
+OWNER: str = "ovnet"
+"""Alias of the devices that we made, and prefix of our filters' names: what may be removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface of this network namespace."""
+
+    ifindex: int
+    name: str
+    kind: str
+    """rtnetlink's kind (veth, bridge, vxlan), empty for hardware."""
+    mac: MacAddress | None
+    mtu: int
+    up: bool
+    master: int
+    """ifindex of the bridge it is a port of; 0: none."""
+    peer_elsewhere: bool
+    """A veth whose other end is in another namespace: what redirect_peer needs."""
+    alias: str
+    xdp: int
+    """Id of an XDP program on it; 0: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """The underlay interface and our address on it."""
+
+    link: Link
+    address: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """How the FIB reaches a host."""
+
+    ifindex: int
+    next_hop: IPv4Address | None
+    """The neighbour to send to; None: several paths, ask the FIB for each packet."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """What the kernel knows of containers: addresses on the bridge, MACs on its ports."""
+
+    macs: dict[IPv4Address, MacAddress]
+    ports: dict[MacAddress, int]
+    """Port's ifindex by MAC, from the bridge's forwarding database."""
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanDevice:
+    """The vxlan device as it has to be."""
+
+    name: str
+    vni: int
+    port: int
+    local: IPv4Address
+    uplink: int
+    mac: MacAddress
+    mtu: int
+    address: IPv4Interface
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeDevice:
+    """The bridge as it has to be, where we make it."""
+
+    name: str
+    mac: MacAddress
+    mtu: int
+    address: IPv4Interface
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FilterKey:
+    """A place for one tc program."""
+
+    ifindex: int
+    ingress: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A program of ours in such a place."""
+
+    program: str
+    program_id: int

@@ -1,0 +1,263 @@
+"""The kernel path's state as tables for reconciling (ctl.ports.Table).
+
+Each reads only what is ours: routes by their protocol number, neighbours and FDB
+entries on our own vxlan device, filters by their place and name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from ipaddress import IPv4Address, IPv4Network
+from socket import AF_BRIDGE, AF_INET
+from typing import Any, Final
+
+from pyroute2 import NetlinkError
+
+from ctl.errors import ForeignProgram, KernelError
+from ctl.host import OWNER, Filter, FilterKey
+from ctl.kernel.netlink import Netlink, suppress_missing
+from ctl.model import MacAddress
+from ctl.plan import Delta
+
+ROUTE_PROTOCOL: Final = 147
+"""rtm_protocol of our routes: in no registry (iproute2's rt_protos), so ours to remove."""
+
+_RTNH_F_ONLINK: Final = 4
+_NTF_SELF: Final = 2
+_NUD_PERMANENT: Final = 0x80
+
+FILTER_PRIORITY: Final = 49000
+"""Behind filters with hand-made priorities: they see every packet before we do."""
+FILTER_HANDLE: Final = 1
+_INGRESS: Final = 0xFFFFFFF2
+_EGRESS: Final = 0xFFFFFFF3
+_ETH_P_ALL: Final = 0x0003
+
+
+def _apply(puts: Iterable[Callable[[], object]], removals: Iterable[Callable[[], object]], what: str) -> None:
+    """Try every operation; one line at the end for those that failed."""
+    failed, reason = 0, ""
+    for operation in removals:
+        try:
+            with suppress_missing():
+                operation()
+        except NetlinkError as error:
+            failed, reason = failed + 1, str(error.args[1])
+    for operation in puts:
+        try:
+            operation()
+        except NetlinkError as error:
+            failed, reason = failed + 1, str(error.args[1])
+    if failed:
+        raise KernelError(f"{what}: {failed} entries not applied: {reason}")
+
+
+class Routes:
+    """Subnet of a peer -> its VTEP address, through the vxlan device."""
+
+    def __init__(self, netlink: Netlink, vxlan: int) -> None:
+        self._netlink, self._vxlan = netlink, vxlan
+
+    def read(self) -> Mapping[IPv4Network, IPv4Address]:
+        with self._netlink.doing("list routes"):
+            found = self._netlink.ipr.get_routes(family=AF_INET, proto=ROUTE_PROTOCOL)
+            return {
+                IPv4Network((m.get("RTA_DST"), m["dst_len"])): _gateway(m, self._vxlan)
+                for m in found
+                if m.get("RTA_DST")
+            }
+
+    def apply(self, delta: Delta[IPv4Network, IPv4Address]) -> None:
+        route = self._netlink.ipr.route
+        _apply(
+            [
+                lambda subnet=subnet, via=via: route(
+                    "replace", dst=str(subnet), gateway=str(via), oif=self._vxlan,
+                    flags=_RTNH_F_ONLINK, proto=ROUTE_PROTOCOL,
+                )
+                for subnet, via in delta.puts
+            ],
+            [lambda subnet=subnet: route("del", dst=str(subnet), proto=ROUTE_PROTOCOL) for subnet in delta.removals],
+            "routes to peers",
+        )  # fmt: skip
+
+
+def _gateway(message: Any, vxlan: int) -> IPv4Address:
+    """0.0.0.0 for a route that is not as ours should be, so that it differs from every plan."""
+    gateway = message.get("RTA_GATEWAY")
+    if not gateway or message.get("RTA_OIF") != vxlan:
+        return IPv4Address(0)
+    return IPv4Address(gateway)
+
+
+class VtepNeighbours:
+    """VTEP address -> MAC, permanent, on the vxlan device."""
+
+    def __init__(self, netlink: Netlink, vxlan: int) -> None:
+        self._netlink, self._vxlan = netlink, vxlan
+
+    def read(self) -> Mapping[IPv4Address, MacAddress]:
+        with self._netlink.doing("list VTEP neighbours"):
+            found = self._netlink.ipr.get_neighbours(family=AF_INET, ifindex=self._vxlan)
+            return {
+                IPv4Address(m.get("NDA_DST")): MacAddress.parse(m.get("NDA_LLADDR"))
+                for m in found
+                if m["state"] & _NUD_PERMANENT and m.get("NDA_LLADDR")
+            }
+
+    def apply(self, delta: Delta[IPv4Address, MacAddress]) -> None:
+        neigh = self._netlink.ipr.neigh
+        _apply(
+            [
+                lambda ip=ip, mac=mac: neigh(
+                    "replace", dst=str(ip), lladdr=str(mac), ifindex=self._vxlan, state="permanent"
+                )
+                for ip, mac in delta.puts
+            ],
+            [lambda ip=ip: neigh("del", dst=str(ip), ifindex=self._vxlan) for ip in delta.removals],
+            "VTEP neighbours",
+        )
+
+
+class Fdb:
+    """VTEP MAC -> host, permanent, on the vxlan device."""
+
+    def __init__(self, netlink: Netlink, vxlan: int) -> None:
+        self._netlink, self._vxlan = netlink, vxlan
+
+    def read(self) -> Mapping[MacAddress, IPv4Address]:
+        with self._netlink.doing("list FDB entries"):
+            found = self._netlink.ipr.get_neighbours(family=AF_BRIDGE, ifindex=self._vxlan)
+            return {
+                MacAddress.parse(m.get("NDA_LLADDR")): IPv4Address(m.get("NDA_DST"))
+                for m in found
+                if m["ifindex"] == self._vxlan and m.get("NDA_DST")
+            }
+
+    def apply(self, delta: Delta[MacAddress, IPv4Address]) -> None:
+        fdb = self._netlink.ipr.fdb
+        _apply(
+            [
+                lambda mac=mac, host=host: fdb(
+                    "replace", lladdr=str(mac), dst=str(host), ifindex=self._vxlan,
+                    flags=_NTF_SELF, state=_NUD_PERMANENT,
+                )
+                for mac, host in delta.puts
+            ],
+            [lambda mac=mac: fdb("del", lladdr=str(mac), ifindex=self._vxlan, flags=_NTF_SELF) for mac in delta.removals],
+            "FDB of the vxlan device",
+        )  # fmt: skip
+
+
+class Filters:
+    """Our tc programs, by place. What is attached is remembered; `forget` reads anew."""
+
+    def __init__(self, netlink: Netlink) -> None:
+        self._netlink = netlink
+        self._known: dict[int, dict[FilterKey, Filter]] = {}
+        self._taken: dict[int, str] = {}
+        self.fds: Mapping[str, int] = {}
+        """File descriptor of each program, for attaching."""
+
+    def forget(self, ifindex: int | None = None) -> None:
+        """Someone changed the filters of an interface (None: of any)."""
+        for cache in (self._known, self._taken):
+            if ifindex is None:
+                cache.clear()
+            else:
+                cache.pop(ifindex, None)
+
+    def read_on(self, interfaces: Iterable[int]) -> Mapping[FilterKey, Filter]:
+        """Filters of ours on these interfaces, and on others that we remember."""
+        wanted = set(interfaces)
+        for ifindex in wanted - self._known.keys():
+            self._known[ifindex] = self._scan(ifindex)
+        return {key: value for found in self._known.values() for key, value in found.items()}
+
+    def gone(self, present: Iterable[int]) -> None:
+        """Interfaces that no longer exist took their filters with them."""
+        for ifindex in (self._known.keys() | self._taken.keys()) - set(present):
+            self.forget(ifindex)
+
+    def taken(self, ifindex: int) -> str:
+        """`foreign` for both directions of an interface, remembered until `forget`."""
+        if ifindex not in self._taken:
+            self._taken[ifindex] = self.foreign(ifindex, True) or self.foreign(ifindex, False)
+        return self._taken[ifindex]
+
+    def foreign(self, ifindex: int, ingress: bool) -> str:
+        """Why our program must not go there: one of someone else's, in words; or ""."""
+        for message in self._dump(ifindex, ingress):
+            options = message.get("TCA_OPTIONS")
+            kind = message.get("TCA_KIND")
+            priority = message["info"] >> 16
+            if not message["handle"] or options is None:
+                continue  # the head of a chain, no filter
+            name = options.get("TCA_BPF_NAME") if kind == "bpf" else None
+            if _ours(name):
+                continue
+            what = f"{kind} filter {name or ''}".strip()
+            if priority == FILTER_PRIORITY:
+                return f"{what} of someone else has our priority {priority}"
+            if priority > FILTER_PRIORITY:
+                return f"{what} at priority {priority} would not see what our program redirects"
+        return ""
+
+    def apply(self, delta: Delta[FilterKey, Filter]) -> None:
+        _apply(
+            [lambda key=key, new=new: self._attach(key, new) for key, new in delta.puts],
+            [lambda key=key: self._detach(key) for key in delta.removals],
+            "tc filters",
+        )
+
+    def _attach(self, key: FilterKey, new: Filter) -> None:
+        ipr = self._netlink.ipr
+        try:
+            ipr.tc("add", "clsact", key.ifindex)
+        except NetlinkError as error:
+            if error.code != 17:  # EEXIST: someone's, or ours
+                raise
+        if why := self.foreign(key.ifindex, key.ingress):
+            raise ForeignProgram(f"interface {key.ifindex}: {why}")
+        ipr.tc(
+            "replace-filter", "bpf", key.ifindex, handle=FILTER_HANDLE, parent=_parent(key.ingress),
+            prio=FILTER_PRIORITY, protocol=_ETH_P_ALL, fd=self.fds[new.program],
+            name=f"{OWNER}:{new.program}:{new.program_id}", direct_action=True,
+        )  # fmt: skip
+        self._known.setdefault(key.ifindex, {})[key] = new
+
+    def _detach(self, key: FilterKey) -> None:
+        self._known.get(key.ifindex, {}).pop(key, None)
+        ipr = self._netlink.ipr
+        with suppress_missing():
+            ipr.tc("del-filter", "bpf", key.ifindex, handle=FILTER_HANDLE, parent=_parent(key.ingress),
+                   prio=FILTER_PRIORITY, protocol=_ETH_P_ALL)  # fmt: skip
+            if not any(self._dump(key.ifindex, ingress) for ingress in (True, False)):
+                ipr.tc("del", "clsact", key.ifindex)
+
+    def _scan(self, ifindex: int) -> dict[FilterKey, Filter]:
+        found = {}
+        for ingress in (True, False):
+            for message in self._dump(ifindex, ingress):
+                options = message.get("TCA_OPTIONS")
+                if message.get("TCA_KIND") != "bpf" or not message["handle"] or options is None:
+                    continue
+                name = options.get("TCA_BPF_NAME")
+                if _ours(name):
+                    # pyroute2 does not decode TCA_BPF_ID, so the name carries the id.
+                    _, program, ident = (*name.split(":"), "", "")[:3]
+                    found[FilterKey(ifindex, ingress)] = Filter(program, int(ident) if ident.isdigit() else 0)
+        return found
+
+    def _dump(self, ifindex: int, ingress: bool) -> list[Any]:
+        with suppress_missing():
+            return list(self._netlink.ipr.get_filters(index=ifindex, parent=_parent(ingress)))
+        return []
+
+
+def _parent(ingress: bool) -> int:
+    return _INGRESS if ingress else _EGRESS
+
+
+def _ours(name: str | None) -> bool:
+    return bool(name) and str(name).startswith(f"{OWNER}:")

@@ -1,0 +1,24 @@
+"""systemd's readiness protocol (sd_notify(3)): a datagram to the socket in $NOTIFY_SOCKET."""
+
+from __future__ import annotations
+
+import os
+import socket
+from contextlib import suppress
+
+
+def notify(state: str) -> None:
+    """Send `state` (such as READY=1); does nothing where no one listens."""
+    path = os.environ.get("NOTIFY_SOCKET", "")
+    if not path:
+        return
+    address = "\0" + path[1:] if path.startswith("@") else path
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.sendto(state.encode(), address)
+
+
+def watchdog_seconds() -> float | None:
+    """How often to say WATCHDOG=1, seconds: half of what systemd allows; None: not asked for."""
+    limit = os.environ.get("WATCHDOG_USEC", "")
+    ours = os.environ.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+    return int(limit) / 2e6 if limit.isdigit() and ours else None

@@ -1,0 +1,76 @@
+"""Python's twin of bpf/reason.h: each reason's verdict and caption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class Verdict(StrEnum):
+    """What became of the packet."""
+
+    BYPASS = "bypass"
+    """carried by eBPF"""
+    PASS = "pass"
+    """left to the kernel path"""
+    DROP = "drop"
+    """refused"""
+    ABORT = "abort"
+    """dropped because of a bug or a kernel that refused in mid-air"""
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """A row of the table; `label` is the metrics' reason label."""
+
+    number: int
+    label: str
+    verdict: Verdict
+    caption: str
+
+
+_BYPASS, _PASS, _DROP = Verdict.BYPASS, Verdict.PASS, Verdict.DROP
+
+_TABLE: Final = (
+    Reason(1, "encap", _BYPASS, "encapsulated and sent to the uplink"),
+    Reason(2, "decap", _BYPASS, "decapsulated and delivered to the container"),
+    Reason(3, "learned", _PASS, "carried by the kernel path unchanged: flow approved"),
+    Reason(4, "not_ipv4", _PASS, "not IPv4 (ARP, IPv6 and others)"),
+    Reason(5, "not_overlay", _PASS, "not overlay traffic"),
+    Reason(6, "ip_options", _PASS, "IPv4 options"),
+    Reason(7, "fragment", _PASS, "fragment of a container's packet"),
+    Reason(8, "ttl", _PASS, "TTL runs out at this node"),
+    Reason(9, "oversize", _PASS, "larger than the overlay's MTU"),
+    Reason(10, "tcp_control", _PASS, "TCP SYN, FIN or RST"),
+    Reason(11, "flow_unknown", _PASS, "flow not approved yet"),
+    Reason(12, "flow_expired", _PASS, "approval expired: one packet renews it"),
+    Reason(13, "no_endpoint", _PASS, "container address not known on any port"),
+    Reason(14, "changed", _PASS, "translated by netfilter, or not a container's: not learned"),
+    Reason(15, "peer_kernel_path", _PASS, "peer has no route that eBPF may use"),
+    Reason(16, "bypass_off", _PASS, "bypass is off"),
+    Reason(17, "not_routed", _PASS, "frame not addressed to the gateway"),
+    Reason(18, "truncated", _PASS, "shorter than its headers say"),
+    Reason(19, "protocol", _PASS, "not TCP, UDP or ICMP echo"),
+    Reason(20, "vxlan_header", _PASS, "VXLAN flags or VNI not ours"),
+    Reason(21, "inner_mac", _PASS, "inner MAC addresses not of this VTEP"),
+    Reason(22, "ecn", _PASS, "congestion mark on a packet that cannot carry it"),
+    Reason(23, "flows_full", _PASS, "flow could not be stored"),
+    Reason(24, "no_room", _PASS, "no room for the tunnel header"),
+    Reason(25, "vlan", _PASS, "VLAN-tagged frame"),
+    Reason(26, "not_configured", _PASS, "no agent has configured this node yet"),
+    Reason(27, "foreign_source", _PASS, "from a peer, but its source is outside the network"),
+    Reason(40, "unknown_vtep", _DROP, "VXLAN from a host that is no peer"),
+    Reason(41, "spoofed_source", _DROP, "inner source address is not the sending peer's"),
+    Reason(42, "outer_fragment", _DROP, "fragmented VXLAN (RFC 7348: VTEPs must not fragment)"),
+    Reason(43, "outer_options", _DROP, "VXLAN with IPv4 options outside: no VTEP sends any"),
+    Reason(60, "aborted", Verdict.ABORT, "the kernel refused a change half-way: a bug"),
+)
+
+REASONS: Final[dict[int, Reason]] = {reason.number: reason for reason in _TABLE}
+"""Every reason by number."""
+
+
+def reason(number: int) -> Reason:
+    """The row of a number; one from a newer datapath is shown, not hidden."""
+    return REASONS.get(number) or Reason(number, f"reason_{number}", Verdict.PASS, "unknown to this version")

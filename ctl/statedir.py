@@ -1,0 +1,65 @@
+"""The agent's directory: its lock, its report, and what it hands to others.
+
+    agent.lock     held (flock) by the running agent, and says its pid
+    status.json    ctl.report, after every reconcile
+    subnet.env     what dockerd and CNI plugins read, in flannel's format
+    sysctls.json   kernel settings as they were before us
+    programs-*.json  compiled datapath
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from ctl.errors import AgentError, ConfigError
+
+LOCK: Final = "agent.lock"
+REPORT: Final = "status.json"
+SYSCTLS: Final = "sysctls.json"
+
+
+def prepare(directory: Path) -> None:
+    """Make the directory. ConfigError if that is not possible."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+    except OSError as error:
+        raise ConfigError(f"--state-dir {directory}: {error.strerror}") from error
+
+
+class Lock:
+    """Held as long as the object lives: one agent for a state directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(self._fd, 32).decode(errors="replace").strip()
+            os.close(self._fd)
+            raise AgentError(
+                f"another agent (pid {holder or '?'}) runs with state directory {directory}: "
+                "stop it, or choose another --state-dir"
+            ) from error
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """A reader sees the old text or the new one, never half of it; mode 0644. OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(text)
+        temporary.chmod(0o644)
+        temporary.rename(path)
+    except OSError:
+        with suppress(OSError):
+            temporary.unlink()
+        raise

@@ -1,0 +1,1 @@
+"""What a node tells Prometheus and its probes: /metrics, /healthz, /readyz."""

@@ -1,0 +1,136 @@
+"""The one table of metrics: name, type, labels, help.
+
+docs/metrics.md holds the same table: `python -m metrics.names docs/metrics.md` renews it.
+A name or label that is here stays: dashboards outlive releases.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final
+
+
+class Kind(StrEnum):
+    """Prometheus' type of a metric."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One metric; `labels` in the order of its values."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+
+
+def _counter(name: str, text: str, *labels: str) -> Family:
+    return Family(f"ovnet_{name}_total", Kind.COUNTER, text, labels)
+
+
+def _gauge(name: str, text: str, *labels: str) -> Family:
+    return Family(f"ovnet_{name}", Kind.GAUGE, text, labels)
+
+
+PACKETS: Final = _counter(
+    "packets", "Packets seen by each program, by what became of them and why", "hook", "verdict", "reason"
+)
+BYTES: Final = _counter("bytes", "Bytes of the packets of ovnet_packets_total", "hook", "verdict", "reason")
+DROPS: Final = _counter("drop_packets", "Packets dropped by the datapath", "reason", "hook")
+
+PEER_RX_BYTES: Final = _counter("peer_receive_bytes", "Bytes that eBPF received from a peer's host", "peer")
+PEER_RX_PACKETS: Final = _counter(
+    "peer_receive_packets", "Packets that eBPF received from a peer's host", "peer"
+)
+PEER_TX_BYTES: Final = _counter("peer_transmit_bytes", "Bytes that eBPF sent to a peer's host", "peer")
+PEER_TX_PACKETS: Final = _counter("peer_transmit_packets", "Packets that eBPF sent to a peer's host", "peer")
+
+MAP_ENTRIES: Final = _gauge("map_entries", "Entries in a map", "map")
+MAP_CAPACITY: Final = _gauge("map_capacity_entries", "Entries that a map can hold", "map")
+MAP_PRESSURE: Final = _gauge(
+    "map_pressure_ratio", "Entries of a map divided by its capacity; 1 is full", "map"
+)
+
+PEERS: Final = _gauge("peers", "Peers by the path to them: ebpf or kernel_path only", "state")
+PORTS: Final = _gauge("ports", "Ports: attached (carry our programs) or kernel_path only", "state")
+LEASES: Final = _gauge("leases", "Live leases in the store, this node's included")
+LEASE_EXPIRY: Final = _gauge(
+    "lease_expiry_timestamp_seconds", "When this node's lease ends; absent for a reservation"
+)
+LEASE_CONFLICT: Final = _gauge("lease_conflict", "1 if another node claims this node's subnet")
+
+STORE_UP: Final = _gauge("store_up", "1 if the last call to the lease store succeeded")
+STORE_SUCCESS: Final = _gauge("store_last_success_timestamp_seconds", "When the lease store last answered")
+
+RECONCILES: Final = _counter("reconciles", "Reconciles by result: ok or failed", "result")
+RECONCILE_DURATION: Final = _gauge("reconcile_last_duration_seconds", "How long the last reconcile took")
+RECONCILE_SUCCESS: Final = _gauge(
+    "reconcile_last_success_timestamp_seconds", "When a reconcile last succeeded"
+)
+RECONCILE_INTERVAL: Final = _gauge("reconcile_interval_seconds", "Time between two full reconciles")
+RECONCILE_BACK_OFF: Final = _gauge(
+    "reconcile_back_off_seconds", "Wait before the next try after a failed reconcile; 0 if none failed"
+)
+OPERATIONS: Final = _counter("reconcile_operations", "Entries put or removed, by table", "table")
+
+READY: Final = _gauge("ready", "1 if this node can take containers")
+PROBLEMS: Final = _gauge("problems", "Problems that `ovctl status` lists")
+APPROVAL_TTL: Final = _gauge(
+    "approval_ttl_seconds", "How long eBPF may carry a flow before the kernel path sees it again"
+)
+MTU: Final = _gauge("mtu_bytes", "Largest inner IP packet")
+START_TIME: Final = _gauge("start_time_seconds", "When the agent started, seconds since the epoch")
+BUILD_INFO: Final = _gauge(
+    "build_info", "Always 1; the agent's version and the digest of its programs", "version", "program"
+)
+NODE_INFO: Final = _gauge(
+    "node_info",
+    "Always 1; who this node is",
+    "node",
+    "host",
+    "subnet",
+    "network",
+    "backend",
+    "bridge",
+    "uplink",
+)
+BYPASS_INFO: Final = _gauge("bypass_info", "Always 1; bypass mode and hook in use", "mode", "hook")
+SCRAPE_ERRORS: Final = _counter("scrape_errors", "Scrapes that could not read the maps")
+
+TABLE: Final[tuple[Family, ...]] = tuple(
+    value for value in list(globals().values()) if isinstance(value, Family)
+)
+"""Every metric of ours, in the order of this file."""
+
+
+def markdown() -> str:
+    """The table for docs/metrics.md."""
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for row in TABLE:
+        labels = ", ".join(f"`{label}`" for label in row.labels)
+        rows.append(f"| `{row.name}` | {row.kind} | {labels} | {row.help} |")
+    return "\n".join(rows) + "\n"
+
+
+BEGIN: Final = "<!-- begin: made by python -m metrics.names docs/metrics.md -->\n"
+END: Final = "<!-- end -->\n"
+
+
+def renewed(text: str) -> str:
+    """A document with its table replaced by the current one. ValueError without the two marks."""
+    before, mark, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (mark and end):
+        raise ValueError("the document has no begin and end marks")
+    return before + BEGIN + markdown() + END + after
+
+
+if __name__ == "__main__":
+    for path in map(Path, sys.argv[1:]):
+        path.write_text(renewed(path.read_text()))

@@ -1,0 +1,49 @@
+"""One moment of a node, as metrics and `ovctl status` see it. No Prometheus here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from ctl.abi import Counter, Hook, PeerStats
+from ctl.errors import OvnetError
+from ctl.model import IPv4Address
+from ctl.report import AgentReport, Datapath
+
+
+class ReadableMaps(Protocol):
+    """The part of `ctl.kernel.maps.Maps` that a snapshot reads. Raises KernelError."""
+
+    def counters(self) -> Mapping[tuple[Hook, int], Counter]: ...
+
+    def peer_stats(self) -> Mapping[IPv4Address, PeerStats]: ...
+
+    def fill(self) -> Mapping[str, tuple[int, int]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class NodeSnapshot:
+    """What the agent last reported and what the maps say now."""
+
+    report: AgentReport | None = None
+    """None until a first reconcile has ended."""
+    datapath: Datapath | None = None
+    """None: there are no maps (bypass off), or they could not be read."""
+    error: str = ""
+    """Why the maps could not be read; empty if they could."""
+
+
+def read_datapath(maps: ReadableMaps) -> Datapath:
+    """All that is counted, read now. OvnetError if the kernel refuses."""
+    return Datapath(maps.counters(), maps.peer_stats(), maps.fill())
+
+
+def take(report: AgentReport | None, maps: ReadableMaps | None) -> NodeSnapshot:
+    """The snapshot for a scrape; it never fails: unreadable maps become its `error`."""
+    if maps is None:
+        return NodeSnapshot(report)
+    try:
+        return NodeSnapshot(report, read_datapath(maps))
+    except OvnetError as error:
+        return NodeSnapshot(report, error=str(error))

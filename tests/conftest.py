@@ -1,0 +1,57 @@
+"""What all rings share: a marker per directory, root where it is needed, no skips in CI."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from hypothesis import settings
+
+from tests.rings import RINGS
+
+Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
+
+CI = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
+
+# A slow machine is no bug; and the same commit gives the same verdict in CI.
+settings.register_profile("ovnet", deadline=None, derandomize=CI)
+settings.load_profile("ovnet")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its ring, and skip what needs root and has none."""
+    root = os.geteuid() == 0
+    for item in items:
+        ring = item.path.relative_to(Path(__file__).parent).parts[0]
+        if ring not in RINGS:
+            raise pytest.UsageError(f"{item.path}: tests live in one of the rings {', '.join(RINGS)}")
+        item.add_marker(ring)
+        if RINGS[ring].needs_root and not root:
+            item.add_marker(pytest.mark.skip(reason=f"ring {ring} needs root: run it as root"))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a skipped test has failed: what is not tested there is tested nowhere."""
+    report = yield
+    return _no_skip(report, item.nodeid)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a module that skips itself as a whole."""
+    report = yield
+    return _no_skip(report, collector.nodeid)
+
+
+def _no_skip(report: Report, name: str) -> Report:
+    if CI and report.outcome == "skipped" and not hasattr(report, "wasxfail"):
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome = "failed"
+        report.longrepr = f"{name}: skipped, which CI does not allow: {reason}"
+    return report

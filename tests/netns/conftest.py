@@ -1,0 +1,49 @@
+"""Labs that the tests of a module share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from tests.host import Agent
+from tests.lab import Container, Host, Lab
+
+APPROVAL_TTL = 1.0
+"""Seconds; short, so that tests of what happens when it ends are short."""
+
+
+@dataclass
+class Pair:
+    """Two nodes with a container each, and a host outside."""
+
+    lab: Lab
+    a: Host
+    b: Host
+    outside: Host
+    on_a: Container
+    on_b: Container
+    agents: dict[str, Agent] = field(default_factory=dict)
+
+
+def build(lab: Lab, *flags: str) -> Pair:
+    """Two nodes whose agents run with `flags`."""
+    a, b, outside = lab.host("a"), lab.host("b"), lab.outside()
+    lab.init_network()
+    agents = {host.name: host.agent("--approval-ttl", str(APPROVAL_TTL), *flags) for host in (a, b)}
+    return Pair(lab, a, b, outside, a.container("one"), b.container("one"), agents)
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """A lab of the test's own."""
+    with Lab() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[Pair]:
+    """Two nodes in learned mode, shared by the module: a test leaves it as it found it."""
+    with Lab() as made:
+        yield build(made)

@@ -1,0 +1,136 @@
+"""A node of ours and a host that has nothing but the kernel's vxlan, set up as flannel does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from ctl.model import Lease, MacAddress
+from ctl.store import open_store
+from tests.host import Host
+from tests.lab import Container, Lab, wait_until
+from tests.stream import TcpSink, UdpStream, tcp_send
+
+SUBNET = IPv4Network("172.17.200.0/24")
+VTEP_MAC = "02:11:22:33:44:55"
+
+
+@dataclass
+class Mixed:
+    node: Host
+    plain: Host
+    on_node: Container
+    on_plain: Container
+
+
+def flannel_host(host: Host) -> None:
+    """What flanneld's vxlan backend and its CNI plugin leave behind on a host."""
+    base, bridge = SUBNET.network_address, f"{SUBNET.network_address + 1}/{SUBNET.prefixlen}"
+    host.sysctl("net.ipv4.ip_forward", "1")
+    host.ip("link", "add", "flannel.1", "address", VTEP_MAC, "mtu", "1450", "type", "vxlan", "id", "1",
+            "dev", "eth0", "local", host.address, "dstport", "8472", "nolearning")  # fmt: skip
+    host.ip("address", "add", f"{base}/32", "dev", "flannel.1")
+    host.ip("link", "set", "flannel.1", "up")
+    host.ip("link", "add", "cni0", "mtu", "1450", "type", "bridge")
+    host.ip("address", "add", bridge, "dev", "cni0")
+    host.ip("link", "set", "cni0", "up")
+    host.bridge = "cni0"
+    host.state_dir.mkdir()
+    (host.state_dir / "subnet.env").write_text(f"FLANNEL_SUBNET={bridge}\nFLANNEL_MTU=1450\n")
+
+
+def flannel_peer(host: Host, lease: dict[str, str]) -> None:
+    """What flanneld does for the lease of another host."""
+    subnet, mac = IPv4Network(lease["subnet"]), lease["vtep_mac"]
+    vtep = str(subnet.network_address)
+    host.ip("neigh", "replace", vtep, "lladdr", mac, "dev", "flannel.1", "nud", "permanent")
+    host.run("bridge", "fdb", "replace", mac, "dev", "flannel.1", "dst", lease["host"], "self", "permanent")
+    host.ip("route", "replace", str(subnet), "via", vtep, "dev", "flannel.1", "onlink")
+
+
+@pytest.fixture(scope="module")
+def mixed() -> Iterator[Mixed]:
+    with Lab() as lab:
+        node, plain = lab.host("node"), lab.host("plain")
+        lab.init_network()
+        node.agent()
+        flannel_host(plain)
+        lease = Lease(SUBNET, IPv4Address(plain.address), MacAddress.parse(VTEP_MAC), vni=1, node="plain")
+        open_store(lab.store_url).put(lease, None)
+        wait_until(
+            lambda: str(SUBNET) in str(node.json("map", "dump", "peers")), 10, "the peer is programmed"
+        )
+        (ours,) = [row for row in node.json("lease", "list") if row["host"] == node.address]
+        flannel_peer(plain, ours)
+        yield Mixed(node, plain, node.container("one"), plain.container("one"))
+
+
+def test_peer_entry_is_what_the_lease_says(mixed: Mixed) -> None:
+    (row,) = mixed.node.json("map", "dump", "peers")
+    assert (row["subnet"], row["host"], row["vtep_mac"]) == (str(SUBNET), mixed.plain.address, VTEP_MAC)
+    assert (row["vni"], row["port"], row["dev"]) == (1, 8472, "eth0")
+
+
+def test_ping_both_ways(mixed: Mixed) -> None:
+    for source, sink in ((mixed.on_node, mixed.on_plain), (mixed.on_plain, mixed.on_node)):
+        assert " 0% packet loss" in source.run("ping", "-c5", "-i0.05", "-W2", sink.address).stdout
+
+
+def test_tcp_both_ways_by_ebpf_on_our_side(mixed: Mixed) -> None:
+    for source, sink in ((mixed.on_node, mixed.on_plain), (mixed.on_plain, mixed.on_node)):
+        before = mixed.node.bypassed()
+        server = TcpSink(sink)
+        assert tcp_send(source, sink.address, 20_000_000)["seen_as"] == source.address
+        (end,) = server.wait_for(1)
+        server.stop()
+        assert (end["bytes"], end["end"]) == (20_000_000, "fin")
+        assert mixed.node.bypassed()[0] - before[0] > 100
+
+
+def test_udp_both_ways_loses_nothing(mixed: Mixed) -> None:
+    for source, sink in ((mixed.on_node, mixed.on_plain), (mixed.on_plain, mixed.on_node)):
+        before = mixed.node.bypassed()
+        stream = UdpStream(source, sink, sink.address)
+        stream.advance(2)
+        sent, tally = stream.finish()
+        assert (tally.received, tally.duplicates, tally.late) == (sent, 0, 0)
+        assert mixed.node.bypassed()[0] - before[0] > sent * 0.9
+
+
+@pytest.mark.parametrize("payload", [1, 1422])
+def test_every_size_passes_unfragmented(mixed: Mixed, payload: int) -> None:
+    for source, sink in ((mixed.on_node, mixed.on_plain), (mixed.on_plain, mixed.on_node)):
+        source.run("ping", "-c3", "-i0.05", "-W2", "-Mdo", "-s", str(payload), sink.address)
+
+
+def test_a_vtep_without_a_lease_is_refused(mixed: Mixed) -> None:
+    mixed.plain.ip("address", "add", "192.168.77.99/24", "dev", "eth0")
+    mixed.plain.ip("link", "set", "flannel.1", "down")
+    try:
+        mixed.plain.run("ip", "link", "set", "flannel.1", "type", "vxlan", "local", "192.168.77.99")
+        mixed.plain.ip("link", "set", "flannel.1", "up")
+        (ours,) = [row for row in mixed.node.json("lease", "list") if row["host"] == mixed.node.address]
+        flannel_peer(mixed.plain, ours)
+        assert mixed.on_plain.run(
+            "ping", "-c2", "-i0.1", "-W1", mixed.on_node.address, check=False
+        ).returncode
+        assert mixed.node.counters()[("from_wire", "unknown_vtep")] >= 2
+    finally:
+        mixed.plain.ip("link", "set", "flannel.1", "down")
+        mixed.plain.run("ip", "link", "set", "flannel.1", "type", "vxlan", "local", mixed.plain.address)
+        mixed.plain.ip("link", "set", "flannel.1", "up")
+        mixed.plain.ip("address", "del", "192.168.77.99/24", "dev", "eth0")
+        flannel_peer(mixed.plain, ours)
+
+
+def test_a_source_that_the_peer_does_not_hold_is_refused(mixed: Mixed) -> None:
+    """A container of the plain host claims an address of a third node's subnet."""
+    forged = "172.17.201.7"
+    mixed.on_plain.ip("address", "add", f"{forged}/32", "dev", "eth0")
+    before = mixed.node.counters().get(("from_wire", "spoofed_source"), 0)
+    mixed.on_plain.run("ping", "-c2", "-i0.1", "-W1", "-I", forged, mixed.on_node.address, check=False)
+    mixed.on_plain.ip("address", "del", f"{forged}/32", "dev", "eth0")
+    assert mixed.node.counters().get(("from_wire", "spoofed_source"), 0) - before >= 2

@@ -1,0 +1,357 @@
+"""ovctl as its users have it: what it prints where, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+
+import pytest
+
+from ctl.cli import main as cli
+from ctl.cli.output import Column, emit, emit_one, table
+from ctl.errors import AgentUnreachable, ConfigError, NotFound, OvnetError
+from ctl.model import Lease, MacAddress
+from ctl.store import open_store
+
+REPOSITORY = Path(__file__).parents[2]
+Ovctl = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The store of the commands; no file, no variables of the machine's own."""
+    for variable in [name for name in os.environ if name.startswith("OVNET_")]:
+        monkeypatch.delenv(variable)
+    monkeypatch.setattr("ctl.cli.settings.DEFAULT_FILE", tmp_path / "none.toml")
+    monkeypatch.setenv("OVNET_STORE", f"sqlite://{tmp_path}/store.db")
+    return tmp_path / "store.db"
+
+
+@pytest.fixture
+def ovctl(path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Ovctl:
+    """Run ovctl in this process: exit code, stdout, stderr."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)  # main sets its own
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        try:
+            code = cli.main(argv)
+        except SystemExit as stopped:  # argparse's way
+            code = int(stopped.code or 0)
+        return (code, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def network(ovctl: Ovctl) -> None:
+    assert ovctl("network", "init", "--network", "172.17.0.0/16", "--subnet-len", "24")[0] == 0
+
+
+def test_init_makes_the_store_and_show_shows_the_network(ovctl: Ovctl, path: Path) -> None:
+    code, out, err = ovctl(
+        "network", "init", "--network", "10.5.0.0/16", "--subnet-len", "26", "--subnet-min", "10.5.1.0",
+        "--subnet-max", "10.5.2.0", "--vni", "7", "--port", "4789", "--mtu", "9000",
+    )  # fmt: skip
+    assert (code, out) == (0, "")
+    assert err == f"ovctl: network 10.5.0.0/16 stored in sqlite://{path}\n"
+    code, out, err = ovctl("network", "show", "-o", "json")
+    assert (code, err) == (0, "")
+    assert json.loads(out) == {
+        "network": "10.5.0.0/16",
+        "subnet_len": 26,
+        "subnet_min": "10.5.1.0",
+        "subnet_max": "10.5.2.0",
+        "backend": "vxlan",
+        "vni": 7,
+        "port": 4789,
+        "mtu": 9000,
+    }
+    code, out, _ = ovctl("network", "show")
+    assert out.splitlines()[0].split()[:2] == ["NETWORK", "SUBNET_LEN"]
+    assert out.splitlines()[1].split()[:2] == ["10.5.0.0/16", "26"]
+
+
+@pytest.mark.usefixtures("network")
+def test_init_again_is_fine_and_another_network_needs_force(ovctl: Ovctl, path: Path) -> None:
+    code, _, err = ovctl("network", "init", "--network", "172.17.0.0/16")
+    assert code == 0
+    assert err.endswith("already, unchanged\n")
+
+    code, _, err = ovctl("network", "init", "--network", "172.18.0.0/16")
+    assert code == 1
+    assert "--force replaces it" in err
+    assert '"172.17.0.0/16"' in ovctl("network", "show", "-o", "json")[1]
+
+    store = open_store(f"sqlite://{path}")
+    store.put(Lease(IPv4Network("172.17.9.0/24"), IPv4Address("10.0.0.1"), node="a"), None)
+    code, _, err = ovctl("network", "init", "--network", "172.18.0.0/16", "--force")
+    assert code == 0
+    assert "warning: 172.17.9.0/24 of a at 10.0.0.1 fits the new network no longer" in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (("--network", "172.17.0.0/16", "--subnet-len", "31"), "SubnetLen 31"),
+        (("--network", "172.17.0.0/16", "--subnet-len", "17"), "SubnetLen 17 does not fit 172.17.0.0/16"),
+        (("--network", "172.17.0.0/16", "--subnet-len", "x"), "--subnet-len"),
+        (("--network", "172.17.3.0/16"), "did you mean 172.17.0.0/16?"),
+        (("--network", "172.17.0.0"), "not an IPv4 network"),
+        (("--network", "172.17.0.0/16", "--mtu", "100"), "MTU 100"),
+        (("--network", "172.17.0.0/16", "--vni", "-1"), "VNI -1"),
+        (("--network", "172.17.0.0/16", "--port", "65536"), "Port 65536"),
+        (("--network", "172.17.0.0/16", "--subnet-min", "10.0.0.0"), "SubnetMin 10.0.0.0"),
+        (("--network", "172.17.0.0/16", "--backend", "carrier-pigeon"), "--backend"),
+        (("--network", "172.17.0.0/16", "--store", "etcd://x"), "later release"),
+        (("--network", "172.17.0.0/16", "--store", "x"), "--store: 'x' is no store URL"),
+        (("--net", "172.17.0.0/16"), "--network"),
+        ((), "--network"),
+    ],
+)
+def test_a_bad_network_is_refused_and_makes_no_store(
+    ovctl: Ovctl, path: Path, argv: tuple[str, ...], complaint: str
+) -> None:
+    code, out, err = ovctl("network", "init", *argv)
+    assert (code, out) == (2, "")
+    assert err.startswith("ovctl: error: ")
+    assert complaint in err
+    assert err.count("\n") == 1
+    assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "argv", [("network", "show"), ("lease", "list"), ("lease", "release", "10.0.0.0/24")]
+)
+def test_without_a_store_the_remedy_is_named_and_none_is_made(
+    ovctl: Ovctl, path: Path, argv: tuple[str, ...]
+) -> None:
+    code, out, err = ovctl(*argv)
+    assert (code, out) == (4, "")
+    assert "ovctl network init" in err
+    assert not path.exists()
+
+
+def test_a_store_without_a_network_is_not_found(ovctl: Ovctl, path: Path) -> None:
+    open_store(f"sqlite://{path}", create=True)
+    code, _, err = ovctl("network", "show")
+    assert code == 3
+    assert "run: ovctl network init --network CIDR" in err
+
+
+@pytest.mark.usefixtures("network")
+def test_leases_are_listed_by_subnet(ovctl: Ovctl, path: Path) -> None:
+    assert ovctl("lease", "list", "-o", "json") == (0, "[]\n", "")
+    store = open_store(f"sqlite://{path}")
+    mac = MacAddress.parse("02:00:00:00:00:01")
+    store.put(Lease(IPv4Network("172.17.9.0/24"), IPv4Address("10.0.0.9"), mac, 1, node="n9"), None)
+    held = Lease(IPv4Network("172.17.4.0/24"), IPv4Address("10.0.0.9"), mac, 1, node="n9", expires_at=4e9)
+    store.put(held, None)
+    code, out, err = ovctl("lease", "list", "-o", "json")
+    assert code == 0
+    rows = json.loads(out)
+    assert [row["subnet"] for row in rows] == ["172.17.4.0/24", "172.17.9.0/24"]
+    assert rows[0] | {"expires_in": 0} == {
+        "subnet": "172.17.4.0/24",
+        "host": "10.0.0.9",
+        "node": "n9",
+        "vtep_mac": "02:00:00:00:00:01",
+        "vni": 1,
+        "backend": "vxlan",
+        "expires_at": 4e9,
+        "expires_in": 0,
+        "reserved": False,
+        "revision": 2,
+    }
+    assert rows[1]["reserved"] is True
+    assert "warning: two leases with one host address" in err
+    wide = ovctl("lease", "list", "-o", "wide")[1]
+    assert "02:00:00:00:00:01" in wide
+    assert "02:00:00:00:00:01" not in ovctl("lease", "list")[1]
+
+
+@pytest.mark.usefixtures("network")
+def test_a_subnet_is_reserved_and_released(ovctl: Ovctl) -> None:
+    assert ovctl("lease", "reserve", "172.17.9.0/24", "--host", "10.0.0.1")[0] == 0
+    assert ovctl("lease", "reserve", "172.17.9.0/24", "--host", "10.0.0.1")[0] == 0
+    code, _, err = ovctl("lease", "reserve", "172.17.9.0/24", "--host", "10.0.0.2")
+    assert (code, err) == (1, "ovctl: error: 172.17.9.0/24 is taken: 172.17.9.0/24 of 10.0.0.1\n")
+    assert ovctl("lease", "list")[1].splitlines()[1].split() == ["172.17.9.0/24", "10.0.0.1", "-", "never"]
+    assert ovctl("lease", "release", "172.17.9.0/24")[0] == 0
+    assert ovctl("lease", "release", "172.17.9.0/24")[0] == 3
+
+
+@pytest.mark.usefixtures("network")
+def test_a_live_lease_becomes_a_reservation_as_it_stands(ovctl: Ovctl, path: Path) -> None:
+    store = open_store(f"sqlite://{path}")
+    held = Lease(IPv4Network("172.17.4.0/24"), IPv4Address("10.0.0.9"), node="n9", expires_at=4e9)
+    store.put(held, None)
+    assert ovctl("lease", "reserve", "172.17.4.0/24", "--host", "10.0.0.9")[0] == 0
+    (reserved,) = store.snapshot().leases
+    assert (reserved.node, reserved.expires_at) == ("n9", None)
+
+
+@pytest.mark.usefixtures("network")
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        (("172.17.9.0/25", "--host", "10.0.0.1"), "172.17.9.0/25 is no subnet of the network"),
+        (("172.17.0.0/24", "--host", "10.0.0.1"), "is no subnet of the network"),
+        (("172.17.9.1/24", "--host", "10.0.0.1"), "'172.17.9.1/24' is not a subnet"),
+        (("172.17.9.0/24", "--host", "n1"), "--host: 'n1' is not an IPv4 address"),
+        (("172.17.9.0/24",), "--host"),
+    ],
+)
+def test_a_bad_reservation_is_refused(ovctl: Ovctl, argv: tuple[str, ...], complaint: str) -> None:
+    code, _, err = ovctl("lease", "reserve", *argv)
+    assert code == 2
+    assert complaint in err
+    assert ovctl("lease", "list", "-o", "json")[1] == "[]\n"
+
+
+def test_the_file_is_read_where_it_is_named(
+    ovctl: Ovctl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OVNET_STORE")
+    file = tmp_path / "my.toml"
+    file.write_text(f'store = "sqlite://{tmp_path}/other.db"\n')
+    assert ovctl("--config", str(file), "network", "init", "--network", "10.0.0.0/8")[0] == 0
+    assert (tmp_path / "other.db").exists()
+    monkeypatch.setenv("OVNET_CONFIG", str(file))
+    assert ovctl("network", "show")[0] == 0
+    file.write_text("sotre = 1\n")
+    code, _, err = ovctl("network", "show")
+    assert (code, err) == (2, f"ovctl: error: {file}: sotre: no such setting (did you mean store?)\n")
+
+
+@pytest.mark.parametrize(
+    ("make", "complaint"),
+    [
+        (lambda path: None, "no such file"),
+        (lambda path: path.mkdir(), "Is a directory"),
+        (lambda path: path.write_bytes(b"\xff"), "not UTF-8 text"),
+    ],
+)
+def test_a_named_file_that_cannot_be_read_is_refused(
+    ovctl: Ovctl, tmp_path: Path, make: Callable[[Path], object], complaint: str
+) -> None:
+    make(tmp_path / "my.toml")
+    code, _, err = ovctl(f"--config={tmp_path}/my.toml", "lease", "list")
+    assert (code, err) == (2, f"ovctl: error: {tmp_path}/my.toml: {complaint}\n")
+
+
+@pytest.mark.parametrize(
+    "argv", [(), ("frobnicate",), ("lease",), ("lease", "lits"), ("--conf", "x", "lease")]
+)
+def test_usage_errors_are_one_line_and_exit_2(ovctl: Ovctl, argv: tuple[str, ...]) -> None:
+    code, out, err = ovctl(*argv)
+    assert (code, out) == (2, "")
+    assert err.startswith("ovctl: error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("noun", cli.NOUNS)
+def test_every_noun_has_help_with_its_settings(ovctl: Ovctl, noun: str) -> None:
+    code, out, _ = ovctl(noun, "--help")
+    assert code == 0
+    assert out.startswith(f"usage: ovctl {noun}")
+    assert noun in ovctl("--help")[1]
+
+
+def test_the_version_is_shown(ovctl: Ovctl) -> None:
+    code, out, _ = ovctl("--version")
+    assert code == 0
+    assert out.startswith("ovctl ")
+
+
+@pytest.mark.parametrize(
+    ("failure", "code"),
+    [
+        (OvnetError("x"), 1),
+        (ConfigError("x"), 2),
+        (NotFound("x"), 3),
+        (AgentUnreachable("x"), 4),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_failures_have_documented_codes(
+    ovctl: Ovctl, monkeypatch: pytest.MonkeyPatch, failure: BaseException, code: int
+) -> None:
+    def fail(argv: object) -> int:
+        raise failure
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert ovctl("lease", "list")[0] == code
+
+
+def run_process(*argv: str, stdout: int) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "ctl.cli.main", *argv],
+        cwd=REPOSITORY, stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    return done.returncode, done.stderr
+
+
+@pytest.mark.usefixtures("network")
+def test_a_reader_that_has_seen_enough_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    assert run_process("network", "show", stdout=writing) == (0, "")
+    os.close(writing)
+
+
+def test_a_bug_in_a_thread_ends_the_process() -> None:
+    code = (
+        "import threading, ctl.cli.main as cli\n"
+        "def run(argv):\n"
+        "    threading.Thread(target=lambda: 1 / 0).start()\n"
+        "    threading.Event().wait()\n"
+        "cli._run = run\n"
+        "cli.main([])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "ZeroDivisionError" in done.stderr
+
+
+def test_a_command_imports_only_what_it_needs() -> None:
+    code = (
+        "import sys, ctl.cli.main as cli\n"
+        "cli.build_parser(cli._wanted(['--config', 'x', 'map', 'dump']))\n"
+        "print(*[m for m in sys.modules"
+        " if m.split('.')[0] in ('pyroute2', 'prometheus_client', 'sqlite3', 'json', 'bcc')])\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, timeout=60, check=True
+    )
+    assert done.stdout.strip() == ""
+
+
+def test_a_table_is_aligned_and_json_has_every_key(capsys: pytest.CaptureFixture[str]) -> None:
+    rows: list[dict[str, object]] = [
+        {"b": IPv4Address("10.0.0.1"), "a": None, "c": [1, 2]},
+        {"b": "x", "a": True, "c": []},
+    ]
+    columns = [Column("b", "ADDRESS"), Column("a"), Column("c", wide=True)]
+    emit(rows, columns, "table")
+    assert capsys.readouterr().out == "ADDRESS   A\n10.0.0.1  -\nx         yes\n"
+    emit(rows, columns, "wide")
+    assert capsys.readouterr().out == "ADDRESS   A    C\n10.0.0.1  -    1,2\nx         yes  -\n"
+    emit(rows, ["b"], "json")
+    assert json.loads(capsys.readouterr().out) == [
+        {"a": None, "b": "10.0.0.1", "c": [1, 2]},
+        {"a": True, "b": "x", "c": []},
+    ]
+    emit_one({"b": 1, "a": 2}, ["b"], "json")
+    assert capsys.readouterr().out == '{\n  "a": 2,\n  "b": 1\n}\n'
+
+
+def test_a_table_of_nothing_has_its_heading() -> None:
+    assert table([], [Column("subnet"), Column("host")]) == "SUBNET  HOST\n"

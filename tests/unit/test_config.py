@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import argparse
+from dataclasses import fields
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctl.config import BY_NAME, SETTINGS, Setting, Settings, add_options, resolve
+from ctl.errors import ConfigError
+from ctl.model import Bypass
+
+
+def settings(
+    *flags: str, environ: dict[str, str] | None = None, toml: str | None = None, hostname: str = "host"
+) -> Settings:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    return resolve(parser.parse_args(flags), environ or {}, toml, hostname=hostname)
+
+
+def refused(*flags: str, environ: dict[str, str] | None = None, toml: str | None = None) -> str:
+    with pytest.raises(ConfigError) as caught:
+        settings(*flags, environ=environ, toml=toml)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_the_table_has_a_row_per_field() -> None:
+    assert [field.name for field in fields(Settings)] == [setting.name for setting in SETTINGS]
+
+
+def test_the_defaults() -> None:
+    assert settings() == Settings(
+        store="sqlite:////var/lib/ovnet/store.db",
+        node_name="host",
+        iface="",
+        public_ip=None,
+        bridge="ovnet0",
+        bypass=Bypass.LEARNED,
+        approval_ttl=5.0,
+        state_dir=Path("/run/ovnet"),
+        bpffs=Path("/sys/fs/bpf/ovnet"),
+        subnet_file=Path("/run/ovnet/subnet.env"),
+        ip_masq=True,
+        lease_ttl=86_400.0,
+        subnet_lease_renew_margin=60.0,
+        metrics_addr="127.0.0.1",
+        metrics_port=9475,
+        peers_max=16384,
+        endpoints_max=4096,
+        flows_max=65536,
+        resync_interval=60.0,
+        log_level="info",
+    )
+    assert settings().renew_margin == 3600.0
+
+
+VALUES = {
+    "store": ("memory:", "sqlite:///a", "sqlite:///b"),
+    "node_name": ("a", "b", "c"),
+    "iface": ("eth0", "eth1", "eth2"),
+    "public_ip": ("10.0.0.1", "10.0.0.2", "10.0.0.3"),
+    "bridge": ("docker0", "br1", "br2"),
+    "bypass": ("off", "always", "learned"),
+    "approval_ttl": ("1", "2.5", "3"),
+    "state_dir": ("/a", "/b", "/c"),
+    "bpffs": ("/a", "/b", "/c"),
+    "subnet_file": ("/a", "/b", "/c"),
+    "ip_masq": ("false", "true", "false"),
+    "lease_ttl": ("10", "11", "12"),
+    "subnet_lease_renew_margin": ("1", "2", "3"),
+    "metrics_addr": ("0.0.0.0", "10.0.0.1", "::1"),
+    "metrics_port": ("0", "1", "2"),
+    "peers_max": ("1", "2", "3"),
+    "endpoints_max": ("1", "2", "3"),
+    "flows_max": ("64", "65", "66"),
+    "resync_interval": ("1", "2", "3"),
+    "log_level": ("debug", "error", "warning"),
+}
+
+
+def as_toml(setting: Setting, text: str) -> str:
+    return f"{setting.name} = " + (f'"{text}"' if setting.toml == (str,) else text)
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.name)
+def test_a_flag_beats_a_variable_beats_the_file(setting: Setting) -> None:
+    flag, variable, key = VALUES[setting.name]
+    flags = [f"{setting.flag}={flag}"]
+    environ = {setting.variable: variable, "PATH": "/bin"}
+    toml = as_toml(setting, key)
+
+    def value(*flags: str, environ: dict[str, str] | None = None, toml: str | None = None) -> Any:
+        return getattr(settings(*flags, environ=environ, toml=toml), setting.name)
+
+    assert value(toml=toml) == setting.parse(key)
+    assert value(toml=toml, environ=environ) == setting.parse(variable)
+    assert value(*flags, toml=toml, environ=environ) == setting.parse(flag)
+
+
+def test_ip_masq_is_written_as_a_switch_too() -> None:
+    assert settings("--ip-masq", environ={"OVNET_IP_MASQ": "false"}).ip_masq
+    assert not settings("--no-ip-masq").ip_masq
+    assert not settings("--ip-masq=false").ip_masq
+    assert not settings(toml="ip_masq = false").ip_masq
+
+
+def test_paths_follow_the_state_directory() -> None:
+    assert settings("--state-dir", "/run/n1").subnet_file == Path("/run/n1/subnet.env")
+    assert settings("--state-dir", "/run/n1", "--subnet-file", "/x").subnet_file == Path("/x")
+
+
+def test_a_variable_that_is_empty_means_the_default_where_there_is_one() -> None:
+    found = settings(environ={"OVNET_PUBLIC_IP": "", "OVNET_IFACE": "", "OVNET_NODE_NAME": ""})
+    assert (found.public_ip, found.iface, found.node_name) == (None, "", "host")
+
+
+def test_addresses_are_parsed() -> None:
+    assert settings("--public-ip", "192.0.2.7").public_ip == IPv4Address("192.0.2.7")
+
+
+BAD = [
+    ("store", "store.db", "no store URL"),
+    ("node_name", "a\nb", "no node name"),
+    ("iface", "eth0/1", "no interface name"),
+    ("iface", "sixteen-letters-", "no interface name"),
+    ("public_ip", "10.0.0", "not an IPv4 address"),
+    ("public_ip", "224.0.0.1", "not a host's address"),
+    ("bridge", "", "no interface name"),
+    ("bypass", "sometimes", "none of off, learned, always"),
+    ("approval_ttl", "0", "not between 0.1 and 3600 seconds"),
+    ("approval_ttl", "nan", "not a number of seconds"),
+    ("approval_ttl", "1e9", "not between"),
+    ("state_dir", "run", "not an absolute path"),
+    ("bpffs", "", "not an absolute path"),
+    ("subnet_file", "x", "not an absolute path"),
+    ("ip_masq", "maybe", "neither true nor false"),
+    ("lease_ttl", "9", "not between 10"),
+    ("lease_ttl", "1d", "not a number of seconds"),
+    ("subnet_lease_renew_margin", "-1", "not between 0"),
+    ("metrics_addr", "localhost", "not an IP address"),
+    ("metrics_port", "65536", "not between 0 and 65535"),
+    ("metrics_port", "9475.0", "not a whole number"),
+    ("metrics_port", "٣", "not a whole number"),
+    ("peers_max", "0", "not between 1"),
+    ("endpoints_max", "many", "not a whole number"),
+    ("flows_max", "1", "not between 64"),
+    ("resync_interval", "0", "not between 1"),
+    ("log_level", "INFO", "none of debug"),
+]
+
+
+@pytest.mark.parametrize(("name", "text", "complaint"), BAD)
+def test_a_bad_value_is_refused_with_its_source(name: str, text: str, complaint: str) -> None:
+    setting = BY_NAME[name]
+    by_flag = refused(f"{setting.flag}={text}")
+    assert by_flag.startswith(f"{setting.flag}: ")
+    assert complaint in by_flag
+    assert refused(environ={setting.variable: text}).startswith(f"{setting.variable}: ")
+
+
+@pytest.mark.parametrize(
+    ("toml", "complaint"),
+    [
+        ("metrics_port = 70000", "ovnet.toml: metrics_port: 70000 is not between 0 and 65535"),
+        ('metrics_port = "9475"', "ovnet.toml: metrics_port: '9475' is not a number"),
+        ("metrics_port = true", "ovnet.toml: metrics_port: True is not a number"),
+        ('ip_masq = "yes"', "ovnet.toml: ip_masq: 'yes' is not true or false"),
+        ("iface = 3", "ovnet.toml: iface: 3 is not a string"),
+        ('[store]\nurl = "x"', "ovnet.toml: store: {'url': 'x'} is not a string"),
+        ("lease_ttl = inf", "ovnet.toml: lease_ttl: 'inf' is not a number of seconds"),
+        ("metric_port = 1", "ovnet.toml: metric_port: no such setting (did you mean metrics_port?)"),
+        ("zzz = 1", "ovnet.toml: zzz: no such setting"),
+    ],
+)
+def test_a_bad_file_is_refused_by_key(toml: str, complaint: str) -> None:
+    assert refused(toml=toml) == complaint
+
+
+def test_what_is_not_toml_is_refused_with_its_line() -> None:
+    assert refused(toml="bridge = ").startswith("ovnet.toml: Invalid value (at ")
+
+
+def test_an_unknown_variable_is_refused_with_a_guess() -> None:
+    assert refused(environ={"OVNET_BRIGDE": "x"}) == (
+        "OVNET_BRIGDE: no such setting (did you mean OVNET_BRIDGE?)"
+    )
+    assert settings(environ={"OVNET_CONFIG": "/x"}) == settings()
+
+
+def test_a_bad_value_is_refused_also_where_a_flag_overrides_it() -> None:
+    assert refused("--bridge", "br0", environ={"OVNET_BRIDGE": "a/b"}).startswith("OVNET_BRIDGE: ")
+
+
+@given(st.sampled_from(SETTINGS), st.text())
+def test_any_text_is_a_value_or_a_config_error(setting: Setting, text: str) -> None:
+    try:
+        resolve(argparse.Namespace(**{setting.name: text}), {}, None)
+    except ConfigError as error:
+        assert str(error).startswith(setting.flag)
+        assert "\n" not in str(error)
+
+
+@given(st.text())
+def test_any_file_is_settings_or_a_config_error(text: str) -> None:
+    try:
+        resolve(argparse.Namespace(), {}, text)
+    except ConfigError as error:
+        assert str(error).startswith("ovnet.toml: ")
+
+
+def test_a_subset_of_options_leaves_the_others_to_the_other_sources() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser, ["store"])
+    found = resolve(parser.parse_args(["--store", "memory:"]), {"OVNET_BRIDGE": "br7"}, None)
+    assert (found.store, found.bridge) == ("memory:", "br7")
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--bridge", "br0"])

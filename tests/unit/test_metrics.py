@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
+
+from ctl.abi import Counter, Hook
+from ctl.errors import KernelError
+from ctl.reasons import REASONS, Verdict
+from ctl.report import Datapath
+from metrics import names
+from metrics.collector import NodeCollector, families, registry
+from metrics.names import Kind
+from metrics.snapshot import NodeSnapshot, take
+from tests.samples import DATAPATH, EARLY, REPORT, SNAPSHOT, report
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def samples(metrics: list[Metric]) -> dict[tuple[str, ...], float]:
+    """(name, label=value, ...) -> value."""
+    return {
+        (sample.name, *(f"{k}={v}" for k, v in sample.labels.items())): sample.value
+        for family in metrics
+        for sample in family.samples
+    }
+
+
+def test_the_table_keeps_prometheus_naming_rules() -> None:
+    seen = set()
+    for row in names.TABLE:
+        assert re.fullmatch(r"ovnet_[a-z]+(_[a-z]+)*", row.name)
+        assert row.name.endswith("_total") is (row.kind is Kind.COUNTER)
+        assert not row.help.endswith(".")
+        assert row.name not in seen
+        seen.add(row.name)
+
+
+def test_a_full_snapshot_fills_every_metric_of_the_table() -> None:
+    found = samples(families(SNAPSHOT))
+    assert {name for name, *_ in found} == {row.name for row in names.TABLE}
+
+
+def test_values_reach_their_metrics() -> None:
+    found = samples(families(SNAPSHOT, scrape_errors=2))
+    assert found["ovnet_packets_total", "hook=from_wire", "verdict=bypass", "reason=decap"] == 22
+    assert found["ovnet_bytes_total", "hook=from_wire", "verdict=bypass", "reason=decap"] == 2000
+    assert found["ovnet_drop_packets_total", "reason=unknown_vtep", "hook=from_wire"] == 402
+    assert found["ovnet_peer_transmit_bytes_total", "peer=192.168.50.3"] == 8
+    assert found["ovnet_map_pressure_ratio", "map=peers"] == pytest.approx(3 / 16384)
+    assert found["ovnet_peers", "state=kernel_path"] == 1
+    assert found["ovnet_ports", "state=attached"] == 2
+    assert found["ovnet_reconciles_total", "result=failed"] == 1
+    assert found["ovnet_reconcile_operations_total", "table=routes"] == 9
+    assert found["ovnet_bypass_info", "mode=learned", "hook=tc"] == 1
+    assert found["ovnet_build_info", "version=1.2.3", "program=0f1e2d3c"] == 1
+    assert found["ovnet_scrape_errors_total",] == 2
+
+
+def test_drops_are_there_before_the_first_one() -> None:
+    found = samples(families(NodeSnapshot(None, Datapath())))
+    drops = {key for key in found if key[0] == "ovnet_drop_packets_total"}
+    refused = [row for row in REASONS.values() if row.verdict in (Verdict.DROP, Verdict.ABORT)]
+    assert drops == {("ovnet_drop_packets_total", f"reason={row.label}", "hook=from_wire") for row in refused}
+    assert set(found.values()) == {0}
+
+
+def test_only_what_counted_is_exposed_and_a_newer_reason_is_not_hidden() -> None:
+    snapshot = NodeSnapshot(None, Datapath({(Hook.TO_OVERLAY, 63): Counter(5, 6)}))
+    packets = {key: value for key, value in samples(families(snapshot)).items() if "packets_total" in key[0]}
+    assert packets.pop(("ovnet_packets_total", "hook=to_overlay", "verdict=pass", "reason=reason_63")) == 5
+    assert all(key[0] == "ovnet_drop_packets_total" for key in packets)
+
+
+def test_the_number_of_series_is_bounded() -> None:
+    extra = 4 * len(DATAPATH.peer_stats) + 3 * len(DATAPATH.fill)
+    assert len(samples(families(SNAPSHOT))) < 2.5 * len(Hook) * len(REASONS) + extra + 50
+
+
+def test_an_early_node_has_no_lease_metrics_and_no_subnet() -> None:
+    found = samples(families(NodeSnapshot(EARLY)))
+    assert not [key for key in found if "lease_expiry" in key[0] or "last_success" in key[0]]
+    assert found["ovnet_ready",] == 0
+    assert found["ovnet_store_up",] == 0
+
+
+def test_a_reservation_has_no_expiry() -> None:
+    assert REPORT.lease is not None
+    reserved = report(lease=replace(REPORT.lease, expires_at=None, renew_at=None))
+    found = samples(families(NodeSnapshot(reserved)))
+    assert not [key for key in found if "expiry" in key[0]]
+
+
+class BrokenMaps:
+    def counters(self) -> dict[tuple[Hook, int], Counter]:
+        raise KernelError("cannot read map counters: Operation not permitted")
+
+    peer_stats = fill = counters
+
+
+def test_unreadable_maps_leave_the_reports_metrics_and_are_counted() -> None:
+    collector = NodeCollector(lambda: take(REPORT, BrokenMaps()))  # type: ignore[arg-type]
+    list(collector.collect())
+    found = samples(list(collector.collect()))
+    assert found["ovnet_scrape_errors_total",] == 2
+    assert found["ovnet_ready",] == 1
+    assert not [key for key in found if key[0] == "ovnet_packets_total"]
+
+
+def test_a_source_that_fails_is_a_number() -> None:
+    def broken() -> NodeSnapshot:
+        raise KernelError("gone")
+
+    assert samples(list(NodeCollector(broken).collect())) == {("ovnet_scrape_errors_total",): 1}
+
+
+def test_registering_reads_nothing_and_a_scrape_reads_once() -> None:
+    calls = 0
+
+    def source() -> NodeSnapshot:
+        nonlocal calls
+        calls += 1
+        return SNAPSHOT
+
+    own = registry(source)
+    assert calls == 0
+    text = generate_latest(own).decode()
+    assert calls == 1
+    assert "ovnet_packets_total{" in text
+    assert "process_resident_memory_bytes" in text
+    assert "python_info" not in text
+
+
+def test_no_maps_is_no_error() -> None:
+    assert take(REPORT, None) == NodeSnapshot(REPORT)
+
+
+def test_docs_metrics_is_current() -> None:
+    text = (DOCS / "metrics.md").read_text()
+    assert names.renewed(text) == text, "run: python -m metrics.names docs/metrics.md"

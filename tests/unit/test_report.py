@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from ipaddress import IPv4Network
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctl.abi import Counter, Direction, Hook
+from ctl.errors import AgentError
+from ctl.report import (
+    FORMAT,
+    AgentReport,
+    KernelPort,
+    LeaseReport,
+    Share,
+    bypass_share,
+    from_json,
+    health,
+    readiness,
+    to_json,
+)
+from tests.samples import EARLY, NOW, REPORT, report
+
+
+@pytest.mark.parametrize("value", [REPORT, EARLY], ids=["full", "early"])
+def test_a_report_survives_json(value: AgentReport) -> None:
+    assert from_json(to_json(value)) == value
+
+
+lines = st.text(max_size=20)
+moments = st.floats(min_value=0, max_value=1e10) | st.none()
+
+
+@given(
+    problems=st.lists(lines).map(tuple),
+    ports=st.lists(st.builds(KernelPort, lines, lines)).map(tuple),
+    lease=st.none() | st.builds(LeaseReport, st.just(IPv4Network("10.1.2.0/24")), moments, moments, lines),
+    operations=st.dictionaries(lines, st.integers(0)),
+)
+def test_any_report_survives_json(problems: Any, ports: Any, lease: Any, operations: Any) -> None:
+    value = report(
+        problems=problems,
+        kernel_ports=ports,
+        lease=lease,
+        reconcile=replace(REPORT.reconcile, operations=operations),
+    )
+    assert from_json(to_json(value)) == value
+
+
+def test_json_is_stable_and_for_programs() -> None:
+    raw = json.loads(to_json(REPORT))
+    assert raw["format"] == FORMAT
+    assert raw["host"] == "192.168.50.1"
+    assert raw["lease"]["subnet"] == "172.17.1.0/24"
+    assert raw["bypass"] == "learned"
+    assert list(raw) == sorted(raw)
+
+
+def test_another_format_is_refused_by_name() -> None:
+    raw = json.loads(to_json(REPORT)) | {"format": 99}
+    with pytest.raises(AgentError, match="has format 99, this ovctl reads 1"):
+        from_json(json.dumps(raw))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[]", "null", "7", '"x"', "{}", '{"format": 1}', to_json(REPORT)[:-20],
+     to_json(REPORT).replace("172.17.1.0/24", "172.17.1.0/99"), to_json(REPORT).replace("learned", "perhaps"),
+     to_json(REPORT).replace('"lease": {', '"lease": 3, "was": {')],
+)  # fmt: skip
+def test_a_damaged_report_is_one_line(text: str) -> None:
+    with pytest.raises(AgentError, match="damaged") as caught:
+        from_json(text)
+    assert "\n" not in str(caught.value)
+
+
+def complaints(value: AgentReport, fill: dict[str, tuple[int, int]] | None = None) -> list[str]:
+    healthy, why = health(value, NOW, fill)
+    assert healthy is (not why)
+    return why
+
+
+def test_a_working_node_is_healthy_whatever_its_problems() -> None:
+    assert complaints(REPORT, {"peers": (3, 4)}) == []
+
+
+def reconciled(age: float) -> AgentReport:
+    return report(reconcile=replace(REPORT.reconcile, last_success=NOW - age, error="nft refused"))
+
+
+def test_a_reconcile_is_overdue_after_three_intervals_and_a_grace() -> None:
+    assert complaints(reconciled(3 * 60 + 30)) == []
+    assert complaints(reconciled(3 * 60 + 31)) == ["last successful reconcile was 211 s ago: nft refused"]
+
+
+def test_an_early_agent_says_what_it_waits_for() -> None:
+    assert complaints(EARLY) == [
+        "not ready: the store has no network yet",
+        "no reconcile has succeeded yet: store unreachable",
+        "store sqlite:///x unreachable: no such file",
+    ]
+
+
+def test_not_ready_without_a_reason_is_still_said() -> None:
+    assert complaints(report(ready=False)) == ["not ready: starting"]
+
+
+def leased(left: float | None, margin: float | None = 60, conflict: str = "") -> AgentReport:
+    expires = None if left is None else NOW + left
+    renew = None if expires is None or margin is None else expires - margin
+    return report(lease=LeaseReport(IPv4Network("172.17.1.0/24"), expires, renew, conflict))
+
+
+@pytest.mark.parametrize(
+    ("lease", "words"),
+    [
+        (leased(None), None),
+        (leased(31), None),
+        (leased(29), "expires in 29 s and was not renewed"),
+        (leased(61, margin=None), None),
+        (leased(59, margin=None), "expires in 59 s and was not renewed"),
+        (leased(-5), "expired 5 s ago"),
+        (leased(1000, conflict="10.0.0.9 claims it"), "lease conflict: 10.0.0.9 claims it"),
+    ],
+)
+def test_lease_trouble(lease: AgentReport, words: str | None) -> None:
+    why = complaints(lease)
+    assert len(why) == (words is not None)
+    assert words is None or words in why[0]
+
+
+def test_a_full_map_is_unhealthy_and_named() -> None:
+    fill = {"peers": (4, 4), "flows": (3, 4), "odd": (0, 0)}
+    assert complaints(REPORT, fill) == ["map peers is full: 4 of 4 entries"]
+
+
+def test_readiness_ignores_the_store_but_not_a_stuck_agent() -> None:
+    down = replace(REPORT.store, up=False)
+    assert readiness(report(store=down), NOW) == ""
+    assert readiness(reconciled(1000), NOW).startswith("last successful reconcile")
+    assert readiness(EARLY, NOW).startswith("the store has no network yet; ")
+    assert readiness(None, NOW) == "no reconcile has finished yet"
+
+
+def test_share_counts_overlay_packets_at_the_entrances_only() -> None:
+    counters = {
+        (Hook.FROM_CONTAINER, 1): Counter(90, 0),  # encap
+        (Hook.FROM_CONTAINER, 11): Counter(10, 0),  # flow_unknown
+        (Hook.FROM_CONTAINER, 5): Counter(1000, 0),  # not_overlay
+        (Hook.TO_OVERLAY, 3): Counter(10, 0),  # learned: the same packets again
+        (Hook.FROM_WIRE, 40): Counter(7, 0),  # unknown_vtep: a drop
+    }
+    shares = bypass_share(counters)
+    assert shares == {Direction.OUT: Share(90, 10), Direction.IN: Share(0, 0)}
+    assert shares[Direction.OUT].percent == 90
+    assert shares[Direction.IN].percent is None

@@ -1,0 +1,147 @@
+"""The contract of LeaseStore, against every store there is."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from ctl.errors import LeaseConflict
+from ctl.model import Lease
+from ctl.ports import LeaseStore
+from ctl.store.memory import MemoryStore
+from ctl.store.sqlite import SqliteStore
+from tests.unit.stores import DEADLINE, Clock, lease, watching
+from tests.unit.strategies import NETWORK
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "ovnet" / "store.db"
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def two(request: pytest.FixtureRequest, clock: Clock, path: Path) -> Iterator[tuple[LeaseStore, LeaseStore]]:
+    """Two clients of one store."""
+    if request.param == "memory":
+        store = MemoryStore(clock)
+        yield store, store
+        return
+    one = SqliteStore(str(path), clock, create=True)
+    other = SqliteStore(str(path), clock)
+    yield one, other
+    one.close()
+    other.close()
+
+
+@pytest.fixture
+def store(two: tuple[LeaseStore, LeaseStore]) -> LeaseStore:
+    return two[0]
+
+
+def test_a_new_store_is_empty(store: LeaseStore) -> None:
+    assert store.read_network() is None
+    assert store.snapshot().leases == ()
+
+
+def test_the_network_is_written_once_unless_replaced(two: tuple[LeaseStore, LeaseStore]) -> None:
+    one, other = two
+    one.write_network(NETWORK)
+    other.write_network(NETWORK)
+    with pytest.raises(LeaseConflict):
+        other.write_network(replace(NETWORK, vni=7))
+    assert other.read_network() == NETWORK
+    other.write_network(replace(NETWORK, vni=7), replace=True)
+    assert one.read_network() == replace(NETWORK, vni=7)
+
+
+def test_what_is_put_is_seen_by_all_in_order(two: tuple[LeaseStore, LeaseStore]) -> None:
+    one, other = two
+    nine = one.put(lease(9), None)
+    three = other.put(lease(3, "10.0.0.2", None), None)
+    snapshot = one.snapshot()
+    assert snapshot.leases == (three, nine) == (lease(3, "10.0.0.2", None), lease(9))
+    assert [stored.revision for stored in snapshot.leases] == [three.revision, nine.revision]
+    assert 0 < nine.revision < three.revision <= snapshot.revision
+
+
+@pytest.mark.parametrize("subnet", ["172.17.3.0/24", "172.17.3.128/25", "172.17.0.0/16"])
+def test_creating_over_a_live_lease_is_refused(store: LeaseStore, subnet: str) -> None:
+    store.put(lease(), None)
+    before = store.snapshot()
+    with pytest.raises(LeaseConflict, match=r"is taken: 172\.17\.3\.0/24 of node-10\.0\.0\.1"):
+        store.put(replace(lease(host="10.0.0.2"), subnet=IPv4Network(subnet)), None)
+    assert store.snapshot() == before
+
+
+def test_replacing_needs_the_revision_that_is_stored(two: tuple[LeaseStore, LeaseStore]) -> None:
+    one, other = two
+    first = one.put(lease(), None)
+    second = one.put(replace(first, expires_at=2000.0), first)
+    with pytest.raises(LeaseConflict):
+        other.put(replace(first, expires_at=3000.0), first)
+    with pytest.raises(LeaseConflict):
+        other.delete(first)
+    assert one.snapshot().leases == (second,)
+    other.delete(second)
+    assert one.snapshot().leases == ()
+    with pytest.raises(LeaseConflict):
+        one.put(second, second)
+    with pytest.raises(LeaseConflict):
+        one.delete(second)
+
+
+def test_an_expired_lease_is_gone_and_its_subnet_free(store: LeaseStore, clock: Clock) -> None:
+    old = store.put(lease(expires_at=1060.0), None)
+    reserved = store.put(lease(4, "10.0.0.3", None), None)
+    clock.now = 1060.0
+    assert store.snapshot().leases == (reserved,)
+    with pytest.raises(LeaseConflict):
+        store.put(old, old)
+    new = store.put(lease(host="10.0.0.2", expires_at=2000.0), None)
+    assert store.snapshot().leases == (new, reserved)
+
+
+def test_of_two_creators_exactly_one_wins(two: tuple[LeaseStore, LeaseStore]) -> None:
+    for third in range(1, 21):
+        start = threading.Barrier(2)
+        won: list[Lease] = []
+        lost: list[LeaseConflict] = []
+
+        def create(
+            store: LeaseStore, host: str, third: int = third, start: threading.Barrier = start,
+            won: list[Lease] = won, lost: list[LeaseConflict] = lost,
+        ) -> None:  # fmt: skip
+            start.wait(DEADLINE)
+            try:
+                won.append(store.put(lease(third, host), None))
+            except LeaseConflict as error:
+                lost.append(error)
+
+        threads = [
+            threading.Thread(target=create, args=(two[0], "10.0.0.1")),
+            threading.Thread(target=create, args=(two[1], "10.0.0.2")),
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(DEADLINE)
+        assert (len(won), len(lost)) == (1, 1)
+        assert won[0] in two[0].snapshot().leases
+
+
+def test_a_watch_fires_on_a_change_of_another_client(two: tuple[LeaseStore, LeaseStore]) -> None:
+    one, other = two
+    assert watching(one, lambda: other.put(lease(), None))
+    assert watching(one, lambda: other.delete(other.snapshot().leases[0]))
+    assert watching(one, lambda: other.write_network(NETWORK))
+    assert watching(one, lambda: one.put(lease(), None))

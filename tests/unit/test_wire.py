@@ -1,0 +1,221 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctl.errors import ConfigError
+from ctl.model import Lease, MacAddress, Network
+from ctl.wire import (
+    SubnetEnv,
+    format_attributes,
+    format_key,
+    format_network,
+    format_subnet_env,
+    parse_attributes,
+    parse_key,
+    parse_network,
+    parse_subnet_env,
+)
+from tests.unit.strategies import leases, networks, subnets
+
+SUBNET = IPv4Network("10.5.52.0/24")
+MAC = MacAddress.parse("c6:d2:32:6f:8f:44")
+
+
+@given(networks())
+def test_a_network_survives_the_store(network: Network) -> None:
+    assert parse_network(format_network(network)) == network
+
+
+@given(networks(), st.data())
+def test_keys_are_read_in_any_case(network: Network, data: st.DataObject) -> None:
+    text = format_network(network)
+    keys = ["Network", "SubnetLen", "SubnetMin", "SubnetMax", "Backend", "Type", "VNI", "Port", "MTU"]
+    for key in keys:
+        spelling = "".join(data.draw(st.sampled_from([c.lower(), c.upper()])) for c in key)
+        text = text.replace(f'"{key}"', f'"{spelling}"')
+    assert parse_network(text) == network
+
+
+@pytest.mark.parametrize(
+    ("cidr", "length", "low", "high"),
+    [
+        ("10.0.0.0/8", 24, "10.0.1.0", "10.255.255.0"),
+        ("172.17.0.0/16", 24, "172.17.1.0", "172.17.255.0"),
+        ("10.5.0.0/22", 24, "10.5.1.0", "10.5.3.0"),
+        ("10.5.0.0/23", 25, "10.5.0.128", "10.5.1.128"),
+        ("10.5.0.0/28", 30, "10.5.0.4", "10.5.0.12"),
+        ("10.5.3.4/16", 24, "10.5.1.0", "10.5.255.0"),
+        ("0.0.0.0/0", 24, "0.0.1.0", "255.255.255.0"),
+    ],
+)
+def test_defaults_are_flannels(cidr: str, length: int, low: str, high: str) -> None:
+    network = parse_network(json.dumps({"Network": cidr, "Backend": {"Type": "vxlan"}}))
+    assert network.subnet_len == length
+    assert str(network.subnet_min) == f"{low}/{length}"
+    assert str(network.subnet_max) == f"{high}/{length}"
+    assert (network.backend, network.vni, network.port, network.mtu) == ("vxlan", 1, 8472, None)
+
+
+def test_no_backend_means_udp() -> None:
+    network = parse_network('{"Network":"10.0.0.0/8"}')
+    assert (network.backend, network.port) == ("udp", 8285)
+
+
+def test_a_foreign_backend_is_read_as_it_stands() -> None:
+    network = parse_network('{"Network":"10.0.0.0/8","Backend":{"Type":"WireGuard","PSK":"x"},"More":[]}')
+    assert network.backend == "wireguard"
+    assert parse_network(format_network(network)) == network
+
+
+def test_the_last_of_equal_keys_wins_and_null_sets_nothing() -> None:
+    text = '{"Network":"10.0.0.0/8","subnetlen":25,"SUBNETLEN":26,"SubnetLen":null}'
+    assert parse_network(text).subnet_len == 26
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"Network": None}, "Network is missing"),
+        ({"Network": "10.0.0.0"}, "Network '10.0.0.0' is not an IPv4 network"),
+        ({"Network": "10.0.0.0/33"}, "is not an IPv4 network"),
+        ({"Network": 10}, "Network must be a string, not 10"),
+        ({"Network": "10.0.0.0/29"}, "too small"),
+        ({"SubnetLen": 9}, "SubnetLen 9 does not fit 10.0.0.0/8: it must be between 10 and 30"),
+        ({"SubnetLen": 31}, "SubnetLen 31"),
+        ({"SubnetLen": -1}, "SubnetLen -1"),
+        ({"SubnetLen": "24"}, 'SubnetLen must be a whole number, not "24"'),
+        ({"SubnetLen": 24.0}, "SubnetLen must be a whole number"),
+        ({"SubnetLen": True}, "SubnetLen must be a whole number"),
+        ({"SubnetMin": "11.0.0.0"}, "SubnetMin 11.0.0.0 is not in Network"),
+        ({"SubnetMin": "10.0.0.5"}, "SubnetMin 10.0.0.5 is not on a /24 boundary"),
+        ({"SubnetMax": "x"}, "SubnetMax 'x' is not an IPv4 address"),
+        ({"SubnetMin": "10.9.0.0", "SubnetMax": "10.8.0.0"}, "SubnetMin 10.9.0.0 is above SubnetMax"),
+        ({"EnableIPv6": True}, "only IPv4"),
+        ({"EnableIPv4": False}, "only IPv4"),
+        ({"EnableIPv4": "yes"}, "EnableIPv4 must be true or false"),
+        ({"Backend": "vxlan"}, "Backend must be an object"),
+        ({"Backend": {}}, "Backend has no Type"),
+        ({"Backend": {"Type": "vxlan", "VNI": 1 << 24}}, "VNI 16777216"),
+        ({"Backend": {"Type": "vxlan", "Port": 65536}}, "Port 65536"),
+        ({"Backend": {"Type": "vxlan", "MTU": 600}}, "MTU 600 is not between 626 and 65535"),
+    ],
+)
+def test_a_bad_network_config_is_refused_by_name(change: dict[str, object], complaint: str) -> None:
+    config = {"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}} | change
+    with pytest.raises(ConfigError, match="^etcd: ") as caught:
+        parse_network(json.dumps(config), "etcd")
+    assert complaint in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@given(
+    st.text() | st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.lists).map(json.dumps)
+)
+def test_any_text_gives_a_network_or_a_config_error(text: str) -> None:
+    with pytest.raises(ConfigError):
+        parse_network(text)
+
+
+@pytest.mark.parametrize(
+    ("lease", "text"),
+    [
+        (
+            Lease(SUBNET, IPv4Address("192.168.64.3"), MAC, 1),
+            '{"PublicIP":"192.168.64.3","PublicIPv6":null,"BackendType":"vxlan",'
+            '"BackendData":{"VNI":1,"VtepMAC":"c6:d2:32:6f:8f:44"}}',
+        ),
+        (
+            Lease(SUBNET, IPv4Address("10.0.0.1"), backend="host-gw"),
+            '{"PublicIP":"10.0.0.1","PublicIPv6":null,"BackendType":"host-gw"}',
+        ),
+        (
+            Lease(SUBNET, IPv4Address("10.0.0.1"), backend="udp"),
+            '{"PublicIP":"10.0.0.1","PublicIPv6":null}',
+        ),
+    ],
+)
+def test_attributes_are_gos_bytes(lease: Lease, text: str) -> None:
+    assert format_attributes(lease) == text
+    assert parse_attributes(SUBNET, text) == lease
+
+
+@given(leases())
+def test_a_lease_survives_the_store(lease: Lease) -> None:
+    again = parse_attributes(lease.subnet, format_attributes(lease))
+    assert again == replace(lease, node="", expires_at=None)
+
+
+def test_unknown_fields_of_others_are_ignored() -> None:
+    text = (
+        '{"publicip":"10.0.0.1","PublicIPv6":"fd00::1","BackendType":"vxlan","New":{},'
+        '"BackendData":{"VNI":7,"VtepMAC":"C6:D2:32:6F:8F:44","Agent":"x"},"BackendV6Data":{}}'
+    )
+    assert parse_attributes(SUBNET, text) == Lease(SUBNET, IPv4Address("10.0.0.1"), MAC, 7)
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "not JSON"),
+        ("[]", "not a JSON object"),
+        ("{}", "PublicIP"),
+        ('{"PublicIP":null}', "PublicIP"),
+        ('{"PublicIP":"10.0.0.256"}', "PublicIP"),
+        ('{"PublicIP":"10.0.0.1","BackendType":"vxlan","BackendData":[]}', "BackendData must be an object"),
+        ('{"PublicIP":"10.0.0.1","BackendType":"vxlan","BackendData":{"VtepMAC":"x"}}', "MAC"),
+        (
+            '{"PublicIP":"10.0.0.1","BackendType":"vxlan","BackendData":{"VtepMAC":"01:00:00:00:00:00"}}',
+            "not a unicast",
+        ),
+    ],
+)
+def test_bad_attributes_name_the_field(text: str, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        parse_attributes(SUBNET, text)
+
+
+@given(subnets())
+def test_a_key_survives(subnet: IPv4Network) -> None:
+    assert parse_key(format_key(subnet)) == subnet
+
+
+@pytest.mark.parametrize("text", ["", "10.5.52.0", "10.5.52.0/24", "10.5.52.1-24", "10.5.52.0-24&fd00::-64"])
+def test_what_is_no_key_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        parse_key(text)
+
+
+def test_subnet_env_is_flannels_bytes() -> None:
+    env = SubnetEnv(IPv4Network("10.5.0.0/16"), IPv4Network("10.5.72.0/24"), 1450, ip_masq=False)
+    assert format_subnet_env(env) == (
+        "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=false\n"
+    )
+
+
+@given(networks(), st.integers(0, 65535), st.booleans())
+def test_subnet_env_survives(network: Network, mtu: int, masq: bool) -> None:
+    env = SubnetEnv(network.network, network.subnet_min, mtu, masq)
+    assert parse_subnet_env(format_subnet_env(env)) == env
+
+
+def test_subnet_env_of_a_dual_stack_flannel_is_read() -> None:
+    env = parse_subnet_env(
+        "FLANNEL_NETWORK=10.5.0.0/16,10.6.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\n"
+        'FLANNEL_IPV6_NETWORK=fd00::/56\n\nFLANNEL_MTU="1450"\nFLANNEL_IPMASQ=true\n'
+    )
+    assert env == SubnetEnv(IPv4Network("10.5.0.0/16"), IPv4Network("10.5.72.0/24"), 1450, ip_masq=True)
+
+
+@pytest.mark.parametrize(
+    "line", ["FLANNEL_SUBNET=", "FLANNEL_SUBNET=10.5.72.1/64", "FLANNEL_MTU=x", "FLANNEL_"]
+)
+def test_a_broken_subnet_env_names_the_variable(line: str) -> None:
+    good = ["FLANNEL_NETWORK=10.5.0.0/16", "FLANNEL_SUBNET=10.5.72.1/24", "FLANNEL_MTU=1450"]
+    with pytest.raises(ValueError, match="FLANNEL_"):
+        parse_subnet_env("\n".join([*good, line]))
