@@ -43,6 +43,9 @@ class Direction(IntEnum):
     IN = 1
 
 
+PerCpu = list[bytes]
+"""A value of a per-CPU map: one a CPU."""
+
 PEER_F_KERNEL_PATH: Final = 1 << 0
 PEER_FLAGS: Final = {PEER_F_KERNEL_PATH: "kernel-path"}
 
@@ -249,7 +252,7 @@ class Counter:
     bytes: int
 
     @classmethod
-    def unpack(cls, per_cpu: list[bytes]) -> Counter:
+    def unpack(cls, per_cpu: PerCpu) -> Counter:
         rows = [COUNTER.unpack(raw) for raw in per_cpu]
         return cls(sum(r[0] for r in rows), sum(r[1] for r in rows))
 
@@ -264,7 +267,7 @@ class PeerStats:
     tx_bytes: int = 0
 
     @classmethod
-    def unpack(cls, per_cpu: list[bytes]) -> PeerStats:
+    def unpack(cls, per_cpu: PerCpu) -> PeerStats:
         return cls(*(sum(column) for column in zip(*map(PEER_STATS.unpack, per_cpu), strict=True)))
 
 

@@ -25,7 +25,7 @@ from ctl.kernel.maps import RING_BYTES
 from ctl.kernel.monitor import EVERYTHING, Change, Monitor
 from ctl.lease import conflicts
 from ctl.leasing import Identity, LeaseHolder
-from ctl.model import Bypass, Lease, Network, Snapshot
+from ctl.model import Bypass, IPv4Network, Lease, Network, Snapshot
 from ctl.node import Node, vtep_mac
 from ctl.notify import notify, watchdog_seconds
 from ctl.ports import LeaseStore
@@ -137,7 +137,8 @@ class Agent:
         host = self._node.uplink.address
         return Identity(host, vtep_mac(host, network.vni), network.vni, self._settings.node_name)
 
-    def _previous(self) -> object:
+    def _previous(self) -> IPv4Network | None:
+        """The subnet of an earlier life, from subnet.env."""
         try:
             return parse_subnet_env(self._settings.subnet_file.read_text()).subnet
         except (OSError, ValueError):
@@ -312,10 +313,9 @@ class Agent:
         if self._ring is None:
             self._ring = Ring(maps.fd("events"), RING_BYTES)
         for event in self._ring.drain():
-            log.warning(
-                "dropped at %s, interface %d: %s; %d bytes: %s",
-                event.hook.label, event.ifindex, reason(event.reason).caption, event.packet_len, event.data.hex(),
-            )  # fmt: skip
+            why = reason(event.reason).caption
+            where = f"{event.hook.label}, interface {event.ifindex}"
+            log.warning("dropped at %s: %s; %d bytes: %s", where, why, event.packet_len, event.data.hex())
 
     def _publish(self) -> None:
         self.report = self._make_report()
@@ -328,7 +328,10 @@ class Agent:
         node, seen, settings = self._node, self._node.seen, self._settings
         network, lease = self._network, self._holder.lease if self._holder else None
         wrong = [line for lines in seen.problems.values() for line in lines]
-        not_ready = [*seen.problems.get("bridge", ()), *([f"lease conflict: {self._conflict}"] if self._conflict else [])]
+        not_ready = [
+            *seen.problems.get("bridge", ()),
+            *([f"lease conflict: {self._conflict}"] if self._conflict else []),
+        ]
         if not self._ready:
             not_ready.append(self._reconciles.error or "starting")
         return AgentReport(

@@ -62,7 +62,7 @@ class Seen:
 
 
 class Node:
-    """This host as a member of the overlay."""
+    """The host as a member of the overlay."""
 
     def __init__(self, settings: Settings, netlink: Netlink) -> None:
         self.settings: Final = settings
@@ -76,11 +76,15 @@ class Node:
         self.bridge = 0
         self.mtu = 0
         self._filters = Filters(netlink)
+        self._first_look = True
+        """Programs of an earlier life may hang on any interface."""
 
     def preflight(self, network: Network) -> None:
         """Everything that can be refused before anything is changed."""
         if network.backend != "vxlan":
-            raise ConfigError(f"the network's backend is {network.backend or 'udp'}: this agent only does vxlan")
+            raise ConfigError(
+                f"the network's backend is {network.backend or 'udp'}: this agent only does vxlan"
+            )
         inner_mtu(network, self.uplink)
         for link in self.netlink.links().values():
             if link.name == self.settings.bridge and link.kind != "bridge":
@@ -207,8 +211,8 @@ class Node:
             ("neighbours", VtepNeighbours(self.netlink, self.vxlan), plan.neighbours),
             ("fdb", Fdb(self.netlink, self.vxlan), plan.fdb),
             ("routes", Routes(self.netlink, self.vxlan), plan.routes),
-            ("vteps", self.maps.tables["vteps"], plan.vteps),
-            ("peers", self.maps.tables["peers"], plan.peers),
+            ("vteps", self.maps.vtep_table, plan.vteps),
+            ("peers", self.maps.peer_table, plan.peers),
         ]
         deltas = [(name, table, diff(desired, table.read())) for name, table, desired in tables]
         for name, table, delta in deltas:
@@ -228,19 +232,16 @@ class Node:
         ids = {name: p.id for name, p in self.programs.by_name.items()} if self.programs else {}
         wanted = plan_filters(ids, self.uplink.link.ifindex, self.vxlan, ports)
         present = self._filters.read_on({*links} if self._first_look else {key.ifindex for key in wanted})
-        self._first_look = False
         self._apply("filters", self._filters, diff(wanted, present))
-        if self.programs:
-            loader.drop_others(self.settings.bpffs, self.programs.digest)
+        if self._first_look:
+            loader.drop_others(self.settings.bpffs, self.programs.digest if self.programs else "")
+            self._first_look = False
         bridge = links.get(self.bridge)
         if bridge is None:
             return  # just deleted; the event that says so is under way
         endpoints = plan_endpoints(self.netlink.neighbours(self.bridge), ports, bridge, lease.subnet)
-        table = self.maps.tables["endpoints"]
+        table = self.maps.endpoint_table
         self._apply("endpoints", table, diff(endpoints, table.read()))
-
-    _first_look = True
-    """Until a first scan, programs of an earlier life may hang on any interface."""
 
     def _sort_ports(self, links: Mapping[int, Link]) -> dict[int, Link]:
         """The bridge's ports that can have our programs; the rest is noted in `seen`."""

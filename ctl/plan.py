@@ -159,7 +159,7 @@ def plan_endpoints(
     found = {}
     for address, mac in seen.macs.items():
         port = seen.ports.get(mac)
-        if port in ports and address in subnet:
+        if port is not None and port in ports and address in subnet:
             found[address] = EndpointEntry(port, mac, bridge.mac)
     return found
 

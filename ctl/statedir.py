@@ -1,10 +1,10 @@
 """The agent's directory: its lock, its report, and what it hands to others.
 
-    agent.lock     held (flock) by the running agent, and says its pid
-    status.json    ctl.report, after every reconcile
-    subnet.env     what dockerd and CNI plugins read, in flannel's format
-    sysctls.json   kernel settings as they were before us
-    programs-*.json  compiled datapath
+agent.lock     held (flock) by the running agent, and says its pid
+status.json    ctl.report, after every reconcile
+subnet.env     what dockerd and CNI plugins read, in flannel's format
+sysctls.json   kernel settings as they were before us
+programs-*.json  compiled datapath
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import fcntl
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from ctl.errors import AgentError, ConfigError
 
@@ -22,32 +22,49 @@ REPORT: Final = "status.json"
 SYSCTLS: Final = "sysctls.json"
 
 
-def prepare(directory: Path) -> None:
-    """Make the directory. ConfigError if that is not possible."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o755)
-    except OSError as error:
-        raise ConfigError(f"--state-dir {directory}: {error.strerror}") from error
-
-
 class Lock:
-    """Held as long as the object lives: one agent for a state directory."""
+    """One agent (or teardown) for a state directory, which is made for it.
+
+    Leaving the `with` block removes both again, unless `keep` was called or others'
+    files are in it: a start that failed leaves nothing behind.
+    """
 
     def __init__(self, directory: Path) -> None:
-        self._fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._directory = directory
+        self._kept = False
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o755)
+            self._fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(f"--state-dir {directory}: {error.strerror}") from error
+        self._take()
+
+    def _take(self) -> None:
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.read(self._fd, 32).decode(errors="replace").strip()
             os.close(self._fd)
             raise AgentError(
-                f"another agent (pid {holder or '?'}) runs with state directory {directory}: "
+                f"another agent (pid {holder or '?'}) runs with state directory {self._directory}: "
                 "stop it, or choose another --state-dir"
             ) from error
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
-    def close(self) -> None:
+    def keep(self) -> None:
+        """The directory stays: there is a node now."""
+        self._kept = True
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._kept:
+            with suppress(OSError):
+                if os.listdir(self._directory) == [LOCK]:
+                    (self._directory / LOCK).unlink()
+                    self._directory.rmdir()
         os.close(self._fd)
 
 

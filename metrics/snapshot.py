@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ctl.abi import Counter, Hook, PeerStats
-from ctl.errors import OvnetError
+from ctl.errors import KernelError, OvnetError
 from ctl.model import IPv4Address
 from ctl.report import AgentReport, Datapath
 
 
 class ReadableMaps(Protocol):
-    """The part of `ctl.kernel.maps.Maps` that a snapshot reads. Raises KernelError."""
+    """The part of `ctl.kernel.maps.Maps` that a snapshot reads. Raises OSError."""
 
     def counters(self) -> Mapping[tuple[Hook, int], Counter]: ...
 
@@ -35,8 +35,11 @@ class NodeSnapshot:
 
 
 def read_datapath(maps: ReadableMaps) -> Datapath:
-    """All that is counted, read now. OvnetError if the kernel refuses."""
-    return Datapath(maps.counters(), maps.peer_stats(), maps.fill())
+    """All that is counted, read now. KernelError if the kernel refuses, or the maps were closed."""
+    try:
+        return Datapath(maps.counters(), maps.peer_stats(), maps.fill())
+    except OSError as error:
+        raise KernelError(f"cannot read the maps: {error.strerror}") from error
 
 
 def take(report: AgentReport | None, maps: ReadableMaps | None) -> NodeSnapshot:

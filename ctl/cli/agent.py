@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import signal
 import sys
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from ctl.cli.settings import load
 from ctl.config import Settings, add_options
 from ctl.errors import AgentError
+
+if TYPE_CHECKING:
+    from ctl.agent import Agent
+    from ctl.node import Node
+    from ctl.ports import Closing
 
 _CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_BPF": 39}
 """linux/capability.h. CAP_SYS_ADMIN (21) includes CAP_BPF."""
@@ -23,12 +27,14 @@ _SYS_ADMIN: Final = 21
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
     parser = subparsers.add_parser("agent", help="run the node agent", description=__doc__)
     add_options(parser)
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Run until told to stop; returns 0."""
     settings = load(args)
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(message)s", force=True
@@ -63,10 +69,8 @@ def _run(settings: Settings) -> int:
     from ctl.node import Node
     from ctl.store import open_store
 
-    statedir.prepare(settings.state_dir)
-    lock = statedir.Lock(settings.state_dir)
-    store = open_store(settings.store)
-    with Netlink() as netlink:
+    with statedir.Lock(settings.state_dir) as lock, Netlink() as netlink:
+        store = open_store(settings.store)
         node = Node(settings, netlink)
         agent = Agent(settings, store, node, say=lambda line: print(line, flush=True))
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -74,15 +78,15 @@ def _run(settings: Settings) -> int:
         server = _serve(settings, agent, node)
         try:
             if agent.start():
+                lock.keep()
                 agent.run()
         finally:
             if server:
                 server.close()
-            lock.close()
     return 0
 
 
-def _serve(settings: Settings, agent: object, node: object) -> object:
+def _serve(settings: Settings, agent: Agent, node: Node) -> Closing | None:
     if not settings.metrics_port:
         return None
     from metrics.server import serve

@@ -13,17 +13,15 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from ctl import statedir
 from ctl.abi import NodeEntry
 from ctl.cli.output import add_output_option, dumps, say
 from ctl.config import Settings, add_options
 from ctl.errors import AgentError, OvnetError
+from ctl.model import Bypass
 from ctl.report import AgentReport, Datapath, bypass_share, from_json, health
-
-REPORT_FILE: Final = "status.json"
-LOCK_FILE: Final = "agent.lock"
-"""In the state directory; a running agent holds an flock on the second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +51,8 @@ class Status:
     @property
     def forwarding(self) -> str:
         """What carries packets now, in words."""
+        if self.report and self.report.bypass is Bypass.OFF:
+            return "bypass is off: the kernel path carries everything"
         if self.node is None:
             return f"no eBPF datapath ({self.maps_error or 'not configured'})"
         return "the eBPF datapath is in place and forwards what it knows"
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
 def gather(settings: Settings) -> Status:
     """Look at the lock, the report and the maps. AgentError if the files may not be read."""
     alive = agent_alive(settings.state_dir)
-    report, report_error = _read_report(settings.state_dir / REPORT_FILE)
+    report, report_error = _read_report(settings.state_dir / statedir.REPORT)
     try:
         node, datapath = _read_maps(str(settings.bpffs))
     except OvnetError as error:
@@ -98,11 +98,11 @@ def gather(settings: Settings) -> Status:
 def agent_alive(state_dir: Path) -> bool:
     """Whether a process holds the agent's lock. AgentError if we may not look."""
     try:
-        lock = os.open(state_dir / LOCK_FILE, os.O_RDONLY | os.O_CLOEXEC)
+        lock = os.open(state_dir / statedir.LOCK, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return False
     except OSError as error:
-        raise AgentError(f"{state_dir / LOCK_FILE}: {error.strerror}: run as root") from error
+        raise AgentError(f"{state_dir / statedir.LOCK}: {error.strerror}: run as root") from error
     try:
         # Shared, so that two of us at once do not take each other for the agent.
         fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -198,6 +198,11 @@ def _node(report: AgentReport, now: float) -> Iterable[tuple[str, str]]:
     yield "ports", f"{len(report.ports)} attached, {len(report.kernel_ports)} on the kernel path only"
     for port in report.kernel_ports:
         yield "", f"{port.name}: {port.why}"
+    if report.reconcile.error:
+        yield (
+            "reconcile",
+            f"failing, next try after {report.reconcile.back_off:g} s: {report.reconcile.error}",
+        )
 
 
 def _details(report: AgentReport, now: float) -> Iterable[tuple[str, str]]:

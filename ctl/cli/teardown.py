@@ -7,7 +7,6 @@ The lease stays until it ends, so that the node gets its subnet again
 from __future__ import annotations
 
 import argparse
-from contextlib import suppress
 
 from ctl.cli.settings import load
 from ctl.config import add_options
@@ -16,12 +15,14 @@ SETTINGS = ("state_dir", "bpffs", "bridge", "subnet_file")
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the subcommand."""
     parser = subparsers.add_parser("teardown", help="remove the node's datapath", description=__doc__)
     add_options(parser, SETTINGS)
     parser.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
+    """Remove everything of ours; returns 0. AgentError while an agent runs."""
     from ctl.cli.agent import require_capabilities
 
     settings = load(args)
@@ -30,16 +31,8 @@ def run(args: argparse.Namespace) -> int:
     from ctl.kernel.netlink import Netlink
     from ctl.teardown import teardown
 
-    statedir.prepare(settings.state_dir)
-    lock = statedir.Lock(settings.state_dir)
-    try:
-        with Netlink() as netlink:
-            done = teardown(settings, netlink)
-    finally:
-        lock.close()
-    (settings.state_dir / statedir.LOCK).unlink(missing_ok=True)
-    with suppress(OSError):
-        settings.state_dir.rmdir()
+    with statedir.Lock(settings.state_dir), Netlink() as netlink:
+        done = teardown(settings, netlink)
     for line in done or ["nothing to remove"]:
         print(line)
     return 0

@@ -120,11 +120,13 @@ def _info(fd: int, size: int) -> bytes:
 
 
 def map_info(fd: int) -> MapInfo:
+    """What the kernel says of an open map."""
     kind, ident, key, value, entries, flags, name = struct.unpack_from("=IIIIII16s", _info(fd, 80))
     return MapInfo(kind, ident, key, value, entries, flags, name.rstrip(b"\0").decode())
 
 
 def prog_info(fd: int) -> ProgInfo:
+    """What the kernel says of a loaded program."""
     raw = _info(fd, 128)
     kind, ident, tag = struct.unpack_from("=II8s", raw)
     (name,) = struct.unpack_from("=16s", raw, 64)
@@ -164,7 +166,9 @@ def prog_load(insns: bytes, name: str, kind: int = PROG_TYPE_SCHED_CLS) -> int:
         del code, license_
 
 
-def prog_test_run(fd: int, packet: bytes, *, repeat: int = 1, ctx: bytes = b"") -> tuple[int, bytes, bytes, int]:
+def prog_test_run(
+    fd: int, packet: bytes, *, repeat: int = 1, ctx: bytes = b""
+) -> tuple[int, bytes, bytes, int]:
     """Run a program on a packet: (return value, packet out, context out, ns a run)."""
     data_in, in_address = _buffer(packet)
     data_out, out_address = _room(len(packet) + 512)

@@ -54,5 +54,6 @@ def _mount() -> None:
     if _libc.mount(b"bpf", os.fsencode(_ROOT), b"bpf", 0, b"mode=0700"):
         code = ctypes.get_errno()
         raise KernelError(
-            f"no bpffs on {_ROOT}, and mounting one failed: {os.strerror(code)} (try: mount -t bpf bpf {_ROOT})"
+            f"no bpffs on {_ROOT}, and mounting one failed: {os.strerror(code)} "
+            f"(try: mount -t bpf bpf {_ROOT})"
         )

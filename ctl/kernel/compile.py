@@ -30,6 +30,7 @@ _PSEUDO_MAP_FD = 1
 
 
 def main() -> int:
+    """Compile stdin to stdout; returns 0, or exits with a message."""
     text = sys.stdin.read()
     with tempfile.TemporaryDirectory(prefix="ovnet-headers-") as tree:
         write_header_tree(Path(tree))
@@ -44,8 +45,10 @@ def compile_text(text: str) -> dict[str, Any]:
     import bcc
 
     try:
-        unit = bcc.BPF(text=text, cflags=["-Wall", "-Werror", "-Wno-unused-function", "-Wno-address-of-packed-member"])
-    except Exception as error:  # bcc raises bare Exception; its words went to stderr
+        unit = bcc.BPF(
+            text=text, cflags=["-Wall", "-Werror", "-Wno-unused-function", "-Wno-address-of-packed-member"]
+        )
+    except Exception as error:  # noqa: BLE001  bcc raises bare Exception; its words went to stderr
         sys.exit(f"the datapath does not compile: {error}")
     names = {unit[name].map_fd: name for name in MAPS}
     return {

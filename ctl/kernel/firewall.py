@@ -91,7 +91,7 @@ def _succeeds(*command: str) -> bool:
 
 
 def _run(*command: str, text: str = "", check: bool = True) -> str:
-    """stdout of a command; KernelError with its own words if it fails."""
+    """Stdout of a command; KernelError with its own words if it fails."""
     try:
         done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=30)
     except FileNotFoundError as error:

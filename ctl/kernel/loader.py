@@ -74,14 +74,14 @@ def load(maps: Maps, bpffs: str | Path, cache_dir: Path) -> Programs:
 
 
 def drop_others(bpffs: str | Path, keep: str) -> None:
-    """Unpin programs of earlier builds; done last, when no filter uses them any more."""
+    """Unpin the programs of other builds than `keep`: last, when no filter uses them any more."""
     for home in layout_dir(bpffs).glob("progs-*"):
         if home.name != f"progs-{keep}":
             _remove(home)
 
 
 def _compiler_version() -> str:
-    """bcc's version without importing it, which would cost 70 MB: its file's date and size."""
+    """Stands for bcc's version, which importing bcc would tell for 70 MB: its file's date and size."""
     stamps = []
     for library in sorted(Path("/usr/lib").glob("*/libbcc.so.0")):
         stat = library.stat()

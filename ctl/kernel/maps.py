@@ -115,20 +115,24 @@ class Maps:
 
     def __init__(self, raw: dict[str, bpf.Map]) -> None:
         self._raw = raw
-        self.tables: Final = {
-            "peers": MapTable[IPv4Address, PeerEntry](
-                "peers", raw["peers"], _ADDRESS, (PeerEntry.pack, PeerEntry.unpack), "--peers-max"
-            ),
-            "endpoints": MapTable[IPv4Address, EndpointEntry](
-                "endpoints", raw["endpoints"], _ADDRESS, (EndpointEntry.pack, EndpointEntry.unpack),
-                "--endpoints-max",
-            ),
-            # Only which hosts are in it matters: the programs keep the numbers.
-            "vteps": MapTable[IPv4Address, bool](
-                "peer_stats", raw["peer_stats"], _ADDRESS,
-                (lambda _: bytes(abi.PEER_STATS.size), lambda _: True), "--peers-max",
-            ),
-        }  # fmt: skip
+        self.peer_table: Final = MapTable[IPv4Address, PeerEntry](
+            "peers", raw["peers"], _ADDRESS, (PeerEntry.pack, PeerEntry.unpack), "--peers-max"
+        )
+        self.endpoint_table: Final = MapTable[IPv4Address, EndpointEntry](
+            "endpoints",
+            raw["endpoints"],
+            _ADDRESS,
+            (EndpointEntry.pack, EndpointEntry.unpack),
+            "--endpoints-max",
+        )
+        # Only which hosts are in it matters: the programs keep the numbers.
+        self.vtep_table: Final = MapTable[IPv4Address, bool](
+            "peer_stats",
+            raw["peer_stats"],
+            _ADDRESS,
+            (lambda _: bytes(abi.PEER_STATS.size), lambda _: True),
+            "--peers-max",
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -145,10 +149,10 @@ class Maps:
 
     def peers(self) -> Mapping[IPv4Address, PeerEntry]:
         """By base address of the subnet; its prefix length is `node().subnet.prefixlen`."""
-        return self.tables["peers"].read()
+        return self.peer_table.read()
 
     def endpoints(self) -> Mapping[IPv4Address, EndpointEntry]:
-        return self.tables["endpoints"].read()
+        return self.endpoint_table.read()
 
     def flows(self) -> dict[FlowKey, FlowEntry]:
         rows = self._raw["flows"].items()
@@ -211,7 +215,9 @@ def open_maps(bpffs: str | Path) -> Maps:
         ) from error
     except OSError as error:
         _close(raw)
-        raise KernelError(f"cannot open the maps under {directory}: {error.strerror} (are you root?)") from error
+        raise KernelError(
+            f"cannot open the maps under {directory}: {error.strerror} (are you root?)"
+        ) from error
     return Maps(raw)
 
 

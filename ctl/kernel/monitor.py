@@ -14,6 +14,7 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import Final
 
+from ctl.host import OWNER
 from ctl.kernel.tables import ROUTE_PROTOCOL
 
 
@@ -44,27 +45,36 @@ _NEW_ROUTE, _DEL_ROUTE = 24, 25
 _NEW_NEIGH, _DEL_NEIGH = 28, 29
 _NEW_FILTER, _DEL_FILTER = 44, 45
 
+_PARTS: Final = {
+    _NEW_LINK: frozenset({Change.DEVICES, Change.PORTS}),
+    _DEL_LINK: frozenset({Change.DEVICES, Change.PORTS}),
+    _SET_LINK: frozenset({Change.DEVICES, Change.PORTS}),
+    _NEW_ADDR: frozenset({Change.DEVICES, Change.PEERS}),
+    _DEL_ADDR: frozenset({Change.DEVICES, Change.PEERS}),
+    _NEW_ROUTE: frozenset({Change.PEERS}),
+    _DEL_ROUTE: frozenset({Change.PEERS}),
+    _NEW_NEIGH: frozenset({Change.PORTS}),
+    _DEL_NEIGH: frozenset({Change.PORTS}),
+    _NEW_FILTER: frozenset({Change.FILTERS}),
+    _DEL_FILTER: frozenset({Change.FILTERS}),
+}
+
 
 def classify(kind: int, body: bytes, vxlan: int) -> frozenset[Change]:
     """What a message of type `kind` may have changed; `vxlan`: ifindex of our device.
 
-    Our own additions of routes and neighbours are told apart and change nothing.
+    Our own additions (routes, neighbours, filters) are told apart and change nothing.
     """
-    if kind in (_NEW_LINK, _DEL_LINK, _SET_LINK):
-        return frozenset({Change.DEVICES, Change.PORTS})
-    if kind in (_NEW_ADDR, _DEL_ADDR):
-        return frozenset({Change.DEVICES, Change.PEERS})
-    if kind in (_NEW_ROUTE, _DEL_ROUTE):
-        ours = body[5] == ROUTE_PROTOCOL  # rtm_protocol
-        return frozenset() if ours and kind == _NEW_ROUTE else frozenset({Change.PEERS})
+    found = _PARTS.get(kind, frozenset())
+    if kind == _NEW_ROUTE and body[5] == ROUTE_PROTOCOL:  # rtm_protocol
+        return frozenset()
+    if kind == _NEW_FILTER and OWNER.encode() + b":" in body:  # TCA_BPF_NAME
+        return frozenset()
     if kind in (_NEW_NEIGH, _DEL_NEIGH):
         (ifindex,) = struct.unpack_from("=i", body, 4)  # ndm_ifindex
-        if ifindex != vxlan:
-            return frozenset({Change.PORTS})
-        return frozenset({Change.PEERS}) if kind == _DEL_NEIGH else frozenset()
-    if kind in (_NEW_FILTER, _DEL_FILTER):
-        return frozenset({Change.FILTERS})
-    return frozenset()
+        if ifindex == vxlan:
+            return frozenset({Change.PEERS}) if kind == _DEL_NEIGH else frozenset()
+    return found
 
 
 class Monitor:
@@ -74,7 +84,9 @@ class Monitor:
         self.vxlan = 0
         """ifindex of our vxlan device, once there is one."""
         self._changed = changed
-        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
         self._socket.bind((0, 0))
         for group in _GROUPS.values():
             self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)

@@ -46,7 +46,7 @@ class Netlink:
         try:
             yield
         except NetlinkError as error:
-            raise KernelError(f"{what}: {error.args[1] if len(error.args) > 1 else error}") from error
+            raise KernelError(f"{what}: {words(error)}") from error
 
     def links(self) -> dict[int, Link]:
         """All interfaces by ifindex."""
@@ -68,7 +68,9 @@ class Netlink:
         link = self._named(links, name) if name else self._default(links)
         addresses = [each.ip for each in self.addresses(link.ifindex)]
         if not addresses:
-            raise AgentError(f"uplink {link.name} has no IPv4 address: give it one, or choose another --iface")
+            raise AgentError(
+                f"uplink {link.name} has no IPv4 address: give it one, or choose another --iface"
+            )
         if wanted and wanted not in addresses:
             raise AgentError(f"uplink {link.name} does not have {wanted}: see --public-ip and --iface")
         return Uplink(link, wanted or addresses[0])
@@ -94,7 +96,7 @@ class Netlink:
         except NetlinkError as error:
             if error.code in _NO_ROUTE:
                 return None
-            raise KernelError(f"route to {host}: {error.args[1]}") from error
+            raise KernelError(f"route to {host}: {words(error)}") from error
         ifindex = reply.get("RTA_OIF")
         if ifindex is None or reply["type"] != 1:  # RTN_UNICAST
             return None
@@ -134,8 +136,15 @@ class Netlink:
             if found is None:
                 self._add_vxlan(want)
             ifindex: int = self.ipr.link_lookup(ifname=want.name)[0]
-            if found is None or (found.mac, found.mtu, found.up, found.alias) != (want.mac, want.mtu, True, OWNER):
-                self.ipr.link("set", index=ifindex, address=str(want.mac), mtu=want.mtu, ifalias=OWNER, state="up")
+            if found is None or (found.mac, found.mtu, found.up, found.alias) != (
+                want.mac,
+                want.mtu,
+                True,
+                OWNER,
+            ):
+                self.ipr.link(
+                    "set", index=ifindex, address=str(want.mac), mtu=want.mtu, ifalias=OWNER, state="up"
+                )
             self._only_address(ifindex, want.address)
         return ifindex
 
@@ -185,7 +194,9 @@ class Netlink:
         """
         found = next((link for link in links.values() if link.name == want.name), None)
         if found and found.kind != "bridge":
-            raise KernelError(f"{want.name} is no bridge but {found.kind or 'hardware'}: choose another --bridge")
+            raise KernelError(
+                f"{want.name} is no bridge but {found.kind or 'hardware'}: choose another --bridge"
+            )
         with self.doing(f"create bridge {want.name}"):
             if found is None:
                 self.ipr.link("add", ifname=want.name, kind="bridge", address=str(want.mac), mtu=want.mtu)
@@ -206,8 +217,8 @@ class Netlink:
             return ""
         if present and not ours:
             return (
-                f"bridge {want.name} has {present[0]}, not {want.address}: restart its owner with that address "
-                f"(dockerd: --bip={want.address} --mtu={want.mtu})"
+                f"bridge {want.name} has {present[0]}, not {want.address}: restart its owner with that "
+                f"address (dockerd: --bip={want.address} --mtu={want.mtu})"
             )
         self._only_address(ifindex, want.address)
         return ""
@@ -215,6 +226,11 @@ class Netlink:
     def remove(self, link: Link) -> None:
         with self.doing(f"remove {link.name}"), suppress_missing():
             self.ipr.link("del", index=link.ifindex)
+
+
+def words(error: NetlinkError) -> str:
+    """The kernel's reason, without its number."""
+    return str(error.args[1] if len(error.args) > 1 else error)
 
 
 @contextmanager

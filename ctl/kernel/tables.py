@@ -9,15 +9,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Network
 from socket import AF_BRIDGE, AF_INET
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from pyroute2 import NetlinkError
 
 from ctl.errors import ForeignProgram, KernelError
 from ctl.host import OWNER, Filter, FilterKey
-from ctl.kernel.netlink import Netlink, suppress_missing
+from ctl.kernel.netlink import Netlink, suppress_missing, words
 from ctl.model import MacAddress
 from ctl.plan import Delta
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 ROUTE_PROTOCOL: Final = 147
 """rtm_protocol of our routes: in no registry (iproute2's rt_protos), so ours to remove."""
@@ -34,20 +37,20 @@ _EGRESS: Final = 0xFFFFFFF3
 _ETH_P_ALL: Final = 0x0003
 
 
-def _apply(puts: Iterable[Callable[[], object]], removals: Iterable[Callable[[], object]], what: str) -> None:
-    """Try every operation; one line at the end for those that failed."""
+def _apply(delta: Delta[K, V], put: Callable[[K, V], None], remove: Callable[[K], None], what: str) -> None:
+    """Try every operation, removals first; one line at the end for those that failed."""
     failed, reason = 0, ""
-    for operation in removals:
+    for key in delta.removals:
         try:
             with suppress_missing():
-                operation()
+                remove(key)
         except NetlinkError as error:
-            failed, reason = failed + 1, str(error.args[1])
-    for operation in puts:
+            failed, reason = failed + 1, words(error)
+    for key, value in delta.puts:
         try:
-            operation()
+            put(key, value)
         except NetlinkError as error:
-            failed, reason = failed + 1, str(error.args[1])
+            failed, reason = failed + 1, words(error)
     if failed:
         raise KernelError(f"{what}: {failed} entries not applied: {reason}")
 
@@ -68,18 +71,20 @@ class Routes:
             }
 
     def apply(self, delta: Delta[IPv4Network, IPv4Address]) -> None:
-        route = self._netlink.ipr.route
-        _apply(
-            [
-                lambda subnet=subnet, via=via: route(
-                    "replace", dst=str(subnet), gateway=str(via), oif=self._vxlan,
-                    flags=_RTNH_F_ONLINK, proto=ROUTE_PROTOCOL,
-                )
-                for subnet, via in delta.puts
-            ],
-            [lambda subnet=subnet: route("del", dst=str(subnet), proto=ROUTE_PROTOCOL) for subnet in delta.removals],
-            "routes to peers",
-        )  # fmt: skip
+        _apply(delta, self._put, self._remove, "routes to peers")
+
+    def _put(self, subnet: IPv4Network, via: IPv4Address) -> None:
+        self._netlink.ipr.route(
+            "replace",
+            dst=str(subnet),
+            gateway=str(via),
+            oif=self._vxlan,
+            flags=_RTNH_F_ONLINK,
+            proto=ROUTE_PROTOCOL,
+        )
+
+    def _remove(self, subnet: IPv4Network) -> None:
+        self._netlink.ipr.route("del", dst=str(subnet), proto=ROUTE_PROTOCOL)
 
 
 def _gateway(message: Any, vxlan: int) -> IPv4Address:
@@ -106,17 +111,15 @@ class VtepNeighbours:
             }
 
     def apply(self, delta: Delta[IPv4Address, MacAddress]) -> None:
-        neigh = self._netlink.ipr.neigh
-        _apply(
-            [
-                lambda ip=ip, mac=mac: neigh(
-                    "replace", dst=str(ip), lladdr=str(mac), ifindex=self._vxlan, state="permanent"
-                )
-                for ip, mac in delta.puts
-            ],
-            [lambda ip=ip: neigh("del", dst=str(ip), ifindex=self._vxlan) for ip in delta.removals],
-            "VTEP neighbours",
+        _apply(delta, self._put, self._remove, "VTEP neighbours")
+
+    def _put(self, address: IPv4Address, mac: MacAddress) -> None:
+        self._netlink.ipr.neigh(
+            "replace", dst=str(address), lladdr=str(mac), ifindex=self._vxlan, state="permanent"
         )
+
+    def _remove(self, address: IPv4Address) -> None:
+        self._netlink.ipr.neigh("del", dst=str(address), ifindex=self._vxlan)
 
 
 class Fdb:
@@ -135,18 +138,20 @@ class Fdb:
             }
 
     def apply(self, delta: Delta[MacAddress, IPv4Address]) -> None:
-        fdb = self._netlink.ipr.fdb
-        _apply(
-            [
-                lambda mac=mac, host=host: fdb(
-                    "replace", lladdr=str(mac), dst=str(host), ifindex=self._vxlan,
-                    flags=_NTF_SELF, state=_NUD_PERMANENT,
-                )
-                for mac, host in delta.puts
-            ],
-            [lambda mac=mac: fdb("del", lladdr=str(mac), ifindex=self._vxlan, flags=_NTF_SELF) for mac in delta.removals],
-            "FDB of the vxlan device",
-        )  # fmt: skip
+        _apply(delta, self._put, self._remove, "FDB of the vxlan device")
+
+    def _put(self, mac: MacAddress, host: IPv4Address) -> None:
+        self._netlink.ipr.fdb(
+            "replace",
+            lladdr=str(mac),
+            dst=str(host),
+            ifindex=self._vxlan,
+            flags=_NTF_SELF,
+            state=_NUD_PERMANENT,
+        )
+
+    def _remove(self, mac: MacAddress) -> None:
+        self._netlink.ipr.fdb("del", lladdr=str(mac), ifindex=self._vxlan, flags=_NTF_SELF)
 
 
 class Filters:
@@ -167,12 +172,16 @@ class Filters:
             else:
                 cache.pop(ifindex, None)
 
+    def read(self) -> Mapping[FilterKey, Filter]:
+        """What we remember to be attached."""
+        return {key: value for found in self._known.values() for key, value in found.items()}
+
     def read_on(self, interfaces: Iterable[int]) -> Mapping[FilterKey, Filter]:
         """Filters of ours on these interfaces, and on others that we remember."""
         wanted = set(interfaces)
         for ifindex in wanted - self._known.keys():
             self._known[ifindex] = self._scan(ifindex)
-        return {key: value for found in self._known.values() for key, value in found.items()}
+        return self.read()
 
     def gone(self, present: Iterable[int]) -> None:
         """Interfaces that no longer exist took their filters with them."""
@@ -204,11 +213,7 @@ class Filters:
         return ""
 
     def apply(self, delta: Delta[FilterKey, Filter]) -> None:
-        _apply(
-            [lambda key=key, new=new: self._attach(key, new) for key, new in delta.puts],
-            [lambda key=key: self._detach(key) for key in delta.removals],
-            "tc filters",
-        )
+        _apply(delta, self._attach, self._detach, "tc filters")
 
     def _attach(self, key: FilterKey, new: Filter) -> None:
         ipr = self._netlink.ipr
@@ -250,9 +255,10 @@ class Filters:
         return found
 
     def _dump(self, ifindex: int, ingress: bool) -> list[Any]:
+        found: list[Any] = []
         with suppress_missing():
-            return list(self._netlink.ipr.get_filters(index=ifindex, parent=_parent(ingress)))
-        return []
+            found.extend(self._netlink.ipr.get_filters(index=ifindex, parent=_parent(ingress)))
+        return found
 
 
 def _parent(ingress: bool) -> int:

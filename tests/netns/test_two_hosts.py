@@ -133,6 +133,7 @@ def test_an_address_that_moves_to_a_new_container_is_found_there(pair: Pair) -> 
     stream.finish()
     first.remove()
     second = pair.b.container("second", first.address)
+    second.sysctl("net.ipv4.conf.eth0.arp_notify", "1")  # announce it, as CNI plugins do
     second.ip("link", "set", "eth0", "address", second_mac)
     stream = UdpStream(pair.on_a, second, second.address)
     stream.advance(3)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -100,6 +101,16 @@ class BrokenMaps:
         raise KernelError("cannot read map counters: Operation not permitted")
 
     peer_stats = fill = counters
+
+
+class ClosedMaps(BrokenMaps):
+    def counters(self) -> dict[tuple[Hook, int], Counter]:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+
+def test_maps_closed_by_the_agent_meanwhile_are_an_error_in_words() -> None:
+    snapshot = take(REPORT, ClosedMaps())  # type: ignore[arg-type]
+    assert snapshot.error == "cannot read the maps: Bad file descriptor"
 
 
 def test_unreadable_maps_leave_the_reports_metrics_and_are_counted() -> None:

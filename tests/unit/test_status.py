@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from ctl.cli.status import Status, ago, as_json, as_text
+from ctl.model import Bypass
+from ctl.report import Datapath
+from tests.samples import DATAPATH, EARLY, NOW, REPORT, report
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-3, "0s"), (0.9, "0s"), (59, "59s"), (60, "1m0s"), (3599, "59m59s"), (11520, "3h12m"), (90000, "1d1h")],
+)
+def test_durations_have_two_units(seconds: float, text: str) -> None:
+    assert ago(seconds) == text
+
+
+def test_a_live_node_is_as_healthy_as_its_report() -> None:
+    assert Status(alive=True, report=REPORT, datapath=DATAPATH).verdict(NOW) == (True, [])
+    full = Datapath(fill={"endpoints": (4, 4)})
+    assert Status(alive=True, report=REPORT, datapath=full).verdict(NOW)[1] == [
+        "map endpoints is full: 4 of 4 entries"
+    ]
+
+
+def test_maps_that_a_node_should_have_are_missed() -> None:
+    gone = Status(alive=True, report=REPORT, maps_error="no maps under /x")
+    assert gone.verdict(NOW) == (False, ["no maps under /x"])
+    off = report(bypass=Bypass.OFF, program="")
+    status = replace(gone, report=off)
+    assert status.verdict(NOW) == (True, [])
+    assert "bypass is off: the kernel path carries everything" in as_text(status, NOW)
+
+
+def test_a_failing_reconcile_is_shown_before_it_is_overdue() -> None:
+    failing = report(reconcile=replace(REPORT.reconcile, error="nft: no such table", back_off=4))
+    assert "reconcile   failing, next try after 4 s: nft: no such table" in as_text(
+        Status(alive=True, report=failing), NOW
+    )
+
+
+@pytest.mark.parametrize("wide", [False, True])
+@pytest.mark.parametrize("known", [None, EARLY, REPORT])
+@pytest.mark.parametrize("alive", [False, True])
+def test_every_state_can_be_shown(alive: bool, known: object, wide: bool) -> None:
+    status = Status(alive=alive, report=known)  # type: ignore[arg-type]
+    text = as_text(status, NOW, wide=wide)
+    assert all(line.strip() for line in text.splitlines())
+    assert "None" not in text
+    assert set(as_json(status, NOW)) == {"alive", "healthy", "why", "report", "datapath"}
