@@ -328,10 +328,7 @@ class Agent:
         node, seen, settings = self._node, self._node.seen, self._settings
         network, lease = self._network, self._holder.lease if self._holder else None
         wrong = [line for lines in seen.problems.values() for line in lines]
-        not_ready = [
-            *seen.problems.get("bridge", ()),
-            *([f"lease conflict: {self._conflict}"] if self._conflict else []),
-        ]
+        not_ready = list(seen.problems.get("bridge", ()))
         if not self._ready:
             not_ready.append(self._reconciles.error or "starting")
         return AgentReport(

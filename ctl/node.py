@@ -37,11 +37,11 @@ def vtep_mac(host: IPv4Address, vni: int) -> MacAddress:
 
 
 def inner_mtu(network: Network, uplink: Uplink) -> int:
-    """Largest inner IP packet, bytes. ConfigError if it is too small to be of use."""
+    """Largest inner IP packet, bytes. AgentError if it is too small to be of use."""
     underlay = min(network.mtu or uplink.link.mtu, uplink.link.mtu)
     mtu = underlay - VXLAN_OVERHEAD
     if mtu < MIN_MTU:
-        raise ConfigError(
+        raise AgentError(
             f"MTU {underlay} of uplink {uplink.link.name} leaves {mtu} bytes for containers, "
             f"at least {MIN_MTU} are needed: raise it to {MIN_MTU + VXLAN_OVERHEAD} or more"
         )

@@ -191,7 +191,7 @@ def readiness(report: AgentReport | None, now: float) -> str:
     """
     if report is None:
         return "no reconcile has finished yet"
-    return "; ".join(not_ready(report) + _overdue(report.reconcile, now))
+    return "; ".join(not_ready(report) + _lease_conflict(report.lease) + _overdue(report.reconcile, now))
 
 
 def not_ready(report: AgentReport) -> list[str]:
@@ -250,7 +250,7 @@ def _because(error: str) -> str:
 
 
 def _lease_trouble(lease: LeaseReport, now: float) -> list[str]:
-    trouble = [f"lease conflict: {lease.conflict}"] if lease.conflict else []
+    trouble = _lease_conflict(lease)
     if lease.expires_at is None:
         return trouble
     left = lease.expires_at - now
@@ -259,6 +259,10 @@ def _lease_trouble(lease: LeaseReport, now: float) -> list[str]:
     if left < _lease_margin(lease):
         trouble.append(f"lease {lease.subnet} expires in {left:.0f} s and was not renewed")
     return trouble
+
+
+def _lease_conflict(lease: LeaseReport | None) -> list[str]:
+    return [f"lease conflict: {lease.conflict}"] if lease and lease.conflict else []
 
 
 def _lease_margin(lease: LeaseReport) -> float:

@@ -43,6 +43,7 @@ class UdpStream:
         """Start both ends; `address` is the sink's, `rate` in datagrams per second."""
         self.rate = rate
         self.sink = sink.serve(*TRAFFIC, "udp-sink", str(port), port=port, protocol="udp")
+        wait_until(self.sink.out, 5, "the sink's first line")
         self.command = (*TRAFFIC, "udp-send", address, str(port), str(rate))
         self.source = source.popen(*self.command)
 

@@ -260,10 +260,6 @@ class Map:
                 return
             first = False
 
-    def count(self) -> int:
-        """How many entries there are now."""
-        return sum(1 for _ in self.items())
-
     def _split(self, raw: bytes) -> list[bytes]:
         size = self.info.value_size
         if not self._per_cpu:

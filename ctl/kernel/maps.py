@@ -10,7 +10,7 @@ import errno
 import os
 import struct
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -69,6 +69,14 @@ def _index(number: int) -> bytes:
     return struct.pack("=I", number)
 
 
+@contextmanager
+def _reading(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise KernelError(f"map {name} cannot be read: {error.strerror}") from error
+
+
 class MapTable(Generic[K, V]):
     """A map as a table for reconciling (ctl.ports.Table)."""
 
@@ -85,7 +93,8 @@ class MapTable(Generic[K, V]):
         self._pack_value, self._unpack_value = value
 
     def read(self) -> Mapping[K, V]:
-        return {self._unpack_key(key): self._unpack_value(values[0]) for key, values in self._raw.items()}
+        with _reading(self._name):
+            return {self._unpack_key(key): self._unpack_value(values[0]) for key, values in self._raw.items()}
 
     def apply(self, delta: Delta[K, V]) -> None:
         failed = 0
@@ -155,24 +164,23 @@ class Maps:
         return self.endpoint_table.read()
 
     def flows(self) -> dict[FlowKey, FlowEntry]:
-        rows = self._raw["flows"].items()
-        return {FlowKey.unpack(key): FlowEntry.unpack(values[0]) for key, values in rows}
+        return {FlowKey.unpack(key): FlowEntry.unpack(values[0]) for key, values in self._items("flows")}
 
     def flush_flows(self) -> int:
         """Withdraw every approval; returns how many there were."""
-        keys = [key for key, _ in self._raw["flows"].items()]
+        keys = [key for key, _ in self._items("flows")]
         return sum(self._raw["flows"].delete(key) for key in keys)
 
     def lookup_peer(self, subnet: IPv4Address) -> PeerEntry | None:
-        found = self._raw["peers"].lookup(subnet.packed)
+        found = self._lookup("peers", subnet.packed)
         return PeerEntry.unpack(found[0]) if found else None
 
     def lookup_endpoint(self, address: IPv4Address) -> EndpointEntry | None:
-        found = self._raw["endpoints"].lookup(address.packed)
+        found = self._lookup("endpoints", address.packed)
         return EndpointEntry.unpack(found[0]) if found else None
 
     def node(self) -> NodeEntry | None:
-        found = self._raw["node"].lookup(_index(0))
+        found = self._lookup("node", _index(0))
         return NodeEntry.unpack(found[0]) if found else None
 
     def write_node(self, entry: NodeEntry) -> None:
@@ -183,19 +191,27 @@ class Maps:
         result = {}
         for hook in Hook:
             for number in range(abi.REASON_MAX):
-                values = self._raw["counters"].lookup(_index(hook * abi.REASON_MAX + number))
+                values = self._lookup("counters", _index(hook * abi.REASON_MAX + number))
                 counter = Counter.unpack(values or [])
                 if counter.packets:
                     result[hook, number] = counter
         return result
 
     def peer_stats(self) -> dict[IPv4Address, PeerStats]:
-        return {IPv4Address(key): PeerStats.unpack(rows) for key, rows in self._raw["peer_stats"].items()}
+        return {IPv4Address(key): PeerStats.unpack(rows) for key, rows in self._items("peer_stats")}
 
     def fill(self) -> dict[str, tuple[int, int]]:
         """(entries, capacity) of each map that can fill up."""
         names = ("peers", "endpoints", "flows", "peer_stats")
-        return {name: (self._raw[name].count(), self._raw[name].info.max_entries) for name in names}
+        return {name: (len(self._items(name)), self._raw[name].info.max_entries) for name in names}
+
+    def _items(self, name: str) -> list[tuple[bytes, list[bytes]]]:
+        with _reading(name):
+            return list(self._raw[name].items())
+
+    def _lookup(self, name: str, key: bytes) -> list[bytes] | None:
+        with _reading(name):
+            return self._raw[name].lookup(key)
 
 
 def open_maps(bpffs: str | Path) -> Maps:

@@ -43,7 +43,15 @@ def lab() -> Iterator[Lab]:
 
 
 @pytest.fixture(scope="module")
-def pair() -> Iterator[Pair]:
-    """Two nodes in learned mode, shared by the module: a test leaves it as it found it."""
+def nodes() -> Iterator[Pair]:
+    """Two nodes in learned mode, shared by the module."""
     with Lab() as made:
         yield build(made)
+
+
+@pytest.fixture
+def pair(nodes: Pair) -> Iterator[Pair]:
+    """The module's two nodes; what the test has started in them ends with the test."""
+    yield nodes
+    for place in (nodes.on_a, nodes.on_b, nodes.outside):
+        place.stop_processes()

@@ -52,7 +52,7 @@ def flannel_peer(host: Host, lease: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def mixed() -> Iterator[Mixed]:
+def hosts() -> Iterator[Mixed]:
     with Lab() as lab:
         node, plain = lab.host("node"), lab.host("plain")
         lab.init_network()
@@ -66,6 +66,14 @@ def mixed() -> Iterator[Mixed]:
         (ours,) = [row for row in node.json("lease", "list") if row["host"] == node.address]
         flannel_peer(plain, ours)
         yield Mixed(node, plain, node.container("one"), plain.container("one"))
+
+
+@pytest.fixture
+def mixed(hosts: Mixed) -> Iterator[Mixed]:
+    """The module's two hosts; what the test has started in them ends with the test."""
+    yield hosts
+    for place in (hosts.on_node, hosts.on_plain):
+        place.stop_processes()
 
 
 def test_peer_entry_is_what_the_lease_says(mixed: Mixed) -> None:

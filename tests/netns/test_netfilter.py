@@ -20,27 +20,27 @@ GRACE = 10
 
 @contextmanager
 def rules(host: Host, name: str, text: str) -> Iterator[None]:
-    """A table `name` with the given chains, for the length of the block."""
-    host.nft(f"table ip {name} {{ {text} }}")
+    """A table of that name with one chain, for the length of the block."""
+    host.nft(f"table ip {name} {{\n{text}\n}}\n")
     try:
         yield
     finally:
-        host.nft(f"delete table ip {name}")
+        host.nft(f"delete table ip {name}\n")
 
 
 def forward(rule: str) -> str:
-    return f"chain forward {{ type filter hook forward priority filter; policy accept; {rule} }}"
+    return f"chain forward {{ type filter hook forward priority filter; policy accept; {rule}\n}}"
 
 
 def service(target: str) -> str:
     """kube-proxy's rule for a service, as far as it matters here."""
     rule = f"ip daddr {SERVICE} meta l4proto {{ tcp, udp }} th dport 80 dnat to {target}:{PORT}"
-    return f"chain pre {{ type nat hook prerouting priority dstnat; {rule} }}"
+    return f"chain pre {{ type nat hook prerouting priority dstnat; {rule}\n}}"
 
 
 def test_service_on_the_clients_host_reaches_a_remote_container(pair: Pair) -> None:
     server = TcpSink(pair.on_b, PORT)
-    with rules(pair.a, "service", service(pair.on_b.address)):
+    with rules(pair.a, "test_service", service(pair.on_b.address)):
         told = tcp_send(pair.on_a, SERVICE, 50_000_000, port=80)
         assert told["seen_as"] == pair.on_a.address
         (end,) = server.wait_for(1)
@@ -50,7 +50,7 @@ def test_service_on_the_clients_host_reaches_a_remote_container(pair: Pair) -> N
 
 
 def test_translated_flows_are_not_learned_where_they_are_translated(pair: Pair) -> None:
-    with rules(pair.a, "service", service(pair.on_b.address)):
+    with rules(pair.a, "test_service", service(pair.on_b.address)):
         stream = UdpStream(pair.on_a, pair.on_b, pair.on_b.address, port=PORT)
         stream.source.stop()
         again = pair.on_a.popen("python3", "tests/traffic.py", "udp-send", SERVICE, "80", "1000")
@@ -67,7 +67,7 @@ def test_translated_flows_are_not_learned_where_they_are_translated(pair: Pair) 
 def test_drop_rule_holds_at_once_for_new_flows(pair: Pair, which: str) -> None:
     host = pair.a if which == "sender" else pair.b
     server = TcpSink(pair.on_b, PORT)
-    with rules(host, "policy", forward(f"ip daddr {pair.on_b.address} drop")):
+    with rules(host, "test_policy", forward(f"ip daddr {pair.on_b.address} drop")):
         for _ in range(3):
             with pytest.raises(CommandFailed):
                 tcp_send(pair.on_a, pair.on_b.address, port=PORT, timeout=0.5)
@@ -81,7 +81,7 @@ def test_drop_rule_holds_for_running_flows_when_their_approval_ends(pair: Pair, 
     host = pair.a if which == "sender" else pair.b
     stream = UdpStream(pair.on_a, pair.on_b, pair.on_b.address, rate=2000)
     stream.advance(1)
-    with rules(host, "policy", forward(f"ip daddr {pair.on_b.address} drop")):
+    with rules(host, "test_policy", forward(f"ip daddr {pair.on_b.address} drop")):
         stream.stall(APPROVAL_TTL + GRACE)
     stream.advance(1)  # and it flows again when the rule is gone
     stream.finish()
@@ -91,7 +91,7 @@ def test_flow_flush_makes_a_drop_rule_hold_now(lab: Lab) -> None:
     pair = build(lab, "--approval-ttl", "3600")
     stream = UdpStream(pair.on_a, pair.on_b, pair.on_b.address, rate=2000)
     stream.advance(1)
-    with rules(pair.a, "policy", forward(f"ip daddr {pair.on_b.address} drop")):
+    with rules(pair.a, "test_policy", forward(f"ip daddr {pair.on_b.address} drop")):
         stream.advance(2)  # the approval lasts an hour
         pair.a.ovctl("flow", "flush")
         stream.stall(GRACE)
@@ -103,7 +103,7 @@ def test_long_flow_closes_under_a_rule_that_drops_invalid(pair: Pair, reset: boo
     """Conntrack has seen a hundredth of this connection when its end comes."""
     drop = forward("ct state invalid counter drop")
     before = pair.a.bypassed(), pair.b.bypassed()
-    with rules(pair.a, "strict", drop), rules(pair.b, "strict", drop):
+    with rules(pair.a, "test_strict", drop), rules(pair.b, "test_strict", drop):
         for source, sink in ((pair.on_a, pair.on_b), (pair.on_b, pair.on_a)):
             server = TcpSink(sink, PORT)
             tcp_send(source, sink.address, 400_000_000, port=PORT, reset=reset, timeout=10)
@@ -117,7 +117,9 @@ def test_long_flow_closes_under_a_rule_that_drops_invalid(pair: Pair, reset: boo
 def test_conntrack_keeps_a_bypassed_connection(pair: Pair) -> None:
     """Packets that renew the approval refresh the entry, which a firewall counts on."""
     server = TcpSink(pair.on_b, PORT)
-    with rules(pair.a, "track", forward("ct state new counter accept; ct state established counter accept")):
+    with rules(
+        pair.a, "test_track", forward("ct state established counter accept; ct state new counter accept")
+    ):
         tcp_send(pair.on_a, pair.on_b.address, 50_000_000, port=PORT)
         listed = pair.a.run("conntrack", "-L", "-p", "tcp", "--dport", str(PORT)).stdout
     server.stop()
