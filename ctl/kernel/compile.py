@@ -1,6 +1,6 @@
 """The compiler child: C text on stdin, bytecode as JSON on stdout.
 
-    /usr/bin/python3 -m ctl.kernel.compile < overlay.c > object.json
+    /usr/bin/python3 -m ctl.kernel.compile [PROGRAM...] < overlay.c > object.json
 
 The only module that imports bcc, and the reason why it is a process of its own:
 bcc and LLVM cost 120 MB that are never given back, change directory while they work
@@ -19,6 +19,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,13 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="ovnet-headers-") as tree:
         write_header_tree(Path(tree))
         os.environ["BCC_KERNEL_SOURCE"] = tree
-        output = compile_text(text)
+        output = compile_text(text, sys.argv[1:] or PROGRAMS)
     json.dump(output, sys.stdout)
     return 0
 
 
-def compile_text(text: str) -> dict[str, Any]:
-    """Compile with bcc and take the programs apart. Exits with bcc's message if it refuses."""
+def compile_text(text: str, programs: Sequence[str]) -> dict[str, Any]:
+    """Compile with bcc and take `programs` apart. Exits with bcc's message if it refuses."""
     import bcc
 
     try:
@@ -51,9 +52,7 @@ def compile_text(text: str) -> dict[str, Any]:
     except Exception as error:  # noqa: BLE001  bcc raises bare Exception; its words went to stderr
         sys.exit(f"the datapath does not compile: {error}")
     names = {unit[name].map_fd: name for name in MAPS}
-    return {
-        "programs": {name: _program(unit.dump_func(name), names) for name in PROGRAMS},
-    }
+    return {"programs": {name: _program(unit.dump_func(name), names) for name in programs}}
 
 
 def _program(insns: bytes, map_names: dict[int, str]) -> dict[str, Any]:

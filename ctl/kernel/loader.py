@@ -16,7 +16,7 @@ import os
 import shutil
 import struct
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -68,7 +68,7 @@ def load(maps: Maps, bpffs: str | Path, cache_dir: Path) -> Programs:
     if adopted := _adopt(home):
         return Programs(build, adopted)
     objects = _compiled(text, cache_dir / f"programs-{build}.json")
-    loaded = {name: _load(name, objects["programs"][name], maps) for name in PROGRAMS}
+    loaded = {name: load_program(name, objects["programs"][name], maps) for name in PROGRAMS}
     _pin(home, loaded)
     return Programs(build, loaded)
 
@@ -106,7 +106,7 @@ def _compiled(text: str, cache: Path) -> dict[str, Any]:
     with suppress(OSError, ValueError):
         cached: dict[str, Any] = json.loads(cache.read_text())
         return cached
-    output = _compile(text)
+    output = compile_text(text)
     temporary = cache.with_suffix(f".{os.getpid()}")
     temporary.write_text(output)
     temporary.rename(cache)
@@ -117,14 +117,18 @@ def _compiled(text: str, cache: Path) -> dict[str, Any]:
     return result
 
 
-def _compile(text: str) -> str:
+def compile_text(text: str, programs: Sequence[str] = PROGRAMS) -> str:
+    """The compiler child's JSON (ctl.kernel.compile) for the named functions of a C text.
+
+    KernelError with the last line that the compiler wrote; all of them are logged.
+    """
     if not shutil.which(_COMPILER):
         raise KernelError(f"{_COMPILER} is missing: install python3 and python3-bpfcc")
     spec = find_spec("ctl")
     assert spec is not None and spec.submodule_search_locations
     root = str(Path(next(iter(spec.submodule_search_locations))).parent)
     child = subprocess.run(
-        [_COMPILER, "-m", "ctl.kernel.compile"],
+        [_COMPILER, "-m", "ctl.kernel.compile", *programs],
         input=text,
         text=True,
         capture_output=True,
@@ -141,7 +145,11 @@ def _compile(text: str) -> str:
     return child.stdout
 
 
-def _load(name: str, program: Mapping[str, Any], maps: Maps) -> Program:
+def load_program(name: str, program: Mapping[str, Any], maps: Maps) -> Program:
+    """Put the maps' file descriptors into a compiled program and hand it to the verifier.
+
+    KernelError if that refuses; the end of its log is logged.
+    """
     code = bytearray(base64.b64decode(program["insns"]))
     for index, map_name in program["maps"]:
         # The immediate of BPF_LD_IMM64 with BPF_PSEUDO_MAP_FD.

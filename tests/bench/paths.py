@@ -1,0 +1,84 @@
+"""The ways between two containers that are compared, each with hosts of its own.
+
+All are there at once, so that rounds can rotate between them; idle ones cost nothing.
+Every path has the same MTU inside and the same offloads on its underlay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.host import Host
+from tests.lab import Lab
+from tests.namespace import Namespace
+
+INNER_MTU = 1450
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """Two ends that can talk; `hosts` are the nodes between them, if any."""
+
+    name: str
+    client: Namespace
+    server: Namespace
+    server_address: str
+    hosts: tuple[Host, ...] = ()
+
+
+def direct(lab: Lab) -> Path:
+    """Containers joined by one veth: the limit of what the machine can do."""
+    client, server = lab.namespace("direct-c"), lab.namespace("direct-s")
+    client.ip("link", "add", "eth0", "mtu", str(INNER_MTU), "type", "veth",
+              "peer", "name", "eth0", "mtu", str(INNER_MTU), "netns", server.netns)  # fmt: skip
+    for end, address in ((client, "10.77.0.1/24"), (server, "10.77.0.2/24")):
+        end.ip("addr", "add", address, "dev", "eth0")
+        end.ip("link", "set", "eth0", "up")
+    return Path("direct", client, server, "10.77.0.2")
+
+
+def routed(lab: Lab) -> Path:
+    """Host to host by plain routes, containers on bridges: no overlay."""
+    hosts = lab.pair("ra", "rb")
+    ends = []
+    for host, own, other, via in ((hosts[0], 1, 2, hosts[1]), (hosts[1], 2, 1, hosts[0])):
+        host.sysctl("net.ipv4.ip_forward", "1")
+        host.ip("link", "add", "br0", "mtu", str(INNER_MTU), "type", "bridge")
+        host.ip("addr", "add", f"10.78.{own}.1/24", "dev", "br0")
+        host.ip("link", "set", "br0", "up")
+        host.ip("route", "add", f"10.78.{other}.0/24", "via", via.address)
+        ends.append(_plug(lab, host, f"routed-{own}", f"10.78.{own}"))
+    return Path("routed", ends[0], ends[1], "10.78.2.2", hosts)
+
+
+def _plug(lab: Lab, host: Host, name: str, prefix: str) -> Namespace:
+    end = lab.namespace(name)
+    host.ip("link", "add", "veth0", "mtu", str(INNER_MTU), "type", "veth",
+            "peer", "name", "eth0", "mtu", str(INNER_MTU), "netns", end.netns)  # fmt: skip
+    host.ip("link", "set", "veth0", "master", "br0", "up")
+    end.ip("addr", "add", f"{prefix}.2/24", "dev", "eth0")
+    end.ip("link", "set", "eth0", "up")
+    end.ip("route", "add", "default", "via", f"{prefix}.1")
+    return end
+
+
+def _overlay(name: str, stem: str, bypass: str) -> Callable[[Lab], Path]:
+    def build(lab: Lab) -> Path:
+        first, second = lab.pair(f"{stem}a", f"{stem}b")
+        for host in (first, second):
+            host.agent("--bypass", bypass)
+        client, server = first.container(f"{stem}c"), second.container(f"{stem}s")
+        return Path(name, client, server, server.address, (first, second))
+
+    return build
+
+
+PATHS: dict[str, Callable[[Lab], Path]] = {
+    "direct": direct,
+    "routed": routed,
+    "kernel-vxlan": _overlay("kernel-vxlan", "k", "off"),
+    "ebpf": _overlay("ebpf", "e", "learned"),
+    "ebpf-always": _overlay("ebpf-always", "w", "always"),
+}
+"""Builders by name, in the order of the table."""

@@ -1,0 +1,80 @@
+"""Numbers into medians, ratios and a table. Pure.
+
+A difference is claimed only where it is larger than two standard deviations of the
+noisier side: less than that a table shows as "=".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median, stdev
+
+BASES = ("kernel-vxlan", "routed", "direct")
+"""Paths that the others are compared with."""
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """The values of one measure on one path, a value a round."""
+
+    values: tuple[float, ...]
+    unit: str
+
+    @property
+    def median(self) -> float:
+        return median(self.values)
+
+    @property
+    def stdev(self) -> float:
+        return stdev(self.values) if len(self.values) > 1 else 0.0
+
+    def json(self) -> dict[str, object]:
+        """As in the results file."""
+        return {"median": self.median, "stdev": self.stdev, "values": list(self.values), "unit": self.unit}
+
+
+Results = Mapping[str, Mapping[str, Series]]
+"""Path -> measure -> series."""
+
+
+def differs(one: Series, other: Series) -> bool:
+    """Whether the medians lie more than two standard deviations apart."""
+    return abs(one.median - other.median) > 2 * max(one.stdev, other.stdev)
+
+
+def ratios(results: Results, path: str) -> dict[str, dict[str, float]]:
+    """Measure -> base -> median of `path` over the base's."""
+    return {
+        measure: {
+            base: series.median / results[base][measure].median
+            for base in BASES
+            if base in results and base != path and measure in results[base]
+        }
+        for measure, series in results[path].items()
+    }
+
+
+def table(results: Results) -> list[str]:
+    """Lines for people: a row a path, a column a measure, with the spread and the ratio."""
+    measures = list(next(iter(results.values())))
+    unit = {name: series.unit for name, series in next(iter(results.values())).items()}
+    head = ["path", *(f"{name} {unit[name]}" for name in measures)]
+    rows = [[path, *(_cell(results, path, name) for name in measures)] for path in results]
+    return _aligned([head, *rows])
+
+
+def _cell(results: Results, path: str, measure: str) -> str:
+    series = results[path][measure]
+    text = f"{series.median:,.1f} ±{series.stdev:,.1f}" if series.median < 1e4 else f"{series.median:,.0f}"
+    base = results.get(BASES[0], {}).get(measure)
+    if base is None or path == BASES[0]:
+        return text
+    return f"{text} ({series.median / base.median:.2f}x)" if differs(series, base) else f"{text} (=)"
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]

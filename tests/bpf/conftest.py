@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ctl.kernel import bpffs
+from ctl.kernel.maps import unpin_all
+from tests.datapath import Datapath
+
+
+@pytest.fixture
+def datapath() -> Iterator[Datapath]:
+    """Programs on fresh maps, furnished with a node, two peers and two containers."""
+    with Datapath() as opened:
+        yield opened.furnish()
+
+
+@pytest.fixture
+def pins() -> Iterator[Path]:
+    """A directory for pins of this test alone."""
+    path = Path(f"/sys/fs/bpf/ovnet-test-{os.getpid()}")
+    bpffs.ensure(str(path))
+    yield path
+    unpin_all(path)
+    assert not path.exists()

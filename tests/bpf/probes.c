@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * The programs with a preparation in front, for what BPF_PROG_TEST_RUN cannot set on
+ * a packet. Appended to the datapath's text; the packet's cb says what to do:
+ *
+ *   cb[0] skb->hash   cb[1] length to cut to   cb[2] VLAN to push beside the data
+ *   cb[3] 1: as if a tunnel inside the container had encapsulated it already
+ *
+ * and cb[4] says afterwards what skb->hash is.
+ */
+static __always_inline void prepare(struct __sk_buff *skb)
+{
+	if (skb->cb[1])
+		bpf_skb_change_tail(skb, skb->cb[1], 0);
+	if (skb->cb[3])
+		bpf_skb_adjust_room(skb, 0, BPF_ADJ_ROOM_MAC,
+				    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP);
+	if (skb->cb[2])
+		bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), skb->cb[2]);
+	if (skb->cb[0])
+		bpf_set_hash(skb, skb->cb[0]);
+}
+
+#define PROBE(name, hook, body)						\
+int probe_##name(struct __sk_buff *skb)					\
+{									\
+	__u32 len;							\
+	int action;							\
+									\
+	prepare(skb);							\
+	len = skb->len;							\
+	action = finish(skb, hook, len, body);				\
+	skb->cb[4] = skb->hash;						\
+	return action;							\
+}
+
+PROBE(from_container, HOOK_FROM_CONTAINER, container_to_wire(skb))
+PROBE(to_overlay, HOOK_TO_OVERLAY, learn(skb, DIR_OUT))
+PROBE(from_wire, HOOK_FROM_WIRE, wire_to_container(skb))
+PROBE(to_container, HOOK_TO_CONTAINER, learn(skb, DIR_IN))
+
+/* An exit that no packet can take: see tests/bpf/test_reasons.py. */
+int probe_aborted(struct __sk_buff *skb)
+{
+	__u32 len = skb->len;
+
+	return finish(skb, HOOK_FROM_WIRE, len, REASON_ABORTED);
+}

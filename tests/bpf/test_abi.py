@@ -1,0 +1,226 @@
+"""ctl/abi.py and ctl/kernel/maps.py say the same as bpf/abi.h and bpf/maps.h.
+
+The C side is asked of bcc, which makes a ctypes structure of every map's key and value;
+that takes the distribution's interpreter and a process of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+from enum import IntEnum
+from functools import cache
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctl import abi
+from ctl.abi import (
+    Direction,
+    EndpointEntry,
+    Event,
+    FlowEntry,
+    FlowKey,
+    Hook,
+    NodeEntry,
+    PeerEntry,
+    PeerStats,
+)
+from ctl.kernel import bpf
+from ctl.kernel.maps import specs
+from ctl.kernel.source import MAPS, PROGRAMS, source
+from ctl.model import Bypass, MacAddress
+from ctl.reasons import REASONS
+from tests.process import run
+
+ROOT = Path(__file__).parents[2]
+HEADER = (ROOT / "bpf" / "abi.h").read_text()
+
+# `event` goes through a ring, which has no value type: this map gives it one.
+ASK = """
+import json, os, sys, tempfile, ctypes
+from pathlib import Path
+import bcc
+from ctl.kernel.source import write_header_tree
+
+def fields(kind):
+    if not issubclass(kind, ctypes.Structure):
+        return []
+    named = [field[0] for field in kind._fields_ if not field[0].startswith("__pad")]
+    return [[name, getattr(kind, name).offset, getattr(kind, name).size] for name in named]
+
+with tempfile.TemporaryDirectory() as tree:
+    write_header_tree(Path(tree))
+    os.environ["BCC_KERNEL_SOURCE"] = tree
+    unit = bcc.BPF(text=sys.stdin.read() + "\\nBPF_F_TABLE(\\"hash\\", __u32, struct event, event_twin, 1, 0);\\n")
+answer = {}
+for name in sys.argv[1:]:
+    ident = bcc.lib.bpf_table_id(unit.module, name.encode())
+    table = unit[name] if name != "events" else None
+    answer[name] = {
+        "kind": bcc.lib.bpf_table_type_id(unit.module, ident),
+        "key_size": bcc.lib.bpf_table_key_size_id(unit.module, ident),
+        "value_size": bcc.lib.bpf_table_leaf_size_id(unit.module, ident),
+        "key": fields(table.Key) if table is not None else [],
+        "value": fields(table.Leaf) if table is not None else [],
+    }
+json.dump(answer, sys.stdout)
+"""
+
+MAC = MacAddress(bytes(range(0xA0, 0xA6)))
+OTHER_MAC = MacAddress(bytes(range(0xB0, 0xB6)))
+
+
+@cache
+def in_c() -> dict[str, Any]:
+    """Each map as the C declares it."""
+    argv = ["/usr/bin/python3", "-c", ASK, *MAPS, "event_twin"]
+    done = run(argv, stdin=source(), env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}, cwd=ROOT)
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def host(size: int, number: int) -> bytes:
+    return struct.pack({2: "=H", 4: "=I", 8: "=Q"}[size], number)
+
+
+# Every field of every struct with a value of its own, as the C would see it.
+PEER = PeerEntry(IPv4Address("1.2.3.4"), MAC, 0x1122, 0x334455, 66, IPv4Address("7.8.9.10"), 0x99)
+PEER_FIELDS = {
+    "host": bytes([1, 2, 3, 4]), "vtep_mac": MAC.packed, "port": b"\x11\x22", "vni": host(4, 0x334455),
+    "ifindex": host(4, 66), "next_hop": bytes([7, 8, 9, 10]), "flags": host(4, 0x99),
+}  # fmt: skip
+ENDPOINT = EndpointEntry(0x01020304, MAC, OTHER_MAC)
+ENDPOINT_FIELDS = {"ifindex": host(4, 0x01020304), "mac": MAC.packed, "bridge_mac": OTHER_MAC.packed}
+FLOW_KEY = FlowKey(IPv4Address("1.2.3.4"), IPv4Address("5.6.7.8"), 0x1122, 0x3344, 0x55, 17, Direction.IN)
+FLOW_KEY_FIELDS = {
+    "saddr": bytes([1, 2, 3, 4]), "daddr": bytes([5, 6, 7, 8]), "sport": b"\x11\x22", "dport": b"\x33\x44",
+    "ifindex": host(4, 0x55), "proto": b"\x11", "direction": b"\x01", "pad": bytes(2),
+}  # fmt: skip
+FLOW = FlowEntry(1, 2, 3)
+FLOW_FIELDS = {"approved_ns": host(8, 1), "last_seen_ns": host(8, 2), "packets": host(8, 3)}
+NODE = NodeEntry(
+    IPv4Address("1.2.3.4"), IPv4Network("10.0.0.0/8"), IPv4Network("10.9.8.0/24"), 0x112233, 44, 1450, MAC,
+    8472, (1000, 2000), Bypass.ALWAYS, 1 << 40, 0xDEADBEEF,
+)  # fmt: skip
+NODE_FIELDS = {
+    "host": bytes([1, 2, 3, 4]), "network": bytes([10, 0, 0, 0]), "network_mask": bytes([255, 0, 0, 0]),
+    "subnet": bytes([10, 9, 8, 0]), "subnet_mask": bytes([255, 255, 255, 0]), "vni": host(4, 0x112233),
+    "uplink_ifindex": host(4, 44), "mtu": host(4, 1450), "vtep_mac": MAC.packed,
+    "port": (8472).to_bytes(2, "big"), "source_port_min": host(2, 1000), "source_port_max": host(2, 2000),
+    "bypass": host(4, 2), "approval_ttl_ns": host(8, 1 << 40), "flow_seed": host(4, 0xDEADBEEF),
+    "pad": bytes(4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "side", "layout", "packed", "fields"),
+    [
+        ("peers", "value", abi.PEER, PEER.pack(), PEER_FIELDS),
+        ("endpoints", "value", abi.ENDPOINT, ENDPOINT.pack(), ENDPOINT_FIELDS),
+        ("flows", "key", abi.FLOW_KEY, FLOW_KEY.pack(), FLOW_KEY_FIELDS),
+        ("flows", "value", abi.FLOW, FLOW.pack(), FLOW_FIELDS),
+        ("node", "value", abi.NODE, NODE.pack(), NODE_FIELDS),
+    ],
+    ids=["peer", "endpoint", "flow_key", "flow", "node"],
+)
+def test_what_python_packs_c_reads(
+    name: str, side: str, layout: struct.Struct, packed: bytes, fields: dict[str, bytes]
+) -> None:
+    declared = in_c()[name][side]
+    assert [field for field, _, _ in declared] == list(fields)
+    assert {field: packed[at : at + size] for field, at, size in declared} == fields
+    assert in_c()[name][f"{side}_size"] == layout.size == len(packed)
+
+
+@pytest.mark.parametrize("entry", [PEER, ENDPOINT, FLOW_KEY, FLOW, NODE], ids=lambda e: type(e).__name__)
+def test_python_reads_what_it_packs(entry: Any) -> None:
+    assert type(entry).unpack(entry.pack()) == entry
+
+
+def numbers(declared: list[list[Any]], size: int) -> bytes:
+    """A struct of which every field holds its place in the order, from 1 on."""
+    raw = bytearray(size)
+    for number, (_, at, width) in enumerate(declared, start=1):
+        raw[at : at + width] = number.to_bytes(width, struct.pack("=H", 1) == b"\1\0" and "little" or "big")
+    return bytes(raw)
+
+
+def test_python_reads_counters_of_c() -> None:
+    declared = in_c()["counters"]["value"]
+    assert [name for name, _, _ in declared] == ["packets", "bytes", "sampled_ns"]
+    raw = numbers(declared, in_c()["counters"]["value_size"])
+    assert abi.COUNTER.size == len(raw)
+    assert abi.Counter.unpack([raw, raw]) == abi.Counter(packets=2, bytes=4)
+
+
+def test_python_reads_peer_stats_of_c() -> None:
+    declared = in_c()["peer_stats"]["value"]
+    assert [name for name, _, _ in declared] == ["rx_packets", "rx_bytes", "tx_packets", "tx_bytes"]
+    raw = numbers(declared, in_c()["peer_stats"]["value_size"])
+    assert abi.PEER_STATS.size == len(raw)
+    assert PeerStats.unpack([raw]) == PeerStats(rx_packets=1, rx_bytes=2, tx_packets=3, tx_bytes=4)
+
+
+def test_python_reads_events_of_c() -> None:
+    declared = in_c()["event_twin"]["value"]
+    names = ["time_ns", "ifindex", "packet_len", "reason", "hook", "captured_len", "data", "pad"]
+    assert [name for name, _, _ in declared] == names
+    raw = bytearray(numbers(declared, in_c()["event_twin"]["value_size"]))
+    assert abi.EVENT.size == len(raw)
+    at = next(at for name, at, _ in declared if name == "data")
+    raw[at : at + abi.EVENT_BYTES] = bytes(range(abi.EVENT_BYTES))
+    for name, at, _ in declared:
+        if name == "hook":
+            raw[at] = Hook.FROM_WIRE
+    assert Event.unpack(bytes(raw)) == Event(1, 2, 3, 4, Hook.FROM_WIRE, bytes(range(6)))
+
+
+@pytest.mark.parametrize("name", MAPS)
+def test_map_specs_are_those_of_the_c(name: str) -> None:
+    spec, declared = specs(1, 1, 1)[name], in_c()[name]
+    assert declared["kind"] == bpf.MAP_TYPES[spec.kind]
+    if name != "events":  # a ring has neither
+        assert (declared["key_size"], declared["value_size"]) == (spec.key, spec.value)
+
+
+def test_no_map_is_forgotten() -> None:
+    text = (ROOT / "bpf" / "maps.h").read_text()
+    tables = re.findall(r'^BPF_F_TABLE\("\w+", [^,]+, [^,]+, (\w+),', text, re.MULTILINE)
+    rings = re.findall(r"^BPF_RINGBUF_OUTPUT\((\w+),", text, re.MULTILINE)
+    assert {*tables, *rings} == set(MAPS) == set(specs(1, 1, 1))
+
+
+def enum(name: str) -> dict[str, int]:
+    """An enum of bpf/abi.h: name -> number."""
+    body = re.search(rf"^enum {name} {{(.*?)^}};", HEADER, re.MULTILINE | re.DOTALL)
+    assert body
+    return {label: int(number) for label, number in re.findall(r"^\t(\w+)\s*=\s*(\d+)", body[1], re.MULTILINE)}
+
+
+def mirrored(prefix: str, members: type[IntEnum]) -> dict[str, int]:
+    return {f"{prefix}_{member.name}": member.value for member in members}
+
+
+def test_enums_are_the_same() -> None:
+    assert enum("hook") == {**mirrored("HOOK", Hook), "HOOK_MAX": abi.HOOK_MAX}
+    assert enum("direction") == mirrored("DIR", Direction)
+    assert enum("bypass_mode") == {f"BYPASS_{mode.name}": code for mode, code in abi.BYPASS_CODE.items()}
+    assert set(abi.BYPASS_CODE) == set(Bypass)
+
+
+def test_hooks_are_named_as_their_programs() -> None:
+    assert tuple(hook.label for hook in Hook) == PROGRAMS
+
+
+def test_constants_are_the_same() -> None:
+    defined = dict(re.findall(r"^#define (\w+)\s+(\S.*?)(?:\s*/\*.*)?$", HEADER, re.MULTILINE))
+    assert int(defined["OVNET_LAYOUT"]) == abi.LAYOUT
+    assert int(defined["EVENT_BYTES"]) == abi.EVENT_BYTES
+    flags = {name: value for name, value in defined.items() if name.startswith("PEER_F_")}
+    assert flags == {"PEER_F_KERNEL_PATH": "(1U << 0)"}
+    assert set(abi.PEER_FLAGS) == {abi.PEER_F_KERNEL_PATH} == {1}
+    assert max(REASONS) < abi.REASON_MAX

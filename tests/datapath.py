@@ -1,0 +1,298 @@
+"""The programs in the kernel, on maps of their own: a packet in, a verdict and a packet out.
+
+Nothing is attached or pinned (BPF_PROG_TEST_RUN); root is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import struct
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from enum import IntEnum
+from functools import cache
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any, Final, Self
+
+from ctl import abi
+from ctl.abi import Direction, EndpointEntry, FlowEntry, FlowKey, Hook, NodeEntry, PeerEntry
+from ctl.kernel import bpf
+from ctl.kernel.loader import compile_text, load_program
+from ctl.kernel.maps import Maps, Spec, specs
+from ctl.kernel.source import PROGRAMS, source
+from ctl.model import Bypass, MacAddress
+from ctl.reasons import REASONS
+from tests import packets
+
+PROBES: Final = Path(__file__).parent / "bpf" / "probes.c"
+PROBED: Final = tuple(f"probe_{name}" for name in PROGRAMS)
+
+LO: Final = 1
+"""The ifindex that a packet of a test run has unless told otherwise."""
+ELSEWHERE: Final = 99
+"""Port of the endpoint OTHER."""
+
+NODE: Final = NodeEntry(
+    host=IPv4Address("192.168.50.1"),
+    network=IPv4Network("10.1.0.0/16"),
+    subnet=IPv4Network("10.1.1.0/24"),
+    vni=0x123456,
+    uplink_ifindex=LO,
+    mtu=1450,
+    vtep_mac=MacAddress.parse("02:01:00:00:00:01"),
+    port=8472,
+    source_ports=(32768, 60999),
+    bypass=Bypass.LEARNED,
+    approval_ttl_ns=5 * 10**9,
+    flow_seed=0x5EEDC0DE,
+)
+PEER_MAC: Final = MacAddress.parse("02:01:00:00:00:02")
+PEER: Final = PeerEntry(
+    IPv4Address("192.168.50.2"), PEER_MAC, NODE.port, NODE.vni, LO, IPv4Address("192.168.50.2")
+)
+PEER_SUBNET: Final = IPv4Network("10.1.2.0/24")
+THIRD: Final = replace(PEER, host=IPv4Address("192.168.50.3"), next_hop=None)
+THIRD_SUBNET: Final = IPv4Network("10.1.3.0/24")
+NOBODY: Final = IPv4Address("10.1.77.1")
+"""In the network, leased to no one."""
+FOREIGN: Final = IPv4Address("203.0.113.9")
+"""Outside of the network."""
+
+LOCAL: Final = IPv4Address("10.1.1.5")
+OTHER: Final = IPv4Address("10.1.1.6")
+REMOTE: Final = IPv4Address("10.1.2.9")
+MAC: Final = MacAddress.parse("02:02:00:00:00:05")
+BRIDGE_MAC: Final = MacAddress.parse("02:02:00:00:00:01")
+ENDPOINT: Final = EndpointEntry(LO, MAC, BRIDGE_MAC)
+
+
+class Action(IntEnum):
+    """What tc shall do (linux/pkt_cls.h)."""
+
+    UNSPEC = 0xFFFFFFFF
+    SHOT = 2
+    REDIRECT = 7
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a program made of a packet."""
+
+    action: Action
+    reason: str
+    packet: bytes
+    counted: tuple[int, int]
+    """Packets and bytes that its counter rose by."""
+    hash: int
+    """skb->hash afterwards; only of a probe."""
+
+    @property
+    def tunnel(self) -> packets.Tunnel:
+        """The packet as VXLAN."""
+        return packets.Tunnel.parse(self.packet)
+
+
+@cache
+def objects() -> dict[str, Any]:
+    """Programs and probes, compiled once for a run of pytest."""
+    names = (*PROGRAMS, *PROBED, "probe_aborted")
+    text = f'{source()}\n#line 1 "{PROBES.name}"\n{PROBES.read_text()}'
+    built: dict[str, Any] = json.loads(compile_text(text, names))["programs"]
+    return built
+
+
+class Datapath:
+    """Programs and maps of one node, which a `with` closes.
+
+    `counters` is a plain array that is mapped into this process, where a node has one
+    of each CPU: what a packet counted is then seen without a system call.
+    """
+
+    def __init__(
+        self, *, peers: int = 16, endpoints: int = 512, flows: int = 1024, other: Mapping[str, Spec] | None = None
+    ) -> None:
+        """Capacities in entries; `other`: maps to be something else than a node's."""
+        wanted = specs(peers, endpoints, flows)
+        wanted["counters"] = replace(wanted["counters"], kind="array")
+        wanted |= other or {}
+        self._raw = {name: bpf.Map(_create(name, spec)) for name, spec in wanted.items()}
+        self.maps = Maps(self._raw)
+        self._fds: dict[str, int] = {}
+        size = wanted["counters"].entries * abi.COUNTER.size
+        self._counters = mmap.mmap(self._raw["counters"].fd, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._counters.close()
+        self.maps.close()
+        for fd in self._fds.values():
+            os.close(fd)
+
+    def furnish(self, **node: Any) -> Self:
+        """The usual: NODE (with changes), two peers, two endpoints."""
+        self.node(**node)
+        self.peer(PEER_SUBNET, PEER)
+        self.peer(THIRD_SUBNET, THIRD)
+        self.endpoint(LOCAL, ENDPOINT)
+        self.endpoint(OTHER, replace(ENDPOINT, ifindex=ELSEWHERE))
+        return self
+
+    def node(self, **changes: Any) -> None:
+        self.maps.write_node(replace(NODE, **changes))
+
+    def peer(self, subnet: IPv4Network, entry: PeerEntry, *, vtep: bool = True) -> None:
+        self._raw["peers"].update(subnet.network_address.packed, entry.pack())
+        if vtep:
+            self.vtep(entry.host)
+
+    def vtep(self, host: IPv4Address) -> None:
+        self._raw["peer_stats"].update(host.packed, bytes(abi.PEER_STATS.size))
+
+    def endpoint(self, address: IPv4Address, entry: EndpointEntry) -> None:
+        self._raw["endpoints"].update(address.packed, entry.pack())
+
+    def approve(self, key: FlowKey, *, age_s: float = 0) -> None:
+        """As if the kernel path had carried the flow `age_s` ago (or when the machine started)."""
+        now = time.clock_gettime_ns(_MONOTONIC_COARSE)
+        self._raw["flows"].update(key.pack(), FlowEntry(max(now - int(age_s * 1e9), 0), 0, 0).pack())
+
+    def fill(self, name: str, key: bytes, value: bytes) -> None:
+        """An entry past all types."""
+        self._raw[name].update(key, value)
+
+    def fd(self, program: str) -> int:
+        """A program, loaded when first asked for."""
+        if program not in self._fds:
+            self._fds[program] = load_program(program, objects()[program], self.maps).fd
+        return self._fds[program]
+
+    def run(
+        self,
+        program: str,
+        packet: bytes,
+        *,
+        ifindex: int = 0,
+        gso_size: int = 0,
+        gso_segs: int = 0,
+        hash: int = 0,
+        cut: int = 0,
+        vlan: int = 0,
+        encapsulated: bool = False,
+    ) -> Result:
+        """One packet; anything from `hash` on asks for the program's probe.
+
+        Fails unless exactly one counter rose, and that by one packet.
+        """
+        probed = bool(hash or cut or vlan or encapsulated)
+        name = f"probe_{program}" if probed and not program.startswith("probe_") else program
+        ctx = _context((hash, cut, vlan, int(encapsulated), 0), ifindex, gso_size, gso_segs)
+        before = self._counters[:]
+        result, out, ctx_out, _ = bpf.prog_test_run(self.fd(name), packet, ctx=ctx)
+        index, counted = _difference(before, self._counters[:])
+        hook = abi.Hook.FROM_WIRE if program == "probe_aborted" else Hook[program.removeprefix("probe_").upper()]
+        assert index // abi.REASON_MAX == hook, f"{program} counted at another hook: {index}"
+        assert counted[0] == max(gso_segs, 1)
+        reason = REASONS[index % abi.REASON_MAX].label
+        return Result(Action(result), reason, out, counted, struct.unpack_from("=I", ctx_out, _CB + 16)[0])
+
+
+def _create(name: str, spec: Spec) -> int:
+    flags = _MMAPABLE if name == "counters" else 0
+    return bpf.map_create(spec.kind, name, spec.key, spec.value, spec.entries, flags)
+
+
+_MMAPABLE: Final = 1 << 10
+_MONOTONIC_COARSE: Final = 6
+"""The programs' clock (linux/time.h); the fine one is ahead of it, in their future."""
+
+# Offsets in struct __sk_buff (linux/bpf.h) of what a test run takes from its context.
+_IFINDEX, _CB, _GSO_SEGS, _GSO_SIZE, _CTX_SIZE = 40, 48, 164, 176, 192
+
+
+def _context(cb: tuple[int, ...], ifindex: int, gso_size: int, gso_segs: int) -> bytes:
+    raw = bytearray(_CTX_SIZE)
+    struct.pack_into("=I", raw, _IFINDEX, ifindex)
+    struct.pack_into("=5I", raw, _CB, *cb)
+    struct.pack_into("=I", raw, _GSO_SEGS, gso_segs)
+    struct.pack_into("=I", raw, _GSO_SIZE, gso_size)
+    return bytes(raw)
+
+
+def _difference(before: bytes, after: bytes) -> tuple[int, tuple[int, int]]:
+    """The one counter that changed: its index, packets and bytes."""
+    old, new = memoryview(before).cast("Q"), memoryview(after).cast("Q")
+    packets_before, packets_after = old[::3].tolist(), new[::3].tolist()
+    changed = [i for i, pair in enumerate(zip(packets_before, packets_after, strict=True)) if pair[0] != pair[1]]
+    assert len(changed) == 1, f"counters that changed: {changed}"
+    index = changed[0]
+    return index, (packets_after[index] - packets_before[index], new[3 * index + 1] - old[3 * index + 1])
+
+
+def flow_out(proto: int = packets.UDP, sport: int = 1000, dport: int = 2000, **changes: Any) -> FlowKey:
+    """The flow from LOCAL to REMOTE."""
+    return replace(FlowKey(LOCAL, REMOTE, sport, dport, LO, proto, Direction.OUT), **changes)
+
+
+def flow_in(proto: int = packets.UDP, sport: int = 2000, dport: int = 1000, **changes: Any) -> FlowKey:
+    """The flow from REMOTE to LOCAL."""
+    return replace(FlowKey(REMOTE, LOCAL, sport, dport, LO, proto, Direction.IN), **changes)
+
+
+def sent(
+    l4: bytes = b"", proto: int = packets.UDP, *, src: IPv4Address = LOCAL, dst: IPv4Address = REMOTE, **ip: Any
+) -> bytes:
+    """A frame as the container sends it to its gateway; without `l4`, UDP 1000 to 2000."""
+    body = l4 or packets.udp(b"payload!", 1000, 2000)
+    return packets.ether(packets.ipv4(body, src, dst, proto, **ip), MAC, BRIDGE_MAC)
+
+
+def received(
+    l4: bytes = b"", proto: int = packets.UDP, *, src: IPv4Address = REMOTE, dst: IPv4Address = LOCAL, **ip: Any
+) -> bytes:
+    """The inner frame as the peer sends it; without `l4`, UDP 2000 to 1000."""
+    body = l4 or packets.udp(b"payload!", 2000, 1000)
+    return packets.ether(packets.ipv4(body, src, dst, proto, **ip), PEER_MAC, NODE.vtep_mac)
+
+
+def wire(
+    frame: bytes,
+    *,
+    host: IPv4Address = PEER.host,
+    to: IPv4Address = NODE.host,
+    port: int = NODE.port,
+    vni: int = NODE.vni,
+    flags: int = packets.VXLAN_I,
+    udp_len: int | None = None,
+    **ip: Any,
+) -> bytes:
+    """A frame in VXLAN as it comes from the uplink."""
+    datagram = packets.udp(packets.vxlan(frame, vni, flags=flags), 40000, port, length=udp_len)
+    outer = packets.ipv4(datagram, host, to, packets.UDP, **{"fragment": 0, **ip})
+    return packets.ether(outer, MacAddress.parse("02:03:00:00:00:02"), MacAddress.parse("02:03:00:00:00:01"))
+
+
+def flow_hash(key: FlowKey, seed: int = NODE.flow_seed) -> int:
+    """Twin of flow_hash() in bpf/flow.h: the signature of a flow's packets."""
+    word = (1 << 64) - 1
+    saddr, daddr, sport, dport, _ = struct.unpack_from("=IIHHI", key.pack())
+    mixed = (saddr << 32 | daddr) ^ (seed << 17)
+    mixed = (mixed ^ mixed >> 32) * 0x9E3779B97F4A7C15 & word
+    mixed ^= sport << 48 | dport << 32 | key.ifindex
+    mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 & word
+    mixed ^= key.proto << 8 | key.direction | seed << 32
+    mixed = (mixed ^ mixed >> 32) * 0x94D049BB133111EB & word
+    return mixed >> 32 | 1
+
+
+def source_port(hash: int, ports: tuple[int, int] = NODE.source_ports) -> int:
+    """udp_flow_src_port() of include/net/udp.h."""
+    low, high = ports
+    mixed = (hash ^ hash << 16) & 0xFFFFFFFF
+    return (mixed * (high - low) >> 32) + low
+

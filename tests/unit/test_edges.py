@@ -1,0 +1,144 @@
+"""Small edges of the agent that need no kernel: rules as text, messages, files, systemd."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from ipaddress import IPv4Network
+from pathlib import Path
+
+import pytest
+
+from ctl import statedir
+from ctl.agent import Mailbox, Signal
+from ctl.errors import AgentError, ConfigError
+from ctl.kernel.firewall import ruleset
+from ctl.kernel.monitor import EVERYTHING, Change, classify
+from ctl.kernel.source import source
+from ctl.kernel.tables import ROUTE_PROTOCOL
+from ctl.model import IPv4Address
+from ctl.node import vtep_mac
+from ctl.notify import notify, watchdog_seconds
+
+NETWORK, OWN = IPv4Network("172.17.0.0/16"), IPv4Network("172.17.8.0/24")
+VXLAN = 7
+
+
+def test_masquerade_keeps_flannels_order() -> None:
+    lines = [line.strip() for line in ruleset(NETWORK, OWN, masquerade=True).splitlines()]
+    rules = [line.split(" comment")[0] for line in lines if line.startswith(("meta", "ip "))]
+    assert rules == [
+        "meta mark & 0x4000 == 0x4000 return",
+        "ip saddr 172.17.8.0/24 ip daddr 172.17.0.0/16 return",
+        "ip saddr 172.17.0.0/16 ip daddr 172.17.8.0/24 return",
+        "ip saddr != 172.17.0.0/16 ip daddr 172.17.8.0/24 return",
+        "ip saddr 172.17.0.0/16 ip daddr != 224.0.0.0/4 masquerade fully-random",
+        "ip saddr != 172.17.0.0/16 ip daddr 172.17.0.0/16 masquerade fully-random",
+    ]
+
+
+def test_rulesets_that_differ_have_another_digest() -> None:
+    texts = {ruleset(NETWORK, OWN, masquerade=yes).splitlines()[1] for yes in (True, False)}
+    assert len(texts) == 2
+
+
+def route(protocol: int) -> bytes:
+    return bytes([2, 24, 0, 0, 254, protocol, 0, 1]) + bytes(4)
+
+
+def neighbour(ifindex: int) -> bytes:
+    return struct.pack("=BxxxiHBB", 2, ifindex, 0x80, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "expected"),
+    [
+        (16, b"", {Change.DEVICES, Change.PORTS}),
+        (20, b"", {Change.DEVICES, Change.PEERS}),
+        (24, route(4), {Change.PEERS}),
+        (24, route(ROUTE_PROTOCOL), set()),
+        (25, route(ROUTE_PROTOCOL), {Change.PEERS}),
+        (28, neighbour(5), {Change.PORTS}),
+        (28, neighbour(VXLAN), set()),
+        (29, neighbour(VXLAN), {Change.PEERS}),
+        (44, bytes(20) + b"ovnet:from_wire:3\0", set()),
+        (44, bytes(20) + b"someone\0", {Change.FILTERS}),
+        (45, bytes(20) + b"ovnet:from_wire:3\0", {Change.FILTERS}),
+        (99, b"", set()),
+    ],
+)
+def test_kernel_messages_point_at_what_may_differ(kind: int, body: bytes, expected: set[Change]) -> None:
+    assert classify(kind, body, VXLAN) == expected
+
+
+def test_mailbox_hands_out_all_posts_together() -> None:
+    box = Mailbox()
+    box.post(frozenset({Change.PORTS}))
+    box.post(Signal.STORE)
+    box.post(frozenset({Change.PEERS}))
+    assert box.take(0) == (frozenset({Change.PORTS, Change.PEERS}), frozenset({Signal.STORE}))
+    assert box.take(0) == (frozenset(), frozenset())
+    assert set(Change) == EVERYTHING
+
+
+def test_vtep_mac_is_stable_local_and_each_hosts_own() -> None:
+    macs = {vtep_mac(IPv4Address(f"10.0.{i // 250}.{i % 250}"), 1) for i in range(5000)}
+    assert len(macs) == 5000
+    assert all(mac.is_unicast and mac.packed[0] & 2 for mac in macs)
+    assert vtep_mac(IPv4Address("10.0.0.1"), 1) == vtep_mac(IPv4Address("10.0.0.1"), 1)
+    assert vtep_mac(IPv4Address("10.0.0.1"), 1) != vtep_mac(IPv4Address("10.0.0.1"), 2)
+
+
+def test_one_lock_for_a_state_directory(tmp_path: Path) -> None:
+    place = tmp_path / "state"
+    with statedir.Lock(place), pytest.raises(AgentError, match=f"pid {os.getpid()}.*--state-dir"):
+        statedir.Lock(place)
+    assert not place.exists(), "a start that came to nothing leaves nothing"
+
+
+def test_a_kept_lock_directory_stays(tmp_path: Path) -> None:
+    place = tmp_path / "state"
+    with statedir.Lock(place) as lock:
+        lock.keep()
+    assert (place / statedir.LOCK).exists()
+
+
+def test_a_state_directory_that_cannot_be(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--state-dir"):
+        statedir.Lock(tmp_path / "file" / "state")
+
+
+def test_files_are_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "subnet.env"
+    old = os.umask(0o077)
+    try:
+        statedir.write_atomically(path, "one\n")
+        statedir.write_atomically(path, "two\n")
+    finally:
+        os.umask(old)
+    assert path.read_text() == "two\n"
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert os.listdir(path.parent) == ["subnet.env"]
+
+
+def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        notify("READY=1")
+        assert listener.recv(100) == b"READY=1"
+    notify("READY=1")  # nobody listens any more: no harm
+    monkeypatch.setenv("WATCHDOG_USEC", "30000000")
+    assert watchdog_seconds() == 15
+    monkeypatch.setenv("WATCHDOG_PID", "1")
+    assert watchdog_seconds() is None
+
+
+def test_the_source_is_whole_and_each_header_in_it_once() -> None:
+    text = source()
+    assert '#include "' not in text
+    headers = [path.name for path in Path("bpf").glob("*.h")]
+    for name in headers:
+        assert text.count(f'#line 1 "bpf/{name}"') == 1, name
