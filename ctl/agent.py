@@ -95,7 +95,8 @@ class Agent:
         self._holder: LeaseHolder | None = None
         self._reconciles = ReconcileReport(settings.resync_interval)
         self._store_report = StoreReport(settings.store)
-        self._snapshot = Snapshot((), 0)
+        self._snapshot: Snapshot | None = None
+        """The leases last read; None: never yet, which must not be taken for no leases."""
         self._conflict = ""
         self._retry_at = 0.0
         self._ready = False
@@ -168,7 +169,7 @@ class Agent:
                 next_resync = now + self._settings.resync_interval
             if changes or signals:
                 self._reconcile(changes, Signal.STORE in signals, full=changes == EVERYTHING)
-                monitor.vxlan = self._node.vxlan
+                monitor.watch(self._node.vxlan, self._node.bridge)
             self._log_drops()
             notify("WATCHDOG=1")
             changes, signals = self.mailbox.take(self._pause(next_resync))
@@ -224,7 +225,7 @@ class Agent:
             if before != (node.vxlan, node.bridge):
                 changes = EVERYTHING
             node.reconcile_datapath(network, lease)
-        if store_changed or Change.PEERS in changes:
+        if self._snapshot and (store_changed or Change.PEERS in changes):
             node.reconcile_peers(self._snapshot.leases, network, lease)
         if changes & {Change.PORTS, Change.FILTERS, Change.DEVICES}:
             node.reconcile_ports(lease)
@@ -262,7 +263,7 @@ class Agent:
 
     def _believe(self, snapshot: Snapshot) -> Snapshot:
         """Many peers gone at once are believed only when a second look says the same."""
-        known = {lease.subnet for lease in self._snapshot.leases}
+        known = {lease.subnet for lease in self._snapshot.leases} if self._snapshot else set()
         gone = known - {lease.subnet for lease in snapshot.leases}
         if len(gone) <= max(3, len(known) // 2):
             return snapshot
@@ -327,6 +328,7 @@ class Agent:
     def _make_report(self) -> AgentReport:
         node, seen, settings = self._node, self._node.seen, self._settings
         network, lease = self._network, self._holder.lease if self._holder else None
+        leases = self._snapshot or Snapshot((), 0)
         wrong = [line for lines in seen.problems.values() for line in lines]
         not_ready = list(seen.problems.get("bridge", ()))
         if not self._ready:
@@ -351,12 +353,12 @@ class Agent:
             program=node.programs.digest if node.programs else "",
             ready=not not_ready,
             not_ready=tuple(not_ready),
-            leases=len(self._snapshot.leases),
+            leases=len(leases.leases),
             peers_ebpf=seen.peers_ebpf,
             peers_kernel_path=seen.peers_kernel_path,
             ports=seen.ports,
             kernel_ports=seen.kernel_ports,
-            problems=(*wrong, *map(str, conflicts(self._snapshot.leases)), *self._snapshot.problems),
+            problems=(*wrong, *map(str, conflicts(leases.leases)), *leases.problems),
         )
 
     def _lease_report(self, lease: Lease) -> LeaseReport:

@@ -113,7 +113,12 @@ class Datapath:
     """
 
     def __init__(
-        self, *, peers: int = 16, endpoints: int = 512, flows: int = 1024, other: Mapping[str, Spec] | None = None
+        self,
+        *,
+        peers: int = 16,
+        endpoints: int = 512,
+        flows: int = 1024,
+        other: Mapping[str, Spec] | None = None,
     ) -> None:
         """Capacities in entries; `other`: maps to be something else than a node's."""
         wanted = specs(peers, endpoints, flows)
@@ -195,7 +200,9 @@ class Datapath:
         before = self._counters[:]
         result, out, ctx_out, _ = bpf.prog_test_run(self.fd(name), packet, ctx=ctx)
         index, counted = _difference(before, self._counters[:])
-        hook = abi.Hook.FROM_WIRE if program == "probe_aborted" else Hook[program.removeprefix("probe_").upper()]
+        hook = (
+            abi.Hook.FROM_WIRE if program == "probe_aborted" else Hook[program.removeprefix("probe_").upper()]
+        )
         assert index // abi.REASON_MAX == hook, f"{program} counted at another hook: {index}"
         assert counted[0] == max(gso_segs, 1)
         reason = REASONS[index % abi.REASON_MAX].label
@@ -228,7 +235,9 @@ def _difference(before: bytes, after: bytes) -> tuple[int, tuple[int, int]]:
     """The one counter that changed: its index, packets and bytes."""
     old, new = memoryview(before).cast("Q"), memoryview(after).cast("Q")
     packets_before, packets_after = old[::3].tolist(), new[::3].tolist()
-    changed = [i for i, pair in enumerate(zip(packets_before, packets_after, strict=True)) if pair[0] != pair[1]]
+    changed = [
+        i for i, pair in enumerate(zip(packets_before, packets_after, strict=True)) if pair[0] != pair[1]
+    ]
     assert len(changed) == 1, f"counters that changed: {changed}"
     index = changed[0]
     return index, (packets_after[index] - packets_before[index], new[3 * index + 1] - old[3 * index + 1])
@@ -245,7 +254,12 @@ def flow_in(proto: int = packets.UDP, sport: int = 2000, dport: int = 1000, **ch
 
 
 def sent(
-    l4: bytes = b"", proto: int = packets.UDP, *, src: IPv4Address = LOCAL, dst: IPv4Address = REMOTE, **ip: Any
+    l4: bytes = b"",
+    proto: int = packets.UDP,
+    *,
+    src: IPv4Address = LOCAL,
+    dst: IPv4Address = REMOTE,
+    **ip: Any,
 ) -> bytes:
     """A frame as the container sends it to its gateway; without `l4`, UDP 1000 to 2000."""
     body = l4 or packets.udp(b"payload!", 1000, 2000)
@@ -253,7 +267,12 @@ def sent(
 
 
 def received(
-    l4: bytes = b"", proto: int = packets.UDP, *, src: IPv4Address = REMOTE, dst: IPv4Address = LOCAL, **ip: Any
+    l4: bytes = b"",
+    proto: int = packets.UDP,
+    *,
+    src: IPv4Address = REMOTE,
+    dst: IPv4Address = LOCAL,
+    **ip: Any,
 ) -> bytes:
     """The inner frame as the peer sends it; without `l4`, UDP 2000 to 1000."""
     body = l4 or packets.udp(b"payload!", 2000, 1000)
@@ -295,4 +314,3 @@ def source_port(hash: int, ports: tuple[int, int] = NODE.source_ports) -> int:
     low, high = ports
     mixed = (hash ^ hash << 16) & 0xFFFFFFFF
     return (mixed * (high - low) >> 32) + low
-

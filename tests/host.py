@@ -124,7 +124,7 @@ class Host(Namespace):
         """Start `ovctl agent` here; returns when it is ready if `wait`."""
         stem = self.lab.dir / f"agent-{self.name}-{len(self._processes)}"
         agent = Agent(
-            self.argv(*ovctl_argv(), "agent", *flags), stem, env=self._environment(env), cwd=REPOSITORY
+            self.argv(*ovctl_argv(), "agent", *flags), stem, env=self.environment(env), cwd=REPOSITORY
         )
         agent.host = self
         self._processes.append(agent)
@@ -136,7 +136,7 @@ class Host(Namespace):
         self, *arguments: str, check: bool = True, env: Mapping[str, str] | None = None
     ) -> CompletedProcess[str]:
         """Run ovctl with this node's settings."""
-        return self.run(*ovctl_argv(), *arguments, check=check, env=self._environment(env))
+        return self.run(*ovctl_argv(), *arguments, check=check, env=self.environment(env))
 
     def json(self, *arguments: str) -> Any:
         """What `ovctl ... -o json` says, parsed."""
@@ -216,6 +216,7 @@ class Host(Namespace):
         shutil.rmtree(self.bpffs, ignore_errors=True)
         shutil.rmtree(self.state_dir, ignore_errors=True)
 
-    def _environment(self, extra: Mapping[str, str] | None) -> dict[str, str]:
+    def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+        """The lab's own environment with the node's settings, and `extra` over them."""
         ours = {key: value for key, value in os.environ.items() if not key.startswith("OVNET_")}
         return {**ours, **self.env, **(extra or {})}

@@ -56,7 +56,17 @@ def ipv4(
     words = 5 + len(options) // 4 if ihl is None else ihl
     length = IP_LEN + len(options) + len(payload) if total is None else total
     head = struct.pack(
-        "!BBHHHBBH4s4s", version << 4 | words, tos, length, ident, fragment, ttl, proto, 0, src.packed, dst.packed
+        "!BBHHHBBH4s4s",
+        version << 4 | words,
+        tos,
+        length,
+        ident,
+        fragment,
+        ttl,
+        proto,
+        0,
+        src.packed,
+        dst.packed,
     )
     check = checksum(head + options)
     return head[:10] + struct.pack("!H", check) + head[12:] + options + payload

@@ -10,11 +10,12 @@ from __future__ import annotations
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import StrEnum
 from typing import Final
 
 from ctl.host import OWNER
+from ctl.kernel.netlink import NUD_USABLE
 from ctl.kernel.tables import ROUTE_PROTOCOL
 
 
@@ -45,6 +46,11 @@ _NEW_ROUTE, _DEL_ROUTE = 24, 25
 _NEW_NEIGH, _DEL_NEIGH = 28, 29
 _NEW_FILTER, _DEL_FILTER = 44, 45
 
+_AF_BRIDGE: Final = 7
+_NDMSG: Final = 12
+_NDA_DST: Final = 1
+_NDA_LLADDR: Final = 2
+
 _PARTS: Final = {
     _NEW_LINK: frozenset({Change.DEVICES, Change.PORTS}),
     _DEL_LINK: frozenset({Change.DEVICES, Change.PORTS}),
@@ -53,36 +59,70 @@ _PARTS: Final = {
     _DEL_ADDR: frozenset({Change.DEVICES, Change.PEERS}),
     _NEW_ROUTE: frozenset({Change.PEERS}),
     _DEL_ROUTE: frozenset({Change.PEERS}),
-    _NEW_NEIGH: frozenset({Change.PORTS}),
-    _DEL_NEIGH: frozenset({Change.PORTS}),
     _NEW_FILTER: frozenset({Change.FILTERS}),
     _DEL_FILTER: frozenset({Change.FILTERS}),
 }
 
 
-def classify(kind: int, body: bytes, vxlan: int) -> frozenset[Change]:
-    """What a message of type `kind` may have changed; `vxlan`: ifindex of our device.
+def classify(kind: int, body: bytes) -> frozenset[Change]:
+    """What a message of type `kind` may have changed; neighbours are `NeighbourMemory`'s.
 
-    Our own additions (routes, neighbours, filters) are told apart and change nothing.
+    Our own additions (routes, filters) are told apart and change nothing.
     """
-    found = _PARTS.get(kind, frozenset())
     if kind == _NEW_ROUTE and body[5] == ROUTE_PROTOCOL:  # rtm_protocol
         return frozenset()
     if kind == _NEW_FILTER and OWNER.encode() + b":" in body:  # TCA_BPF_NAME
         return frozenset()
-    if kind in (_NEW_NEIGH, _DEL_NEIGH):
-        (ifindex,) = struct.unpack_from("=i", body, 4)  # ndm_ifindex
-        if ifindex == vxlan:
+    return _PARTS.get(kind, frozenset())
+
+
+class NeighbourMemory:
+    """Tells neighbour messages that say something new from those that do not.
+
+    The kernel reports every step of its reachability checks, several a minute for each
+    container; only another MAC, or another port for one, is of interest.
+    """
+
+    def __init__(self) -> None:
+        self.vxlan = 0
+        self.bridge = 0
+        self._known: dict[tuple[int, bytes], bytes] = {}
+
+    def classify(self, kind: int, body: bytes) -> frozenset[Change]:
+        """As the function `classify`, for RTM_NEWNEIGH and RTM_DELNEIGH (struct ndmsg, attributes)."""
+        family, ifindex, state = struct.unpack_from("=BxxxiH", body)
+        if ifindex == self.vxlan:
             return frozenset({Change.PEERS}) if kind == _DEL_NEIGH else frozenset()
-    return found
+        if family != socket.AF_INET or ifindex != self.bridge:
+            return frozenset({Change.PORTS}) if family == _AF_BRIDGE else frozenset()
+        attributes = dict(_attributes(body[_NDMSG:]))
+        key = (ifindex, attributes.get(_NDA_DST, b""))
+        mac = attributes.get(_NDA_LLADDR, b"") if kind == _NEW_NEIGH and state & NUD_USABLE else b""
+        if self._known.get(key, b"") == mac:
+            return frozenset()
+        if mac:
+            self._known[key] = mac
+        else:
+            del self._known[key]
+        return frozenset({Change.PORTS})
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Type and value of each struct rtattr."""
+    offset = 0
+    while offset + 4 <= len(data):
+        length, kind = struct.unpack_from("=HH", data, offset)
+        if length < 4:
+            return
+        yield kind, data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
 
 
 class Monitor:
     """A thread that calls `changed` with what has changed. `close` ends it."""
 
     def __init__(self, changed: Callable[[frozenset[Change]], None]) -> None:
-        self.vxlan = 0
-        """ifindex of our vxlan device, once there is one."""
+        self._neighbours = NeighbourMemory()
         self._changed = changed
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
@@ -94,9 +134,9 @@ class Monitor:
         self._thread = threading.Thread(target=self._run, name="netlink-monitor", daemon=True)
         self._thread.start()
 
-    @property
-    def alive(self) -> bool:
-        return self._thread.is_alive()
+    def watch(self, vxlan: int, bridge: int) -> None:
+        """Our devices' ifindexes, once there are any: their neighbours are of interest."""
+        self._neighbours.vxlan, self._neighbours.bridge = vxlan, bridge
 
     def close(self) -> None:
         self._wake.close()
@@ -129,6 +169,8 @@ class Monitor:
             length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
             if length < _HEADER.size:
                 break
-            found |= classify(kind, data[offset + _HEADER.size : offset + length], self.vxlan)
+            body = data[offset + _HEADER.size : offset + length]
+            neighbour = kind in (_NEW_NEIGH, _DEL_NEIGH)
+            found |= self._neighbours.classify(kind, body) if neighbour else classify(kind, body)
             offset += (length + 3) & ~3
         return found

@@ -19,9 +19,11 @@ from ctl.host import OWNER, BridgeDevice, Hop, Link, Neighbours, Uplink, VxlanDe
 from ctl.model import MacAddress
 
 _IFF_UP: Final = 1
-_NUD_USABLE: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
+NUD_USABLE: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 """Reachable, stale, delay, probe, permanent: there is a MAC (linux/neighbour.h)."""
 _NUD_PERMANENT: Final = 0x80
+_RTM_F_FIB_MATCH: Final = 0x2000
+_RTN_UNICAST: Final = 1
 _NO_ROUTE: Final = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
 
 
@@ -90,18 +92,24 @@ class Netlink:
         return links[best.get("RTA_OIF")]
 
     def hop(self, host: IPv4Address) -> Hop | None:
-        """How the FIB reaches `host` now; None if it does not, or only locally."""
+        """How the FIB reaches `host` now; None if eBPF cannot go that way.
+
+        That is: no route, a local or unreachable one, or one over several interfaces.
+        """
         try:
-            reply = self.ipr.route("get", dst=str(host))[0]
+            # The route itself, not one path that was picked of it.
+            reply = self.ipr.route("get", dst=str(host), flags=_RTM_F_FIB_MATCH)[0]
         except NetlinkError as error:
             if error.code in _NO_ROUTE:
                 return None
             raise KernelError(f"route to {host}: {words(error)}") from error
-        ifindex = reply.get("RTA_OIF")
-        if ifindex is None or reply["type"] != 1:  # RTN_UNICAST
+        if reply["type"] != _RTN_UNICAST:
             return None
+        if paths := reply.get("RTA_MULTIPATH"):
+            interfaces = {path["oif"] for path in paths}
+            return Hop(interfaces.pop(), None) if len(interfaces) == 1 else None
         gateway = reply.get("RTA_GATEWAY")
-        return Hop(ifindex, IPv4Address(gateway) if gateway else host)
+        return Hop(reply.get("RTA_OIF"), IPv4Address(gateway) if gateway else host)
 
     def neighbours(self, bridge: int) -> Neighbours:
         """Containers' addresses and MACs, as bridge and neighbour table know them."""
@@ -110,7 +118,7 @@ class Netlink:
             macs = {
                 IPv4Address(m.get("NDA_DST")): MacAddress.parse(m.get("NDA_LLADDR"))
                 for m in entries
-                if m["state"] & _NUD_USABLE and m.get("NDA_LLADDR")
+                if m["state"] & NUD_USABLE and m.get("NDA_LLADDR")
             }
             ports = {
                 MacAddress.parse(m.get("NDA_LLADDR")): m["ifindex"]

@@ -70,7 +70,9 @@ def _flatten(name: str, seen: set[str]) -> str:
         match = _INCLUDE.match(line)
         if not match:
             lines.append(line)
-        elif match[1] not in seen:
+        elif match[1] in seen:
+            lines.append("")  # keeps the lines below on their numbers
+        else:
             lines += [_flatten(match[1], seen), f'#line {number + 1} "bpf/{name}"']
     return "\n".join(lines)
 

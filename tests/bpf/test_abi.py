@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import struct
+import sys
 from enum import IntEnum
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network
@@ -47,6 +48,8 @@ import bcc
 from ctl.kernel.source import write_header_tree
 
 def fields(kind):
+    while issubclass(kind, ctypes.Array):  # of a per-CPU map
+        kind = kind._type_
     if not issubclass(kind, ctypes.Structure):
         return []
     named = [field[0] for field in kind._fields_ if not field[0].startswith("__pad")]
@@ -145,7 +148,7 @@ def numbers(declared: list[list[Any]], size: int) -> bytes:
     """A struct of which every field holds its place in the order, from 1 on."""
     raw = bytearray(size)
     for number, (_, at, width) in enumerate(declared, start=1):
-        raw[at : at + width] = number.to_bytes(width, struct.pack("=H", 1) == b"\1\0" and "little" or "big")
+        raw[at : at + width] = number.to_bytes(width, sys.byteorder)
     return bytes(raw)
 
 
@@ -198,7 +201,9 @@ def enum(name: str) -> dict[str, int]:
     """An enum of bpf/abi.h: name -> number."""
     body = re.search(rf"^enum {name} {{(.*?)^}};", HEADER, re.MULTILINE | re.DOTALL)
     assert body
-    return {label: int(number) for label, number in re.findall(r"^\t(\w+)\s*=\s*(\d+)", body[1], re.MULTILINE)}
+    return {
+        label: int(number) for label, number in re.findall(r"^\t(\w+)\s*=\s*(\d+)", body[1], re.MULTILINE)
+    }
 
 
 def mirrored(prefix: str, members: type[IntEnum]) -> dict[str, int]:

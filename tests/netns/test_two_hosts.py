@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import signal
 from functools import partial
+from pathlib import Path
 
 import pytest
 
-from tests.host import Host
+from tests.host import METRICS_PORT, Host, ovctl_argv
 from tests.lab import CommandFailed, Container, Lab, wait_until
 from tests.netns.conftest import APPROVAL_TTL, Pair, build
 from tests.stream import TcpSink, UdpStream, tcp_send
@@ -175,6 +176,13 @@ def test_sigterm_leaves_the_node_forwarding(pair: Pair) -> None:
     assert (tally.received, tally.duplicates) == (sent, 0)
 
 
+def test_agent_stays_small(pair: Pair) -> None:
+    for name, agent in pair.agents.items():
+        status = Path(f"/proc/{agent.pid}/status").read_text()
+        resident = int(status.partition("VmRSS:")[2].split()[0])
+        assert resident < 45_000, f"agent of {name}: {resident} kB"
+
+
 def test_no_drop_was_counted_in_all_of_this(pair: Pair) -> None:
     for host in (pair.a, pair.b):
         rows = [row for row in host.json("map", "dump", "counters") if row["verdict"] in ("drop", "abort")]
@@ -194,6 +202,24 @@ def test_teardown_leaves_the_host_as_it_was(lab: Lab) -> None:
     a.teardown()
     assert a.footprint() == before
     assert not (a.state_dir / "subnet.env").exists()
+
+
+def test_agent_mounts_bpffs_where_nobody_has(lab: Lab) -> None:
+    host = lab.host("a")
+    lab.init_network()
+    without = 'umount --lazy /sys/fs/bpf && exec "$@"'
+    host.popen(
+        "unshare", "--mount", "sh", "-c", without, "sh", *ovctl_argv(), "agent", env=host.environment()
+    )
+
+    def ready() -> bool:
+        try:
+            return host.http(f"http://127.0.0.1:{METRICS_PORT}/readyz")[0] == 200
+        except OSError:
+            return False
+
+    wait_until(ready, 30, "the agent is ready")
+    assert not host.bpffs.exists()  # its pins are in a mount of its own
 
 
 def test_teardown_under_a_running_agent_is_refused(lab: Lab) -> None:

@@ -14,7 +14,7 @@ from ctl import statedir
 from ctl.agent import Mailbox, Signal
 from ctl.errors import AgentError, ConfigError
 from ctl.kernel.firewall import ruleset
-from ctl.kernel.monitor import EVERYTHING, Change, classify
+from ctl.kernel.monitor import EVERYTHING, Change, NeighbourMemory, classify
 from ctl.kernel.source import source
 from ctl.kernel.tables import ROUTE_PROTOCOL
 from ctl.model import IPv4Address
@@ -47,10 +47,6 @@ def route(protocol: int) -> bytes:
     return bytes([2, 24, 0, 0, 254, protocol, 0, 1]) + bytes(4)
 
 
-def neighbour(ifindex: int) -> bytes:
-    return struct.pack("=BxxxiHBB", 2, ifindex, 0x80, 0, 1)
-
-
 @pytest.mark.parametrize(
     ("kind", "body", "expected"),
     [
@@ -59,9 +55,6 @@ def neighbour(ifindex: int) -> bytes:
         (24, route(4), {Change.PEERS}),
         (24, route(ROUTE_PROTOCOL), set()),
         (25, route(ROUTE_PROTOCOL), {Change.PEERS}),
-        (28, neighbour(5), {Change.PORTS}),
-        (28, neighbour(VXLAN), set()),
-        (29, neighbour(VXLAN), {Change.PEERS}),
         (44, bytes(20) + b"ovnet:from_wire:3\0", set()),
         (44, bytes(20) + b"someone\0", {Change.FILTERS}),
         (45, bytes(20) + b"ovnet:from_wire:3\0", {Change.FILTERS}),
@@ -69,7 +62,39 @@ def neighbour(ifindex: int) -> bytes:
     ],
 )
 def test_kernel_messages_point_at_what_may_differ(kind: int, body: bytes, expected: set[Change]) -> None:
-    assert classify(kind, body, VXLAN) == expected
+    assert classify(kind, body) == expected
+
+
+NEW, GONE = 28, 29
+REACHABLE, STALE, FAILED = 2, 4, 32
+UPLINK, BRIDGE = 2, 3
+
+
+def neighbour(ifindex: int, state: int = STALE, mac: bytes = b"", family: int = 2) -> bytes:
+    attributes = struct.pack("=HH4s", 8, 1, bytes([172, 17, 8, 2]))
+    if mac:
+        attributes += struct.pack("=HH6sxx", 10, 2, mac)
+    return struct.pack("=BxxxiHBB", family, ifindex, state, 0, 1) + attributes
+
+
+def test_of_neighbours_only_what_is_new_counts() -> None:
+    memory = NeighbourMemory()
+    memory.vxlan, memory.bridge = VXLAN, BRIDGE
+    one, two = b"\2one..", b"\2two.."
+    story = [
+        (NEW, neighbour(BRIDGE, STALE, one), {Change.PORTS}),
+        (NEW, neighbour(BRIDGE, REACHABLE, one), set()),
+        (NEW, neighbour(BRIDGE, STALE, two), {Change.PORTS}),
+        (NEW, neighbour(BRIDGE, FAILED), {Change.PORTS}),
+        (NEW, neighbour(BRIDGE, FAILED), set()),
+        (GONE, neighbour(BRIDGE), set()),
+        (NEW, neighbour(UPLINK, STALE, one), set()),
+        (NEW, neighbour(5, STALE, one, family=7), {Change.PORTS}),
+        (NEW, neighbour(VXLAN, 128, one), set()),
+        (GONE, neighbour(VXLAN, 128, one), {Change.PEERS}),
+    ]
+    for step, (kind, body, expected) in enumerate(story):
+        assert memory.classify(kind, body) == expected, step
 
 
 def test_mailbox_hands_out_all_posts_together() -> None:

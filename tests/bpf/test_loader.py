@@ -1,0 +1,158 @@
+"""From C text to pinned programs, and what is said when that fails."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ctl.errors import KernelError
+from ctl.kernel import bpf, loader
+from ctl.kernel.loader import Programs, compile_text, drop_others, load, load_program
+from ctl.kernel.maps import Maps, create_or_adopt, layout_dir, specs
+from ctl.kernel.source import PROGRAMS, digest, source
+from tests.datapath import Datapath, sent
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def maps(pins: Path) -> Iterator[Maps]:
+    with create_or_adopt(pins, specs(4, 4, 64)) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A state directory with the compiled programs in it."""
+    return tmp_path_factory.mktemp("state")
+
+
+def ids(programs: Programs) -> dict[str, int]:
+    return {name: program.id for name, program in programs.by_name.items()}
+
+
+def home(pins: Path, programs: Programs) -> Path:
+    return layout_dir(pins) / f"progs-{programs.digest}"
+
+
+def no_compiler(text: str, programs: object = ()) -> str:
+    raise AssertionError("compiled again")
+
+
+def test_programs_are_pinned_and_run(pins: Path, maps: Maps, cache: Path) -> None:
+    programs = load(maps, pins, cache)
+    try:
+        assert tuple(programs.by_name) == PROGRAMS
+        assert {pin.name for pin in home(pins, programs).iterdir()} == set(PROGRAMS)
+        for name, program in programs.by_name.items():
+            assert bpf.prog_info(program.fd).name == name[:15]
+            bpf.prog_test_run(program.fd, sent())
+        assert {hook.label for hook, _ in maps.counters()} == set(PROGRAMS)
+    finally:
+        programs.close()
+
+
+def test_a_restart_compiles_and_loads_nothing(
+    pins: Path, maps: Maps, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load(maps, pins, cache)
+    monkeypatch.setattr(loader, "compile_text", no_compiler)
+    second = load(maps, pins, cache)
+    assert ids(second) == ids(first)
+    assert second.digest == first.digest
+    (home(pins, first) / "from_wire").unlink()
+    third = load(maps, pins, cache)
+    assert not set(ids(third).values()) & set(ids(first).values()), "a half-filled directory is made anew"
+    assert {pin.name for pin in home(pins, third).iterdir()} == set(PROGRAMS)
+    for programs in (first, second, third):
+        programs.close()
+
+
+def test_a_damaged_cache_is_compiled_anew(pins: Path, maps: Maps, cache: Path) -> None:
+    load(maps, pins, cache).close()
+    (file,) = cache.glob("programs-*.json")
+    whole = file.read_text()
+    file.write_text(whole[:100])
+    (cache / "programs-ofanearlierbuild.json").write_text("{}")
+    programs = load(maps, pins, cache)
+    drop_others(pins, "nothing")
+    programs.close()
+    load(maps, pins, cache).close()
+    assert [path.name for path in cache.iterdir()] == [file.name]
+    assert json.loads(file.read_text()) == json.loads(whole)
+
+
+def test_only_programs_of_this_build_stay_pinned(pins: Path, maps: Maps, cache: Path) -> None:
+    programs = load(maps, pins, cache)
+    old = layout_dir(pins) / "progs-0123456789abcdef"
+    old.mkdir()
+    bpf.obj_pin(programs.by_name["from_wire"].fd, str(old / "from_wire"))
+    drop_others(pins, programs.digest)
+    assert not old.exists()
+    assert home(pins, programs).exists()
+    programs.close()
+
+
+def test_the_digest_names_text_and_compiler() -> None:
+    assert len({digest("a", "x"), digest("b", "x"), digest("a", "y")}) == 3
+    assert digest("a", "x") == digest("a", "x")
+
+
+def broken_at(file: str, needle: str) -> tuple[str, int]:
+    """The datapath's text with a syntax error before `needle`, and its line in bpf/`file`."""
+    lines = (ROOT / "bpf" / file).read_text().splitlines()
+    number = next(i for i, line in enumerate(lines, start=1) if needle in line)
+    return source().replace(needle, f"@{needle}", 1), number
+
+
+@pytest.mark.parametrize(
+    ("file", "needle"),
+    [
+        ("abi.h", "struct peer_stats {"),
+        ("flow.h", "static __always_inline void forget_flow("),
+        ("ecn.h", "static __always_inline __u8 ecn_encapsulate("),
+        ("decap.h", "static __always_inline enum reason wire_to_container("),
+        ("overlay.c", "int to_container("),
+    ],
+)
+def test_a_syntax_error_is_named_by_file_and_line(
+    file: str, needle: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    text, number = broken_at(file, needle)
+    with caplog.at_level(logging.ERROR), pytest.raises(KernelError) as caught:
+        compile_text(text)
+    assert str(caught.value).startswith("compiling the datapath failed: ")
+    assert "\n" not in str(caught.value)
+    assert f"bpf/{file}:{number}:" in caplog.text
+
+
+def test_every_line_of_the_text_knows_where_it_is_from() -> None:
+    place, number = "", 0
+    for line in source().splitlines():
+        if line.startswith("#line "):
+            _, count, name = line.split()
+            place, number = name.strip('"'), int(count)
+            continue
+        original = (ROOT / place).read_text().splitlines()[number - 1]
+        # An include of what is there already leaves an empty line.
+        assert line == ("" if original.startswith('#include "') else original)
+        number += 1
+
+
+def test_the_verifiers_words_are_shown(caplog: pytest.LogCaptureFixture) -> None:
+    text = source() + "\nint wild(struct __sk_buff *skb) { return *(int *)(long)skb->len; }\n"
+    program = json.loads(compile_text(text, ("wild",)))["programs"]["wild"]
+    with Datapath() as datapath, caplog.at_level(logging.ERROR), pytest.raises(KernelError) as caught:
+        load_program("wild", program, datapath.maps)
+    assert str(caught.value) == "the kernel refused program wild: Permission denied; its log is above"
+    assert "invalid mem access" in caplog.text
+
+
+def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_COMPILER", "/usr/bin/no-such-python")
+    with pytest.raises(KernelError, match=r"no-such-python is missing: install python3 and python3-bpfcc"):
+        compile_text(source())

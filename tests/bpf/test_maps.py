@@ -1,0 +1,188 @@
+"""ctl.kernel.bpf and ctl.kernel.maps against the kernel's own maps."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+
+from ctl import abi
+from ctl.abi import Counter, FlowEntry, Hook, PeerStats
+from ctl.errors import AgentUnreachable, KernelError
+from ctl.kernel import bpf
+from ctl.kernel.maps import (
+    Maps,
+    MapTable,
+    create_or_adopt,
+    layout_dir,
+    mismatch,
+    open_maps,
+    specs,
+    unpin_all,
+)
+from ctl.plan import Delta
+from tests.datapath import ENDPOINT, LOCAL, NODE, PEER, PEER_SUBNET, flow_out
+
+V = TypeVar("V")
+
+MANY = 10_000
+SPECS = specs(64, 64, 64)
+
+
+@pytest.fixture
+def maps(pins: Path) -> Iterator[Maps]:
+    with create_or_adopt(pins, SPECS) as opened:
+        yield opened
+
+
+def number(value: int) -> bytes:
+    return struct.pack("=I", value)
+
+
+@pytest.mark.parametrize("kind", ["hash", "lru_hash", "array", "percpu_hash", "percpu_array"])
+def test_ten_thousand_entries_come_back_in_batches(kind: str) -> None:
+    # An LRU has spare room for each CPU; without it, it evicts before it is full.
+    entries = MANY * 2 if kind == "lru_hash" else MANY
+    with closing(bpf.Map(bpf.map_create(kind, "many", 4, 12, entries))) as table:
+        for i in range(MANY):
+            table.update(number(i), struct.pack("=III", i, ~i & 0xFFFFFFFF, 7))
+        found = dict(table.items())
+        assert len(found) == MANY
+        copies = bpf.possible_cpus() if "percpu" in kind else 1
+        for i in range(MANY):
+            assert found[number(i)] == [struct.pack("=III", i, ~i & 0xFFFFFFFF, 7)] * copies
+
+
+def test_lookup_update_delete() -> None:
+    with closing(bpf.Map(bpf.map_create("hash", "some", 4, 8, 2))) as table:
+        assert table.lookup(b"aaaa") is None
+        assert table.delete(b"aaaa") is False
+        table.update(b"aaaa", b"12345678")
+        table.update(b"aaaa", b"abcdefgh")
+        assert table.lookup(b"aaaa") == [b"abcdefgh"]
+        table.update(b"bbbb", bytes(8))
+        with pytest.raises(OSError) as caught:
+            table.update(b"cccc", bytes(8))
+        assert caught.value.errno == errno.E2BIG
+        assert table.delete(b"aaaa") is True
+        assert dict(table.items()) == {b"bbbb": [bytes(8)]}
+
+
+def test_an_empty_map_has_no_items() -> None:
+    with closing(bpf.Map(bpf.map_create("hash", "none", 4, 4, 8))) as table:
+        assert list(table.items()) == []
+
+
+def test_the_kernel_knows_what_we_made() -> None:
+    with closing(bpf.Map(bpf.map_create("lru_hash", "a_name_that_is_too_long", 20, 24, 32))) as table:
+        info = table.info
+        assert (info.type, info.key_size, info.value_size, info.max_entries) == (9, 20, 24, 32)
+        assert info.name == "a_name_that_is_"
+
+
+def test_nothing_pinned_is_no_file() -> None:
+    with pytest.raises(FileNotFoundError):
+        bpf.obj_get("/sys/fs/bpf/ovnet-no-such-pin")
+
+
+def test_per_cpu_values_are_summed(maps: Maps) -> None:
+    cpus = bpf.possible_cpus()
+    index = Hook.FROM_WIRE * abi.REASON_MAX + 2
+    with closing(bpf.Map(os.dup(maps.fd("counters")))) as raw:
+        raw.update(number(index), abi.COUNTER.pack(5, 500, 9))
+    assert maps.counters() == {(Hook.FROM_WIRE, 2): Counter(5 * cpus, 500 * cpus)}
+    with closing(bpf.Map(os.dup(maps.fd("peer_stats")))) as raw:
+        raw.update(PEER.host.packed, abi.PEER_STATS.pack(1, 2, 3, 4))
+    assert maps.peer_stats() == {PEER.host: PeerStats(cpus, 2 * cpus, 3 * cpus, 4 * cpus)}
+
+
+def test_a_delta_is_applied(maps: Maps) -> None:
+    table = maps.peer_table
+    moved = replace(PEER, host=IPv4Address("192.168.50.7"))
+    base = PEER_SUBNET.network_address
+    table.apply(Delta(puts=((base, PEER), (base + 256, PEER)), removals=()))
+    table.apply(Delta(puts=((base, moved),), removals=(base + 256, base + 512)))
+    assert table.read() == maps.peers() == {base: moved}
+    assert maps.lookup_peer(base) == moved
+    assert maps.lookup_peer(base + 256) is None
+
+
+def overfill(table: MapTable[IPv4Address, V], value: V) -> str:
+    puts = tuple((LOCAL + i, value) for i in range(SPECS["peers"].entries + 3))
+    with pytest.raises(KernelError) as caught:
+        table.apply(Delta(puts=puts, removals=()))
+    return str(caught.value)
+
+
+def test_a_full_map_names_the_setting_and_keeps_what_it_has(maps: Maps) -> None:
+    words = "3 entries not stored: it is full with 64 entries, raise"
+    assert overfill(maps.peer_table, PEER) == f"map peers: {words} --peers-max"
+    assert overfill(maps.endpoint_table, ENDPOINT) == f"map endpoints: {words} --endpoints-max"
+    assert overfill(maps.vtep_table, True) == f"map peer_stats: {words} --peers-max"
+    assert maps.fill() == {"peers": (64, 64), "endpoints": (64, 64), "flows": (0, 64), "peer_stats": (64, 64)}
+
+
+def test_node_and_flows(maps: Maps) -> None:
+    assert maps.node() is None
+    maps.write_node(NODE)
+    assert maps.node() == NODE
+    with closing(bpf.Map(os.dup(maps.fd("flows")))) as raw:
+        for i in range(5):
+            raw.update(flow_out(sport=i).pack(), FlowEntry(i, 2, 3).pack())
+    assert maps.flows()[flow_out(sport=4)] == FlowEntry(4, 2, 3)
+    assert maps.flush_flows() == 5
+    assert maps.flows() == {}
+
+
+def test_maps_outlive_who_made_them(pins: Path) -> None:
+    with create_or_adopt(pins, SPECS) as first:
+        first.write_node(NODE)
+        first.endpoint_table.apply(Delta(puts=((LOCAL, ENDPOINT),), removals=()))
+    assert mismatch(pins, SPECS) is None
+    with create_or_adopt(pins, SPECS) as second, open_maps(pins) as reader:
+        assert second.node() == reader.node() == NODE
+        assert reader.lookup_endpoint(LOCAL) == ENDPOINT
+
+
+def test_a_lost_pin_is_made_anew_and_the_others_stay(pins: Path) -> None:
+    with create_or_adopt(pins, SPECS) as first:
+        first.write_node(NODE)
+    (layout_dir(pins) / "maps" / "flows").unlink()
+    assert mismatch(pins, SPECS) == "flows is missing"
+    with pytest.raises(AgentUnreachable):
+        open_maps(pins)
+    with create_or_adopt(pins, SPECS) as second:
+        assert second.node() == NODE
+        assert second.flows() == {}
+
+
+def test_another_capacity_is_a_mismatch(pins: Path) -> None:
+    assert mismatch(pins, SPECS) is None, "nothing pinned yet"
+    create_or_adopt(pins, SPECS).close()
+    why = mismatch(pins, specs(65, 64, 64))
+    assert why is not None
+    assert why.startswith("peers is ")
+
+
+@pytest.mark.parametrize("changed", [{"kind": "lru_hash"}, {"key": 8}, {"value": 12}, {"entries": 63}])
+def test_any_difference_is_a_mismatch(pins: Path, changed: dict[str, object]) -> None:
+    create_or_adopt(pins, {**SPECS, "endpoints": replace(SPECS["endpoints"], **changed)}).close()  # type: ignore[arg-type]
+    why = mismatch(pins, SPECS)
+    assert why is not None
+    assert why.startswith("endpoints is ")
+
+
+def test_unpin_all_leaves_nothing(pins: Path) -> None:
+    create_or_adopt(pins, SPECS).close()
+    (pins / "v0" / "maps").mkdir(parents=True)
+    assert unpin_all(pins) is True
+    assert not pins.exists()
+    assert unpin_all(pins) is False
