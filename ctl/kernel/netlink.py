@@ -251,6 +251,13 @@ def suppress_missing() -> Iterator[None]:
             raise
 
 
+def _xdp(message: Any) -> int:
+    """Id of an XDP program in whichever mode; 0: none."""
+    details = message.get("IFLA_XDP")
+    modes = ("IFLA_XDP_PROG_ID", "IFLA_XDP_DRV_PROG_ID", "IFLA_XDP_SKB_PROG_ID", "IFLA_XDP_HW_PROG_ID")
+    return next((details.get(mode) for mode in modes if details and details.get(mode)), 0)
+
+
 def _link(message: Any) -> Link:
     address = message.get("IFLA_ADDRESS")
     mac = None
@@ -266,5 +273,5 @@ def _link(message: Any) -> Link:
         master=message.get("IFLA_MASTER") or 0,
         peer_elsewhere=message.get("IFLA_LINK_NETNSID") is not None,
         alias=message.get("IFLA_IFALIAS") or "",
-        xdp=message.get(("xdp", "prog_id")) or 0,
+        xdp=_xdp(message),
     )
