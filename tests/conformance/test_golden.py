@@ -88,9 +88,8 @@ class Wire:
     def refused(self, frame: bytes, l4: bytes) -> None:
         """The same for a frame of which container two gets nothing."""
         end = datagram()
-        # On the very same way, so what has not come before it will not come.
         self.at_a.send(frame)
-        self.at_a.send(frame[: -len(l4)] + end)
+        # By the kernel as well, so what has not come before it will not come.
         self.at_a.send(marked(frame, 0)[: -len(l4)] + end)
         assert self.at_two.receive(lambda got: got.endswith((l4, end))).endswith(end)
 

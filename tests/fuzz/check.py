@@ -1,0 +1,103 @@
+"""What holds for every packet, whatever is in it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from random import Random
+from typing import Self
+
+from ctl.reasons import REASONS, Verdict
+from tests import packets
+from tests.datapath import ENDPOINT, LOCAL, NODE, PEER, PEER_SUBNET, THIRD, Action, Datapath, Result
+from tests.fuzz.mutator import draw, furnish
+
+VERDICTS = {row.label: row.verdict for row in REASONS.values()}
+ACTIONS = {
+    Verdict.BYPASS: Action.REDIRECT,
+    Verdict.PASS: Action.UNSPEC,
+    Verdict.DROP: Action.SHOT,
+    Verdict.ABORT: Action.SHOT,
+}
+FURNISH_EVERY = 1000
+"""Packets after which approvals that RST and FIN have withdrawn are given again."""
+
+
+class Campaign:
+    """Random packets from one seed, through programs on one set of maps."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.done = seed, 0
+        self.seen: Counter[tuple[str, str]] = Counter()
+        self._rng = Random(seed)
+        self._datapath = Datapath()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._datapath.__exit__()
+
+    def run(self, number: int) -> None:
+        """That many more; AssertionError with seed, number and packet of one that breaks a rule."""
+        for _ in range(number):
+            if self.done % FURNISH_EVERY == 0:
+                furnish(self._datapath)
+            program, frame = draw(self._rng)
+            try:
+                result = self._datapath.run(program, frame)
+                check(program, frame, result)
+            except (AssertionError, ValueError) as error:
+                raise AssertionError(
+                    f"seed {self.seed}, packet {self.done}, {program} {frame.hex()}: {error}"
+                ) from error
+            self.done += 1
+            self.seen[program, result.reason] += 1
+
+
+def check(program: str, frame: bytes, result: Result) -> None:
+    """The rules; that exactly one counter rises by one packet, Datapath.run has seen to."""
+    assert result.action == ACTIONS[VERDICTS[result.reason]], f"{result.action} for {result.reason}"
+    assert result.reason not in ("aborted", "no_room"), result.reason
+    assert result.counted == (1, len(frame))
+    if result.action != Action.REDIRECT:
+        assert result.packet == frame, "changed and not redirected"
+    elif program == "from_container":
+        check_encap(frame, result)
+    else:
+        check_decap(frame, result)
+
+
+def check_encap(frame: bytes, result: Result) -> None:
+    tunnel, before = result.tunnel, packets.Ip.parse(frame[packets.ETH_LEN :])
+    assert result.reason == "encap"
+    assert tunnel.ip.valid
+    assert tunnel.ip.src == NODE.host
+    assert tunnel.ip.dst in (PEER.host, THIRD.host)
+    assert tunnel.ip.total == len(result.packet) - packets.ETH_LEN == tunnel.udp_len + packets.IP_LEN
+    assert (tunnel.dport, tunnel.vni, tunnel.flags) == (NODE.port, NODE.vni, packets.VXLAN_I)
+    check_routed(before, tunnel.frame, frame)
+
+
+def check_decap(frame: bytes, result: Result) -> None:
+    tunnel = packets.Tunnel.parse(frame)
+    before = packets.Ip.parse(tunnel.frame[packets.ETH_LEN :])
+    assert result.reason == "decap"
+    assert tunnel.ip.src == PEER.host or before.src not in PEER_SUBNET
+    assert tunnel.ip.dst == NODE.host
+    assert (tunnel.flags, tunnel.vni) == (packets.VXLAN_I, NODE.vni)
+    assert result.packet[:12] == ENDPOINT.mac.packed + ENDPOINT.bridge_mac.packed
+    assert before.dst == LOCAL
+    check_routed(before, result.packet, tunnel.frame)
+
+
+def check_routed(before: packets.Ip, after: bytes, original: bytes) -> None:
+    """The inner packet: TTL one less, a checksum as right as it was, the rest untouched."""
+    ip = packets.Ip.parse(after[packets.ETH_LEN :])
+    assert ip.ttl == before.ttl - 1 > 0
+    assert ip.valid == before.valid
+    assert ip.tos & ~3 == before.tos & ~3
+    assert (ip.src, ip.dst, ip.proto, ip.total, ip.ident, ip.fragment) == (
+        before.src, before.dst, before.proto, before.total, before.ident, before.fragment,
+    )  # fmt: skip
+    start = packets.ETH_LEN + packets.IP_LEN
+    assert after[start:] == original[start:]
