@@ -28,7 +28,7 @@ static __always_inline enum reason take_l4(struct cursor *cur, const struct iphd
 	if (ip->protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = take(cur, sizeof(*tcp));
 
-		if (!tcp)
+		if (!tcp || tcp->doff < 5)
 			return REASON_TRUNCATED;
 		key->sport = tcp->source;
 		key->dport = tcp->dest;
@@ -66,12 +66,19 @@ static __always_inline enum reason take_flow(struct cursor *cur, const struct ip
 					     enum direction direction, __u32 ifindex,
 					     struct flow_key *key, struct l4 *l4)
 {
+	enum reason why = take_l4(cur, ip, key, l4);
+
+	if (why)
+		return why;
+	/* What stands in the padding behind the packet is no header. */
+	if (bpf_ntohs(ip->tot_len) < sizeof(*ip) + l4->header_len)
+		return REASON_TRUNCATED;
 	key->saddr = ip->saddr;
 	key->daddr = ip->daddr;
 	key->ifindex = ifindex;
 	key->proto = ip->protocol;
 	key->direction = direction;
-	return take_l4(cur, ip, key, l4);
+	return 0;
 }
 
 /* Keyed 64-bit multiply-and-fold mix of all 20 bytes. Never 0, which means "none". */

@@ -297,10 +297,10 @@ def wire(
 
 
 def flow_hash(key: FlowKey, seed: int = NODE.flow_seed) -> int:
-    """Twin of flow_hash() in bpf/flow.h: the signature of a flow's packets."""
+    """The signature of a flow's packets, as bpf/flow.h computes it."""
     word = (1 << 64) - 1
     saddr, daddr, sport, dport, _ = struct.unpack_from("=IIHHI", key.pack())
-    mixed = (saddr << 32 | daddr) ^ (seed << 17)
+    mixed: int = (saddr << 32 | daddr) ^ (seed << 17)
     mixed = (mixed ^ mixed >> 32) * 0x9E3779B97F4A7C15 & word
     mixed ^= sport << 48 | dport << 32 | key.ifindex
     mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 & word

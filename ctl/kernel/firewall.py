@@ -83,7 +83,21 @@ def remove() -> bool:
             pass
         _succeeds("iptables", "-w", "-F", CHAIN)
         _succeeds("iptables", "-w", "-X", CHAIN)
+        _remove_empty_filter_table()
     return there
+
+
+def _remove_empty_filter_table() -> None:
+    """The table that iptables-nft makes when it is first asked for anything, if it is bare again.
+
+    Bare: no rule, no chain but built-in ones, and these accept. Without it all packets
+    fare the same.
+    """
+    listing = _run("nft", "list", "table", "ip", "filter", check=False)
+    lines = [line.strip() for line in listing.splitlines()]
+    frame = ("table ip filter {", "chain INPUT {", "chain FORWARD {", "chain OUTPUT {", "}", "")
+    if lines and all(line in frame or (line.startswith("type filter") and "accept" in line) for line in lines):
+        _succeeds("nft", "delete", "table", "ip", "filter")
 
 
 def _succeeds(*command: str) -> bool:

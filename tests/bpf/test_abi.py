@@ -41,6 +41,7 @@ ROOT = Path(__file__).parents[2]
 HEADER = (ROOT / "bpf" / "abi.h").read_text()
 
 # `event` goes through a ring, which has no value type: this map gives it one.
+EVENT_TWIN = 'BPF_F_TABLE("hash", __u32, struct event, event_twin, 1, 0);'
 ASK = """
 import json, os, sys, tempfile, ctypes
 from pathlib import Path
@@ -58,7 +59,7 @@ def fields(kind):
 with tempfile.TemporaryDirectory() as tree:
     write_header_tree(Path(tree))
     os.environ["BCC_KERNEL_SOURCE"] = tree
-    unit = bcc.BPF(text=sys.stdin.read() + "\\nBPF_F_TABLE(\\"hash\\", __u32, struct event, event_twin, 1, 0);\\n")
+    unit = bcc.BPF(text=sys.stdin.read())
 answer = {}
 for name in sys.argv[1:]:
     ident = bcc.lib.bpf_table_id(unit.module, name.encode())
@@ -81,7 +82,9 @@ OTHER_MAC = MacAddress(bytes(range(0xB0, 0xB6)))
 def in_c() -> dict[str, Any]:
     """Each map as the C declares it."""
     argv = ["/usr/bin/python3", "-c", ASK, *MAPS, "event_twin"]
-    done = run(argv, stdin=source(), env={"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}, cwd=ROOT)
+    text = f"{source()}\n{EVENT_TWIN}\n"
+    env = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
+    done = run(argv, stdin=text, env=env, cwd=ROOT)
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
 

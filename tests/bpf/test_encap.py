@@ -261,4 +261,4 @@ def test_any_total_length_is_either_right_or_refused(datapath: Datapath) -> None
     lengths = random.Random(1).sample(range(0x10000), 200) + list(range(60))
     for total in lengths:
         result = datapath.run("from_container", sent(total=total))
-        assert result.reason == ("encap" if 20 <= total <= len(sent()) - 14 else "truncated")
+        assert result.reason == ("encap" if 28 <= total <= len(sent()) - 14 else "truncated")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import struct
 from collections import Counter
 from random import Random
 from typing import Self
 
 from ctl.reasons import REASONS, Verdict
 from tests import packets
-from tests.datapath import ENDPOINT, LOCAL, NODE, PEER, PEER_SUBNET, THIRD, Action, Datapath, Result
-from tests.fuzz.mutator import draw, furnish
+from tests.datapath import ENDPOINT, LOCAL, NODE, PEER, REMOTE, Action, Datapath, Result
+from tests.fuzz.mutator import PORTS, draw, furnish
 
 VERDICTS = {row.label: row.verdict for row in REASONS.values()}
 ACTIONS = {
@@ -42,14 +43,13 @@ class Campaign:
         for _ in range(number):
             if self.done % FURNISH_EVERY == 0:
                 furnish(self._datapath)
-            program, frame = draw(self._rng)
+            program, frame, signature = draw(self._rng)
             try:
-                result = self._datapath.run(program, frame)
+                result = self._datapath.run(program, frame, hash=signature)
                 check(program, frame, result)
             except (AssertionError, ValueError) as error:
-                raise AssertionError(
-                    f"seed {self.seed}, packet {self.done}, {program} {frame.hex()}: {error}"
-                ) from error
+                where = f"seed {self.seed}, packet {self.done}: {program}, hash {signature}, {frame.hex()}"
+                raise AssertionError(f"{where}: {error}") from error
             self.done += 1
             self.seen[program, result.reason] += 1
 
@@ -71,8 +71,9 @@ def check_encap(frame: bytes, result: Result) -> None:
     tunnel, before = result.tunnel, packets.Ip.parse(frame[packets.ETH_LEN :])
     assert result.reason == "encap"
     assert tunnel.ip.valid
-    assert tunnel.ip.src == NODE.host
-    assert tunnel.ip.dst in (PEER.host, THIRD.host)
+    assert (before.src, before.dst) == (LOCAL, REMOTE)
+    assert approved(before, frame)
+    assert (tunnel.ip.src, tunnel.ip.dst) == (NODE.host, PEER.host)
     assert tunnel.ip.total == len(result.packet) - packets.ETH_LEN == tunnel.udp_len + packets.IP_LEN
     assert (tunnel.dport, tunnel.vni, tunnel.flags) == (NODE.port, NODE.vni, packets.VXLAN_I)
     check_routed(before, tunnel.frame, frame)
@@ -82,12 +83,19 @@ def check_decap(frame: bytes, result: Result) -> None:
     tunnel = packets.Tunnel.parse(frame)
     before = packets.Ip.parse(tunnel.frame[packets.ETH_LEN :])
     assert result.reason == "decap"
-    assert tunnel.ip.src == PEER.host or before.src not in PEER_SUBNET
-    assert tunnel.ip.dst == NODE.host
+    assert (tunnel.ip.src, tunnel.ip.dst) == (PEER.host, NODE.host)
+    assert (before.src, before.dst) == (REMOTE, LOCAL)
+    assert approved(before, tunnel.frame)
     assert (tunnel.flags, tunnel.vni) == (packets.VXLAN_I, NODE.vni)
     assert result.packet[:12] == ENDPOINT.mac.packed + ENDPOINT.bridge_mac.packed
-    assert before.dst == LOCAL
     check_routed(before, result.packet, tunnel.frame)
+
+
+def approved(ip: packets.Ip, frame: bytes) -> bool:
+    """Whether `furnish` has approved the flow of the frame, and the packet is no fragment."""
+    ports = struct.unpack_from("!HH", frame, packets.ETH_LEN + packets.IP_LEN)
+    whole = not ip.fragment & 0x3FFF
+    return whole and ip.proto in {packets.UDP, packets.TCP} and set(ports) <= set(PORTS)
 
 
 def check_routed(before: packets.Ip, after: bytes, original: bytes) -> None:

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable
 from ipaddress import IPv4Address
 from random import Random
-from typing import Final
+from typing import Any, Final
 
 from ctl.kernel.source import PROGRAMS
 from tests import packets
@@ -20,6 +20,7 @@ from tests.datapath import (
     REMOTE,
     THIRD,
     Datapath,
+    flow_hash,
     flow_in,
     flow_out,
     received,
@@ -30,6 +31,12 @@ from tests.datapath import (
 ADDRESSES: Final = (LOCAL, OTHER, REMOTE, NOBODY, FOREIGN, NODE.host, PEER.host, THIRD.host)
 FLAGS: Final = (packets.ACK,) * 4 + (packets.SYN, packets.FIN, packets.RST, packets.ACK | packets.PSH)
 PORTS: Final = (1000, 2000)
+LEARNING: Final = ("to_overlay", "to_container")
+SIGNATURES: Final = (
+    *(flow_hash(flow_out(packets.UDP, sport, dport)) for sport in PORTS for dport in PORTS),
+    *(flow_hash(flow_in(packets.UDP, sport, dport)) for sport in PORTS for dport in PORTS),
+    0,
+)
 LARGEST: Final = 3000
 """Bytes of a frame; a test run takes no more than a page with all that belongs to it."""
 
@@ -45,20 +52,21 @@ def furnish(datapath: Datapath) -> Datapath:
     return datapath
 
 
-def draw(rng: Random) -> tuple[str, bytes]:
-    """A program and a frame for it."""
+def draw(rng: Random) -> tuple[str, bytes, int]:
+    """A program, a frame for it, and the signature (skb->hash) that it carries, or 0."""
     program = rng.choice(PROGRAMS)
     frame = _frame(rng, program)
     for _ in range(rng.choice((0, 0, 1, 1, 2, 4))):
         frame = rng.choice(MUTATIONS)(rng, frame)
     # Less than an IP header, a test run does not take.
-    return program, frame[:LARGEST].ljust(packets.ETH_LEN + packets.IP_LEN + 20, b"\0")
+    whole = frame[:LARGEST].ljust(packets.ETH_LEN + packets.IP_LEN + 20, b"\0")
+    return program, whole, rng.choice(SIGNATURES) if program in LEARNING else 0
 
 
 def _frame(rng: Random, program: str) -> bytes:
     l4, proto = _l4(rng)
-    ip = {"tos": rng.randrange(256), "ttl": rng.choice((1, 2, 64, rng.randrange(256)))}
-    if program in ("from_container", "to_overlay"):
+    ip: dict[str, Any] = {"tos": rng.randrange(256), "ttl": rng.choice((1, 2, 64, rng.randrange(256)))}
+    if program in {"from_container", "to_overlay"}:
         return sent(l4, proto, **ip) if rng.random() < 0.8 else sent(l4, proto, dst=_address(rng), **ip)
     inner = received(l4, proto, **ip) if rng.random() < 0.8 else received(l4, proto, src=_address(rng), **ip)
     if program == "to_container":

@@ -10,7 +10,9 @@ REACHED = {
     ("from_wire", "spoofed_source"),
     ("from_wire", "unknown_vtep"),
     ("from_wire", "truncated"),
+    ("to_overlay", "learned"),
     ("to_overlay", "changed"),
+    ("to_container", "learned"),
     ("to_container", "changed"),
 }
 
@@ -20,4 +22,3 @@ def test_no_packet_breaks_a_rule() -> None:
         campaign.run(PACKETS)
         few = {place for place in REACHED if campaign.seen[place] < 50}
         assert not few, f"hardly reached: {few}"
-        assert len(campaign.seen) > 50

@@ -189,12 +189,14 @@ def test_no_drop_was_counted_in_all_of_this(pair: Pair) -> None:
         assert rows == []
 
 
-def test_teardown_leaves_the_host_as_it_was(lab: Lab) -> None:
-    """But for ip_forward, on which others rely by then, and iptables' own empty FORWARD chain."""
+@pytest.mark.parametrize("others", [False, True], ids=["no iptables rules", "iptables rules of others"])
+def test_teardown_leaves_the_host_as_it_was(lab: Lab, others: bool) -> None:
+    """But for ip_forward, on which others rely by then."""
     a = lab.host("a")
     lab.init_network()
     a.sysctl("net.ipv4.ip_forward", "1")
-    a.run("iptables", "-P", "FORWARD", "ACCEPT")
+    if others:
+        a.run("iptables", "-A", "FORWARD", "-s", "10.9.9.0/24", "-j", "DROP")
     before = a.footprint()
     agent = a.agent()
     a.container("one").remove()
