@@ -19,6 +19,10 @@ static long (*redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params,
 #define TC_ACT_REDIRECT	7
 #endif
 
+#ifndef PACKET_HOST
+#define PACKET_HOST 0
+#endif
+
 #define likely(x)	__builtin_expect(!!(x), 1)
 #define unlikely(x)	__builtin_expect(!!(x), 0)
 

@@ -134,6 +134,9 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 	/* The tag is beside the data: the packet belongs to a VLAN device above us. */
 	if (skb->vlan_present)
 		return REASON_VLAN;
+	/* Seen because the interface is promiscuous; ip_rcv() would not take it. */
+	if (skb->pkt_type != PACKET_HOST)
+		return REASON_NOT_OVERLAY;
 	eth = take_eth(&cur);
 	ip = take_ip(&cur);
 	if (!eth || !ip)
@@ -158,6 +161,8 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 		return REASON_OUTER_FRAGMENT;
 	if (options)
 		return REASON_OUTER_OPTIONS;
+	if (ip_checksum(ip))
+		return REASON_OUTER_CHECKSUM;
 	/* Padding or a lie: the kernel path sorts it out, after the source check. */
 	odd_length = bpf_ntohs(ip->tot_len) != skb->len - sizeof(*eth) ||
 		     bpf_ntohs(udp->len) != bpf_ntohs(ip->tot_len) - sizeof(*ip);

@@ -46,6 +46,21 @@ static __always_inline __u16 csum_replace(__u16 check, __u16 from, __u16 to)
 	return ~sum;
 }
 
+/* Checksum of a header without options (RFC 1071): what belongs in its checksum field
+ * while that is 0, and 0 if the field is right. */
+static __always_inline __u16 ip_checksum(const struct iphdr *ip)
+{
+	const __u16 *word = (const void *)ip;
+	__u32 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < 10; i++)
+		sum += word[i];
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return ~sum;
+}
+
 /* What ip_forward() does to a header: TTL down by one. */
 static __always_inline void ip_decrease_ttl(struct iphdr *ip)
 {

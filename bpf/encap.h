@@ -22,20 +22,6 @@ static __always_inline int oversize(const struct __sk_buff *skb, const struct no
 	return bpf_ntohs(ip->tot_len) > self->mtu;
 }
 
-/* Checksum of a header without options, whose checksum field is still 0 (RFC 1071). */
-static __always_inline __u16 ip_checksum(const struct iphdr *ip)
-{
-	const __u16 *word = (const void *)ip;
-	__u32 sum = 0;
-
-#pragma unroll
-	for (int i = 0; i < 10; i++)
-		sum += word[i];
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return ~sum;
-}
-
 /* Everything in front of the container's packet; `header->inner_ip` is filled already.
  * `len`: of the container's frame. */
 static __always_inline void fill_header(struct overlay_header *header, const struct node *self,

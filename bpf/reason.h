@@ -41,6 +41,8 @@ enum reason {
 	REASON_NOT_CONFIGURED    = 26, /* node map not filled yet */
 	REASON_FOREIGN_SOURCE    = 27, /* known VTEP, inner source outside the network */
 
+	REASON_OUTER_CHECKSUM    = 28, /* outer IP header damaged */
+
 	/* Dropped: ours, but wrong. */
 	REASON_UNKNOWN_VTEP      = 40,
 	REASON_SPOOFED_SOURCE    = 41, /* inner source is not that VTEP's */

@@ -49,6 +49,16 @@ class Hop:
 
 
 @dataclass(frozen=True, slots=True)
+class Route:
+    """Where a peer's subnet is routed to."""
+
+    via: IPv4Address
+    ifindex: int
+    onlink: bool = False
+    """`via` is taken to be on the link although no address of ours says so."""
+
+
+@dataclass(frozen=True, slots=True)
 class Neighbours:
     """What the kernel knows of containers: addresses on the bridge, MACs on its ports."""
 

@@ -67,6 +67,8 @@ class Network:
     port: int = 8472
     mtu: int | None = None
     """MTU of the underlay in bytes; None: that of each node's uplink."""
+    direct_routing: bool = False
+    """vxlan: peers on our own link are reached by plain routes."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Generic, TypeVar
 
 from ctl.abi import PEER_F_KERNEL_PATH, EndpointEntry, PeerEntry
-from ctl.host import Filter, FilterKey, Hop, Link, Neighbours
+from ctl.host import Filter, FilterKey, Hop, Link, Neighbours, Route
 from ctl.model import Lease, MacAddress, Network
 
 K = TypeVar("K")
@@ -53,15 +53,17 @@ class PeerPlan:
     """VTEP address -> MAC, on the vxlan device."""
     fdb: dict[MacAddress, IPv4Address]
     """VTEP MAC -> host, on the vxlan device."""
-    routes: dict[IPv4Network, IPv4Address]
-    """Subnet -> VTEP address, through the vxlan device."""
+    routes: dict[IPv4Network, Route]
+    """Subnet -> VTEP address through the vxlan device, or host through the uplink."""
     vteps: dict[IPv4Address, bool]
     """Hosts that may send to us."""
     peers: dict[IPv4Address, PeerEntry]
     problems: tuple[str, ...] = ()
 
 
-def remote_leases(leases: Iterable[Lease], own: Lease, vni: int) -> tuple[tuple[Lease, ...], tuple[str, ...]]:
+def remote_leases(
+    leases: Iterable[Lease], own: Lease, network: Network
+) -> tuple[tuple[Lease, ...], tuple[str, ...]]:
     """(leases that we can send to, a line for each that we cannot).
 
     Of two leases that claim one address space or one host, the first by subnet wins and
@@ -75,10 +77,10 @@ def remote_leases(leases: Iterable[Lease], own: Lease, vni: int) -> tuple[tuple[
         if lease.subnet == own.subnet:
             continue
         first = int(lease.subnet.network_address)
-        why = _unusable(lease, own, vni)
+        why = _unusable(lease, own, network)
         if not why and (first <= last or lease.subnet.overlaps(own.subnet)):
             why = "it overlaps another lease"
-        if not why and lease.vtep_mac in macs:
+        if not why and lease.vtep_mac and lease.vtep_mac in macs:
             why = f"its VTEP MAC {lease.vtep_mac} is that of {macs[lease.vtep_mac]}"
         if why:
             problems.append(f"lease {lease.subnet} of {lease.node or lease.host} ignored: {why}")
@@ -89,31 +91,60 @@ def remote_leases(leases: Iterable[Lease], own: Lease, vni: int) -> tuple[tuple[
     return tuple(usable), tuple(problems)
 
 
-def _unusable(lease: Lease, own: Lease, vni: int) -> str:
-    if lease.backend != "vxlan":
-        return f"its backend is {lease.backend}, not vxlan"
+def _unusable(lease: Lease, own: Lease, network: Network) -> str:
+    if lease.backend != network.backend:
+        return f"its backend is {lease.backend}, not {network.backend}"
     if lease.host == own.host:
         return f"it carries our own host address {own.host}"
+    if network.backend != "vxlan":
+        return ""
     if lease.vtep_mac is None or not lease.vtep_mac.is_unicast:
         return f"it has no usable VTEP MAC ({lease.vtep_mac})"
-    if lease.vni not in (None, vni):
-        return f"its VNI is {lease.vni}, not {vni}"
+    if lease.vni not in (None, network.vni):
+        return f"its VNI is {lease.vni}, not {network.vni}"
     return ""
 
 
-def plan_peers(leases: Iterable[Lease], network: Network, hops: Mapping[IPv4Address, Hop | None]) -> PeerPlan:
-    """Tables for these leases (as `remote_leases` lets through).
+Hops = Mapping[IPv4Address, Hop | None]
+"""How the FIB reaches each host; None for one that it does not."""
 
-    `hops`: how the FIB reaches each host; None for one that it does not.
+
+def plan_routes(leases: Iterable[Lease], hops: Hops) -> PeerPlan:
+    """Tables of the host-gw backend: plain routes, to hosts on our own link.
+
+    A host behind a router cannot be one: the router does not know the subnets.
+    """
+    plan = PeerPlan({}, {}, {}, {}, {})
+    problems = []
+    for lease in leases:
+        hop = hops.get(lease.host)
+        if hop is not None and hop.next_hop == lease.host:
+            plan.routes[lease.subnet] = Route(lease.host, hop.ifindex)
+        else:
+            name = lease.node or lease.host
+            problems.append(f"lease {lease.subnet} of {name} not routed: {lease.host} is not on our link")
+    return replace(plan, problems=tuple(problems))
+
+
+def plan_peers(leases: Iterable[Lease], network: Network, hops: Hops, vxlan: int) -> PeerPlan:
+    """Tables of the vxlan backend for these leases (as `remote_leases` lets through).
+
+    `vxlan`: ifindex of our device. With DirectRouting, peers on our own link are routed
+    to plainly; they may still send us VXLAN.
     """
     plan = PeerPlan({}, {}, {}, {}, {})
     for lease in leases:
         assert lease.vtep_mac is not None, "remote_leases() lets no other through"
         plan.neighbours[lease.vtep_ip] = lease.vtep_mac
         plan.fdb[lease.vtep_mac] = lease.host
-        plan.routes[lease.subnet] = lease.vtep_ip
+        hop = hops.get(lease.host)
+        direct = network.direct_routing and hop is not None and hop.next_hop == lease.host
+        if hop is not None and direct:
+            plan.routes[lease.subnet] = Route(lease.host, hop.ifindex)
+        else:
+            plan.routes[lease.subnet] = Route(lease.vtep_ip, vxlan, onlink=True)
         plan.vteps[lease.host] = True
-        for block, entry in _blocks(lease, network, hops.get(lease.host)):
+        for block, entry in _blocks(lease, network, None if direct else hop):
             plan.peers[block] = _merge(plan.peers.get(block), entry)
     return plan
 

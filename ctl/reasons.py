@@ -60,6 +60,7 @@ _TABLE: Final = (
     Reason(25, "vlan", _PASS, "VLAN-tagged frame"),
     Reason(26, "not_configured", _PASS, "no agent has configured this node yet"),
     Reason(27, "foreign_source", _PASS, "from a peer, but its source is outside the network"),
+    Reason(28, "outer_checksum", _PASS, "outer IP header checksum is wrong"),
     Reason(40, "unknown_vtep", _DROP, "VXLAN from a host that is no peer"),
     Reason(41, "spoofed_source", _DROP, "inner source address is not the sending peer's"),
     Reason(42, "outer_fragment", _DROP, "fragmented VXLAN (RFC 7348: VTEPs must not fragment)"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from ipaddress import IPv4Network
 from pathlib import Path
 
 from ctl import statedir
@@ -42,10 +41,9 @@ def _filters(netlink: Netlink) -> list[str]:
 
 
 def _routes(netlink: Netlink) -> list[str]:
-    routes = Routes(netlink, 0)
-    nothing: dict[IPv4Network, object] = {}
-    delta = diff(nothing, routes.read())
-    routes.apply(delta)  # type: ignore[arg-type]
+    routes = Routes(netlink)
+    delta = diff({}, routes.read())
+    routes.apply(delta)
     return [f"{len(delta)} routes"] if delta else []
 
 

@@ -118,7 +118,13 @@ def _backend(fields: Fields) -> dict[str, Any]:
         raise ValueError("Backend has no Type")
     port = _integer(backend, "Port", 1, 65535, 0) or DEFAULT_PORT.get(kind, 0)
     mtu = _integer(backend, "MTU", MIN_MTU + VXLAN_OVERHEAD, 65535, 0) or None
-    return {"backend": kind, "vni": _integer(backend, "VNI", 1, MAX_VNI, 1), "port": port, "mtu": mtu}
+    return {
+        "backend": kind,
+        "vni": _integer(backend, "VNI", 1, MAX_VNI, 1),
+        "port": port,
+        "mtu": mtu,
+        "direct_routing": _boolean(backend, "DirectRouting", False),
+    }
 
 
 def _network(text: str) -> Network:
@@ -156,6 +162,8 @@ def format_network(network: Network) -> str:
     backend: dict[str, object] = {"Type": network.backend, "VNI": network.vni, "Port": network.port}
     if network.mtu is not None:
         backend["MTU"] = network.mtu
+    if network.direct_routing:
+        backend["DirectRouting"] = True
     config = {
         "Network": str(network.network),
         "SubnetLen": network.subnet_len,

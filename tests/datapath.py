@@ -279,6 +279,10 @@ def received(
     return packets.ether(packets.ipv4(body, src, dst, proto, **ip), PEER_MAC, NODE.vtep_mac)
 
 
+UPLINK_MAC = MacAddress(bytes(6))
+"""A test run takes a frame for its device's own if it has the MAC address of `lo`."""
+
+
 def wire(
     frame: bytes,
     *,
@@ -288,12 +292,13 @@ def wire(
     vni: int = NODE.vni,
     flags: int = packets.VXLAN_I,
     udp_len: int | None = None,
+    dst_mac: MacAddress = UPLINK_MAC,
     **ip: Any,
 ) -> bytes:
     """A frame in VXLAN as it comes from the uplink."""
     datagram = packets.udp(packets.vxlan(frame, vni, flags=flags), 40000, port, length=udp_len)
     outer = packets.ipv4(datagram, host, to, packets.UDP, **{"fragment": 0, **ip})
-    return packets.ether(outer, MacAddress.parse("02:03:00:00:00:02"), MacAddress.parse("02:03:00:00:00:01"))
+    return packets.ether(outer, MacAddress.parse("02:03:00:00:00:02"), dst_mac)
 
 
 def flow_hash(key: FlowKey, seed: int = NODE.flow_seed) -> int:

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 from pyroute2 import NetlinkError
 
 from ctl.errors import ForeignProgram, KernelError
-from ctl.host import OWNER, Filter, FilterKey
+from ctl.host import OWNER, Filter, FilterKey, Route
 from ctl.kernel.netlink import Netlink, suppress_missing, words
 from ctl.model import MacAddress
 from ctl.plan import Delta
@@ -56,43 +56,39 @@ def _apply(delta: Delta[K, V], put: Callable[[K, V], None], remove: Callable[[K]
 
 
 class Routes:
-    """Subnet of a peer -> its VTEP address, through the vxlan device."""
+    """Subnet of a peer -> where it is routed to."""
 
-    def __init__(self, netlink: Netlink, vxlan: int) -> None:
-        self._netlink, self._vxlan = netlink, vxlan
+    def __init__(self, netlink: Netlink) -> None:
+        self._netlink = netlink
 
-    def read(self) -> Mapping[IPv4Network, IPv4Address]:
+    def read(self) -> Mapping[IPv4Network, Route]:
         with self._netlink.doing("list routes"):
             found = self._netlink.ipr.get_routes(family=AF_INET, proto=ROUTE_PROTOCOL)
             return {
-                IPv4Network((m.get("RTA_DST"), m["dst_len"])): _gateway(m, self._vxlan)
+                IPv4Network((m.get("RTA_DST"), m["dst_len"])): Route(
+                    IPv4Address(m.get("RTA_GATEWAY") or 0),
+                    m.get("RTA_OIF") or 0,
+                    bool(m["flags"] & _RTNH_F_ONLINK),
+                )
                 for m in found
                 if m.get("RTA_DST")
             }
 
-    def apply(self, delta: Delta[IPv4Network, IPv4Address]) -> None:
+    def apply(self, delta: Delta[IPv4Network, Route]) -> None:
         _apply(delta, self._put, self._remove, "routes to peers")
 
-    def _put(self, subnet: IPv4Network, via: IPv4Address) -> None:
+    def _put(self, subnet: IPv4Network, route: Route) -> None:
         self._netlink.ipr.route(
             "replace",
             dst=str(subnet),
-            gateway=str(via),
-            oif=self._vxlan,
-            flags=_RTNH_F_ONLINK,
+            gateway=str(route.via),
+            oif=route.ifindex,
+            flags=_RTNH_F_ONLINK if route.onlink else 0,
             proto=ROUTE_PROTOCOL,
         )
 
     def _remove(self, subnet: IPv4Network) -> None:
         self._netlink.ipr.route("del", dst=str(subnet), proto=ROUTE_PROTOCOL)
-
-
-def _gateway(message: Any, vxlan: int) -> IPv4Address:
-    """0.0.0.0 for a route that is not as ours should be, so that it differs from every plan."""
-    gateway = message.get("RTA_GATEWAY")
-    if not gateway or message.get("RTA_OIF") != vxlan:
-        return IPv4Address(0)
-    return IPv4Address(gateway)
 
 
 class VtepNeighbours:

@@ -15,7 +15,7 @@ import pytest
 
 from ctl.abi import Direction, EndpointEntry, FlowKey, NodeEntry, PeerEntry
 from ctl.model import Bypass, MacAddress
-from tests.datapath import LO, Datapath, flow_hash, source_port
+from tests.datapath import LO, UPLINK_MAC, Datapath, flow_hash, source_port
 from tests.packets import ICMP, TCP, UDP, Tunnel
 
 A = NodeEntry(
@@ -125,5 +125,5 @@ def test_decap_delivers_what_the_kernel_delivered(bare: Datapath, flow: Flow) ->
     bare.peer(A.subnet, peer(A))
     bare.endpoint(TWO, ON_B)
     bare.approve(key(flow, Direction.IN))
-    result = bare.run("from_wire", frame(flow, ON_WIRE))
+    result = bare.run("from_wire", UPLINK_MAC.packed + frame(flow, ON_WIRE)[6:])
     assert (result.reason, result.packet) == ("decap", frame(flow, DELIVERED))

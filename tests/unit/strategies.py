@@ -36,6 +36,7 @@ def networks(draw: st.DrawFn, *, backend: str = "vxlan") -> Network:
         vni=draw(st.integers(1, (1 << 24) - 1)),
         port=draw(st.integers(1, 65535)),
         mtu=draw(st.none() | st.integers(MIN_MTU + VXLAN_OVERHEAD, 65535)),
+        direct_routing=draw(st.booleans()),
     )
 
 
