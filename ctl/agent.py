@@ -26,7 +26,7 @@ from ctl.kernel.monitor import EVERYTHING, Change, Monitor
 from ctl.lease import conflicts
 from ctl.leasing import Identity, LeaseHolder
 from ctl.model import Bypass, IPv4Network, Lease, Network, Snapshot
-from ctl.node import Node, vtep_mac
+from ctl.node import Node
 from ctl.notify import notify, watchdog_seconds
 from ctl.ports import LeaseStore
 from ctl.reasons import reason
@@ -136,7 +136,9 @@ class Agent:
 
     def _identity(self, network: Network) -> Identity:
         host = self._node.uplink.address
-        return Identity(host, vtep_mac(host, network.vni), network.vni, self._settings.node_name)
+        assert self._node.backend is not None, "preflight() comes first"
+        mac, vni = self._node.backend.identity(host, network)
+        return Identity(host, mac, vni, self._settings.node_name, network.backend)
 
     def _previous(self) -> IPv4Network | None:
         """The subnet of an earlier life, from subnet.env."""
@@ -169,7 +171,7 @@ class Agent:
                 next_resync = now + self._settings.resync_interval
             if changes or signals:
                 self._reconcile(changes, Signal.STORE in signals, full=changes == EVERYTHING)
-                monitor.watch(self._node.vxlan, self._node.bridge)
+                monitor.watch(*self._devices())
             self._log_drops()
             notify("WATCHDOG=1")
             changes, signals = self.mailbox.take(self._pause(next_resync))
@@ -207,7 +209,8 @@ class Agent:
 
     def _pass(self, changes: frozenset[Change], store_changed: bool, full: bool) -> None:
         assert self._network is not None and self._holder is not None, "start() comes first"
-        node, network = self._node, self._network
+        node, network, backend = self._node, self._network, self._node.backend
+        assert backend is not None
         if Change.DEVICES in changes and node.refresh_uplink():
             log.warning("uplink is now %s with %s", node.uplink.link.name, node.uplink.address)
             self._holder.identity = self._identity(network)
@@ -216,19 +219,24 @@ class Agent:
             self._sync_store()
         lease = self._lease()
         if Change.FILTERS in changes:
-            node.forget_filters()
+            backend.forget_filters()
         if Change.DEVICES in changes:
-            before = node.vxlan, node.bridge
+            before = self._devices()
             node.reconcile_devices(network, lease)
             if full:
                 node.reconcile_firewall(network, lease)
-            if before != (node.vxlan, node.bridge):
+            if before != self._devices():
                 changes = EVERYTHING
-            node.reconcile_datapath(network, lease)
+            backend.load(node.site(network, lease))
+        site = node.site(network, lease)
         if self._snapshot and (store_changed or Change.PEERS in changes):
-            node.reconcile_peers(self._snapshot.leases, network, lease)
+            backend.reconcile_peers(site, self._snapshot.leases)
         if changes & {Change.PORTS, Change.FILTERS, Change.DEVICES}:
-            node.reconcile_ports(lease)
+            backend.reconcile_ports(site)
+
+    def _devices(self) -> tuple[int, int]:
+        """Ifindexes of tunnel device and bridge: new ones come without what hung on the old."""
+        return (self._node.backend.device if self._node.backend else 0), self._node.bridge
 
     def _lease(self) -> Lease:
         assert self._holder is not None and self._holder.lease is not None
@@ -327,6 +335,7 @@ class Agent:
 
     def _make_report(self) -> AgentReport:
         node, seen, settings = self._node, self._node.seen, self._settings
+        backend = node.backend
         network, lease = self._network, self._holder.lease if self._holder else None
         leases = self._snapshot or Snapshot((), 0)
         wrong = [line for lines in seen.problems.values() for line in lines]
@@ -342,6 +351,7 @@ class Agent:
             store=self._store_report,
             reconcile=replace(self._reconciles, operations=dict(seen.operations)),
             network=network.network if network else None,
+            backend=network.backend if network else "",
             lease=self._lease_report(lease) if lease else None,
             vni=network.vni if network else 0,
             port=network.port if network else 0,
@@ -350,7 +360,7 @@ class Agent:
             uplink=node.uplink.link.name,
             bypass=settings.bypass,
             approval_ttl=settings.approval_ttl,
-            program=node.programs.digest if node.programs else "",
+            program=backend.programs.digest if backend and backend.programs else "",
             ready=not not_ready,
             not_ready=tuple(not_ready),
             leases=len(leases.leases),

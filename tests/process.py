@@ -89,7 +89,7 @@ class Process:
     ) -> None:
         """`stem`: path of the output files without their endings `.out` and `.err`."""
         self.argv = list(argv)
-        self._out, self._err = stem.with_suffix(".out"), stem.with_suffix(".err")
+        self._out, self._err = stem.with_name(f"{stem.name}.out"), stem.with_name(f"{stem.name}.err")
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._child = subprocess.Popen(
                 self.argv,

@@ -13,8 +13,18 @@ if TYPE_CHECKING:
     from ctl.model import Network
     from ctl.ports import LeaseStore
 
-BACKENDS = ("vxlan",)
-COLUMNS = ("network", "subnet_len", "subnet_min", "subnet_max", "backend", "vni", "port", "mtu")
+BACKENDS = ("vxlan", "host-gw")
+COLUMNS = (
+    "network",
+    "subnet_len",
+    "subnet_min",
+    "subnet_max",
+    "backend",
+    "vni",
+    "port",
+    "mtu",
+    "direct_routing",
+)
 
 
 def register(subparsers: Any) -> None:
@@ -33,6 +43,9 @@ def register(subparsers: Any) -> None:
     init.add_argument("--vni", type=int, metavar="N", help="VXLAN network identifier (default: 1)")
     init.add_argument("--port", type=int, metavar="N", help="UDP port (default: 8472)")
     init.add_argument("--mtu", type=int, metavar="BYTES", help="MTU of the underlay (default: each uplink's)")
+    init.add_argument(
+        "--direct-routing", action="store_true", help="vxlan: plain routes to hosts on the same link"
+    )
     init.add_argument("--force", action="store_true", help="replace a different network")
     add_options(init, ["store"])
     init.set_defaults(func=run_init)
@@ -50,7 +63,13 @@ def _wanted(args: argparse.Namespace) -> Network:
 
     from ctl.wire import parse_network
 
-    backend = {"Type": args.backend, "VNI": args.vni, "Port": args.port, "MTU": args.mtu}
+    backend = {
+        "Type": args.backend,
+        "VNI": args.vni,
+        "Port": args.port,
+        "MTU": args.mtu,
+        "DirectRouting": args.direct_routing,
+    }
     config = {
         "Network": args.network,
         "SubnetLen": args.subnet_len,

@@ -71,6 +71,7 @@ def test_init_makes_the_store_and_show_shows_the_network(ovctl: Ovctl, path: Pat
         "vni": 7,
         "port": 4789,
         "mtu": 9000,
+        "direct_routing": False,
     }
     code, out, _ = ovctl("network", "show")
     assert out.splitlines()[0].split()[:2] == ["NETWORK", "SUBNET_LEN"]

@@ -18,8 +18,8 @@ from ctl.kernel.monitor import EVERYTHING, Change, NeighbourMemory, classify
 from ctl.kernel.source import source
 from ctl.kernel.tables import ROUTE_PROTOCOL
 from ctl.model import IPv4Address
-from ctl.node import vtep_mac
 from ctl.notify import notify, watchdog_seconds
+from ctl.vxlan import vtep_mac
 
 NETWORK, OWN = IPv4Network("172.17.0.0/16"), IPv4Network("172.17.8.0/24")
 VXLAN = 7

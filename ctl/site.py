@@ -1,0 +1,69 @@
+"""What the parts of a node share: where it stands, what it has seen, how it applies deltas."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from ctl.host import Uplink
+from ctl.model import Lease, Network
+from ctl.plan import Delta, diff
+from ctl.ports import Table
+from ctl.report import KernelPort
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a node stands at one moment."""
+
+    network: Network
+    lease: Lease
+    uplink: Uplink
+    mtu: int
+    """Largest inner IP packet, bytes."""
+    bridge: int
+    """ifindex; 0: not made yet."""
+    sysctls: Path
+    """Where kernel settings are noted as they were before us."""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the last reconciles found, for the report."""
+
+    problems: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """By the part that noticed."""
+    operations: dict[str, int] = field(default_factory=dict)
+    peers_ebpf: int = 0
+    peers_kernel_path: int = 0
+    ports: tuple[str, ...] = ()
+    kernel_ports: tuple[KernelPort, ...] = ()
+
+    def count(self, table: str, operations: int) -> None:
+        self.operations[table] = self.operations.get(table, 0) + operations
+
+
+def apply(name: str, table: Table[Any, Any], delta: Delta[Any, Any], seen: Seen) -> None:
+    """Apply a delta that is not empty, log and count it. KernelError."""
+    if delta:
+        log.debug("%s: %s", name, delta)
+        seen.count(name, len(delta))
+        table.apply(delta)
+
+
+def apply_in_order(tables: Sequence[tuple[str, Table[Any, Any], Mapping[Any, Any]]], seen: Seen) -> None:
+    """Bring (name, table, desired) in line. KernelError.
+
+    What is new goes in in this order, what is stale comes out in the reverse one: an
+    entry never points at one of an earlier table that is not there.
+    """
+    deltas = [(name, table, diff(desired, table.read())) for name, table, desired in tables]
+    for name, table, delta in deltas:
+        apply(name, table, replace(delta, removals=()), seen)
+    for name, table, delta in reversed(deltas):
+        apply(name, table, replace(delta, puts=()), seen)

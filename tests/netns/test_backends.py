@@ -1,0 +1,106 @@
+"""The backends beside the default one, proven by what is on the wire."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import pytest
+
+from tests.host import Container, Host
+from tests.lab import Lab
+from tests.process import wait_until
+
+
+@contextmanager
+def capture(lab: Lab, host: Host, expression: str) -> Iterator[list[str]]:
+    """Lines of tcpdump on the host's cable; the list is filled when the block ends."""
+    lines: list[str] = []
+    sniffer = lab.wire.popen("tcpdump", "-i", host.name, "-nn", "-l", "--immediate-mode", expression)
+    wait_until(lambda: "listening on" in sniffer.log(), 10, "tcpdump listens")
+    yield lines
+    sniffer.stop()
+    lines += sniffer.out().splitlines()
+
+
+def two_nodes(lab: Lab, *network: str) -> tuple[Host, Host, Container, Container]:
+    a, b = lab.host("a"), lab.host("b")
+    lab.init_network("172.17.0.0/16", 24, *network)
+    for host in (a, b):
+        host.agent()
+    return a, b, a.container("one"), b.container("two")
+
+
+def restart_with(lab: Lab, hosts: tuple[Host, Host], *network: str) -> None:
+    """Stop the agents, change the network, start them again."""
+    for host in hosts:
+        host.stop_processes()
+    lab.init_network("172.17.0.0/16", 24, *network, "--force")
+    for host in hosts:
+        host.agent()
+
+
+def ping(source: Container, target: Container) -> None:
+    source.run("ping", "-c5", "-i0.05", target.address)
+
+
+@pytest.mark.parametrize(
+    "network", [("--backend", "host-gw"), ("--direct-routing",)], ids=["host-gw", "direct routing"]
+)
+def test_plain_routes_carry_plain_packets(lab: Lab, network: tuple[str, ...]) -> None:
+    a, b, one, two = two_nodes(lab, *network)
+    ping(one, two)
+    with capture(lab, a, f"icmp and host {two.address}") as plain, capture(lab, a, "udp port 8472") as tunnel:
+        ping(one, two)
+    assert any(re.search(rf"{one.address} > {two.address}: ICMP echo request", line) for line in plain)
+    assert tunnel == []
+    assert f"{b.gateway.network} via {b.address}" in a.ip("route", "show", "proto", "147")
+    a.ovctl("status")
+    expected = "1500" if "host-gw" in network else "1450"
+    assert a.subnet_env()["FLANNEL_MTU"] == expected
+
+
+def test_host_gw_publishes_what_flannel_does_and_has_no_tunnel(lab: Lab) -> None:
+    a, _, _, _ = two_nodes(lab, "--backend", "host-gw")
+    assert "vxlan" not in a.ip("-d", "link")
+    assert {row["backend"] for row in a.json("lease", "list")} == {"host-gw"}
+    a.stop_processes()
+    a.teardown()
+    assert a.ip("route", "show", "proto", "147") == ""
+
+
+def test_host_gw_names_a_host_that_is_not_on_the_link(lab: Lab) -> None:
+    a, _, one, two = two_nodes(lab, "--backend", "host-gw")
+    ping(one, two)
+    a.ovctl("lease", "reserve", "172.17.99.0/24", "--host", "10.9.9.9")
+    wait_until(lambda: any("10.9.9.9" in line for line in a.status()["problems"]), 30, "the problem is shown")
+    ping(one, two)
+
+
+def test_switching_the_backend_leaves_nothing_of_the_old_one(lab: Lab) -> None:
+    a, b, one, two = two_nodes(lab)
+    ping(one, two)
+    restart_with(lab, (a, b), "--backend", "host-gw")
+    ping(one, two)
+    assert "vxlan" not in a.ip("-d", "link")
+    assert a.run("tc", "filter", "show", "dev", "eth0", "ingress").stdout == ""
+    restart_with(lab, (a, b))
+    before = a.bypassed()[0]
+    ping(one, two)
+    assert a.bypassed()[0] > before
+
+
+def test_a_backend_that_we_do_not_run_is_refused(lab: Lab) -> None:
+    a = lab.host("a")
+    lab.init_network()
+    with closing(sqlite3.connect(lab.store)) as db, db:
+        db.execute(
+            "UPDATE network SET config = ?", ['{"Network":"172.17.0.0/16","Backend":{"Type":"alloc"}}']
+        )
+    before = a.footprint()
+    done = a.ovctl("agent", check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
+    assert "alloc" in done.stderr
+    assert a.footprint() == before
