@@ -22,7 +22,7 @@ def capture(lab: Lab, host: Host, expression: str) -> Iterator[list[str]]:
     wait_until(lambda: "listening on" in sniffer.log(), 10, "tcpdump listens")
     yield lines
     sniffer.stop()
-    lines += sniffer.out().splitlines()
+    lines += [line for line in sniffer.out().splitlines() if line]
 
 
 def two_nodes(lab: Lab, *network: str) -> tuple[Host, Host, Container, Container]:
