@@ -70,7 +70,8 @@ struct flow_key {
 	__u32  ifindex;
 	__u8   proto;
 	__u8   direction;
-	__u16  pad;
+	__u8   dscp; /* a rule that rewrites it must go on seeing the packets */
+	__u8   pad;
 };
 _Static_assert(sizeof(struct flow_key) == 20, "struct flow_key is ABI");
 
@@ -78,8 +79,10 @@ struct flow {
 	__u64 approved_ns;  /* when the kernel path last carried a packet of it */
 	__u64 last_seen_ns; /* when a packet last bypassed */
 	__u64 packets;      /* packets that bypassed since the first approval */
+	__u32 mark;         /* skb->mark and skb->priority as the kernel path had set them */
+	__u32 priority;
 };
-_Static_assert(sizeof(struct flow) == 24, "struct flow is ABI");
+_Static_assert(sizeof(struct flow) == 32, "struct flow is ABI");
 
 /* node: index 0 -> this node */
 struct node {
@@ -97,10 +100,14 @@ struct node {
 	__u16  source_port_max;
 	__u32  bypass;          /* enum bypass_mode */
 	__u64  approval_ttl_ns;
-	__u32  flow_seed;       /* secret: makes flow hashes unforgeable */
+	__u64  flow_seed;       /* secret: keys the flow hashes */
+	__u32  flags;           /* NODE_F_* */
 	__u32  pad;
 };
-_Static_assert(sizeof(struct node) == 64, "struct node is ABI");
+_Static_assert(sizeof(struct node) == 72, "struct node is ABI");
+
+/* Not all peers fit the maps: who is in none of them may be a peer all the same. */
+#define NODE_F_PEERS_INCOMPLETE (1U << 0)
 
 /* counters: hook * REASON_MAX + reason, per CPU -> counter */
 struct counter {

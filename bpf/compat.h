@@ -24,6 +24,5 @@ static long (*redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params,
 #endif
 
 #define likely(x)	__builtin_expect(!!(x), 1)
-#define unlikely(x)	__builtin_expect(!!(x), 0)
 
 #endif

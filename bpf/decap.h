@@ -16,21 +16,31 @@
 struct inner_header {
 	struct ethhdr eth;
 	struct iphdr  ip;
-} __attribute__((packed));
+} __attribute__((packed, aligned(2)));
+
+/* What to do with a packet of nobody that we know: refuse it, but only if we know all. */
+static __always_inline enum reason nobodys(const struct node *self, enum reason refusal)
+{
+	return self->flags & NODE_F_PEERS_INCOMPLETE ? REASON_PEERS_INCOMPLETE : refusal;
+}
 
 /* May `host` send packets with this inner source? An overlay is a trust boundary, so
- * this holds for what the kernel path carries too. 0, or why not. */
+ * this holds for what the kernel path carries too. 0, or why not, or why only there. */
 static __always_inline enum reason check_source(const struct node *self, __be32 host,
 						__be32 inner_source)
 {
 	struct peer *peer = peer_of(self, inner_source);
 
 	/* Host 0: leases of several hosts lie in this block; being a peer must do. */
+	if (peer && peer->host != host && peer->host)
+		return REASON_SPOOFED_SOURCE;
 	if (peer)
-		return peer->host == host || !peer->host ? 0 : REASON_SPOOFED_SOURCE;
-	if ((inner_source & self->network_mask) == self->network)
-		return REASON_SPOOFED_SOURCE; /* ours, or nobody's */
-	return REASON_FOREIGN_SOURCE;
+		return peer->flags & PEER_F_KERNEL_PATH ? REASON_PEER_KERNEL_PATH : 0;
+	if ((inner_source & self->network_mask) != self->network)
+		return REASON_FOREIGN_SOURCE;
+	if ((inner_source & self->subnet_mask) == self->subnet)
+		return REASON_SPOOFED_SOURCE; /* one of our own */
+	return nobodys(self, REASON_SPOOFED_SOURCE);
 }
 
 static __always_inline enum reason decap(struct __sk_buff *skb, const struct endpoint *endpoint,
@@ -58,9 +68,9 @@ static __always_inline enum reason decap(struct __sk_buff *skb, const struct end
 /* The inner packet, with the cursor behind the VXLAN header of a known peer. */
 static __always_inline enum reason deliver(struct __sk_buff *skb, const struct node *self,
 					   struct cursor *cur, const struct iphdr *outer,
-					   struct peer_stats *stats, int odd_length)
+					   struct peer_stats *stats, enum reason held)
 {
-	__u32 len = skb->len - TUNNEL_LEN;
+	__u32 len = skb->len - TUNNEL_LEN, packets = packets_of(skb);
 	struct ethhdr *eth = take_eth(cur);
 	struct endpoint *endpoint;
 	struct flow_key key = {};
@@ -72,6 +82,9 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct n
 
 	if (!eth)
 		return REASON_TRUNCATED;
+	/* The kernel would take the tag off and believe the packet behind it. */
+	if (is_vlan(eth->h_proto))
+		return REASON_TAGGED;
 	if (eth->h_proto != bpf_htons(ETH_P_IP))
 		return REASON_NOT_IPV4;
 	ip = take_ip(cur);
@@ -85,8 +98,8 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct n
 		return REASON_INNER_MAC;
 	if (self->bypass == BYPASS_OFF)
 		return REASON_BYPASS_OFF;
-	if (odd_length)
-		return REASON_TRUNCATED;
+	if (held)
+		return held;
 	why = ip_obstacle(ip, len - sizeof(*eth));
 	if (why)
 		return why;
@@ -100,10 +113,14 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct n
 	if (l4.control) {
 		forget_flow(&key);
 		why = REASON_TCP_CONTROL;
+	} else if (ip->protocol == IPPROTO_UDP && skb->gso_size) {
+		/* adjust_room leaves SKB_GSO_UDP_TUNNEL set, for which the container's
+		 * UDP drops segments; its TCP does not mind. */
+		why = REASON_UDP_GSO;
 	} else if (tos < 0) {
 		why = REASON_ECN;
 	} else if (self->bypass == BYPASS_LEARNED) {
-		why = check_approval(self, &key, skb->gso_segs ? skb->gso_segs : 1);
+		why = check_approval(self, &key, packets, 0);
 	}
 	if (why) {
 		bpf_set_hash(skb, flow_hash(&key, self->flow_seed));
@@ -111,7 +128,7 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct n
 	}
 	why = decap(skb, endpoint, ip, tos);
 	if (why == REASON_DECAP) {
-		stats->rx_packets += skb->gso_segs ? skb->gso_segs : 1;
+		stats->rx_packets += packets;
 		stats->rx_bytes += len;
 	}
 	return why;
@@ -126,13 +143,14 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 	struct udphdr *udp;
 	struct ethhdr *eth;
 	struct iphdr *ip;
+	enum reason held = 0;
 	__u32 options;
-	int odd_length;
 
 	if (!self)
 		return REASON_NOT_CONFIGURED;
-	/* The tag is beside the data: the packet belongs to a VLAN device above us. */
-	if (skb->vlan_present)
+	/* The tag is beside the data: the packet belongs to a VLAN device above us. But
+	 * tag 0 is only a priority, and the kernel goes on behind it. */
+	if (skb->vlan_present && skb->vlan_tci & VLAN_VID)
 		return REASON_VLAN;
 	/* Seen because the interface is promiscuous; ip_rcv() would not take it. */
 	if (skb->pkt_type != PACKET_HOST)
@@ -141,6 +159,8 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 	ip = take_ip(&cur);
 	if (!eth || !ip)
 		return REASON_TRUNCATED;
+	if (skb->vlan_present && is_vlan(eth->h_proto))
+		return REASON_TAGGED;
 	if (eth->h_proto != bpf_htons(ETH_P_IP))
 		return REASON_NOT_IPV4;
 	if (ip->version != 4 || ip->protocol != IPPROTO_UDP || ip->daddr != self->host)
@@ -161,11 +181,15 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 		return REASON_OUTER_FRAGMENT;
 	if (options)
 		return REASON_OUTER_OPTIONS;
-	if (ip_checksum(ip))
-		return REASON_OUTER_CHECKSUM;
-	/* Padding or a lie: the kernel path sorts it out, after the source check. */
-	odd_length = bpf_ntohs(ip->tot_len) != skb->len - sizeof(*eth) ||
-		     bpf_ntohs(udp->len) != bpf_ntohs(ip->tot_len) - sizeof(*ip);
+	/* For the kernel path to sort out, but not before the source check. */
+	if (bpf_ntohs(ip->tot_len) != skb->len - sizeof(*eth) ||
+	    bpf_ntohs(udp->len) != bpf_ntohs(ip->tot_len) - sizeof(*ip))
+		held = REASON_TRUNCATED; /* padding, or a lie */
+	else if (ip_checksum(ip) ||
+		 (udp->check && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0))
+		held = REASON_OUTER_CHECKSUM; /* no NIC has verified it, and we cannot */
+	else if (skb->vlan_present)
+		held = REASON_VLAN;
 	vxlan = take(&cur, sizeof(*vxlan));
 	if (!vxlan)
 		return REASON_TRUNCATED;
@@ -174,8 +198,8 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 		return REASON_VXLAN_HEADER;
 	stats = stats_of(ip->saddr);
 	if (!stats)
-		return REASON_UNKNOWN_VTEP;
-	return deliver(skb, self, &cur, ip, stats, odd_length);
+		return nobodys(self, REASON_UNKNOWN_VTEP);
+	return deliver(skb, self, &cur, ip, stats, held);
 }
 
 #endif

@@ -13,13 +13,14 @@
 		     BPF_F_ADJ_ROOM_ENCAP_L2(sizeof(struct ethhdr)) |                  \
 		     BPF_F_ADJ_ROOM_ENCAP_L2_ETH)
 
-/* Does what leaves fit the underlay? A GSO packet leaves as segments. */
+/* Does what leaves fit the underlay? A GSO packet leaves as segments. Padding counts: it
+ * is not trimmed here, as ip_rcv() would. */
 static __always_inline int oversize(const struct __sk_buff *skb, const struct node *self,
 				    const struct iphdr *ip, const struct l4 *l4)
 {
 	if (skb->gso_size)
 		return sizeof(*ip) + l4->header_len + skb->gso_size > self->mtu;
-	return bpf_ntohs(ip->tot_len) > self->mtu;
+	return skb->len - sizeof(struct ethhdr) > self->mtu;
 }
 
 /* Everything in front of the container's packet; `header->inner_ip` is filled already.
@@ -67,7 +68,7 @@ static __always_inline enum reason encap(struct __sk_buff *skb, const struct nod
 {
 	struct overlay_header header = {};
 	struct peer_stats *stats;
-	__u32 len = skb->len;
+	__u32 len = skb->len, packets = packets_of(skb);
 
 	/* Copied before the packet moves: adjust_room invalidates `ip`. Written with
 	 * store_bytes, not through pointers: a program that writes through pointers
@@ -81,7 +82,7 @@ static __always_inline enum reason encap(struct __sk_buff *skb, const struct nod
 		return REASON_ABORTED;
 	stats = stats_of(peer->host);
 	if (stats) {
-		stats->tx_packets += skb->gso_segs ? skb->gso_segs : 1;
+		stats->tx_packets += packets;
 		stats->tx_bytes += len;
 	}
 	send_to(peer);
@@ -130,16 +131,16 @@ static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
 	why = take_flow(&cur, ip, DIR_OUT, skb->ifindex, &key, &l4);
 	if (why)
 		return why;
+	if (peer->flags & PEER_F_KERNEL_PATH)
+		return REASON_PEER_KERNEL_PATH;
+	if (oversize(skb, self, ip, &l4))
+		return REASON_OVERSIZE;
 	hash = flow_hash(&key, self->flow_seed);
 	if (l4.control) {
 		forget_flow(&key);
 		why = REASON_TCP_CONTROL;
-	} else if (peer->flags & PEER_F_KERNEL_PATH) {
-		why = REASON_PEER_KERNEL_PATH;
-	} else if (oversize(skb, self, ip, &l4)) {
-		why = REASON_OVERSIZE;
 	} else if (self->bypass == BYPASS_LEARNED) {
-		why = check_approval(self, &key, skb->gso_segs ? skb->gso_segs : 1);
+		why = check_approval(self, &key, packets_of(skb), skb);
 	}
 	if (why) {
 		bpf_set_hash(skb, hash);

@@ -78,25 +78,29 @@ static __always_inline enum reason take_flow(struct cursor *cur, const struct ip
 	key->ifindex = ifindex;
 	key->proto = ip->protocol;
 	key->direction = direction;
+	key->dscp = ip->tos >> 2;
 	return 0;
 }
 
 /* Keyed 64-bit multiply-and-fold mix of all 20 bytes. Never 0, which means "none". */
-static __always_inline __u32 flow_hash(const struct flow_key *key, __u32 seed)
+static __always_inline __u32 flow_hash(const struct flow_key *key, __u64 seed)
 {
-	__u64 hash = ((__u64)key->saddr << 32 | key->daddr) ^ ((__u64)seed << 17);
+	__u64 hash = ((__u64)key->saddr << 32 | key->daddr) ^ seed;
 
 	hash = (hash ^ hash >> 32) * 0x9e3779b97f4a7c15ULL;
 	hash ^= (__u64)key->sport << 48 | (__u64)key->dport << 32 | key->ifindex;
-	hash = (hash ^ hash >> 29) * 0xbf58476d1ce4e5b9ULL;
-	hash ^= (__u64)key->proto << 8 | key->direction | (__u64)seed << 32;
+	hash = (hash ^ hash >> 29 ^ seed >> 32) * 0xbf58476d1ce4e5b9ULL;
+	hash ^= (__u64)key->dscp << 16 | (__u64)key->proto << 8 | key->direction;
 	hash = (hash ^ hash >> 32) * 0x94d049bb133111ebULL;
 	return (__u32)(hash >> 32) | 1;
 }
 
-/* May this packet bypass? 0, or why not. Touches the flow if so. */
+/* May this packet bypass? 0, or why not. Touches the flow if so, and gives `skb` (if
+ * not 0) the mark and priority that netfilter gave the packet that was approved: qdiscs
+ * and policy routing of the uplink go by them. */
 static __always_inline enum reason check_approval(const struct node *self,
-						  const struct flow_key *key, __u32 packets)
+						  const struct flow_key *key, __u32 packets,
+						  struct __sk_buff *skb)
 {
 	struct flow_key stored = *key;
 	struct flow *flow = flows.lookup(&stored);
@@ -105,10 +109,15 @@ static __always_inline enum reason check_approval(const struct node *self,
 	if (!flow)
 		return REASON_FLOW_UNKNOWN;
 	now = bpf_ktime_get_coarse_ns();
-	if (now - flow->approved_ns > self->approval_ttl_ns)
+	/* Signed: another CPU's coarse clock may be a tick ahead. */
+	if ((__s64)(now - flow->approved_ns) > (__s64)self->approval_ttl_ns)
 		return REASON_FLOW_EXPIRED;
 	flow->last_seen_ns = now;
 	flow->packets += packets;
+	if (skb) {
+		skb->mark = flow->mark;
+		skb->priority = flow->priority;
+	}
 	return 0;
 }
 
@@ -140,16 +149,20 @@ static __always_inline enum reason approve_flow(struct __sk_buff *skb, const str
 	now = bpf_ktime_get_coarse_ns();
 	flow = flows.lookup(&stored);
 	if (flow) {
+		flow->mark = skb->mark;
+		flow->priority = skb->priority;
 		flow->approved_ns = now;
 		return REASON_LEARNED;
 	}
+	fresh.mark = skb->mark;
+	fresh.priority = skb->priority;
 	fresh.approved_ns = now;
 	if (flows.update(&stored, &fresh))
 		return REASON_FLOWS_FULL;
 	return REASON_LEARNED;
 }
 
-/* The whole of a learning hook, with the packet at its IP header. */
+/* The whole of a learning hook. */
 static __always_inline enum reason learn(struct __sk_buff *skb, enum direction direction)
 {
 	struct cursor cur = cursor_of(skb, sizeof(struct ethhdr) + sizeof(struct iphdr) +
@@ -184,6 +197,9 @@ static __always_inline enum reason learn(struct __sk_buff *skb, enum direction d
 	endpoint = endpoint_of(direction == DIR_OUT ? ip->saddr : ip->daddr);
 	if (!endpoint)
 		return REASON_NO_ENDPOINT;
+	/* Flooded, or delivered by the bridge to where the address is not (any more). */
+	if (direction == DIR_IN && endpoint->ifindex != skb->ifindex)
+		return REASON_CHANGED;
 	why = take_flow(&cur, ip, direction, endpoint->ifindex, &key, &l4);
 	if (why)
 		return why;

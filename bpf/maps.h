@@ -89,14 +89,13 @@ static __always_inline void report_drop(struct __sk_buff *skb, enum hook hook,
 /* Count a packet that leaves `hook` for `reason`, and say what tc shall do with it.
  * UNSPEC rather than OK: filters of others behind ours still get their turn. */
 static __always_inline int finish(struct __sk_buff *skb, enum hook hook, __u32 bytes,
-				  enum reason reason)
+				  __u32 packets, enum reason reason)
 {
 	__u32 index = hook * REASON_MAX + reason;
 	struct counter *counter = counters.lookup(&index);
 
 	if (counter) {
-		/* A GSO packet counts as what it will be on the wire. */
-		counter->packets += skb->gso_segs ? skb->gso_segs : 1;
+		counter->packets += packets;
 		counter->bytes += bytes;
 		if (reason >= REASON_UNKNOWN_VTEP)
 			report_drop(skb, hook, reason, counter);

@@ -17,28 +17,28 @@
 
 int from_container(struct __sk_buff *skb)
 {
-	__u32 len = skb->len;
+	__u32 len = skb->len, packets = packets_of(skb);
 
-	return finish(skb, HOOK_FROM_CONTAINER, len, container_to_wire(skb));
+	return finish(skb, HOOK_FROM_CONTAINER, len, packets, container_to_wire(skb));
 }
 
 int to_overlay(struct __sk_buff *skb)
 {
-	__u32 len = skb->len;
+	__u32 len = skb->len, packets = packets_of(skb);
 
-	return finish(skb, HOOK_TO_OVERLAY, len, learn(skb, DIR_OUT));
+	return finish(skb, HOOK_TO_OVERLAY, len, packets, learn(skb, DIR_OUT));
 }
 
 int from_wire(struct __sk_buff *skb)
 {
-	__u32 len = skb->len;
+	__u32 len = skb->len, packets = packets_of(skb);
 
-	return finish(skb, HOOK_FROM_WIRE, len, wire_to_container(skb));
+	return finish(skb, HOOK_FROM_WIRE, len, packets, wire_to_container(skb));
 }
 
 int to_container(struct __sk_buff *skb)
 {
-	__u32 len = skb->len;
+	__u32 len = skb->len, packets = packets_of(skb);
 
-	return finish(skb, HOOK_TO_CONTAINER, len, learn(skb, DIR_IN));
+	return finish(skb, HOOK_TO_CONTAINER, len, packets, learn(skb, DIR_IN));
 }

@@ -15,7 +15,6 @@
 
 #define IP_MF		0x2000
 #define IP_OFFSET	0x1fff
-#define IP_DF		0x4000
 
 struct cursor {
 	void *pos;
@@ -28,7 +27,7 @@ static __always_inline struct cursor cursor_of(struct __sk_buff *skb, __u32 want
 {
 	struct cursor cur = { (void *)(long)skb->data, (void *)(long)skb->data_end };
 
-	if (likely(cur.pos + want <= cur.end))
+	if (likely(cur.pos + want <= cur.end) || cur.pos + skb->len == cur.end)
 		return cur;
 	bpf_skb_pull_data(skb, want < skb->len ? want : skb->len);
 	cur.pos = (void *)(long)skb->data;
@@ -46,6 +45,20 @@ static __always_inline void *take(struct cursor *cur, __u32 size)
 	return header;
 }
 
+#define VLAN_VID 0xfff
+
+static __always_inline int is_vlan(__be16 proto)
+{
+	return proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD);
+}
+
+/* A GSO packet counts as what it will be on the wire. To be asked before adjust_room,
+ * which sets gso_segs to 0. */
+static __always_inline __u32 packets_of(const struct __sk_buff *skb)
+{
+	return skb->gso_segs ? skb->gso_segs : 1;
+}
+
 static __always_inline struct ethhdr *take_eth(struct cursor *cur)
 {
 	return take(cur, sizeof(struct ethhdr));
@@ -61,8 +74,7 @@ static __always_inline struct udphdr *take_udp(struct cursor *cur)
 	return take(cur, sizeof(struct udphdr));
 }
 
-/* MAC addresses as numbers: 2 bytes and 4 bytes, so that loads stay aligned to
- * what a packet guarantees. */
+/* By halfwords: a packet guarantees no more alignment. */
 static __always_inline int same_mac(const void *a, const void *b)
 {
 	const __u16 *x = a, *y = b;

@@ -41,13 +41,16 @@ enum reason {
 	REASON_NOT_CONFIGURED    = 26, /* node map not filled yet */
 	REASON_FOREIGN_SOURCE    = 27, /* known VTEP, inner source outside the network */
 
-	REASON_OUTER_CHECKSUM    = 28, /* outer IP header damaged */
+	REASON_OUTER_CHECKSUM    = 28, /* damaged, or only the kernel can verify it */
+	REASON_UDP_GSO           = 29, /* decap cannot take the tunnel's marks off segments */
+	REASON_PEERS_INCOMPLETE  = 30, /* perhaps of a peer that did not fit the map */
 
 	/* Dropped: ours, but wrong. */
 	REASON_UNKNOWN_VTEP      = 40,
 	REASON_SPOOFED_SOURCE    = 41, /* inner source is not that VTEP's */
 	REASON_OUTER_FRAGMENT    = 42,
 	REASON_OUTER_OPTIONS     = 43,
+	REASON_TAGGED            = 44, /* a VLAN tag that the kernel would look behind */
 
 	/* Impossible. */
 	REASON_ABORTED           = 60,

@@ -21,7 +21,7 @@ struct overlay_header {
 	struct vxlanhdr vxlan;
 	struct ethhdr   inner_eth;
 	struct iphdr    inner_ip;
-} __attribute__((packed));
+} __attribute__((packed, aligned(2)));
 _Static_assert(sizeof(struct overlay_header) == 84, "no padding on the wire");
 
 /* Bytes that the tunnel adds between the outer Ethernet header and the inner IP. */

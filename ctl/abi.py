@@ -47,6 +47,7 @@ PerCpu = list[bytes]
 """A value of a per-CPU map: one a CPU."""
 
 PEER_F_KERNEL_PATH: Final = 1 << 0
+NODE_F_PEERS_INCOMPLETE: Final = 1 << 0
 PEER_FLAGS: Final = {PEER_F_KERNEL_PATH: "kernel-path"}
 
 BYPASS_CODE: Final = {Bypass.OFF: 0, Bypass.LEARNED: 1, Bypass.ALWAYS: 2}
@@ -54,9 +55,9 @@ BYPASS_NAME: Final = {code: mode for mode, code in BYPASS_CODE.items()}
 
 PEER: Final = struct.Struct("=4s6s2sII4sI")
 ENDPOINT: Final = struct.Struct("=I6s6s")
-FLOW_KEY: Final = struct.Struct("=4s4s2s2sIBBH")
-FLOW: Final = struct.Struct("=QQQ")
-NODE: Final = struct.Struct("=4s4s4s4s4sIII6s2sHHIQII")
+FLOW_KEY: Final = struct.Struct("=4s4s2s2sIBBBB")
+FLOW: Final = struct.Struct("=QQQII")
+NODE: Final = struct.Struct("=4s4s4s4s4sIII6s2sHHIQQII")
 COUNTER: Final = struct.Struct("=QQQ")
 PEER_STATS: Final = struct.Struct("=QQQQ")
 EVENT: Final = struct.Struct(f"=QIIHBB{EVENT_BYTES}sI")
@@ -137,6 +138,7 @@ class FlowKey:
     ifindex: int
     proto: int
     direction: Direction
+    dscp: int = 0
 
     def pack(self) -> bytes:
         return FLOW_KEY.pack(
@@ -147,12 +149,13 @@ class FlowKey:
             self.ifindex,
             self.proto,
             self.direction,
+            self.dscp,
             0,
         )
 
     @classmethod
     def unpack(cls, raw: bytes) -> FlowKey:
-        saddr, daddr, sport, dport, ifindex, proto, direction, _ = FLOW_KEY.unpack(raw)
+        saddr, daddr, sport, dport, ifindex, proto, direction, dscp, _ = FLOW_KEY.unpack(raw)
         return cls(
             IPv4Address(saddr),
             IPv4Address(daddr),
@@ -161,6 +164,7 @@ class FlowKey:
             ifindex,
             proto,
             Direction(direction),
+            dscp,
         )
 
 
@@ -171,9 +175,11 @@ class FlowEntry:
     approved_ns: int
     last_seen_ns: int
     packets: int
+    mark: int = 0
+    priority: int = 0
 
     def pack(self) -> bytes:
-        return FLOW.pack(self.approved_ns, self.last_seen_ns, self.packets)
+        return FLOW.pack(self.approved_ns, self.last_seen_ns, self.packets, self.mark, self.priority)
 
     @classmethod
     def unpack(cls, raw: bytes) -> FlowEntry:
@@ -196,6 +202,7 @@ class NodeEntry:
     bypass: Bypass
     approval_ttl_ns: int
     flow_seed: int
+    flags: int = 0
 
     def pack(self) -> bytes:
         return NODE.pack(
@@ -213,15 +220,32 @@ class NodeEntry:
             BYPASS_CODE[self.bypass],
             self.approval_ttl_ns,
             self.flow_seed,
+            self.flags,
             0,
         )
 
     @classmethod
     def unpack(cls, raw: bytes) -> NodeEntry | None:
         """None for the zeroes of a map that no agent has filled yet."""
-        (host, net, mask, sub, sub_mask, vni, uplink, mtu, mac, port, low, high, bypass, ttl, seed, _) = (
-            NODE.unpack(raw)
-        )
+        (
+            host,
+            net,
+            mask,
+            sub,
+            sub_mask,
+            vni,
+            uplink,
+            mtu,
+            mac,
+            port,
+            low,
+            high,
+            bypass,
+            ttl,
+            seed,
+            flags,
+            _,
+        ) = NODE.unpack(raw)
         if not any(host):
             return None
         return cls(
@@ -237,6 +261,7 @@ class NodeEntry:
             BYPASS_NAME[bypass],
             ttl,
             seed,
+            flags,
         )
 
 

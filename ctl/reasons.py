@@ -60,11 +60,14 @@ _TABLE: Final = (
     Reason(25, "vlan", _PASS, "VLAN-tagged frame"),
     Reason(26, "not_configured", _PASS, "no agent has configured this node yet"),
     Reason(27, "foreign_source", _PASS, "from a peer, but its source is outside the network"),
-    Reason(28, "outer_checksum", _PASS, "outer IP header checksum is wrong"),
+    Reason(28, "outer_checksum", _PASS, "outer checksum is wrong, or only the kernel can verify it"),
+    Reason(29, "udp_gso", _PASS, "UDP segments in one packet, which decap cannot unpack"),
+    Reason(30, "peers_incomplete", _PASS, "from nobody known, but not all peers fit the map"),
     Reason(40, "unknown_vtep", _DROP, "VXLAN from a host that is no peer"),
     Reason(41, "spoofed_source", _DROP, "inner source address is not the sending peer's"),
     Reason(42, "outer_fragment", _DROP, "fragmented VXLAN (RFC 7348: VTEPs must not fragment)"),
     Reason(43, "outer_options", _DROP, "VXLAN with IPv4 options outside: no VTEP sends any"),
+    Reason(44, "tagged", _DROP, "VLAN tag inside the tunnel, or a second one outside"),
     Reason(60, "aborted", Verdict.ABORT, "the kernel refused a change half-way: a bug"),
 )
 

@@ -115,7 +115,7 @@ class VxlanBackend:
             source_ports=sysctl.source_ports(),
             bypass=self._settings.bypass,
             approval_ttl_ns=int(self._settings.approval_ttl * 1e9),
-            flow_seed=before.flow_seed if before else secrets.randbits(32) | 1,
+            flow_seed=before.flow_seed if before else secrets.randbits(64) | 1,
         )
         if entry != before:
             opened.write_node(entry)

@@ -305,11 +305,11 @@ def flow_hash(key: FlowKey, seed: int = NODE.flow_seed) -> int:
     """The signature of a flow's packets, as bpf/flow.h computes it."""
     word = (1 << 64) - 1
     saddr, daddr, sport, dport, _ = struct.unpack_from("=IIHHI", key.pack())
-    mixed: int = (saddr << 32 | daddr) ^ (seed << 17)
+    mixed: int = (saddr << 32 | daddr) ^ seed
     mixed = (mixed ^ mixed >> 32) * 0x9E3779B97F4A7C15 & word
     mixed ^= sport << 48 | dport << 32 | key.ifindex
-    mixed = (mixed ^ mixed >> 29) * 0xBF58476D1CE4E5B9 & word
-    mixed ^= key.proto << 8 | key.direction | seed << 32
+    mixed = (mixed ^ mixed >> 29 ^ seed >> 32) * 0xBF58476D1CE4E5B9 & word
+    mixed ^= key.dscp << 16 | key.proto << 8 | key.direction
     mixed = (mixed ^ mixed >> 32) * 0x94D049BB133111EB & word
     return mixed >> 32 | 1
 

@@ -29,7 +29,7 @@ int probe_##name(struct __sk_buff *skb)					\
 									\
 	prepare(skb);							\
 	len = skb->len;							\
-	action = finish(skb, hook, len, body);				\
+	action = finish(skb, hook, len, 1, body);				\
 	skb->cb[4] = skb->hash;						\
 	return action;							\
 }
@@ -44,5 +44,5 @@ int probe_aborted(struct __sk_buff *skb)
 {
 	__u32 len = skb->len;
 
-	return finish(skb, HOOK_FROM_WIRE, len, REASON_ABORTED);
+	return finish(skb, HOOK_FROM_WIRE, len, 1, REASON_ABORTED);
 }

@@ -101,24 +101,26 @@ PEER_FIELDS = {
 }  # fmt: skip
 ENDPOINT = EndpointEntry(0x01020304, MAC, OTHER_MAC)
 ENDPOINT_FIELDS = {"ifindex": host(4, 0x01020304), "mac": MAC.packed, "bridge_mac": OTHER_MAC.packed}
-FLOW_KEY = FlowKey(IPv4Address("1.2.3.4"), IPv4Address("5.6.7.8"), 0x1122, 0x3344, 0x55, 17, Direction.IN)
+FLOW_KEY = FlowKey(IPv4Address("1.2.3.4"), IPv4Address("5.6.7.8"), 0x1122, 0x3344, 0x55, 17, Direction.IN, 46)
 FLOW_KEY_FIELDS = {
     "saddr": bytes([1, 2, 3, 4]), "daddr": bytes([5, 6, 7, 8]), "sport": b"\x11\x22", "dport": b"\x33\x44",
-    "ifindex": host(4, 0x55), "proto": b"\x11", "direction": b"\x01", "pad": bytes(2),
+    "ifindex": host(4, 0x55), "proto": b"\x11", "direction": b"\x01", "dscp": b"\x2e",
+    "pad": bytes(1),
 }  # fmt: skip
-FLOW = FlowEntry(1, 2, 3)
-FLOW_FIELDS = {"approved_ns": host(8, 1), "last_seen_ns": host(8, 2), "packets": host(8, 3)}
+FLOW = FlowEntry(1, 2, 3, 4, 5)
+FLOW_FIELDS = {"approved_ns": host(8, 1), "last_seen_ns": host(8, 2), "packets": host(8, 3),
+               "mark": host(4, 4), "priority": host(4, 5)}  # fmt: skip
 NODE = NodeEntry(
     IPv4Address("1.2.3.4"), IPv4Network("10.0.0.0/8"), IPv4Network("10.9.8.0/24"), 0x112233, 44, 1450, MAC,
-    8472, (1000, 2000), Bypass.ALWAYS, 1 << 40, 0xDEADBEEF,
+    8472, (1000, 2000), Bypass.ALWAYS, 1 << 40, 0xDEADBEEF00112233, 1,
 )  # fmt: skip
 NODE_FIELDS = {
     "host": bytes([1, 2, 3, 4]), "network": bytes([10, 0, 0, 0]), "network_mask": bytes([255, 0, 0, 0]),
     "subnet": bytes([10, 9, 8, 0]), "subnet_mask": bytes([255, 255, 255, 0]), "vni": host(4, 0x112233),
     "uplink_ifindex": host(4, 44), "mtu": host(4, 1450), "vtep_mac": MAC.packed,
     "port": (8472).to_bytes(2, "big"), "source_port_min": host(2, 1000), "source_port_max": host(2, 2000),
-    "bypass": host(4, 2), "approval_ttl_ns": host(8, 1 << 40), "flow_seed": host(4, 0xDEADBEEF),
-    "pad": bytes(4),
+    "bypass": host(4, 2), "approval_ttl_ns": host(8, 1 << 40), "flow_seed": host(8, 0xDEADBEEF00112233),
+    "flags": host(4, 1), "pad": bytes(4),
 }  # fmt: skip
 
 

@@ -74,7 +74,7 @@ ECN = {
 @pytest.mark.parametrize("outer", range(4))
 @pytest.mark.parametrize("inner", range(4))
 def test_ecn_and_dscp(datapath: Datapath, inner: int, outer: int, dscp: int) -> None:
-    datapath.approve(flow_in())
+    datapath.approve(flow_in(dscp=dscp))
     frame = received(tos=dscp << 2 | inner)
     result = datapath.run("from_wire", wire(frame, tos=21 << 2 | outer))
     ecn = ECN[inner][outer]
@@ -111,7 +111,7 @@ def test_any_header_is_right_afterwards(
     frame = received(
         packets.udp(bytes(size), 2000, 1000), src=remote, dst=local, tos=tos, ttl=ttl, ident=ident
     )
-    out = delivered(datapath, wire(frame, tos=outer_tos), flow_in(saddr=remote, daddr=local))
+    out = delivered(datapath, wire(frame, tos=outer_tos), flow_in(saddr=remote, daddr=local, dscp=tos >> 2))
     assert out == ETHERNET + forwarded(frame[14:], tos=tos & ~3 | ecn)
     assert Ip.parse(out[14:]).valid
 

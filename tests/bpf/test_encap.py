@@ -85,7 +85,7 @@ def test_the_ip_id_varies(datapath: Datapath) -> None:
 @pytest.mark.parametrize("dscp", [0, 46, 63])
 @pytest.mark.parametrize(("inner", "outer"), [(0, 0), (1, 1), (2, 2), (3, 2)])
 def test_ecn_is_copied_and_dscp_is_not(datapath: Datapath, dscp: int, inner: int, outer: int) -> None:
-    tunnel = carried(datapath, sent(tos=dscp << 2 | inner), flow_out())
+    tunnel = carried(datapath, sent(tos=dscp << 2 | inner), flow_out(dscp=dscp))
     assert tunnel.ip.tos == outer
     assert packets.Ip.parse(tunnel.frame[14:]).tos == dscp << 2 | inner
 
@@ -124,7 +124,7 @@ def test_any_header_is_right_afterwards(
     datapath.endpoint(local, ENDPOINT)
     body = packets.udp(bytes(size), sport, dport)
     frame = sent(body, src=local, dst=remote, tos=tos, ttl=ttl, ident=ident, fragment=fragment)
-    key = flow_out(saddr=local, daddr=remote, sport=sport, dport=dport)
+    key = flow_out(saddr=local, daddr=remote, sport=sport, dport=dport, dscp=tos >> 2)
     tunnel = carried(datapath, frame, key)
     assert tunnel.ip.valid
     assert tunnel.frame[14:] == forwarded(frame[14:])

@@ -15,7 +15,7 @@ import pytest
 
 from ctl.abi import Direction, EndpointEntry, FlowKey, NodeEntry, PeerEntry
 from ctl.model import Bypass, MacAddress
-from tests.datapath import LO, UPLINK_MAC, Datapath, flow_hash, source_port
+from tests.datapath import LO, UPLINK_MAC, Datapath
 from tests.packets import ICMP, TCP, UDP, Tunnel
 
 A = NodeEntry(
@@ -39,8 +39,6 @@ B = replace(
     vtep_mac=MacAddress.parse("ea:a8:13:a5:bd:7b"),
 )
 ONE, TWO = IPv4Address("172.17.86.2"), IPv4Address("172.17.5.2")
-PORT_OF_ONE = 5
-"""Its ifindex then, which is part of the flow's hash."""
 ON_A = EndpointEntry(LO, MacAddress.parse("02:42:ac:11:56:02"), MacAddress.parse("02:42:ac:11:56:01"))
 ON_B = EndpointEntry(LO, MacAddress.parse("02:42:ac:11:05:02"), MacAddress.parse("02:42:ac:11:05:01"))
 
@@ -85,7 +83,7 @@ def frame(flow: Flow, stage: int) -> bytes:
 
 def key(flow: Flow, direction: Direction) -> FlowKey:
     proto, sport, dport = flow
-    return FlowKey(ONE, TWO, sport, dport, LO, proto, direction)
+    return FlowKey(ONE, TWO, sport, dport, LO, proto, direction, dscp=frame(flow, SENT)[15] >> 2)
 
 
 def peer(of: NodeEntry) -> PeerEntry:
@@ -111,12 +109,6 @@ def test_encap_writes_what_the_kernel_wrote(bare: Datapath, flow: Flow) -> None:
     assert ours[26:34] == kernel[26:34]
     assert ours[36:] == kernel[36:]
     assert Tunnel.parse(ours).ip.valid
-
-
-@FLOWS
-def test_the_kernel_chose_the_port_that_the_flow_hash_gives(flow: Flow) -> None:
-    signed = flow_hash(replace(key(flow, Direction.OUT), ifindex=PORT_OF_ONE), A.flow_seed)
-    assert Tunnel.parse(frame(flow, ON_WIRE)).sport == source_port(signed, A.source_ports)
 
 
 @FLOWS

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ctl import abi
-from ctl.abi import PEER_F_KERNEL_PATH, Direction
+from ctl.abi import NODE_F_PEERS_INCOMPLETE, PEER_F_KERNEL_PATH, Direction
 from ctl.kernel.maps import Spec
 from ctl.model import Bypass, MacAddress
 from ctl.reasons import REASONS, Verdict
@@ -66,6 +66,11 @@ def approved(age_s: float = 0) -> Setup:
         datapath.approve(flow_in(), age_s=age_s)
 
     return setup
+
+
+def slow_peer(datapath: Datapath) -> None:
+    approved()(datapath)
+    datapath.peer(PEER_SUBNET, replace(PEER, flags=PEER_F_KERNEL_PATH))
 
 
 def node(**changes: Any) -> Setup:
@@ -179,7 +184,20 @@ IN = [
     Case("IPv4 of version 6", "from_wire", "not_overlay", patched(in_wire(), IP_AT, b"\x65")),
     Case("to another MAC address", "from_wire", "not_overlay", wire(received(), dst_mac=ELSEWHERE_MAC),
          approved()),
-    Case("outer header damaged", "from_wire", "outer_checksum", patched(in_wire(), 24, b"\xff\xff"), approved()),
+    Case("outer header damaged", "from_wire", "outer_checksum", patched(in_wire(), 24, b"\xff\xff"),
+         approved()),
+    Case("outer UDP checksum", "from_wire", "outer_checksum", patched(in_wire(), 40, b"\x12\x34"),
+         approved()),
+    Case("UDP segments", "from_wire", "udp_gso", in_wire(), approved(), {"gso_size": 9, "gso_segs": 2}),
+    Case("tag inside the tunnel", "from_wire", "tagged",
+         wire(packets.ether(b"\0\0" + received()[12:], PEER_MAC, NODE.vtep_mac, 0x8100)), approved()),
+    Case("stranger, more peers than fit", "from_wire", "peers_incomplete", wire(received(), host=FOREIGN),
+         node(flags=NODE_F_PEERS_INCOMPLETE)),
+    Case("nobody's subnet, more peers than fit", "from_wire", "peers_incomplete", in_wire(src=NOBODY),
+         node(flags=NODE_F_PEERS_INCOMPLETE)),
+    Case("our own, more peers than fit", "from_wire", "spoofed_source", in_wire(src=OTHER),
+         node(flags=NODE_F_PEERS_INCOMPLETE)),
+    Case("peer by the kernel path only", "from_wire", "peer_kernel_path", in_wire(), slow_peer),
     Case("to another host", "from_wire", "not_overlay", wire(received(), to=IPv4Address("192.168.50.9"))),
     Case("another UDP port", "from_wire", "not_overlay", wire(received(), port=4789)),
     Case("TCP to us", "from_wire", "not_overlay", patched(in_wire(), 23, b"\x06")),
@@ -217,8 +235,9 @@ IN = [
     Case("inner source MAC is ours", "from_wire", "inner_mac",
          wire(packets.ether(received()[14:], NODE.vtep_mac, NODE.vtep_mac)), approved()),
     Case("CE on Not-ECT", "from_wire", "ecn", wire(received(), tos=3), approved()),
-    Case("offload of no known type", "from_wire", "no_room", in_wire(), approved(),
-         {"gso_size": 9, "gso_segs": 2}),
+    Case("offload of no known type", "from_wire", "no_room",
+         in_wire(l4=packets.tcp(bytes(20), 2000, 1000, flags=packets.ACK), proto=TCP),
+         lambda datapath: datapath.approve(flow_in(TCP)), {"gso_size": 9, "gso_segs": 2}),
     Case("tag beside the data", "from_wire", "vlan", in_wire(), approved(), {"vlan": 7}),
     Case("no agent yet", "from_wire", "not_configured", in_wire(), unconfigured),
     Case("source outside the network", "from_wire", "foreign_source", in_wire(src=FOREIGN), approved()),
@@ -328,7 +347,7 @@ def test_a_subnet_of_several_hosts_lets_any_peer_through_but_no_stranger(datapat
     datapath.peer(IPv4Network("10.1.9.0/24"), shared, vtep=False)
     frame = received(src=IPv4Address("10.1.9.7"))
     for host in (PEER.host, THIRD.host):
-        assert datapath.run("from_wire", wire(frame, host=host)).reason == "flow_unknown"
+        assert datapath.run("from_wire", wire(frame, host=host)).reason == "peer_kernel_path"
     assert datapath.run("from_wire", wire(frame, host=FOREIGN)).reason == "unknown_vtep"
 
 
