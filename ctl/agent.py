@@ -15,11 +15,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from enum import Enum
 from queue import Empty, SimpleQueue
-from typing import Final
+from typing import Final, ParamSpec, TypeVar
 
 from ctl import __version__, statedir
+from ctl.claim import claim
 from ctl.config import Settings
-from ctl.errors import LeaseConflict, OvnetError, StoreError
+from ctl.errors import ConfigError, KernelError, LeaseConflict, OvnetError, StoreError
 from ctl.kernel.events import Ring
 from ctl.kernel.maps import RING_BYTES
 from ctl.kernel.monitor import EVERYTHING, Change, Monitor
@@ -28,7 +29,7 @@ from ctl.leasing import Identity, LeaseHolder
 from ctl.model import Bypass, IPv4Network, Lease, Network, Snapshot
 from ctl.node import Node
 from ctl.notify import notify, watchdog_seconds
-from ctl.ports import LeaseStore
+from ctl.ports import Closing, LeaseStore
 from ctl.reasons import reason
 from ctl.report import AgentReport, LeaseReport, ReconcileReport, StoreReport, to_json
 from ctl.wire import parse_subnet_env
@@ -37,9 +38,15 @@ log = logging.getLogger(__name__)
 
 BACK_OFF_MIN_S: Final = 0.5
 BACK_OFF_MAX_S: Final = 30.0
+MIN_GAP_S: Final = 0.1
+"""Between two reconciles: a storm of events must not become one of reconciles."""
 TICK_S: Final = 5.0
 """The loop turns at least this often: dropped packets are logged, threads are looked at."""
 NETWORK_POLL_S: Final = 1.0
+
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Signal(Enum):
@@ -74,6 +81,26 @@ class Mailbox:
             return changes, frozenset(signals)
 
 
+class _Steps:
+    """Runs steps of which each has its turn, and remembers what failed."""
+
+    def __init__(self) -> None:
+        self._errors: list[str] = []
+
+    def take(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What `step` returns; None if it failed as it may."""
+        try:
+            return step(*args, **kwargs)
+        except OvnetError as error:
+            self._errors.append(str(error))
+            return None
+
+    def raise_errors(self) -> None:
+        """KernelError with a line of all failures, if there are any."""
+        if self._errors:
+            raise KernelError("; ".join(dict.fromkeys(self._errors)))
+
+
 class Agent:
     """A running node. `run` returns when it is told to stop, with the datapath in place."""
 
@@ -98,9 +125,14 @@ class Agent:
         self._snapshot: Snapshot | None = None
         """The leases last read; None: never yet, which must not be taken for no leases."""
         self._conflict = ""
+        self._suspicious_since: float | None = None
+        """Since when the store lacks most leases that we know."""
         self._retry_at = 0.0
         self._ready = False
         self._ring: Ring | None = None
+        self._not_before = 0.0
+        self._report_failed = False
+        self._claim: Closing | None = None
 
     # --- Start -----------------------------------------------------------------
 
@@ -110,6 +142,7 @@ class Agent:
         if network is None:
             return False
         self._node.preflight(network)
+        self._claim = claim(f"VNI {network.vni}")
         self._network = network
         self._holder = LeaseHolder(
             self._store,
@@ -166,17 +199,34 @@ class Agent:
         next_resync = 0.0
         while Signal.STOP not in signals:
             now = self._clock()
-            if now >= next_resync or (self._retry_at and now >= self._retry_at) or self._renewal_due(now):
+            retry = self._retry_at and now >= self._retry_at
+            if (
+                now >= next_resync
+                or retry
+                or self._renewal_due(now)
+                or ((changes or signals) and not self._ready)
+            ):
                 changes, signals = EVERYTHING, signals | {Signal.STORE}
                 next_resync = now + self._settings.resync_interval
             if changes or signals:
                 self._reconcile(changes, Signal.STORE in signals, full=changes == EVERYTHING)
+                self._not_before = time.monotonic() + MIN_GAP_S
                 monitor.watch(*self._devices())
             self._log_drops()
             notify("WATCHDOG=1")
-            changes, signals = self.mailbox.take(self._pause(next_resync))
+            changes, signals = self._next(next_resync)
             # A clock set back must not put off the next resync by as much.
             next_resync = min(next_resync, self._clock() + self._settings.resync_interval)
+
+    def _next(self, next_resync: float) -> tuple[frozenset[Change], frozenset[Signal]]:
+        """What is posted next. A first post counts at once; in a storm they are gathered."""
+        changes, signals = self.mailbox.take(self._pause(next_resync))
+        early = self._not_before - time.monotonic()
+        if early > 0 and (changes or signals) and Signal.STOP not in signals:
+            time.sleep(early)
+            more_changes, more_signals = self.mailbox.take(0)
+            return changes | more_changes, signals | more_signals
+        return changes, signals
 
     def _pause(self, next_resync: float) -> float:
         """Seconds until the loop has to turn again."""
@@ -184,14 +234,16 @@ class Agent:
         due = [next_resync - now, TICK_S]
         if self._retry_at:
             due.append(self._retry_at - now)
-        if self._holder and not self._conflict:
+        if self._holder and not self._conflict and not self._retry_at:
             due.append(self._holder.next_renewal() - now)
         if (watchdog := watchdog_seconds()) is not None:
             due.append(watchdog)
         return min(due)
 
     def _renewal_due(self, now: float) -> bool:
-        return self._holder is not None and not self._conflict and now >= self._holder.next_renewal()
+        """A failed one has its turn when the back-off says so."""
+        waiting = self._holder is None or bool(self._conflict or self._retry_at)
+        return not waiting and self._holder is not None and now >= self._holder.next_renewal()
 
     # --- Reconcile -------------------------------------------------------------
 
@@ -208,31 +260,51 @@ class Agent:
         self._publish()
 
     def _pass(self, changes: frozenset[Change], store_changed: bool, full: bool) -> None:
-        assert self._network is not None and self._holder is not None, "start() comes first"
-        node, network, backend = self._node, self._network, self._node.backend
-        assert backend is not None
-        if Change.DEVICES in changes and node.refresh_uplink():
-            log.warning("uplink is now %s with %s", node.uplink.link.name, node.uplink.address)
-            self._holder.identity = self._identity(network)
-            store_changed = True
+        """Every part gets its turn, whatever became of the others; KernelError sums up."""
+        steps = _Steps()
+        if Change.DEVICES in changes:
+            store_changed |= steps.take(self._follow_uplink) or False
         if store_changed:
             self._sync_store()
-        lease = self._lease()
+            changes |= {Change.PEERS}
+        if full:
+            changes |= {Change.FIREWALL}
+        self._reconcile_kernel(steps, changes)
+        steps.raise_errors()
+
+    def _reconcile_kernel(self, steps: _Steps, changes: frozenset[Change]) -> None:
+        """The kernel path first, so that it is whole whatever becomes of the shortcut."""
+        assert self._network is not None and self._node.backend is not None, "start() comes first"
+        node, network, backend, lease = self._node, self._network, self._node.backend, self._lease()
         if Change.FILTERS in changes:
             backend.forget_filters()
         if Change.DEVICES in changes:
             before = self._devices()
-            node.reconcile_devices(network, lease)
-            if full:
-                node.reconcile_firewall(network, lease)
+            steps.take(node.reconcile_devices, network, lease)
             if before != self._devices():
-                changes = EVERYTHING
-            backend.load(node.site(network, lease))
+                changes |= EVERYTHING
         site = node.site(network, lease)
-        if self._snapshot and (store_changed or Change.PEERS in changes):
-            backend.reconcile_peers(site, self._snapshot.leases)
+        peers = Change.PEERS in changes and self._snapshot is not None
+        if peers and self._snapshot:
+            steps.take(backend.reconcile_routes, site, self._snapshot.leases)
+        if Change.FIREWALL in changes:
+            steps.take(node.reconcile_firewall, network, lease)
+        if Change.DEVICES in changes:
+            steps.take(backend.load, site)
+        if peers:
+            steps.take(backend.reconcile_maps, site)
         if changes & {Change.PORTS, Change.FILTERS, Change.DEVICES}:
-            backend.reconcile_ports(site)
+            steps.take(backend.reconcile_ports, site)
+
+    def _follow_uplink(self) -> bool:
+        """True if our address changed, so that the lease has to say so."""
+        assert self._network is not None and self._holder is not None
+        node = self._node
+        if not node.refresh_uplink():
+            return False
+        log.warning("uplink is now %s with %s", node.uplink.link.name, node.uplink.address)
+        self._holder.identity = self._identity(self._network)
+        return True
 
     def _devices(self) -> tuple[int, int]:
         """Ifindexes of tunnel device and bridge: new ones come without what hung on the old."""
@@ -250,7 +322,7 @@ class Agent:
             self._snapshot = self._believe(self._store.snapshot())
             self._check_network()
         except StoreError as error:
-            if self._store_report.up:
+            if str(error) != self._store_report.error:
                 log.error("store: %s; going on with the leases known", error)
             self._store_report = replace(self._store_report, up=False, error=str(error))
             self._back_off()
@@ -270,33 +342,52 @@ class Agent:
             self._conflict = ""
 
     def _believe(self, snapshot: Snapshot) -> Snapshot:
-        """Many peers gone at once are believed only when a second look says the same."""
-        known = {lease.subnet for lease in self._snapshot.leases} if self._snapshot else set()
-        gone = known - {lease.subnet for lease in snapshot.leases}
-        if len(gone) <= max(3, len(known) // 2):
+        """Many peers gone at once: kept until the store says the same for a while.
+
+        A store that was restored empty, or a broken one, must not take the network down.
+        """
+        before = self._snapshot.leases if self._snapshot else ()
+        present = {lease.subnet for lease in snapshot.leases}
+        gone = tuple(lease for lease in before if lease.subnet not in present)
+        now = self._clock()
+        if len(gone) <= max(3, len(before) // 2):
+            self._suspicious_since = None
+        elif self._suspicious_since is None:
+            self._suspicious_since = now
+            log.critical("%d of %d leases are gone at once: not believed yet", len(gone), len(before))
+        if self._suspicious_since is None or now >= self._suspicious_since + self._settings.resync_interval:
+            self._suspicious_since = None
+            self._node.seen.problems["mass removal"] = ()
             return snapshot
-        log.warning("%d of %d leases are gone at once: looking again", len(gone), len(known))
-        return self._store.snapshot()
+        text = f"{len(gone)} of {len(before)} leases are gone from the store at once: kept for now"
+        self._node.seen.problems["mass removal"] = (text,)
+        return replace(
+            snapshot, leases=tuple(sorted((*snapshot.leases, *gone), key=lambda each: each.subnet))
+        )
 
     def _check_network(self) -> None:
-        stored = self._store.read_network()
-        changed = stored is not None and stored != self._network
         text = "the network in the store has changed: restart this agent to follow it"
+        try:
+            stored = self._store.read_network()
+            changed = stored is not None and stored != self._network
+        except ConfigError as error:
+            changed, text = True, f"the network in the store is not usable any more: {error}"
         if changed and not self._node.seen.problems.get("network"):
             log.error("%s", text)
         self._node.seen.problems["network"] = (text,) if changed else ()
 
     def _succeeded(self, full: bool) -> None:
+        if not full and self._reconciles.error:
+            return  # the part that failed may not have had its turn
         if self._reconciles.error:
             log.info("reconciled again")
-        if full or not self._reconciles.error:
-            self._reconciles = replace(
-                self._reconciles, ok=self._reconciles.ok + 1, last_success=self._clock(), error=""
-            )
-            if self._store_report.up:
-                self._retry_at = 0.0
-                self._reconciles = replace(self._reconciles, back_off=0.0)
-        if not self._ready:
+        self._reconciles = replace(
+            self._reconciles, ok=self._reconciles.ok + 1, last_success=self._clock(), error=""
+        )
+        if self._store_report.up:
+            self._retry_at = 0.0
+            self._reconciles = replace(self._reconciles, back_off=0.0)
+        if full and not self._ready:
             self._ready = True
             log.info("ready: %s", self._node.settings.node_name)
             notify("READY=1")
@@ -330,8 +421,11 @@ class Agent:
         self.report = self._make_report()
         try:
             statedir.write_atomically(self._settings.state_dir / statedir.REPORT, to_json(self.report))
+            self._report_failed = False
         except OSError as error:
-            log.error("cannot write the status report: %s", error.strerror)
+            if not self._report_failed:
+                log.error("cannot write the status report: %s", error.strerror)
+            self._report_failed = True
 
     def _make_report(self) -> AgentReport:
         node, seen, settings = self._node, self._node.seen, self._settings

@@ -37,6 +37,10 @@ class HostGwBackend:
     def preflight(self, uplink: Uplink) -> None:
         """Nothing can be in the way of a route."""
 
+    @staticmethod
+    def tunnel(_site: Site) -> None:
+        """There is none."""
+
     def ensure_device(self, _site: Site, links: dict[int, Link]) -> None:
         """Remove the tunnel of an earlier life as a vxlan node."""
         for link in links.values():
@@ -51,14 +55,17 @@ class HostGwBackend:
             maps.unpin_all(self._settings.bpffs)
             self._clean = True
 
-    def reconcile_peers(self, site: Site, leases: Sequence[Lease]) -> None:
+    def reconcile_routes(self, site: Site, leases: Sequence[Lease]) -> None:
         """A route to each host on our link; the others are named as problems."""
         remote, problems = remote_leases(leases, site.lease, site.network)
-        plan = plan_routes(remote, {each.host: self._netlink.hop(each.host) for each in remote})
+        plan = plan_routes(remote, {each.host: self._netlink.hop(each.host, site.uplink) for each in remote})
         table = Routes(self._netlink)
         apply("routes", table, diff(plan.routes, table.read()), self._seen)
         self._seen.peers_kernel_path = len(plan.routes)
         self._seen.problems["leases"] = (*problems, *plan.problems)
+
+    def reconcile_maps(self, _site: Site) -> None:
+        """There are none."""
 
     def reconcile_ports(self, site: Site) -> None:
         """Ports need nothing; they are noted for the report."""

@@ -43,11 +43,16 @@ class Backend(Protocol):
     def preflight(self, uplink: Uplink, /) -> None:
         """Refuse what can be refused before anything is changed."""
 
+    def tunnel(self, site: Site, /) -> firewall.Tunnel | None:
+        """What the firewall has to guard."""
+
     def ensure_device(self, site: Site, links: dict[int, Link], /) -> None: ...
+
+    def reconcile_routes(self, site: Site, leases: Sequence[Lease], /) -> None: ...
 
     def load(self, site: Site, /) -> None: ...
 
-    def reconcile_peers(self, site: Site, leases: Sequence[Lease], /) -> None: ...
+    def reconcile_maps(self, site: Site, /) -> None: ...
 
     def reconcile_ports(self, site: Site, /) -> None: ...
 
@@ -68,6 +73,7 @@ class Node:
         self.netlink: Final = netlink
         self.seen: Final = Seen()
         self.uplink: Uplink = netlink.uplink(settings.iface, settings.public_ip)
+        self._firewall = firewall.Firewall()
         self.bridge = 0
         """ifindex of the bridge; 0: not made yet."""
         self.mtu = 0
@@ -108,7 +114,7 @@ class Node:
     def refresh_uplink(self) -> bool:
         """Look at the uplink again; True if our address or the interface changed."""
         before = self.uplink
-        self.uplink = self.netlink.uplink(self.settings.iface, self.settings.public_ip)
+        self.uplink = self.netlink.uplink(self.settings.iface, self.settings.public_ip, before.address)
         return (before.address, before.link.ifindex) != (self.uplink.address, self.uplink.link.ifindex)
 
     def site(self, network: Network, lease: Lease) -> Site:
@@ -146,6 +152,9 @@ class Node:
             raise AgentError(f"cannot write {path}: {error.strerror}") from error
 
     def reconcile_firewall(self, network: Network, lease: Lease) -> None:
-        """Masquerade and forwarding."""
-        if firewall.ensure(network.network, lease.subnet, masquerade=self.settings.ip_masq):
+        """Masquerade, forwarding, and what may come in as VXLAN."""
+        assert self.backend is not None, "preflight() comes first"
+        tunnel = self.backend.tunnel(self.site(network, lease))
+        masquerade = self.settings.ip_masq
+        if self._firewall.ensure(network.network, lease.subnet, masquerade=masquerade, tunnel=tunnel):
             self.seen.count("firewall", 1)

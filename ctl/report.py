@@ -176,7 +176,7 @@ def health(report: AgentReport, now: float, fill: Fill | None = None) -> tuple[b
     """(healthy, complaints) of a report and the maps' fill at `now`, seconds since the epoch."""
     why = [
         *(f"not ready: {line}" for line in not_ready(report)),
-        *_overdue(report.reconcile, now),
+        *(_overdue(report.reconcile, now) or _failing(report.reconcile)),
         *([] if report.store.up else [f"store {report.store.url} unreachable: {report.store.error}"]),
         *(_lease_trouble(report.lease, now) if report.lease else []),
         *full_maps(fill or {}),
@@ -243,6 +243,10 @@ def _overdue(reconcile: ReconcileReport, now: float) -> list[str]:
     if age <= STALE_RECONCILES * reconcile.interval + STALE_GRACE:
         return []
     return [f"last successful reconcile was {age:.0f} s ago" + _because(reconcile.error)]
+
+
+def _failing(reconcile: ReconcileReport) -> list[str]:
+    return [f"reconciling fails: {reconcile.error}"] if reconcile.error else []
 
 
 def _because(error: str) -> str:

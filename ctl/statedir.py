@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -55,8 +56,10 @@ class Lock:
                 f"another agent (pid {holder or '?'}) runs with state directory {self._directory}: "
                 "stop it, or choose another --state-dir"
             )
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
+        # Whoever finds it locked is told the pid. A full disk is no reason not to run.
+        with suppress(OSError):
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def keep(self) -> None:
         """The directory stays: there is a node now."""
@@ -75,7 +78,10 @@ class Lock:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """A reader sees the old text or the new one, never half of it; mode 0644. OSError."""
+    """A reader sees the old text or the new one, never half of it; mode 0644. OSError.
+
+    A process that is killed meanwhile leaves `.NAME.PID` behind: see `leftovers`.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,3 +92,9 @@ def write_atomically(path: Path, text: str) -> None:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def leftovers(directory: Path, name: str = "") -> list[Path]:
+    """What killed processes left there of `write_atomically`: of all files, or of that name."""
+    written = re.compile(rf"\.{re.escape(name) or '.+'}\.[0-9]+")
+    return [path for path in directory.iterdir() if written.fullmatch(path.name)]

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-from pathlib import Path
-
 from ctl import statedir
 from ctl.config import Settings
-from ctl.host import OWNER, Link
+from ctl.errors import AgentError
+from ctl.host import OWNER
 from ctl.kernel import firewall, maps, sysctl
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.tables import Filters, Routes
 from ctl.plan import diff
 
-log = logging.getLogger(__name__)
-
 
 def teardown(settings: Settings, netlink: Netlink) -> list[str]:
-    """Take everything away; returns what was removed, a line each. KernelError.
+    """Take everything away; returns what was removed, a line each. KernelError, AgentError.
 
     Programs first: from then on the kernel path carries alone, until its devices go.
     """
     done = [*_filters(netlink), *_routes(netlink)]
     if maps.unpin_all(settings.bpffs):
         done.append(f"pins under {settings.bpffs}")
-    done += _devices(settings, netlink)
+    done += _devices(netlink)
     if firewall.remove():
         done.append("masquerade and forwarding rules")
     sysctl.restore(settings.state_dir / statedir.SYSCTLS)
@@ -36,6 +32,7 @@ def _filters(netlink: Netlink) -> list[str]:
     links = netlink.links()
     found = filters.read_on(links)
     filters.apply(diff({}, found))
+    filters.remove_clsact({key.ifindex for key in found})
     names = sorted({links[key.ifindex].name for key in found})
     return [f"programs on {', '.join(names)}"] if names else []
 
@@ -47,13 +44,13 @@ def _routes(netlink: Netlink) -> list[str]:
     return [f"{len(delta)} routes"] if delta else []
 
 
-def _devices(settings: Settings, netlink: Netlink) -> list[str]:
-    """Devices that carry our mark; a bridge only when nothing is plugged in any more."""
+def _devices(netlink: Netlink) -> list[str]:
+    """Devices that carry our mark, by whatever name; a bridge only when nothing is plugged in any more."""
     links = netlink.links()
     busy = {link.master for link in links.values()}
     done = []
     for link in links.values():
-        if link.alias != OWNER or not _ours(link, settings):
+        if link.alias != OWNER or link.kind not in ("vxlan", "bridge"):
             continue
         if link.ifindex in busy:
             done.append(f"kept bridge {link.name}: it still has ports")
@@ -63,17 +60,19 @@ def _devices(settings: Settings, netlink: Netlink) -> list[str]:
     return done
 
 
-def _ours(link: Link, settings: Settings) -> bool:
-    return link.kind == "vxlan" or (link.kind == "bridge" and link.name == settings.bridge)
-
-
 def _files(settings: Settings) -> list[str]:
-    paths: list[Path] = [
-        settings.state_dir / statedir.REPORT,
-        settings.subnet_file,
-        *settings.state_dir.glob("programs-*.json"),
-    ]
-    removed = [path for path in paths if path.exists()]
-    for path in removed:
-        path.unlink()
-    return [f"files {', '.join(str(path) for path in removed)}"] if removed else []
+    state, env = settings.state_dir, settings.subnet_file
+    try:
+        paths = sorted(
+            {
+                *(path for path in (state / statedir.REPORT, env) if path.exists()),
+                *state.glob("programs-*.json"),
+                *statedir.leftovers(state),
+                *statedir.leftovers(env.parent, env.name),
+            }
+        )
+        for path in paths:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise AgentError(f"cannot remove {error.filename}: {error.strerror}") from error
+    return [f"files {', '.join(map(str, paths))}"] if paths else []

@@ -7,17 +7,18 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Interface
+from itertools import islice
 from typing import Any, Final
 
-from ctl.abi import PEER_F_KERNEL_PATH, NodeEntry
+from ctl.abi import NODE_F_PEERS_INCOMPLETE, PEER_F_KERNEL_PATH, EndpointEntry, NodeEntry
 from ctl.config import Settings
 from ctl.errors import ForeignProgram
 from ctl.host import Link, Uplink, VxlanDevice
-from ctl.kernel import bpffs, loader, maps, sysctl
+from ctl.kernel import bpffs, firewall, loader, maps, sysctl, xfrm
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.tables import Fdb, Filters, Routes, VtepNeighbours
 from ctl.model import VXLAN_OVERHEAD, Bypass, IPv4Address, Lease, MacAddress, Network
-from ctl.plan import diff, plan_endpoints, plan_filters, plan_peers, remote_leases
+from ctl.plan import Hops, PeerPlan, diff, plan_endpoints, plan_filters, plan_peers, remote_leases
 from ctl.ports import Table
 from ctl.report import KernelPort
 from ctl.site import Seen, Site, apply, apply_in_order
@@ -42,6 +43,7 @@ class VxlanBackend:
         """ifindex of the vxlan device; 0: not made yet."""
         self._settings, self._netlink, self._seen = settings, netlink, seen
         self._filters = Filters(netlink)
+        self._plan = PeerPlan({}, {}, {}, {}, {})
         self._first_look = True
         """Programs of an earlier life may hang on any interface."""
 
@@ -63,10 +65,14 @@ class VxlanBackend:
         if why := self._filters.foreign(link.ifindex, ingress=True):
             raise ForeignProgram(f"{link.name}: {why}: remove it, or run with --bypass=off")
 
+    @staticmethod
+    def tunnel(site: Site) -> firewall.Tunnel:
+        """VXLAN is taken from the uplink and for our own address only."""
+        network, uplink = site.network, site.uplink
+        return firewall.Tunnel(network.port, network.vni, uplink.link.name, uplink.address)
+
     def ensure_device(self, site: Site, links: dict[int, Link]) -> None:
-        """The vxlan device and the settings that bypassing needs."""
-        if self._settings.bypass is Bypass.LEARNED:
-            sysctl.ensure(sysctl.CONNTRACK, site.sysctls)
+        """The vxlan device."""
         self.device = self._netlink.ensure_vxlan(self._wanted(site), links)
 
     def _wanted(self, site: Site) -> VxlanDevice:
@@ -82,27 +88,62 @@ class VxlanBackend:
             address=IPv4Interface((site.lease.vtep_ip, 32)),
         )
 
+    def reconcile_routes(self, site: Site, leases: Sequence[Lease]) -> None:
+        """The kernel path to the other nodes: FDB, neighbours, routes."""
+        remote, problems = remote_leases(leases, site.lease, site.network)
+        self._plan = plan_peers(remote, site.network, self._hops(site, remote), self.device)
+        self._seen.problems["leases"] = problems
+        self._seen.peers_ebpf, self._seen.peers_kernel_path = 0, len(remote)
+        if not self.device:
+            return
+        tables: list[tuple[str, Table[Any, Any], Mapping[Any, Any]]] = [
+            ("fdb", Fdb(self._netlink, self.device), self._plan.fdb),
+            ("neighbours", VtepNeighbours(self._netlink, self.device), self._plan.neighbours),
+            ("routes", Routes(self._netlink), self._plan.routes),
+        ]
+        apply_in_order(tables, self._seen)
+
+    def _hops(self, site: Site, remote: Sequence[Lease]) -> Hops:
+        """How to reach each peer; none by eBPF where IPsec has a say."""
+        ipsec = xfrm.has_policies()
+        text = "IPsec policies are set: all peers by the kernel path, which meets them"
+        self._seen.problems["ipsec"] = (text,) if ipsec else ()
+        return {} if ipsec else {each.host: self._netlink.hop(each.host, site.uplink) for each in remote}
+
     def load(self, site: Site) -> None:
         """Maps and programs: adopted, or made. The kernel path is in place already."""
         settings = self._settings
+        self._sysctls(site)
         if self.maps is None:
             bpffs.ensure(str(settings.bpffs))
             wanted = maps.specs(settings.peers_max, settings.endpoints_max, settings.flows_max)
             if why := maps.mismatch(settings.bpffs, wanted):
-                # Nothing is lost: without programs the kernel path carries everything.
+                # Running programs keep the old maps until new ones take their place.
                 log.warning("pinned maps do not fit (%s): making new ones", why)
-                self.detach()
                 maps.unpin_all(settings.bpffs)
             self.maps = maps.create_or_adopt(settings.bpffs, wanted)
+        elif self.maps.repin(settings.bpffs):
+            log.warning("pins of maps under %s were gone: pinned again", settings.bpffs)
         self._write_node(self.maps, site)
+        if self.programs and self.programs.repin(settings.bpffs):
+            log.warning("pins of programs under %s were gone: pinned again", settings.bpffs)
         if self.programs is None and settings.bypass is not Bypass.OFF:
             self.programs = loader.load(self.maps, settings.bpffs, settings.state_dir)
             self._filters.fds = {name: program.fd for name, program in self.programs.by_name.items()}
             log.info("datapath %s loaded", self.programs.digest)
 
+    def _sysctls(self, site: Site) -> None:
+        """Conntrack has to be lenient only while it does not see everything."""
+        if self._settings.bypass is Bypass.LEARNED:
+            sysctl.ensure(sysctl.CONNTRACK, site.sysctls)
+        else:
+            sysctl.restore(site.sysctls, sysctl.CONNTRACK)
+
     def _write_node(self, opened: maps.Maps, site: Site) -> None:
         before = opened.node()
         network = site.network
+        fits = len(self._plan.peers) <= self._settings.peers_max
+        fits = fits and len(self._plan.vteps) <= self._settings.peers_max
         entry = NodeEntry(
             host=site.uplink.address,
             network=network.network,
@@ -116,44 +157,57 @@ class VxlanBackend:
             bypass=self._settings.bypass,
             approval_ttl_ns=int(self._settings.approval_ttl * 1e9),
             flow_seed=before.flow_seed if before else secrets.randbits(64) | 1,
+            flags=0 if fits else NODE_F_PEERS_INCOMPLETE,
         )
         if entry != before:
             opened.write_node(entry)
 
-    def reconcile_peers(self, site: Site, leases: Sequence[Lease]) -> None:
-        """Routes, neighbours, FDB and maps for the other nodes' leases."""
-        remote, problems = remote_leases(leases, site.lease, site.network)
-        hops = {each.host: self._netlink.hop(each.host) for each in remote}
-        plan = plan_peers(remote, site.network, hops, self.device)
-        assert self.maps is not None, "load() comes first"
+    def reconcile_maps(self, site: Site) -> None:
+        """The shortcut to the other nodes. What does not fit stays on the kernel path."""
+        if self.maps is None:
+            return
+        self._write_node(self.maps, site)  # first of all: who does not fit must not be refused
+        room = self._settings.peers_max
+        vteps = dict(islice(self._plan.vteps.items(), room))
+        peers = dict(islice(self._plan.peers.items(), room))
         tables: list[tuple[str, Table[Any, Any], Mapping[Any, Any]]] = [
-            ("neighbours", VtepNeighbours(self._netlink, self.device), plan.neighbours),
-            ("fdb", Fdb(self._netlink, self.device), plan.fdb),
-            ("routes", Routes(self._netlink), plan.routes),
-            ("vteps", self.maps.vtep_table, plan.vteps),
-            ("peers", self.maps.peer_table, plan.peers),
+            ("vteps", self.maps.vtep_table, vteps),
+            ("peers", self.maps.peer_table, peers),
         ]
         apply_in_order(tables, self._seen)
-        slow = sum(bool(entry.flags & PEER_F_KERNEL_PATH) for entry in plan.peers.values())
-        self._seen.peers_kernel_path = len(remote) if self._settings.bypass is Bypass.OFF else slow
-        self._seen.peers_ebpf = len(remote) - self._seen.peers_kernel_path
-        self._seen.problems["leases"] = problems
+        left = len(self._plan.peers) - len(peers)
+        text = f"map peers is full: {left} subnets by the kernel path only, raise --peers-max"
+        self._seen.problems["peers"] = (text,) if left else ()
+        slow = left + sum(bool(entry.flags & PEER_F_KERNEL_PATH) for entry in peers.values())
+        if self.programs:
+            self._seen.peers_ebpf = max(len(self._plan.routes) - slow, 0)
+            self._seen.peers_kernel_path = len(self._plan.routes) - self._seen.peers_ebpf
 
     def reconcile_ports(self, site: Site) -> None:
         """Programs on every port of the bridge, and the containers behind them."""
-        assert self.maps is not None, "load() comes first"
+        if self.maps is None:
+            return
         links = self._netlink.links()
         self._filters.gone(links)
         ports = self._sort_ports(links, site.bridge)
-        self._attach(site, ports, links)
         bridge = links.get(site.bridge)
-        if bridge is None:
-            return  # just deleted; the event that says so is under way
-        endpoints = plan_endpoints(self._netlink.neighbours(site.bridge), ports, bridge, site.lease.subnet)
-        table = self.maps.endpoint_table
-        apply("endpoints", table, diff(endpoints, table.read()), self._seen)
+        if bridge is not None:
+            self._endpoints(self.maps, plan_endpoints(
+                self._netlink.neighbours(site.bridge), ports, bridge, site.lease.subnet
+            ))  # fmt: skip
+        self._attach(site, ports, links)
+
+    def _endpoints(self, opened: maps.Maps, found: dict[IPv4Address, EndpointEntry]) -> None:
+        kept = dict(islice(found.items(), self._settings.endpoints_max))
+        left = len(found) - len(kept)
+        text = f"map endpoints is full: {left} containers by the kernel path only, raise --endpoints-max"
+        self._seen.problems["endpoints"] = (text,) if left else ()
+        table = opened.endpoint_table
+        apply("endpoints", table, diff(kept, table.read()), self._seen)
 
     def _attach(self, site: Site, ports: Mapping[int, Link], links: Mapping[int, Link]) -> None:
+        if self.programs is None and self._settings.bypass is not Bypass.OFF:
+            return  # they did not load: those of an earlier life stay
         ids = {name: p.id for name, p in self.programs.by_name.items()} if self.programs else {}
         wanted = plan_filters(ids, site.uplink.link.ifindex, self.device, ports)
         present = self._filters.read_on({*links} if self._first_look else {key.ifindex for key in wanted})
@@ -188,8 +242,3 @@ class VxlanBackend:
     def forget_filters(self) -> None:
         """Someone touched filters: look at all of them again."""
         self._filters.forget()
-
-    def detach(self) -> None:
-        """Take every program of ours off every interface."""
-        self._filters.forget()
-        self._filters.apply(diff({}, self._filters.read_on(self._netlink.links())))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Final
@@ -72,7 +73,7 @@ def _run(settings: Settings) -> int:
     with statedir.Lock(settings.state_dir) as lock, Netlink() as netlink:
         store = open_store(settings.store)
         node = Node(settings, netlink)
-        agent = Agent(settings, store, node, say=lambda line: print(line, flush=True))
+        agent = Agent(settings, store, node, say=_say)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.mailbox.post(Signal.STOP))
         server = _serve(settings, agent, node)
@@ -84,6 +85,14 @@ def _run(settings: Settings) -> int:
             if server:
                 server.close()
     return 0
+
+
+def _say(line: str) -> None:
+    """On stdout; who does not read it any more has not stopped the node."""
+    try:
+        print(line, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def _serve(settings: Settings, agent: Agent, node: Node) -> Closing | None:

@@ -13,7 +13,7 @@ import platform
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 _SYSCALL: Final = {"x86_64": 321, "aarch64": 280, "ppc64le": 361, "s390x": 351, "riscv64": 280}
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -34,14 +34,19 @@ PER_CPU: Final = frozenset({MAP_TYPES["percpu_hash"], MAP_TYPES["percpu_array"]}
 
 _ATTR_SIZE: Final = 128
 _BATCH: Final = 4096
+_BATCH_MIN: Final = 256
+"""Entries; what hashes to one bucket has to fit in a batch."""
+_BATCH_BYTES: Final = 1 << 18
+
+_Buffer: TypeAlias = "ctypes.Array[ctypes.c_char]"
 
 
-def _bpf(command: int, attr: bytes | ctypes.Array[ctypes.c_char]) -> int:
+def _bpf(command: int, attr: bytes | _Buffer) -> int:
     buffer = ctypes.create_string_buffer(bytes(attr).ljust(_ATTR_SIZE, b"\0"), _ATTR_SIZE)
     return _call(command, buffer)
 
 
-def _call(command: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
+def _call(command: int, buffer: _Buffer) -> int:
     result: int = _libc.syscall(_SYSCALL[platform.machine()], command, buffer, len(buffer))
     if result < 0:
         code = ctypes.get_errno()
@@ -49,12 +54,12 @@ def _call(command: int, buffer: ctypes.Array[ctypes.c_char]) -> int:
     return result
 
 
-def _buffer(data: bytes) -> tuple[ctypes.Array[ctypes.c_char], int]:
+def _buffer(data: bytes) -> tuple[_Buffer, int]:
     buffer = ctypes.create_string_buffer(data, len(data))
     return buffer, ctypes.addressof(buffer)
 
 
-def _room(size: int) -> tuple[ctypes.Array[ctypes.c_char], int]:
+def _room(size: int) -> tuple[_Buffer, int]:
     buffer = ctypes.create_string_buffer(size)
     return buffer, ctypes.addressof(buffer)
 
@@ -111,6 +116,8 @@ class ProgInfo:
     id: int
     tag: str
     name: str
+    map_ids: frozenset[int]
+    """Of the maps that it uses."""
 
 
 def _info(fd: int, size: int) -> bytes:
@@ -129,8 +136,21 @@ def prog_info(fd: int) -> ProgInfo:
     """What the kernel says of a loaded program."""
     raw = _info(fd, 128)
     kind, ident, tag = struct.unpack_from("=II8s", raw)
-    (name,) = struct.unpack_from("=16s", raw, 64)
-    return ProgInfo(kind, ident, tag.hex(), name.rstrip(b"\0").decode())
+    maps, _, name = struct.unpack_from("=IQ16s", raw, _NR_MAP_IDS)
+    return ProgInfo(kind, ident, tag.hex(), name.rstrip(b"\0").decode(), _map_ids(fd, maps))
+
+
+_NR_MAP_IDS: Final = 52
+"""Offset in struct bpf_prog_info; the address for the ids and the name follow."""
+
+
+def _map_ids(fd: int, count: int) -> frozenset[int]:
+    # The first call told how many, the second one is given room for them.
+    ids, ids_address = _room(max(count, 1) * 4)
+    info, info_address = _room(128)
+    struct.pack_into("=IQ", info, _NR_MAP_IDS, count, ids_address)
+    _bpf(OBJ_INFO, struct.pack("=IIQ", fd, len(info), info_address))
+    return frozenset(struct.unpack_from(f"={count}I", ids))
 
 
 class VerifierError(OSError):
@@ -233,15 +253,32 @@ class Map:
 
     def items(self) -> Iterator[tuple[bytes, list[bytes]]]:
         """Every entry, in batches: 0.04 s for 60,000, a tenth of walking the keys."""
+        key_size, value_size = self.info.key_size, self._value_room
+        for count, keys, values in self._batches():
+            raw_keys, raw_values = keys.raw, values.raw
+            for i in range(count):
+                yield (
+                    raw_keys[i * key_size : (i + 1) * key_size],
+                    self._split(raw_values[i * value_size : (i + 1) * value_size]),
+                )
+
+    def count(self) -> int:
+        """How many entries there are, without a Python object for any."""
+        return sum(count for count, _, _ in self._batches())
+
+    def _batches(self) -> Iterator[tuple[int, _Buffer, _Buffer]]:
+        """(entries, their keys, their values), until there are no more."""
         key_size = self.info.key_size
+        # With many CPUs a full batch would be megabytes.
+        size = max(_BATCH_MIN, min(_BATCH, _BATCH_BYTES // self._value_room))
         cursor, cursor_address = _room(max(key_size, 8))
-        keys, keys_address = _room(key_size * _BATCH)
-        values, values_address = _room(self._value_room * _BATCH)
+        keys, keys_address = _room(key_size * size)
+        values, values_address = _room(self._value_room * size)
         first = True
         while True:
             attr = ctypes.create_string_buffer(_ATTR_SIZE)
             struct.pack_into("=QQQQIIQQ", attr, 0, 0 if first else cursor_address, cursor_address,
-                             keys_address, values_address, _BATCH, self.fd, 0, 0)  # fmt: skip
+                             keys_address, values_address, size, self.fd, 0, 0)  # fmt: skip
             done = False
             try:
                 _call(MAP_LOOKUP_BATCH, attr)
@@ -250,12 +287,7 @@ class Map:
                     raise
                 done = True
             (count,) = struct.unpack_from("=I", attr, 32)
-            raw_keys, raw_values = keys.raw, values.raw
-            for i in range(count):
-                yield (
-                    raw_keys[i * key_size : (i + 1) * key_size],
-                    self._split(raw_values[i * self._value_room : (i + 1) * self._value_room]),
-                )
+            yield count, keys, values
             if done:
                 return
             first = False

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from ctl.abi import Event
+from ctl.errors import KernelError
 
 _BUSY: Final = 1 << 31
 _DISCARD: Final = 1 << 30
@@ -20,13 +21,19 @@ _HEADER: Final = 8
 
 
 class Ring:
-    """The consumer's end of the ring `fd`, of `size` data bytes. One reader at a time."""
+    """The consumer's end of the ring `fd`, of `size` data bytes. One reader at a time.
+
+    KernelError if it cannot be mapped.
+    """
 
     def __init__(self, fd: int, size: int) -> None:
         page = mmap.PAGESIZE
         self._size = size
-        self._consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
-        self._producer = mmap.mmap(fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        try:
+            self._consumer = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+            self._producer = mmap.mmap(fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
+        except OSError as error:
+            raise KernelError(f"cannot map the events ring: {error.strerror}") from error
 
     def close(self) -> None:
         self._consumer.close()

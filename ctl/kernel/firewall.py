@@ -1,17 +1,17 @@
-"""Masquerade and forwarding: one nftables table of ours, and a chain beside Docker's.
+"""Masquerade, forwarding and the VTEP's door: one nftables table of ours, and a chain beside Docker's.
 
-Masquerade has the semantics of flannel's iptables rules. It is one transaction, so
-there is never a moment without it. An accept in a table of ours cannot undo a drop in
-another, so where the host has iptables, a chain of it accepts what is forwarded from
-and to the overlay (Docker sets FORWARD's policy to DROP).
+Masquerade has the semantics of flannel's iptables rules. The table is put in place in
+one transaction, so there is never a moment without it. An accept in a table of ours
+cannot undo a drop in another, so where the host has iptables, a chain of it accepts
+what is forwarded from and to the overlay (Docker sets FORWARD's policy to DROP).
 """
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
-from ipaddress import IPv4Network
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from ctl.errors import KernelError
@@ -31,30 +31,66 @@ _MASQUERADE: Final = """\
 	}}
 """
 
+# The vxlan device asks neither where a packet came in nor whom it was for. The bits:
+# behind UDP's 64 and VXLAN's flags, 24 of VNI (RFC 7348, section 5).
+_VTEP: Final = """\
+	chain vtep {{
+		type filter hook input priority raw; policy accept;
+		{vxlan} iifname != "{uplink}" counter drop comment "VXLAN not from the underlay"
+		{vxlan} ip daddr != {host} counter drop comment "VXLAN not for the VTEP's address"
+	}}
+"""
 
-def ruleset(network: IPv4Network, own: IPv4Network, *, masquerade: bool) -> str:
-    """Our table as nft text; its comment is a digest of the rest."""
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """Whose packets the vxlan device takes: those to `host` that come in by `uplink`."""
+
+    port: int
+    vni: int
+    uplink: str
+    """An interface's name."""
+    host: IPv4Address
+
+
+def ruleset(network: IPv4Network, own: IPv4Network, *, masquerade: bool, tunnel: Tunnel | None = None) -> str:
+    """Our table as nft text."""
     body = _MASQUERADE.format(network=network, own=own) if masquerade else ""
-    return f'table ip {TABLE} {{\n\tcomment "{_digest(body)}"\n{body}}}\n'
+    if tunnel:
+        vxlan = f"udp dport {tunnel.port} @th,96,24 {tunnel.vni}"
+        body += _VTEP.format(vxlan=vxlan, uplink=tunnel.uplink, host=tunnel.host)
+    return f"table ip {TABLE} {{\n{body}}}\n"
 
 
-def _digest(body: str) -> str:
-    return hashlib.sha256(body.encode()).hexdigest()[:16]
+class Firewall:
+    """Our rules in this network namespace, and how the kernel last showed them."""
+
+    def __init__(self) -> None:
+        self._applied = self._shown = ""
+
+    def ensure(
+        self, network: IPv4Network, own: IPv4Network, *, masquerade: bool, tunnel: Tunnel | None = None
+    ) -> bool:
+        """Make the rules what they have to be; True if something was changed. KernelError.
+
+        The first call always puts the table in place: what an earlier life left may have
+        been changed since.
+        """
+        wanted = ruleset(network, own, masquerade=masquerade, tunnel=tunnel)
+        changed = wanted != self._applied or _show() != self._shown
+        if changed:
+            # Declared, deleted, made anew: all in one transaction, whether it was there or not.
+            _run("nft", "-f", "-", text=f"table ip {TABLE}\ndelete table ip {TABLE}\n{wanted}")
+            self._applied, self._shown = wanted, _show()
+        return _ensure_forwarding(network) or changed
 
 
-def ensure(network: IPv4Network, own: IPv4Network, *, masquerade: bool) -> bool:
-    """Make the rules what they have to be; True if something was changed. KernelError."""
-    wanted = ruleset(network, own, masquerade=masquerade)
-    changed = False
-    if _digest_line(wanted) not in _run("nft", "list", "table", "ip", TABLE, check=False):
-        # Declared, deleted, made anew: all in one transaction, whether it was there or not.
-        _run("nft", "-f", "-", text=f"table ip {TABLE}\ndelete table ip {TABLE}\n{wanted}")
-        changed = True
-    return _ensure_forwarding(network) or changed
+def _show() -> str:
+    """Our table as nft lists it, without the counters' values; empty if it is not there."""
+    return _run("nft", "-s", "list", "table", "ip", TABLE, check=False)
 
 
-def _digest_line(text: str) -> str:
-    return text.splitlines()[1].strip()
+ensure: Final = Firewall().ensure
 
 
 def _ensure_forwarding(network: IPv4Network) -> bool:
@@ -83,7 +119,8 @@ def remove() -> bool:
             pass
         _succeeds("iptables", "-w", "-F", CHAIN)
         _succeeds("iptables", "-w", "-X", CHAIN)
-        _remove_empty_filter_table()
+        if shutil.which("nft"):
+            _remove_empty_filter_table()
     return there
 
 
@@ -103,18 +140,35 @@ def _remove_empty_filter_table() -> None:
 
 
 def _succeeds(*command: str) -> bool:
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    """Whether a command works; one that is not installed does not."""
+    try:
+        return subprocess.run(command, capture_output=True, check=False, timeout=_TIMEOUT_S).returncode == 0
+    except FileNotFoundError:
+        return False
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _did_not_run(command[0], error) from error
+
+
+_TIMEOUT_S: Final = 30
 
 
 def _run(*command: str, text: str = "", check: bool = True) -> str:
     """Stdout of a command; KernelError with its own words if it fails."""
     try:
-        done = subprocess.run(command, input=text, capture_output=True, text=True, check=False, timeout=30)
-    except FileNotFoundError as error:
-        raise KernelError(f"{command[0]} is not installed: install nftables") from error
-    except subprocess.TimeoutExpired as error:
-        raise KernelError(f"{command[0]} did not answer within 30 s") from error
+        done = subprocess.run(
+            command, input=text, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise _did_not_run(command[0], error) from error
     if check and done.returncode:
         words = (done.stderr.strip().splitlines() or ["no message"])[0]
         raise KernelError(f"{' '.join(command)}: {words}")
     return done.stdout
+
+
+def _did_not_run(command: str, error: OSError | subprocess.TimeoutExpired) -> KernelError:
+    if isinstance(error, subprocess.TimeoutExpired):
+        return KernelError(f"{command} did not answer within {_TIMEOUT_S} s")
+    if isinstance(error, FileNotFoundError):
+        return KernelError(f"{command} is not installed: install nftables")
+    return KernelError(f"cannot run {command}: {error.strerror}")

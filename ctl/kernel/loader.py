@@ -10,6 +10,7 @@ directory complete means that there is nothing to load at all.
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import logging
 import os
@@ -23,9 +24,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
+from ctl import statedir
 from ctl.errors import KernelError
-from ctl.kernel import bpf
+from ctl.kernel import bpf, bpffs
 from ctl.kernel.maps import Maps, layout_dir
+from ctl.kernel.maptable import refused
 from ctl.kernel.source import PROGRAMS, digest, source
 
 log = logging.getLogger(__name__)
@@ -56,16 +59,21 @@ class Programs:
         for program in self.by_name.values():
             os.close(program.fd)
 
+    def repin(self, root: str | Path) -> bool:
+        """Pin again what is not pinned below `root` any more; True if something was. KernelError."""
+        fds = {name: program.fd for name, program in self.by_name.items()}
+        return bpffs.pin_missing(_home(root, self.digest), fds)
 
-def load(maps: Maps, bpffs: str | Path, cache_dir: Path) -> Programs:
-    """Adopt the pinned programs of this very source, else build, load and pin them.
+
+def load(maps: Maps, root: str | Path, cache_dir: Path) -> Programs:
+    """Adopt the pinned programs of this very source on these maps, else build, load and pin them.
 
     KernelError with the compiler's or the verifier's own words.
     """
     text = source()
     build = digest(text, _compiler_version())
-    home = layout_dir(bpffs) / f"progs-{build}"
-    if adopted := _adopt(home):
+    home = _home(root, build)
+    if adopted := _adopt(home, maps.ids()):
         return Programs(build, adopted)
     objects = _compiled(text, cache_dir / f"programs-{build}.json")
     loaded = {name: load_program(name, objects["programs"][name], maps) for name in PROGRAMS}
@@ -73,11 +81,16 @@ def load(maps: Maps, bpffs: str | Path, cache_dir: Path) -> Programs:
     return Programs(build, loaded)
 
 
-def drop_others(bpffs: str | Path, keep: str) -> None:
+def drop_others(root: str | Path, keep: str) -> None:
     """Unpin the programs of other builds than `keep`: last, when no filter uses them any more."""
-    for home in layout_dir(bpffs).glob("progs-*"):
-        if home.name != f"progs-{keep}":
-            _remove(home)
+    with refused(f"cannot unpin programs under {root}"):
+        for home in list(layout_dir(root).glob("progs-*")):
+            if home.name != f"progs-{keep}":
+                bpffs.unpin(home)
+
+
+def _home(root: str | Path, build: str) -> Path:
+    return layout_dir(root) / f"progs-{build}"
 
 
 def _compiler_version() -> str:
@@ -89,32 +102,58 @@ def _compiler_version() -> str:
     return " ".join(stamps)
 
 
-def _adopt(home: Path) -> dict[str, Program] | None:
+def _adopt(home: Path, maps: frozenset[int]) -> dict[str, Program] | None:
+    """What is pinned, if it is whole and uses no maps but those with these ids."""
     found: dict[str, Program] = {}
+    fitting = True
     try:
         for name in PROGRAMS:
             fd = bpf.obj_get(str(home / name))
-            found[name] = Program(name, fd, bpf.prog_info(fd).id)
+            found[name] = Program(name, fd, 0)
+            info = bpf.prog_info(fd)
+            found[name] = Program(name, fd, info.id)
+            fitting = fitting and info.map_ids <= maps
     except OSError:
-        for program in found.values():
-            os.close(program.fd)
-        return None
-    return found
+        fitting = False
+    if fitting:
+        return found
+    for program in found.values():
+        os.close(program.fd)
+    return None
 
 
 def _compiled(text: str, cache: Path) -> dict[str, Any]:
-    with suppress(OSError, ValueError):
-        cached: dict[str, Any] = json.loads(cache.read_text())
+    if cached := _read_cache(cache):
         return cached
-    output = compile_text(text)
-    temporary = cache.with_suffix(f".{os.getpid()}")
-    temporary.write_text(output)
-    temporary.rename(cache)
-    for old in cache.parent.glob("programs-*.json"):
-        if old != cache:
-            old.unlink()
-    result: dict[str, Any] = json.loads(output)
+    result: dict[str, Any] = json.loads(compile_text(text))
+    _write_cache(cache, result)
     return result
+
+
+def _read_cache(cache: Path) -> dict[str, Any] | None:
+    """What `_write_cache` wrote, if nothing of it has changed since."""
+    with suppress(OSError, ValueError):
+        check, _, text = cache.read_text().partition("\n")
+        if check == _check(text):
+            result: dict[str, Any] = json.loads(text)
+            return result
+    return None
+
+
+def _write_cache(cache: Path, compiled: Mapping[str, Any]) -> None:
+    """For the next start; without it that compiles again, so a failure is no more than a warning."""
+    text = json.dumps(compiled)
+    try:
+        statedir.write_atomically(cache, f"{_check(text)}\n{text}")
+        for old in cache.parent.glob("programs-*.json"):
+            if old != cache:
+                old.unlink()
+    except OSError as error:
+        log.warning("cannot keep the compiled programs in %s: %s", cache, error.strerror)
+
+
+def _check(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def compile_text(text: str, programs: Sequence[str] = PROGRAMS) -> str:
@@ -127,16 +166,21 @@ def compile_text(text: str, programs: Sequence[str] = PROGRAMS) -> str:
     spec = find_spec("ctl")
     assert spec is not None and spec.submodule_search_locations
     root = str(Path(next(iter(spec.submodule_search_locations))).parent)
-    child = subprocess.run(
-        [_COMPILER, "-m", "ctl.kernel.compile", *programs],
-        input=text,
-        text=True,
-        capture_output=True,
-        timeout=_TIMEOUT_S,
-        cwd="/",
-        env={"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1"},
-        check=False,
-    )
+    try:
+        child = subprocess.run(
+            [_COMPILER, "-m", "ctl.kernel.compile", *programs],
+            input=text,
+            text=True,
+            capture_output=True,
+            timeout=_TIMEOUT_S,
+            cwd="/",
+            env={"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1"},
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise KernelError(f"compiling the datapath took more than {_TIMEOUT_S:g} s") from error
+    except OSError as error:
+        raise KernelError(f"cannot run {_COMPILER}: {error.strerror}") from error
     if child.returncode:
         for line in child.stderr.splitlines():
             log.error("compiler: %s", line)
@@ -162,22 +206,16 @@ def load_program(name: str, program: Mapping[str, Any], maps: Maps) -> Program:
         raise KernelError(f"the kernel refused program {name}: {error.strerror}; its log is above") from error
     except PermissionError as error:
         raise KernelError(f"may not load program {name}: needs root, or CAP_BPF and CAP_NET_ADMIN") from error
+    except OSError as error:
+        raise KernelError(f"cannot load program {name}: {error.strerror}") from error
     return Program(name, fd, bpf.prog_info(fd).id)
 
 
 def _pin(home: Path, programs: Mapping[str, Program]) -> None:
     """All or nothing: a half-filled directory of a killed agent is made anew."""
-    try:
+    with refused(f"cannot pin the programs under {home}"):
         if home.exists():
-            _remove(home)
+            bpffs.unpin(home)
         home.mkdir(parents=True, mode=0o700)
         for name, program in programs.items():
             bpf.obj_pin(program.fd, str(home / name))
-    except OSError as error:
-        raise KernelError(f"cannot pin the programs under {home}: {error.strerror}") from error
-
-
-def _remove(home: Path) -> None:
-    for pin in home.iterdir():
-        pin.unlink()
-    home.rmdir()

@@ -6,24 +6,22 @@ are what this version wants: bpf(2) would let a program read another layout.
 
 from __future__ import annotations
 
-import errno
-import os
+import re
 import struct
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Final, Generic, Self, TypeVar
+from typing import Final, Self
 
 from ctl import abi
 from ctl.abi import Counter, EndpointEntry, FlowEntry, FlowKey, Hook, NodeEntry, PeerEntry, PeerStats
 from ctl.errors import AgentUnreachable, KernelError
-from ctl.kernel import bpf
-from ctl.plan import Delta
-
-K = TypeVar("K")
-V = TypeVar("V")
+from ctl.kernel import bpf, bpffs
+from ctl.kernel.maptable import MapTable, refused
+from ctl.kernel.source import PROGRAMS
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +44,12 @@ class Spec:
 
 RING_BYTES: Final = 1 << 16
 
+_VTEP_SLACK: Final = 1024
+"""Known VTEPs beyond `peers`: each CPU of a hash map keeps some free entries to itself."""
+
+_COUNT_S: Final = 1.0
+"""Seconds for which a count of the flows is good: there may be a million of them."""
+
 
 def specs(peers: int, endpoints: int, flows: int) -> dict[str, Spec]:
     """The seven maps for these capacities (entries)."""
@@ -55,75 +59,33 @@ def specs(peers: int, endpoints: int, flows: int) -> dict[str, Spec]:
         "flows": Spec("lru_hash", abi.FLOW_KEY.size, abi.FLOW.size, flows),
         "node": Spec("array", 4, abi.NODE.size, 1),
         "counters": Spec("percpu_array", 4, abi.COUNTER.size, abi.HOOK_MAX * abi.REASON_MAX),
-        "peer_stats": Spec("percpu_hash", 4, abi.PEER_STATS.size, peers),
+        "peer_stats": Spec("percpu_hash", 4, abi.PEER_STATS.size, peers + _VTEP_SLACK),
         "events": Spec("ringbuf", 0, 0, RING_BYTES),
     }
 
 
-def layout_dir(bpffs: str | Path) -> Path:
-    """Where pins of this layout live."""
-    return Path(bpffs) / f"v{abi.LAYOUT}"
+def layout_dir(root: str | Path) -> Path:
+    """Where pins of this layout live; `root` is --bpffs."""
+    return Path(root) / f"v{abi.LAYOUT}"
 
 
 def _index(number: int) -> bytes:
     return struct.pack("=I", number)
 
 
-@contextmanager
-def _reading(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise KernelError(f"map {name} cannot be read: {error.strerror}") from error
-
-
-class MapTable(Generic[K, V]):
-    """A map as a table for reconciling (ctl.ports.Table)."""
-
-    def __init__(
-        self,
-        name: str,
-        raw: bpf.Map,
-        key: tuple[Callable[[K], bytes], Callable[[bytes], K]],
-        value: tuple[Callable[[V], bytes], Callable[[bytes], V]],
-        setting: str,
-    ) -> None:
-        self._name, self._raw, self._setting = name, raw, setting
-        self._pack_key, self._unpack_key = key
-        self._pack_value, self._unpack_value = value
-
-    def read(self) -> Mapping[K, V]:
-        with _reading(self._name):
-            return {self._unpack_key(key): self._unpack_value(values[0]) for key, values in self._raw.items()}
-
-    def apply(self, delta: Delta[K, V]) -> None:
-        failed = 0
-        reason = ""
-        for gone in delta.removals:
-            self._raw.delete(self._pack_key(gone))
-        for key, value in delta.puts:
-            try:
-                self._raw.update(self._pack_key(key), self._pack_value(value))
-            except OSError as error:
-                failed += 1
-                reason = self._why(error)
-        if failed:
-            raise KernelError(f"map {self._name}: {failed} entries not stored: {reason}")
-
-    def _why(self, error: OSError) -> str:
-        if error.errno == errno.E2BIG:
-            return f"it is full with {self._raw.info.max_entries} entries, raise {self._setting}"
-        return error.strerror or str(error)
-
-
 _ADDRESS: Final = (lambda ip: ip.packed, IPv4Address)
 
 
 class Maps:
-    """The open maps of one node. Reading never changes anything."""
+    """The open maps of one node. Reading never changes anything.
 
-    def __init__(self, raw: dict[str, bpf.Map]) -> None:
-        self._raw = raw
+    `clock`: seconds, monotonic.
+    """
+
+    def __init__(self, raw: dict[str, bpf.Map], clock: Callable[[], float] = time.monotonic) -> None:
+        self._raw, self._clock = raw, clock
+        self._flows_counted: tuple[float, int] | None = None
+        """When, and how many."""
         self.peer_table: Final = MapTable[IPv4Address, PeerEntry](
             "peers", raw["peers"], _ADDRESS, (PeerEntry.pack, PeerEntry.unpack), "--peers-max"
         )
@@ -156,6 +118,14 @@ class Maps:
     def fd(self, name: str) -> int:
         return self._raw[name].fd
 
+    def ids(self) -> frozenset[int]:
+        """The kernel's ids: a program that uses another is not ours to adopt."""
+        return frozenset(raw.info.id for raw in self._raw.values())
+
+    def repin(self, root: str | Path) -> bool:
+        """Pin again what is not pinned below `root` any more; True if something was. KernelError."""
+        return bpffs.pin_missing(layout_dir(root) / "maps", {name: raw.fd for name, raw in self._raw.items()})
+
     def peers(self) -> Mapping[IPv4Address, PeerEntry]:
         """By base address of the subnet; its prefix length is `node().subnet.prefixlen`."""
         return self.peer_table.read()
@@ -169,7 +139,8 @@ class Maps:
     def flush_flows(self) -> int:
         """Withdraw every approval; returns how many there were."""
         keys = [key for key, _ in self._items("flows")]
-        return sum(self._raw["flows"].delete(key) for key in keys)
+        with refused("map flows cannot be emptied"):
+            return sum(self._raw["flows"].delete(key) for key in keys)
 
     def lookup_peer(self, subnet: IPv4Address) -> PeerEntry | None:
         found = self._lookup("peers", subnet.packed)
@@ -184,7 +155,8 @@ class Maps:
         return NodeEntry.unpack(found[0]) if found else None
 
     def write_node(self, entry: NodeEntry) -> None:
-        self._raw["node"].update(_index(0), entry.pack())
+        with refused("map node cannot be written"):
+            self._raw["node"].update(_index(0), entry.pack())
 
     def counters(self) -> dict[tuple[Hook, int], Counter]:
         """By hook and number of the reason; only those that ever counted."""
@@ -201,25 +173,36 @@ class Maps:
         return {IPv4Address(key): PeerStats.unpack(rows) for key, rows in self._items("peer_stats")}
 
     def fill(self) -> dict[str, tuple[int, int]]:
-        """(entries, capacity) of each map that can fill up."""
-        names = ("peers", "endpoints", "flows", "peer_stats")
-        return {name: (len(self._items(name)), self._raw[name].info.max_entries) for name in names}
+        """(entries, capacity) of each map that can fill up; that of the flows may be a second old."""
+        counts = {name: self._count(name) for name in ("peers", "endpoints")}
+        counts |= {"flows": self._count_flows(), "peer_stats": self._count("peer_stats")}
+        return {name: (count, self._raw[name].info.max_entries) for name, count in counts.items()}
+
+    def _count_flows(self) -> int:
+        now = self._clock()
+        if self._flows_counted is None or now - self._flows_counted[0] >= _COUNT_S:
+            self._flows_counted = now, self._count("flows")
+        return self._flows_counted[1]
+
+    def _count(self, name: str) -> int:
+        with refused(f"map {name} cannot be read"):
+            return self._raw[name].count()
 
     def _items(self, name: str) -> list[tuple[bytes, list[bytes]]]:
-        with _reading(name):
+        with refused(f"map {name} cannot be read"):
             return list(self._raw[name].items())
 
     def _lookup(self, name: str, key: bytes) -> list[bytes] | None:
-        with _reading(name):
+        with refused(f"map {name} cannot be read"):
             return self._raw[name].lookup(key)
 
 
-def open_maps(bpffs: str | Path) -> Maps:
+def open_maps(root: str | Path) -> Maps:
     """The maps of a node, from its pins, for reading.
 
     AgentUnreachable if there are none, KernelError if they may not be opened.
     """
-    directory = layout_dir(bpffs) / "maps"
+    directory = layout_dir(root) / "maps"
     raw: dict[str, bpf.Map] = {}
     try:
         for name in specs(0, 0, 0):
@@ -227,7 +210,7 @@ def open_maps(bpffs: str | Path) -> Maps:
     except FileNotFoundError as error:
         _close(raw)
         raise AgentUnreachable(
-            f"no maps under {bpffs}: no agent has run here (or --bpffs is another)"
+            f"no maps under {root}: no agent has run here (or --bpffs is another)"
         ) from error
     except OSError as error:
         _close(raw)
@@ -242,26 +225,39 @@ def _close(raw: Mapping[str, bpf.Map]) -> None:
         each.close()
 
 
-def mismatch(bpffs: str | Path, wanted: Mapping[str, Spec]) -> str | None:
-    """Why the pinned maps cannot be adopted, in words; None if they can (or none are there)."""
-    directory = layout_dir(bpffs) / "maps"
-    if not directory.is_dir() or not any(directory.iterdir()):
+def mismatch(root: str | Path, wanted: Mapping[str, Spec]) -> str | None:
+    """Why what is pinned cannot be adopted, in words; None if it can (or nothing is there).
+
+    KernelError if it may not be looked at.
+    """
+    layout = layout_dir(root)
+    with refused(f"cannot look at {layout}"):
+        missing = [name for name in wanted if not (layout / "maps" / name).exists()]
+        programs = any(layout.glob("progs-*"))
+    if missing and programs:
+        # They would go on with maps that nobody fills any more.
+        return f"programs without maps: {missing[0]} is missing"
+    if len(missing) == len(wanted):
         return None
-    for name, spec in wanted.items():
-        try:
-            raw = bpf.Map(bpf.obj_get(str(directory / name)))
-        except FileNotFoundError:
-            return f"{name} is missing"
-        with suppress(OSError):
-            raw.close()
-        if not spec.matches(raw.info):
-            return f"{name} is {raw.info}, wanted {spec}"
-    return None
+    differ = (_difference(layout / "maps" / name, spec) for name, spec in wanted.items())
+    return next((why for why in differ if why), None)
 
 
-def create_or_adopt(bpffs: str | Path, wanted: Mapping[str, Spec]) -> Maps:
+def _difference(path: Path, spec: Spec) -> str | None:
+    try:
+        with closing(bpf.Map(bpf.obj_get(str(path)))) as raw:
+            return None if spec.matches(raw.info) else f"{path.name} is {raw.info}, wanted {spec}"
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except PermissionError as error:
+        raise KernelError(f"cannot open {path}: {error.strerror}") from error
+    except OSError as error:
+        return f"{path.name} cannot be opened: {error.strerror}"
+
+
+def create_or_adopt(root: str | Path, wanted: Mapping[str, Spec]) -> Maps:
     """Open every pinned map, make and pin those that are missing. KernelError."""
-    directory = layout_dir(bpffs) / "maps"
+    directory = layout_dir(root) / "maps"
     raw: dict[str, bpf.Map] = {}
     try:
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -281,20 +277,33 @@ def _open_or_create(path: Path, name: str, spec: Spec) -> int:
     return fd
 
 
-def unpin_all(bpffs: str | Path) -> bool:
-    """Remove every pin of every layout below `bpffs`, deepest first. False if there was none."""
-    removed = False
-    for path in _deepest_first(Path(bpffs)):
-        removed = True
-        if path.is_dir():
-            path.rmdir()
-        else:
-            path.unlink()
-    return removed
+def unpin_all(root: str | Path) -> bool:
+    """Remove the pins of every layout below `root`, and the directories that this leaves empty.
+
+    Only what we make: of this layout by name, of others whatever is in the directories
+    for pins; and nothing outside of a bpffs. False if nothing was removed. KernelError.
+    """
+    top = Path(root)
+    if not top.is_dir() or not bpffs.holds(top):
+        return False
+    with refused(f"cannot remove the pins under {top}"):
+        layouts = [path for path in top.iterdir() if _LAYOUT.fullmatch(path.name) and _is_own_dir(path)]
+        removed = [_unpin_layout(path) for path in layouts]
+        return bpffs.remove_empty(top) or any(removed)
 
 
-def _deepest_first(root: Path) -> Iterator[Path]:
-    for parent, folders, files in os.walk(root, topdown=False):
-        yield from (Path(parent) / name for name in (*files, *folders))
-    if root.is_dir():
-        yield root
+_LAYOUT: Final = re.compile(r"v[0-9]+")
+
+
+def _unpin_layout(layout: Path) -> bool:
+    ours = layout.name == f"v{abi.LAYOUT}"
+    removed = [
+        bpffs.unpin(home, (specs(0, 0, 0) if home.name == "maps" else PROGRAMS) if ours else None)
+        for home in (layout / "maps", *layout.glob("progs-*"))
+        if _is_own_dir(home)
+    ]
+    return bpffs.remove_empty(layout) or any(removed)
+
+
+def _is_own_dir(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

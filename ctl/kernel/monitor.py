@@ -7,14 +7,17 @@ A plain socket rather than pyroute2: it may be read from any thread, and costs n
 
 from __future__ import annotations
 
+import errno
+import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
 from typing import Final
 
 from ctl.host import OWNER
+from ctl.kernel.firewall import CHAIN, TABLE
 from ctl.kernel.netlink import NUD_USABLE
 from ctl.kernel.tables import ROUTE_PROTOCOL
 
@@ -30,6 +33,8 @@ class Change(StrEnum):
     """Containers on the bridge."""
     FILTERS = "filters"
     """Programs on interfaces."""
+    FIREWALL = "firewall"
+    """Our rules."""
 
 
 EVERYTHING: Final = frozenset(Change)
@@ -39,11 +44,15 @@ _ADD_MEMBERSHIP: Final = 1
 _GROUPS: Final = {"link": 1, "neigh": 3, "tc": 4, "ipv4-addr": 5, "ipv4-route": 7}
 """RTNLGRP_* of linux/rtnetlink.h."""
 
+_NETLINK_NETFILTER: Final = 12
+_NFNLGRP_NFTABLES: Final = 7
+
 _HEADER: Final = struct.Struct("=IHHII")
 _NEW_LINK, _DEL_LINK, _SET_LINK = 16, 17, 19
 _NEW_ADDR, _DEL_ADDR = 20, 21
 _NEW_ROUTE, _DEL_ROUTE = 24, 25
 _NEW_NEIGH, _DEL_NEIGH = 28, 29
+_DEL_QDISC = 37
 _NEW_FILTER, _DEL_FILTER = 44, 45
 
 _AF_BRIDGE: Final = 7
@@ -59,6 +68,7 @@ _PARTS: Final = {
     _DEL_ADDR: frozenset({Change.DEVICES, Change.PEERS}),
     _NEW_ROUTE: frozenset({Change.PEERS}),
     _DEL_ROUTE: frozenset({Change.PEERS}),
+    _DEL_QDISC: frozenset({Change.FILTERS}),
     _NEW_FILTER: frozenset({Change.FILTERS}),
     _DEL_FILTER: frozenset({Change.FILTERS}),
 }
@@ -88,6 +98,10 @@ class NeighbourMemory:
         self.bridge = 0
         self._known: dict[tuple[int, bytes], bytes] = {}
 
+    def forget(self) -> None:
+        """Messages were lost: the next ones are all new."""
+        self._known.clear()
+
     def classify(self, kind: int, body: bytes) -> frozenset[Change]:
         """As the function `classify`, for RTM_NEWNEIGH and RTM_DELNEIGH (struct ndmsg, attributes)."""
         family, ifindex, state = struct.unpack_from("=BxxxiH", body)
@@ -103,7 +117,7 @@ class NeighbourMemory:
         if mac:
             self._known[key] = mac
         else:
-            del self._known[key]
+            self._known.pop(key, None)
         return frozenset({Change.PORTS})
 
 
@@ -124,43 +138,42 @@ class Monitor:
     def __init__(self, changed: Callable[[frozenset[Change]], None]) -> None:
         self._neighbours = NeighbourMemory()
         self._changed = changed
-        self._socket = socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
-        )
-        self._socket.bind((0, 0))
-        for group in _GROUPS.values():
-            self._socket.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        self._routes = _listen(socket.NETLINK_ROUTE, _GROUPS.values())
+        self._rules = _listen(_NETLINK_NETFILTER, [_NFNLGRP_NFTABLES])
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="netlink-monitor", daemon=True)
         self._thread.start()
 
-    def watch(self, vxlan: int, bridge: int) -> None:
+    def watch(self, tunnel: int, bridge: int) -> None:
         """Our devices' ifindexes, once there are any: their neighbours are of interest."""
-        self._neighbours.vxlan, self._neighbours.bridge = vxlan, bridge
+        self._neighbours.vxlan, self._neighbours.bridge = tunnel, bridge
 
     def close(self) -> None:
         self._wake.close()
         self._thread.join()
-        self._socket.close()
-        self._woken.close()
+        for each in (self._routes, self._rules, self._woken):
+            each.close()
 
     def _run(self) -> None:
-        import select
-
         while True:
-            ready, _, _ = select.select([self._socket, self._woken], [], [])
+            ready, _, _ = select.select([self._routes, self._rules, self._woken], [], [])
             if self._woken in ready:
                 return
-            try:
-                data = self._socket.recv(1 << 17)
-            except OSError as error:
-                if error.errno != 105:  # ENOBUFS: events were lost
-                    raise
-                self._changed(EVERYTHING)
-                continue
-            found = self._decode(data)
+            found: frozenset[Change] = frozenset()
+            for each in ready:
+                found |= self._read(each)
             if found:
                 self._changed(found)
+
+    def _read(self, source: socket.socket) -> frozenset[Change]:
+        try:
+            data = source.recv(1 << 17)
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            self._neighbours.forget()
+            return EVERYTHING
+        return self._decode(data) if source is self._routes else classify_rules(data)
 
     def _decode(self, data: bytes) -> frozenset[Change]:
         found: frozenset[Change] = frozenset()
@@ -174,3 +187,17 @@ class Monitor:
             found |= self._neighbours.classify(kind, body) if neighbour else classify(kind, body)
             offset += (length + 3) & ~3
         return found
+
+
+def classify_rules(data: bytes) -> frozenset[Change]:
+    """What nftables' messages (nfnetlink) may have changed: only those that name us count."""
+    ours = any(name.encode() + b"\0" in data for name in (TABLE, CHAIN))
+    return frozenset({Change.FIREWALL}) if ours else frozenset()
+
+
+def _listen(protocol: int, groups: Iterable[int]) -> socket.socket:
+    listener = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    listener.bind((0, 0))
+    for group in groups:
+        listener.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+    return listener

@@ -49,6 +49,9 @@ class Netlink:
             yield
         except NetlinkError as error:
             raise KernelError(f"{what}: {words(error)}") from error
+        except LookupError as error:
+            # Listed a moment ago, gone now: another event is under way.
+            raise KernelError(f"{what}: it vanished meanwhile") from error
 
     def links(self) -> dict[int, Link]:
         """All interfaces by ifindex."""
@@ -61,10 +64,11 @@ class Netlink:
             found = self.ipr.get_addr(family=AF_INET, index=ifindex)
             return [IPv4Interface((m.get("IFA_LOCAL"), m["prefixlen"])) for m in found]
 
-    def uplink(self, name: str, wanted: IPv4Address | None) -> Uplink:
+    def uplink(self, name: str, wanted: IPv4Address | None, before: IPv4Address | None = None) -> Uplink:
         """The underlay interface: by name, or that of the default route.
 
-        AgentError if there is none, or it lacks the address.
+        Our address is `wanted`; else the one that we had `before` while it is there (a
+        second address must not take over); else the first. AgentError if there is none.
         """
         links = self.links()
         link = self._named(links, name) if name else self._default(links)
@@ -75,7 +79,9 @@ class Netlink:
             )
         if wanted and wanted not in addresses:
             raise AgentError(f"uplink {link.name} does not have {wanted}: see --public-ip and --iface")
-        return Uplink(link, wanted or addresses[0])
+        if before not in addresses:
+            before = None
+        return Uplink(link, wanted or before or addresses[0])
 
     def _named(self, links: dict[int, Link], name: str) -> Link:
         for link in links.values():
@@ -89,21 +95,26 @@ class Netlink:
         if not routes:
             raise AgentError("no default route to find the uplink by: name it with --iface")
         best = min(routes, key=lambda r: r.get("RTA_PRIORITY") or 0)
-        return links[best.get("RTA_OIF")]
+        with self.doing("find the default route's interface"):
+            return links[best.get("RTA_OIF")]
 
-    def hop(self, host: IPv4Address) -> Hop | None:
-        """How the FIB reaches `host` now; None if eBPF cannot go that way.
+    def hop(self, host: IPv4Address, uplink: Uplink) -> Hop | None:
+        """How the FIB takes packets from `uplink`'s address to `host`; None if eBPF cannot.
 
-        That is: no route, a local or unreachable one, or one over several interfaces.
+        That is: no route, a local or unreachable one, one over several interfaces, over
+        an IPv6 neighbour or another tunnel, or with a smaller MTU than the uplink's.
         """
         try:
             # The route itself, not one path that was picked of it.
-            reply = self.ipr.route("get", dst=str(host), flags=_RTM_F_FIB_MATCH)[0]
+            reply = self.ipr.route("get", dst=str(host), src=str(uplink.address), flags=_RTM_F_FIB_MATCH)[0]
         except NetlinkError as error:
             if error.code in _NO_ROUTE:
                 return None
             raise KernelError(f"route to {host}: {words(error)}") from error
-        if reply["type"] != _RTN_UNICAST:
+        if reply["type"] != _RTN_UNICAST or reply.get("RTA_VIA") or reply.get("RTA_ENCAP"):
+            return None
+        mtu = reply.get(("metrics", "mtu"))
+        if mtu and mtu < uplink.link.mtu:
             return None
         if paths := reply.get("RTA_MULTIPATH"):
             interfaces = {path["oif"] for path in paths}
@@ -134,13 +145,12 @@ class Netlink:
         A device of that name with another tunnel is replaced if it is ours.
         """
         found = next((link for link in links.values() if link.name == want.name), None)
-        if found and not self._same_tunnel(found, want):
-            if found.alias != OWNER:
-                raise KernelError(f"{want.name} exists, is not ours and is another tunnel: remove it")
-            with self.doing(f"remove {want.name}"):
-                self.ipr.link("del", index=found.ifindex)
-            found = None
         with self.doing(f"create {want.name}"):
+            if found and not self._same_tunnel(found, want):
+                if found.alias != OWNER:
+                    raise KernelError(f"{want.name} exists, is not ours and is another tunnel: remove it")
+                self.ipr.link("del", index=found.ifindex)
+                found = None
             if found is None:
                 self._add_vxlan(want)
             ifindex: int = self.ipr.link_lookup(ifname=want.name)[0]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from ctl import statedir
 from ctl.errors import KernelError
 
 _ROOT: Final = Path("/proc/sys")
@@ -32,26 +32,45 @@ def read(name: str) -> str | None:
 
 
 def ensure(wanted: Mapping[str, str], saved: Path) -> None:
-    """Set what differs, after noting in `saved` (JSON) what it was. KernelError."""
-    changes = {name: value for name, value in wanted.items() if read(name) not in (None, value)}
+    """Set what differs, after noting in `saved` (JSON) what it was. KernelError.
+
+    A name that does not exist is left out, and noted when it does: conntrack's come
+    with its module.
+    """
+    found = {name: read(name) for name in wanted}
+    changes = {name: was for name, was in found.items() if was is not None and was != wanted[name]}
     if not changes:
         return
-    before = _saved(saved)
+    _note(saved, changes | _saved(saved))
     for name in changes:
-        before.setdefault(name, read(name) or "")
-    temporary = saved.with_suffix(f".{os.getpid()}")
-    temporary.write_text(json.dumps(before, sort_keys=True) + "\n")
-    temporary.rename(saved)
-    for name, value in changes.items():
-        _write(name, value)
+        _write(name, wanted[name])
 
 
-def restore(saved: Path, keep: Mapping[str, str] = FORWARDING) -> None:
-    """Put back what `saved` notes, except `keep`, and forget it."""
-    for name, value in _saved(saved).items():
-        if name not in keep:
-            _write(name, value)
-    saved.unlink(missing_ok=True)
+def restore(saved: Path, names: Collection[str] | None = None, keep: Collection[str] = FORWARDING) -> bool:
+    """Put back what `saved` notes of `names` (None: of all), except `keep`, and forget it.
+
+    True if something was put back. KernelError.
+    """
+    before = _saved(saved)
+    chosen = {name: was for name, was in before.items() if names is None or name in names}
+    changes = {
+        name: was for name, was in chosen.items() if name not in keep and read(name) not in (None, was)
+    }
+    for name, was in changes.items():
+        _write(name, was)
+    if chosen or names is None:
+        _note(saved, {name: was for name, was in before.items() if name not in chosen})
+    return bool(changes)
+
+
+def _note(saved: Path, values: Mapping[str, str]) -> None:
+    try:
+        if values:
+            statedir.write_atomically(saved, json.dumps(values, sort_keys=True) + "\n")
+        elif saved.exists():
+            saved.unlink()
+    except OSError as error:
+        raise KernelError(f"cannot note the kernel's settings in {saved}: {error.strerror}") from error
 
 
 def source_ports() -> tuple[int, int]:
@@ -62,8 +81,9 @@ def source_ports() -> tuple[int, int]:
 
 def _saved(path: Path) -> dict[str, str]:
     with suppress(OSError, ValueError):
-        found: dict[str, str] = json.loads(path.read_text())
-        return found
+        found = json.loads(path.read_text())
+        if isinstance(found, dict):
+            return {str(name): str(value) for name, value in found.items()}
     return {}
 
 

@@ -6,7 +6,10 @@ entries on our own vxlan device, filters by their place and name.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from socket import AF_BRIDGE, AF_INET
 from typing import Any, Final, TypeVar
@@ -39,18 +42,17 @@ _ETH_P_ALL: Final = 0x0003
 
 def _apply(delta: Delta[K, V], put: Callable[[K, V], None], remove: Callable[[K], None], what: str) -> None:
     """Try every operation, removals first; one line at the end for those that failed."""
+    operations: list[Callable[[], None]] = [partial(remove, key) for key in delta.removals]
+    operations += [partial(put, key, value) for key, value in delta.puts]
     failed, reason = 0, ""
-    for key in delta.removals:
+    for number, operation in enumerate(operations):
         try:
-            with suppress_missing():
-                remove(key)
+            with suppress_missing() if number < len(delta.removals) else nullcontext():
+                operation()
         except NetlinkError as error:
             failed, reason = failed + 1, words(error)
-    for key, value in delta.puts:
-        try:
-            put(key, value)
-        except NetlinkError as error:
-            failed, reason = failed + 1, words(error)
+        except KernelError as error:
+            failed, reason = failed + 1, str(error)
     if failed:
         raise KernelError(f"{what}: {failed} entries not applied: {reason}")
 
@@ -156,17 +158,18 @@ class Filters:
     def __init__(self, netlink: Netlink) -> None:
         self._netlink = netlink
         self._known: dict[int, dict[FilterKey, Filter]] = {}
+        self._stale: set[int] = set()
         self._taken: dict[int, str] = {}
         self.fds: Mapping[str, int] = {}
         """File descriptor of each program, for attaching."""
 
     def forget(self, ifindex: int | None = None) -> None:
         """Someone changed the filters of an interface (None: of any)."""
-        for cache in (self._known, self._taken):
-            if ifindex is None:
-                cache.clear()
-            else:
-                cache.pop(ifindex, None)
+        # The interface stays known: a program on it that is not wanted has to go.
+        touched = {*self._known, *self._taken} if ifindex is None else {ifindex}
+        self._stale |= touched & self._known.keys()
+        for each in touched:
+            self._taken.pop(each, None)
 
     def read(self) -> Mapping[FilterKey, Filter]:
         """What we remember to be attached."""
@@ -174,15 +177,17 @@ class Filters:
 
     def read_on(self, interfaces: Iterable[int]) -> Mapping[FilterKey, Filter]:
         """Filters of ours on these interfaces, and on others that we remember."""
-        wanted = set(interfaces)
-        for ifindex in wanted - self._known.keys():
+        for ifindex in (set(interfaces) - self._known.keys()) | self._stale:
             self._known[ifindex] = self._scan(ifindex)
+        self._stale.clear()
         return self.read()
 
     def gone(self, present: Iterable[int]) -> None:
         """Interfaces that no longer exist took their filters with them."""
         for ifindex in (self._known.keys() | self._taken.keys()) - set(present):
-            self.forget(ifindex)
+            self._known.pop(ifindex, None)
+            self._taken.pop(ifindex, None)
+            self._stale.discard(ifindex)
 
     def taken(self, ifindex: int) -> str:
         """`foreign` for both directions of an interface, remembered until `forget`."""
@@ -212,11 +217,18 @@ class Filters:
         _apply(delta, self._attach, self._detach, "tc filters")
 
     def _attach(self, key: FilterKey, new: Filter) -> None:
+        try:
+            self._put(key, new)
+        except NetlinkError as error:
+            if error.code != errno.ENODEV:  # a container that has just ended
+                raise
+
+    def _put(self, key: FilterKey, new: Filter) -> None:
         ipr = self._netlink.ipr
         try:
             ipr.tc("add", "clsact", key.ifindex)
         except NetlinkError as error:
-            if error.code != 17:  # EEXIST: someone's, or ours
+            if error.code != errno.EEXIST:  # someone's, or ours
                 raise
         if why := self.foreign(key.ifindex, key.ingress):
             raise ForeignProgram(f"interface {key.ifindex}: {why}")
@@ -233,8 +245,16 @@ class Filters:
         with suppress_missing():
             ipr.tc("del-filter", "bpf", key.ifindex, handle=FILTER_HANDLE, parent=_parent(key.ingress),
                    prio=FILTER_PRIORITY, protocol=_ETH_P_ALL)  # fmt: skip
-            if not any(self._dump(key.ifindex, ingress) for ingress in (True, False)):
-                ipr.tc("del", "clsact", key.ifindex)
+
+    def remove_clsact(self, interfaces: Iterable[int]) -> None:
+        """Take the qdisc that our programs hung on away where nothing hangs on it any more.
+
+        For teardown only: deactivating an interface's qdiscs drops packets under load.
+        """
+        for ifindex in interfaces:
+            with suppress_missing():
+                if not any(self._dump(ifindex, ingress) for ingress in (True, False)):
+                    self._netlink.ipr.tc("del", "clsact", ifindex)
 
     def _scan(self, ifindex: int) -> dict[FilterKey, Filter]:
         found = {}

@@ -134,7 +134,11 @@ class SqliteStore:
 
     def _connection(self) -> sqlite3.Connection:
         """The open connection, to the file that is there now and not one since replaced."""
-        current = file_id(self._path)
+        try:
+            current = file_id(self._path)
+        except StoreError:
+            self._close()  # a file moved away is someone else's now
+            raise
         if self._db is None or self._opened != current:
             self._close()
             self._db, self._opened = connect(self._path, self._timeout), current

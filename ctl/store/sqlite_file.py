@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import sqlite3
+from collections.abc import Iterator
 from typing import Final
 from urllib.parse import quote
 
@@ -68,11 +70,36 @@ def file_id(path: str) -> FileId:
 
 def make_file(path: str) -> None:
     """Create the file (0600) and its directory (0700) where they are missing."""
+    directory = os.path.dirname(path)
     try:
-        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        with _alone_in(directory):
+            if not os.path.exists(path):
+                _forget_companions(path)
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise StoreError(f"store {path} cannot be created: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _alone_in(directory: str) -> Iterator[None]:
+    """One process at a time; a lock on the directory leaves nothing behind."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _forget_companions(path: str) -> None:
+    """Remove what SQLite kept beside an earlier file: it would be replayed into the new one.
+
+    Before the new file is there: from then on they may be its own.
+    """
+    for suffix in ("-wal", "-shm", "-journal"):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path + suffix)
 
 
 def connect(path: str, timeout: float) -> sqlite3.Connection:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from ctl import abi
 from ctl.abi import Event, Hook
+from ctl.errors import KernelError
 from ctl.kernel.events import Ring
 from ctl.kernel.maps import RING_BYTES
 from tests import packets
@@ -120,3 +122,10 @@ def test_a_reader_may_stop_halfway(datapath: Datapath, ring: Ring) -> None:
     assert number_of(next(ring.drain())) == 0
     assert number_of(next(ring.drain())) in (0, 1), "an event is gone only when the next is asked for"
     assert [number_of(event) for event in ring.drain()][-1] == 2
+
+
+def test_what_is_no_ring_is_one_line() -> None:
+    null = os.open("/dev/null", os.O_RDONLY)
+    with pytest.raises(KernelError, match="cannot map the events ring: "):
+        Ring(null, RING_BYTES)
+    os.close(null)

@@ -12,7 +12,7 @@ import pytest
 from ctl.errors import KernelError
 from ctl.kernel import bpf, loader
 from ctl.kernel.loader import Programs, compile_text, drop_others, load, load_program
-from ctl.kernel.maps import Maps, create_or_adopt, layout_dir, specs
+from ctl.kernel.maps import Maps, create_or_adopt, layout_dir, specs, unpin_all
 from ctl.kernel.source import PROGRAMS, digest, source
 from tests.datapath import Datapath, sent
 
@@ -72,18 +72,69 @@ def test_a_restart_compiles_and_loads_nothing(
         programs.close()
 
 
-def test_a_damaged_cache_is_compiled_anew(pins: Path, maps: Maps, cache: Path) -> None:
+@pytest.mark.parametrize("which", ["{}", "null", "", "half", "changed"])
+def test_a_damaged_cache_is_compiled_anew(
+    pins: Path, maps: Maps, cache: Path, which: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     load(maps, pins, cache).close()
     (file,) = cache.glob("programs-*.json")
     whole = file.read_text()
-    file.write_text(whole[:100])
+    # Compiling is another test's; here it is only that it is asked for.
+    monkeypatch.setattr(loader, "compile_text", lambda _: whole.partition("\n")[2])
+    file.write_text(
+        {"half": whole[: len(whole) // 2], "changed": whole.replace("A", "B", 1)}.get(which, which)
+    )
     (cache / "programs-ofanearlierbuild.json").write_text("{}")
-    programs = load(maps, pins, cache)
     drop_others(pins, "nothing")
-    programs.close()
     load(maps, pins, cache).close()
     assert [path.name for path in cache.iterdir()] == [file.name]
-    assert json.loads(file.read_text()) == json.loads(whole)
+    assert file.read_text() == whole
+
+
+def test_without_room_for_the_cache_it_works_all_the_same(
+    pins: Path,
+    maps: Maps,
+    cache: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    load(maps, pins, cache).close()
+    (file,) = cache.glob("programs-*.json")
+    monkeypatch.setattr(loader, "compile_text", lambda _: file.read_text().partition("\n")[2])
+    drop_others(pins, "nothing")
+    (tmp_path / "state").write_text("a file where the directory should be")
+    load(maps, pins, tmp_path / "state").close()
+    assert "cannot keep the compiled programs" in caplog.text
+
+
+def test_programs_of_other_maps_are_not_adopted(pins: Path, maps: Maps, cache: Path) -> None:
+    first = load(maps, pins, cache)
+    used = bpf.prog_info(first.by_name["from_wire"].fd).map_ids
+    assert used
+    assert used <= maps.ids()
+    for pin in (layout_dir(pins) / "maps").iterdir():
+        pin.unlink()
+    with create_or_adopt(pins, specs(4, 4, 64)) as others:
+        second = load(others, pins, cache)
+        for program in second.by_name.values():
+            assert bpf.prog_info(program.fd).map_ids <= others.ids()
+        assert not set(ids(second).values()) & set(ids(first).values())
+        second.close()
+    first.close()
+
+
+def test_lost_pins_of_programs_are_put_back(pins: Path, maps: Maps, cache: Path) -> None:
+    first = load(maps, pins, cache)
+    assert first.repin(pins) is False
+    (home(pins, first) / "to_overlay").unlink()
+    assert first.repin(pins) is True
+    unpin_all(pins)
+    assert (first.repin(pins), maps.repin(pins)) == (True, True)
+    second = load(maps, pins, cache)
+    assert ids(second) == ids(first)
+    first.close()
+    second.close()
 
 
 def test_only_programs_of_this_build_stay_pinned(pins: Path, maps: Maps, cache: Path) -> None:
@@ -95,6 +146,12 @@ def test_only_programs_of_this_build_stay_pinned(pins: Path, maps: Maps, cache: 
     assert not old.exists()
     assert home(pins, programs).exists()
     programs.close()
+
+
+def test_a_compiler_that_hangs_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "_TIMEOUT_S", 0)
+    with pytest.raises(KernelError, match="compiling the datapath took more than 0 s"):
+        compile_text(source())
 
 
 def test_the_digest_names_text_and_compiler() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -18,16 +18,8 @@ from ctl import abi
 from ctl.abi import Counter, FlowEntry, Hook, PeerStats
 from ctl.errors import AgentUnreachable, KernelError
 from ctl.kernel import bpf
-from ctl.kernel.maps import (
-    Maps,
-    MapTable,
-    create_or_adopt,
-    layout_dir,
-    mismatch,
-    open_maps,
-    specs,
-    unpin_all,
-)
+from ctl.kernel.maps import Maps, create_or_adopt, layout_dir, mismatch, open_maps, specs
+from ctl.kernel.maptable import MapTable
 from ctl.plan import Delta
 from tests.datapath import ENDPOINT, LOCAL, NODE, PEER, PEER_SUBNET, flow_out
 
@@ -115,19 +107,65 @@ def test_a_delta_is_applied(maps: Maps) -> None:
     assert maps.lookup_peer(base + 256) is None
 
 
-def overfill(table: MapTable[IPv4Address, V], value: V) -> str:
-    puts = tuple((LOCAL + i, value) for i in range(SPECS["peers"].entries + 3))
+def overfill(table: MapTable[IPv4Address, V], value: V, entries: int = 64) -> str:
+    puts = tuple((LOCAL + i, value) for i in range(entries + 3))
     with pytest.raises(KernelError) as caught:
         table.apply(Delta(puts=puts, removals=()))
     return str(caught.value)
 
 
 def test_a_full_map_names_the_setting_and_keeps_what_it_has(maps: Maps) -> None:
+    vteps = SPECS["peer_stats"].entries
+    assert vteps >= 64 + 1000, "a hash map refuses before it is full: each CPU keeps free entries to itself"
     words = "3 entries not stored: it is full with 64 entries, raise"
     assert overfill(maps.peer_table, PEER) == f"map peers: {words} --peers-max"
     assert overfill(maps.endpoint_table, ENDPOINT) == f"map endpoints: {words} --endpoints-max"
-    assert overfill(maps.vtep_table, True) == f"map peer_stats: {words} --peers-max"
-    assert maps.fill() == {"peers": (64, 64), "endpoints": (64, 64), "flows": (0, 64), "peer_stats": (64, 64)}
+    words = words.replace("64", str(vteps))
+    assert overfill(maps.vtep_table, True, vteps) == f"map peer_stats: {words} --peers-max"
+    full = {"peers": (64, 64), "endpoints": (64, 64), "flows": (0, 64), "peer_stats": (vteps, vteps)}
+    assert maps.fill() == full
+
+
+@pytest.mark.parametrize("kind", ["hash", "lru_hash", "percpu_hash"])
+def test_counting_makes_no_object_of_an_entry(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(bpf.Map(bpf.map_create(kind, "many", 4, 12, MANY * 2))) as table:
+        assert table.count() == 0
+        for i in range(MANY):
+            table.update(number(i), bytes(12))
+        monkeypatch.setattr(bpf.Map, "_split", None)
+        assert table.count() == MANY
+
+
+def test_flows_are_counted_once_a_second(pins: Path) -> None:
+    now = 5.0
+    create_or_adopt(pins, SPECS).close()
+    with open_maps(pins) as pinned:
+        raw = {name: bpf.Map(os.dup(pinned.fd(name))) for name in SPECS}
+    with Maps(raw, clock=lambda: now) as maps:
+        assert maps.fill()["flows"] == (0, 64)
+        raw["flows"].update(flow_out(sport=1).pack(), FlowEntry(1, 2, 3).pack())
+        now = 5.9
+        assert maps.fill()["flows"] == (0, 64)
+        now = 6.0
+        assert maps.fill()["flows"] == (1, 64)
+
+
+def test_what_the_kernel_refuses_is_one_line(maps: Maps) -> None:
+    null = os.open("/dev/null", os.O_RDONLY)
+    for name in SPECS:
+        os.dup2(null, maps.fd(name))  # EINVAL for all that is asked of them
+    os.close(null)
+    attempts: dict[str, Callable[[], object]] = {
+        "peers: 2 entries not removed": lambda: maps.peer_table.apply(Delta((), (LOCAL, LOCAL + 1))),
+        "peers: 1 entries not stored": lambda: maps.peer_table.apply(Delta(((LOCAL, PEER),), (LOCAL,))),
+        "peers cannot be read": maps.peers,
+        "node cannot be written": lambda: maps.write_node(NODE),
+        "flows cannot be read": maps.flush_flows,
+        "peers cannot be read: ": maps.fill,
+    }
+    for words, attempt in attempts.items():
+        with pytest.raises(KernelError, match=f"^map {words}"):
+            attempt()
 
 
 def test_node_and_flows(maps: Maps) -> None:
@@ -178,11 +216,3 @@ def test_any_difference_is_a_mismatch(pins: Path, changed: dict[str, object]) ->
     why = mismatch(pins, SPECS)
     assert why is not None
     assert why.startswith("endpoints is ")
-
-
-def test_unpin_all_leaves_nothing(pins: Path) -> None:
-    create_or_adopt(pins, SPECS).close()
-    (pins / "v0" / "maps").mkdir(parents=True)
-    assert unpin_all(pins) is True
-    assert not pins.exists()
-    assert unpin_all(pins) is False

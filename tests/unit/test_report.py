@@ -93,7 +93,7 @@ def reconciled(age: float) -> AgentReport:
 
 
 def test_a_reconcile_is_overdue_after_three_intervals_and_a_grace() -> None:
-    assert complaints(reconciled(3 * 60 + 30)) == []
+    assert complaints(reconciled(3 * 60 + 30)) == ["reconciling fails: nft refused"]
     assert complaints(reconciled(3 * 60 + 31)) == ["last successful reconcile was 211 s ago: nft refused"]
 
 

@@ -9,6 +9,9 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -166,6 +169,60 @@ def test_another_programs_database_is_left_alone(path: Path, create: bool) -> No
     with pytest.raises(StoreError, match="another program's SQLite file"):
         sqlite(path, create=create)
     assert path.read_bytes() == before
+
+
+@contextmanager
+def open_elsewhere(path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Another process that has put a lease and keeps the store open."""
+    code = f"""
+import sys
+from ctl.store import open_store
+from tests.unit.stores import lease
+store = open_store("sqlite://{path}", clock=lambda: 1000.0)
+store.put(lease(99), None)
+print("open", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2],
+    ) as child:  # fmt: skip
+        assert child.stdout is not None
+        assert child.stdout.readline() == "open\n"
+        yield child
+
+
+@pytest.mark.parametrize("way", ["moved", "removed"])
+@pytest.mark.parametrize("end", ["killed", "late"])
+def test_a_new_store_has_nothing_of_the_one_before(path: Path, way: str, end: str) -> None:
+    """An agent has the old one open, or was killed with it open: its journal stays behind."""
+    sqlite(path, create=True).close()
+    with open_elsewhere(path) as child:
+        assert path.with_name("store.db-wal").exists()
+        if end == "killed":
+            child.kill()
+            child.wait()
+        if way == "moved":
+            path.rename(path.with_name("away.db"))
+        else:
+            path.unlink()
+        new = sqlite(path, create=True)
+        assert new.put(lease(7), None) == replace(lease(7), revision=1)
+    assert new.snapshot().leases == (replace(lease(7), revision=1),)
+    new.close()
+    again = sqlite(path)
+    assert [each.subnet for each in again.snapshot().leases] == [lease(7).subnet]
+    again.close()
+
+
+def test_a_store_that_goes_is_let_go(path: Path) -> None:
+    store = sqlite(path, create=True)
+    store.put(lease(), None)
+    path.rename(path.with_name("away.db"))
+    with pytest.raises(StoreError, match="it does not exist"):
+        store.snapshot()
+    held = [os.path.realpath(fd) for fd in Path("/proc/self/fd").iterdir()]
+    assert not [name for name in held if name.startswith(str(path.parent))]
 
 
 def test_an_empty_file_asks_for_set_up(path: Path) -> None:

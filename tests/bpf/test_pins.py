@@ -1,0 +1,122 @@
+"""What is pinned: only ours is removed, only what fits together is adopted, what is lost is put back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from ctl import abi
+from ctl.errors import KernelError
+from ctl.kernel import bpf, bpffs
+from ctl.kernel.maps import create_or_adopt, layout_dir, mismatch, open_maps, specs, unpin_all
+
+SPECS = specs(64, 64, 64)
+
+
+@pytest.fixture
+def foreign(pins: Path) -> Iterator[int]:
+    """A map of someone else's, to pin; their pins go with the test."""
+    with closing(bpf.Map(bpf.map_create("hash", "foreign", 4, 4, 1))) as table:
+        yield table.fd
+    for parent, folders, files in os.walk(pins, topdown=False):
+        for path in (Path(parent) / name for name in (*files, *folders)):
+            if path.is_dir() and not path.is_symlink():
+                path.rmdir()
+            else:
+                path.unlink()
+
+
+def test_unpin_all_leaves_nothing_of_any_layout(pins: Path, foreign: int) -> None:
+    create_or_adopt(pins, SPECS).close()
+    for place in ("v0/maps", "v99/maps", "v99/progs-0123456789abcdef", f"v{abi.LAYOUT}/progs-feed"):
+        (pins / place).mkdir(parents=True)
+    bpf.obj_pin(foreign, str(pins / "v99" / "maps" / "a_map_of_that_layout"))
+    bpf.obj_pin(foreign, str(pins / "v99" / "progs-0123456789abcdef" / "a_program"))
+    bpf.obj_pin(foreign, str(layout_dir(pins) / "progs-feed" / "from_wire"))
+    assert unpin_all(pins) is True
+    assert not pins.exists()
+    assert unpin_all(pins) is False
+
+
+def test_unpin_all_leaves_what_is_not_ours(pins: Path, foreign: int) -> None:
+    create_or_adopt(pins, SPECS).close()
+    theirs = [
+        pins / "their_map",
+        pins / "theirs" / "maps" / "peers",
+        layout_dir(pins) / "their_map",
+        layout_dir(pins) / "maps" / "their_map",
+        pins / "v99" / "links" / "their_map",
+    ]
+    for path in theirs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        bpf.obj_pin(foreign, str(path))
+    (pins / "v98").symlink_to(pins / "theirs")
+    assert unpin_all(pins) is True
+    found = [Path(parent) / name for parent, _, files in os.walk(pins) for name in files]
+    assert sorted(found) == sorted(theirs)
+    assert unpin_all(pins) is False
+
+
+def test_unpin_all_touches_no_other_file_system(tmp_path: Path) -> None:
+    for place in (f"v{abi.LAYOUT}/maps", "v0/maps", "v0/progs-feed"):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "peers").write_text("precious")
+    (tmp_path / "v7").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    assert unpin_all(tmp_path) is False
+    assert sorted(tmp_path.rglob("*")) == before
+    assert unpin_all(tmp_path / "missing") is False
+
+
+@pytest.mark.parametrize("lost", [["flows"], list(SPECS), None], ids=["one", "all", "directory"])
+def test_programs_without_their_maps_do_not_fit(pins: Path, lost: list[str] | None) -> None:
+    create_or_adopt(pins, SPECS).close()
+    (layout_dir(pins) / "progs-0123456789abcdef").mkdir()
+    assert mismatch(pins, SPECS) is None
+    home = layout_dir(pins) / "maps"
+    for name in SPECS if lost is None else lost:
+        (home / name).unlink()
+    if lost is None:
+        home.rmdir()
+    why = mismatch(pins, SPECS)
+    assert why is not None
+    assert why.startswith("programs without maps: ")
+
+
+def test_a_pin_that_is_no_map_does_not_fit(pins: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_or_adopt(pins, SPECS).close()
+
+    def refuse(path: str) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(bpf, "obj_get", refuse)
+    code = 22
+    assert mismatch(pins, SPECS) == "peers cannot be opened: Invalid argument"
+    code = 1
+    with pytest.raises(KernelError, match="cannot open .*/peers: Operation not permitted"):
+        mismatch(pins, SPECS)
+
+
+def test_lost_pins_are_put_back(pins: Path) -> None:
+    with create_or_adopt(pins, SPECS) as maps:
+        assert maps.repin(pins) is False
+        (layout_dir(pins) / "maps" / "peers").unlink()
+        assert maps.repin(pins) is True
+        unpin_all(pins)
+        assert not pins.exists()
+        assert maps.repin(pins) is True
+        assert mismatch(pins, SPECS) is None
+        with open_maps(pins) as again:
+            assert again.ids() == maps.ids()
+            assert len(maps.ids()) == len(SPECS)
+
+
+def test_what_cannot_be_pinned_is_one_line(pins: Path) -> None:
+    null = os.open("/dev/null", os.O_RDONLY)
+    with pytest.raises(KernelError, match="cannot pin .*/thing: "):
+        bpffs.pin_missing(pins, {"thing": null})
+    os.close(null)
