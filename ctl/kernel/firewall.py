@@ -96,7 +96,9 @@ def _remove_empty_filter_table() -> None:
     listing = _run("nft", "list", "table", "ip", "filter", check=False)
     lines = [line.strip() for line in listing.splitlines()]
     frame = ("table ip filter {", "chain INPUT {", "chain FORWARD {", "chain OUTPUT {", "}", "")
-    if lines and all(line in frame or (line.startswith("type filter") and "accept" in line) for line in lines):
+    if lines and all(
+        line in frame or (line.startswith("type filter") and "accept" in line) for line in lines
+    ):
         _succeeds("nft", "delete", "table", "ip", "filter")
 
 
