@@ -20,7 +20,7 @@ from typing import Final, ParamSpec, TypeVar
 from ctl import __version__, statedir
 from ctl.claim import claim
 from ctl.config import Settings
-from ctl.errors import ConfigError, KernelError, LeaseConflict, OvnetError, StoreError
+from ctl.errors import ConfigError, KernelError, LeaseConflict, OvnetError, StoreAway, StoreError
 from ctl.kernel.events import Ring
 from ctl.kernel.maps import RING_BYTES
 from ctl.kernel.monitor import EVERYTHING, Change, Monitor
@@ -138,7 +138,7 @@ class Agent:
 
     def start(self) -> bool:
         """Find the network and a lease; False if told to stop while waiting."""
-        network = self._wait_for_network()
+        network = self._patiently(self._wait_for_network)
         if network is None:
             return False
         self._node.preflight(network)
@@ -151,10 +151,29 @@ class Agent:
             margin=self._settings.renew_margin,
             clock=self._clock,
         )
-        lease = self._holder.acquire(network, self._previous())
+        holder = self._holder
+        lease = self._patiently(lambda: holder.acquire(network, self._previous()))
+        if lease is None:
+            return False
         self._say(f"{lease.subnet}")
         log.info("leased %s on %s of %s", lease.subnet, lease.host, network.network)
         return True
+
+    def _patiently(self, step: Callable[[], T]) -> T | None:
+        """What `step` returns, however long the store does not answer; None if told to stop."""
+        said = ""
+        wait = BACK_OFF_MIN_S
+        while True:
+            try:
+                return step()
+            except StoreAway as error:
+                if str(error) != said:
+                    log.error("store: %s; waiting for it", error)
+                said = str(error)
+            _, signals = self.mailbox.take(wait * random.uniform(0.75, 1.25))
+            if Signal.STOP in signals:
+                return None
+            wait = min(wait * 2, BACK_OFF_MAX_S)
 
     def _wait_for_network(self) -> Network | None:
         network = self._store.read_network()
@@ -356,9 +375,10 @@ class Agent:
             self._suspicious_since = now
             log.critical("%d of %d leases are gone at once: not believed yet", len(gone), len(before))
         if self._suspicious_since is None or now >= self._suspicious_since + self._settings.resync_interval:
+            believed = self._suspicious_since is not None
             self._suspicious_since = None
             self._node.seen.problems["mass removal"] = ()
-            return snapshot
+            return self._store.snapshot(fresh=True) if believed else snapshot
         text = f"{len(gone)} of {len(before)} leases are gone from the store at once: kept for now"
         self._node.seen.problems["mass removal"] = (text,)
         return replace(

@@ -2,19 +2,29 @@
 
 SETTINGS is the one table: flag, OVNET_* variable and TOML key of a setting all derive
 from its row, and are strong in that order. `lease_ttl` is `--lease-ttl`,
-`OVNET_LEASE_TTL`, and `lease_ttl = ...` in the file.
+`OVNET_LEASE_TTL`, and `lease_ttl = ...` in the file. Where flannel has a flag of the same
+name and meaning, its FLANNELD_* variable holds too, weaker than OVNET_*.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from ipaddress import IPv4Address, ip_address
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
 
+from ctl import values
+from ctl.endpoint import (
+    ETCD_ENDPOINTS,
+    ETCD_PREFIX,
+    Endpoint,
+    format_store_url,
+    is_etcd,
+    parse_endpoints,
+    parse_store_url,
+)
 from ctl.errors import ConfigError
 from ctl.model import Bypass
 
@@ -22,6 +32,7 @@ DEFAULT_FILE: Final = Path("/etc/ovnet/ovnet.toml")
 """Read if it exists and no other file is named."""
 
 ENV_PREFIX: Final = "OVNET_"
+FLANNEL_PREFIX: Final = "FLANNELD_"
 FILE_VARIABLE: Final = "OVNET_CONFIG"
 """The variable that names the file, like `--config`."""
 
@@ -33,6 +44,15 @@ class Settings:
     """What a node is told, complete and valid. Times are seconds where not said otherwise."""
 
     store: str
+    """The URL; of etcd's with all endpoints in it."""
+    etcd_endpoints: tuple[Endpoint, ...]
+    etcd_prefix: str
+    etcd_keyfile: str
+    etcd_certfile: str
+    etcd_cafile: str
+    etcd_username: str
+    etcd_password: str = field(repr=False)
+    etcd_password_file: str
     node_name: str
     iface: str
     """Uplink's name; "": the interface of the default route."""
@@ -63,104 +83,6 @@ class Settings:
         return self.subnet_lease_renew_margin * 60
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?[0-9]+", text):
-            raise ValueError(f"{text!r} is not a whole number")
-        if not low <= int(text) <= high:
-            raise ValueError(f"{text} is not between {low} and {high}")
-        return int(text)
-
-    return parse
-
-
-def _number(low: float, high: float, unit: str) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        if not re.fullmatch(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?", text):
-            raise ValueError(f"{text!r} is not a number of {unit}")
-        if not low <= float(text) <= high:
-            raise ValueError(f"{text} is not between {low:g} and {high:g} {unit}")
-        return float(text)
-
-    return parse
-
-
-def _choice(*values: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in values:
-            raise ValueError(f"{text!r} is none of {', '.join(values)}")
-        return text
-
-    return parse
-
-
-def _boolean(text: str) -> bool:
-    """As Go's flags, which flannel's users write."""
-    lowered = text.lower()
-    if lowered in ("true", "t", "1", "yes", "on"):
-        return True
-    if lowered in ("false", "f", "0", "no", "off"):
-        return False
-    raise ValueError(f"{text!r} is neither true nor false")
-
-
-def _bypass(text: str) -> Bypass:
-    return Bypass(_choice(*Bypass)(text))
-
-
-def _ifname(text: str) -> str:
-    """An interface name as the kernel takes it: IFNAMSIZ, no slash, no space, no colon."""
-    if not re.fullmatch(r"[^\s/:]{1,15}", text) or text in (".", ".."):
-        raise ValueError(f"{text!r} is no interface name (1 to 15 characters, no '/', ':' or space)")
-    return text
-
-
-def _optional_ifname(text: str) -> str:
-    return _ifname(text) if text else ""
-
-
-def _optional_ipv4(text: str) -> IPv4Address | None:
-    if not text:
-        return None
-    try:
-        address = IPv4Address(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is not an IPv4 address") from None
-    if address.is_multicast or address.is_unspecified or address == IPv4Address("255.255.255.255"):
-        raise ValueError(f"{text} is not a host's address")
-    return address
-
-
-def _listen_address(text: str) -> str:
-    try:
-        return str(ip_address(text))
-    except ValueError:
-        raise ValueError(f"{text!r} is not an IP address to listen on") from None
-
-
-def _path(text: str) -> Path:
-    if not text.startswith("/") or "\0" in text:
-        raise ValueError(f"{text!r} is not an absolute path")
-    return Path(text)
-
-
-def _optional_path(text: str) -> Path | None:
-    return _path(text) if text else None
-
-
-def _node_name(text: str) -> str:
-    """A name for people; it is printed, so it must stay on one line."""
-    if len(text) > 253 or not (text.isprintable() or not text):
-        raise ValueError(f"{text!r} is no node name (printable, at most 253 characters)")
-    return text
-
-
-def _store_url(text: str) -> str:
-    if not re.match(r"[a-z0-9+]+:", text):
-        raise ValueError(f"{text!r} is no store URL (such as sqlite:///var/lib/ovnet/store.db)")
-    return text
-
-
 @dataclass(frozen=True, slots=True)
 class Setting:
     """A row of the table. `parse` raises ValueError with a line that needs no context."""
@@ -172,6 +94,10 @@ class Setting:
     metavar: str
     toml: tuple[type, ...] = (str,)
     """Types that the TOML value may have."""
+    flannel: bool = False
+    """Whether flannel's flag of this name means the same."""
+    secret: bool = False
+    """Never shown, in errors neither."""
 
     @property
     def flag(self) -> str:
@@ -181,42 +107,115 @@ class Setting:
     def variable(self) -> str:
         return ENV_PREFIX + self.name.upper()
 
+    @property
+    def variables(self) -> tuple[str, ...]:
+        """All that are read, the weaker one first."""
+        return (FLANNEL_PREFIX + self.name.upper(), self.variable) if self.flannel else (self.variable,)
+
 
 INT: Final = (int,)
 NUMBER: Final = (int, float)
 DECADE: Final = 10 * 365 * 86400
 
 SETTINGS: Final = (
-    Setting("store", _store_url, "sqlite:////var/lib/ovnet/store.db", "the lease store's URL", "URL"),
-    Setting("node_name", _node_name, "", "this node's name, for people (default: the host name)", "NAME"),
-    Setting("iface", _optional_ifname, "", "the uplink (default: the default route's)", "DEV"),
-    Setting("public_ip", _optional_ipv4, "", "underlay address to publish (default: the uplink's)", "IP"),
-    Setting("bridge", _ifname, "ovnet0", "bridge of the containers; an existing one is adopted", "DEV"),
-    Setting("bypass", _bypass, "learned", "what eBPF may carry: learned, always or off", "MODE"),
-    Setting("approval_ttl", _number(0.1, 3600, "seconds"), "5", "life of a flow's approval, s", "S", NUMBER),
-    Setting("state_dir", _path, "/run/ovnet", "directory of the agent's lock and state", "DIR"),
-    Setting("bpffs", _path, "/sys/fs/bpf/ovnet", "directory of the pinned maps and programs", "DIR"),
-    Setting("subnet_file", _optional_path, "", "environment file (default: subnet.env in state-dir)", "FILE"),
-    Setting("ip_masq", _boolean, "true", "masquerade what containers send outside", "BOOL", (bool,)),
-    Setting("lease_ttl", _number(10, DECADE, "seconds"), "86400", "life of a lease, s", "S", NUMBER),
+    Setting("store", values.store_url, "sqlite:////var/lib/ovnet/store.db", "the lease store's URL", "URL"),
+    Setting(
+        "etcd_endpoints",
+        parse_endpoints,
+        ETCD_ENDPOINTS,
+        "members of etcd; given without a store, they are the store",
+        "URL,...",
+        flannel=True,
+    ),
+    Setting(
+        "etcd_prefix", values.etcd_prefix, ETCD_PREFIX, "where in etcd the network is", "KEY", flannel=True
+    ),
+    Setting("etcd_keyfile", values.optional_file, "", "key of the client certificate", "FILE", flannel=True),
+    Setting("etcd_certfile", values.optional_file, "", "client certificate for etcd", "FILE", flannel=True),
+    Setting(
+        "etcd_cafile",
+        values.optional_file,
+        "",
+        "CA of etcd's certificates (default: the system's)",
+        "FILE",
+        flannel=True,
+    ),
+    Setting("etcd_username", values.any_text, "", "user name for etcd", "NAME", flannel=True),
+    Setting(
+        "etcd_password",
+        values.any_text,
+        "",
+        "its password; a flag is seen by all users of the host",
+        "TEXT",
+        flannel=True,
+        secret=True,
+    ),
+    Setting("etcd_password_file", values.optional_file, "", "file whose first line is the password", "FILE"),
+    Setting(
+        "node_name", values.node_name, "", "this node's name, for people (default: the host name)", "NAME"
+    ),
+    Setting(
+        "iface", values.optional_ifname, "", "the uplink (default: the default route's)", "DEV", flannel=True
+    ),
+    Setting(
+        "public_ip",
+        values.optional_ipv4,
+        "",
+        "underlay address to publish (default: the uplink's)",
+        "IP",
+        flannel=True,
+    ),
+    Setting("bridge", values.ifname, "ovnet0", "bridge of the containers; an existing one is adopted", "DEV"),
+    Setting("bypass", values.bypass, "learned", "what eBPF may carry: learned, always or off", "MODE"),
+    Setting(
+        "approval_ttl", values.number(0.1, 3600, "seconds"), "5", "life of a flow's approval, s", "S", NUMBER
+    ),
+    Setting("state_dir", values.path, "/run/ovnet", "directory of the agent's lock and state", "DIR"),
+    Setting("bpffs", values.path, "/sys/fs/bpf/ovnet", "directory of the pinned maps and programs", "DIR"),
+    Setting(
+        "subnet_file",
+        values.optional_path,
+        "",
+        "environment file (default: subnet.env in state-dir)",
+        "FILE",
+        flannel=True,
+    ),
+    Setting(
+        "ip_masq",
+        values.boolean,
+        "true",
+        "masquerade what containers send outside",
+        "BOOL",
+        (bool,),
+        flannel=True,
+    ),
+    Setting("lease_ttl", values.number(10, DECADE, "seconds"), "86400", "life of a lease, s", "S", NUMBER),
     Setting(
         "subnet_lease_renew_margin",
-        _number(0, DECADE / 60, "minutes"),
+        values.number(0, DECADE / 60, "minutes"),
         "60",
         "renew a lease this many minutes before its end, at the latest at half its life",
         "MIN",
         NUMBER,
+        flannel=True,
     ),
-    Setting("metrics_addr", _listen_address, "127.0.0.1", "address of the metrics server", "IP"),
-    Setting("metrics_port", _integer(0, 65535), "9475", "port of the metrics server; 0: none", "PORT", INT),
-    Setting("peers_max", _integer(1, 1 << 20), "16384", "capacity of map peers", "N", INT),
-    Setting("endpoints_max", _integer(1, 1 << 20), "4096", "capacity of map endpoints", "N", INT),
-    Setting("flows_max", _integer(64, 1 << 24), "65536", "capacity of map flows", "N", INT),
-    Setting("resync_interval", _number(1, 86400, "seconds"), "60", "time between resyncs, s", "S", NUMBER),
-    Setting("log_level", _choice(*LOG_LEVELS), "info", "one of " + ", ".join(LOG_LEVELS), "LEVEL"),
+    Setting("metrics_addr", values.listen_address, "127.0.0.1", "address of the metrics server", "IP"),
+    Setting(
+        "metrics_port", values.integer(0, 65535), "9475", "port of the metrics server; 0: none", "PORT", INT
+    ),
+    Setting("peers_max", values.integer(1, 1 << 20), "16384", "capacity of map peers", "N", INT),
+    Setting("endpoints_max", values.integer(1, 1 << 20), "4096", "capacity of map endpoints", "N", INT),
+    Setting("flows_max", values.integer(64, 1 << 24), "65536", "capacity of map flows", "N", INT),
+    Setting(
+        "resync_interval", values.number(1, 86400, "seconds"), "60", "time between resyncs, s", "S", NUMBER
+    ),
+    Setting("log_level", values.choice(*LOG_LEVELS), "info", "one of " + ", ".join(LOG_LEVELS), "LEVEL"),
 )
 
 BY_NAME: Final[Mapping[str, Setting]] = {setting.name: setting for setting in SETTINGS}
+
+STORE_SETTINGS: Final = ("store", *(name for name in BY_NAME if name.startswith("etcd_")))
+"""What a command needs that opens the store and is no agent."""
 
 
 def add_options(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
@@ -252,9 +251,16 @@ def _suggestion(word: str, known: Iterable[str]) -> str:
 
 
 def _from_environ(environ: Mapping[str, str]) -> dict[str, tuple[str, str]]:
-    """Setting name -> (text, source). ConfigError on an OVNET_* variable that is none."""
+    """Setting name -> (text, source). ConfigError on an OVNET_* variable that is none.
+
+    Flannel has variables that we have no setting for, so unknown ones of its are let be.
+    """
     known = {setting.variable: setting.name for setting in SETTINGS}
     found = {}
+    for setting in SETTINGS:
+        for variable in setting.variables:
+            if variable in environ and variable != setting.variable:
+                found[setting.name] = (environ[variable], variable)
     for variable in sorted(name for name in environ if name.startswith(ENV_PREFIX)):
         if variable in known:
             found[known[variable]] = (environ[variable], variable)
@@ -267,7 +273,7 @@ def _toml_text(value: object, setting: Setting, source: str) -> str:
     """TOML has types of its own: hold it to them, then parse its text like the others."""
     if type(value) not in setting.toml:
         wanted = {str: "a string", int: "a number", bool: "true or false"}[setting.toml[0]]
-        raise ConfigError(f"{source}: {value!r} is not {wanted}")
+        raise ConfigError(f"{source}: {'the value' if setting.secret else repr(value)} is not {wanted}")
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -314,13 +320,20 @@ def resolve(
     `hostname` is the default of node_name. `ctl.cli.settings.load` fills all of these in.
     Every source is checked, also where a stronger one wins. ConfigError names the source.
     """
-    values: dict[str, Any] = {setting.name: setting.parse(setting.default) for setting in SETTINGS}
+    settled: dict[str, Any] = {setting.name: setting.parse(setting.default) for setting in SETTINGS}
+    given: set[str] = set()
     for found in (_from_toml(toml_text, file), _from_environ(environ), _from_args(args)):
+        given |= found.keys()
         for name, (text, source) in found.items():
             try:
-                values[name] = BY_NAME[name].parse(text)
+                settled[name] = BY_NAME[name].parse(text)
             except ValueError as error:
                 raise ConfigError(f"{source}: {error}") from error
-    values["node_name"] = values["node_name"] or hostname
-    values["subnet_file"] = values["subnet_file"] or values["state_dir"] / "subnet.env"
-    return Settings(**values)
+    if "etcd_endpoints" in given and "store" not in given:
+        settled["store"] = "etcd:"  # as flannel's users write it
+    if is_etcd(settled["store"]):
+        settled["etcd_endpoints"] = parse_store_url(settled["store"]) or settled["etcd_endpoints"]
+        settled["store"] = format_store_url(settled["etcd_endpoints"])
+    settled["node_name"] = settled["node_name"] or hostname
+    settled["subnet_file"] = settled["subnet_file"] or settled["state_dir"] / "subnet.env"
+    return Settings(**settled)

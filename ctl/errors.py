@@ -4,7 +4,9 @@
     |- ConfigError              2: usage, settings or network config
     |- NotFound                 3: no such network, lease, entry
     |- StoreError               4: store unreachable or unreadable
-    |  `- LeaseConflict         1: another node holds what we want to write
+    |  |- LeaseConflict         1: another node holds what we want to write
+    |  |- StoreDenied           2: the store refuses our credentials; waiting does not help
+    |  `- StoreAway             4: the store does not answer; waiting may help
     |- NetworkExhausted         1: no free subnet
     |- AgentError               1: the agent's own preconditions (root, lock)
     |- AgentUnreachable         4: no agent runs for this state directory
@@ -48,6 +50,16 @@ class LeaseConflict(StoreError):
     """A compare-and-swap lost: the stored lease is not the one we expected."""
 
     exit_code = 1
+
+
+class StoreDenied(StoreError):
+    """The store is there and refuses us: user, password, rights or certificates are wrong."""
+
+    exit_code = 2
+
+
+class StoreAway(StoreError):
+    """A store on the network does not answer now."""
 
 
 class NetworkExhausted(OvnetError):

@@ -80,7 +80,8 @@ class LeaseHolder:
             try:
                 lease = self._try_acquire(network, previous)
             except LeaseConflict as error:
-                lost = error
+                # Taken by what no list shows (an entry that does not parse): not that one again.
+                lost, previous = error, None
             else:
                 if lease is not None:
                     return lease

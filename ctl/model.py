@@ -2,18 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Network
+from typing import Final
 
-__all__ = ["Bypass", "IPv4Address", "IPv4Network", "Lease", "MacAddress", "Network", "Snapshot"]
+__all__ = [
+    "END_UNKNOWN",
+    "Bypass",
+    "IPv4Address",
+    "IPv4Network",
+    "Lease",
+    "MacAddress",
+    "Network",
+    "Snapshot",
+]
 
 VXLAN_OVERHEAD = 50
 """Bytes that VXLAN adds to an inner IPv4 packet: IP 20, UDP 8, VXLAN 8, Ethernet 14."""
 
 MIN_MTU = 576
 """Smallest inner MTU that we accept, bytes (RFC 791: every host takes 576)."""
+
+
+END_UNKNOWN: Final = math.inf
+"""`expires_at` of a lease that will end, but the store alone knows when: another node's, in etcd.
+
+Such a lease is live for as long as the store lists it."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -84,7 +101,7 @@ class Lease:
     node: str = ""
     """Name of the node, for people."""
     expires_at: float | None = None
-    """Seconds since the epoch; None: a reservation, which does not expire."""
+    """Seconds since the epoch; None: a reservation, which does not expire; or END_UNKNOWN."""
     revision: int = field(default=0, compare=False)
     """The store's version of this entry, for compare-and-swap; 0: not stored yet."""
 

@@ -94,6 +94,8 @@ def remote_leases(
 def _unusable(lease: Lease, own: Lease, network: Network) -> str:
     if lease.backend != network.backend:
         return f"its backend is {lease.backend}, not {network.backend}"
+    if not lease.subnet.subnet_of(network.network):
+        return f"it is not in {network.network}"
     if lease.host == own.host:
         return f"it carries our own host address {own.host}"
     if network.backend != "vxlan":

@@ -34,12 +34,17 @@ class LeaseStore(Protocol):
     def write_network(self, network: Network, *, replace: bool = False) -> None:
         """Store the config. LeaseConflict if another is stored and not `replace`."""
 
-    def snapshot(self) -> Snapshot:
-        """All leases that have not expired, and the revision they belong to."""
+    def snapshot(self, *, fresh: bool = False) -> Snapshot:
+        """All leases that have not expired, and the revision they belong to.
+
+        Never older than what this client wrote. While a watch runs it may be what the
+        watch was told; `fresh` asks the store itself.
+        """
 
     def put(self, lease: Lease, expected: Lease | None) -> Lease:
-        """Compare-and-swap; returns the lease with its new revision.
+        """Compare-and-swap; returns the lease as stored, with its revision.
 
+        The revision may stay the same where nothing but the end has moved.
         `expected` None: create only where no live lease overlaps the subnet.
         Else: replace only the entry that has `expected.revision`.
         LeaseConflict if another one was quicker.

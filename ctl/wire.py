@@ -179,18 +179,28 @@ def _untyped(backend: str) -> bool:
     return backend == "udp"
 
 
-def format_attributes(lease: Lease) -> str:
-    """The value stored for a lease: who holds it and how to reach it."""
+def format_attributes(lease: Lease, *, with_node: bool = False) -> str:
+    """The value stored for a lease: who holds it and how to reach it.
+
+    `with_node` puts the node's name into BackendData as a field `Node`. Flannel reads
+    over it there, and drops it when it writes the lease itself.
+    """
     attributes: dict[str, object] = {"PublicIP": str(lease.host), "PublicIPv6": None}
     if not _untyped(lease.backend):
         attributes["BackendType"] = lease.backend
+    data: dict[str, object] = {}
     if lease.vtep_mac is not None and lease.vni is not None:
-        attributes["BackendData"] = {"VNI": lease.vni, "VtepMAC": str(lease.vtep_mac)}
+        data = {"VNI": lease.vni, "VtepMAC": str(lease.vtep_mac)}
+    # Only beside data that flannel knows: without a MAC it could not read a vxlan lease.
+    if with_node and lease.node and (data or lease.backend != "vxlan"):
+        data["Node"] = lease.node
+    if data:
+        attributes["BackendData"] = data
     return json.dumps(attributes, separators=(",", ":"))
 
 
 def parse_attributes(subnet: IPv4Network, text: str) -> Lease:
-    """The lease on `subnet` from its stored value, without node, expiry and revision.
+    """The lease on `subnet` from its stored value, without expiry and revision.
 
     Unknown fields are ignored. A lease without BackendType is udp's; one without
     BackendData (a reservation that nobody uses yet) has no MAC. ValueError names the field.
@@ -201,7 +211,14 @@ def parse_attributes(subnet: IPv4Network, text: str) -> Lease:
     except ValueError as error:
         raise ValueError(f"PublicIP: {error}") from error
     backend = _string(fields, "BackendType") or "udp"
-    return replace(lease, backend=backend, **_backend_data(fields, backend))
+    return replace(lease, backend=backend, node=_node(fields), **_backend_data(fields, backend))
+
+
+def _node(fields: Fields) -> str:
+    """The node's name, if `format_attributes` put one in; it is printed, so it must be printable."""
+    data = fields.get("backenddata")
+    name = data.get("node") if isinstance(data, dict) else None
+    return name if isinstance(name, str) and name.isprintable() and len(name) <= 253 else ""
 
 
 def _backend_data(fields: Fields, backend: str) -> dict[str, Any]:
@@ -227,7 +244,10 @@ def parse_key(text: str) -> IPv4Network:
     match = re.fullmatch(r"([0-9.]+)-([0-9]{1,2})", text)
     if not match:
         raise ValueError(f"{text!r} is not a lease key such as 10.5.52.0-24")
-    return IPv4Network(f"{match[1]}/{match[2]}")
+    subnet = IPv4Network(f"{match[1]}/{match[2]}")
+    if format_key(subnet) != text:
+        raise ValueError(f"{text!r} is {format_key(subnet)}, written in another way")
+    return subnet
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ readonly python=/usr/bin/python3
 
 run_packages=(python3-bpfcc python3-venv linux-libc-dev nftables iproute2 ca-certificates)
 dev_packages=(make git gcc iptables iperf3 sockperf tcpdump conntrack bpftool ethtool iputils-ping
-    procps curl busybox-static util-linux traceroute docker.io containerd prometheus)
+    procps curl busybox-static util-linux traceroute docker.io containerd prometheus etcd-server openssl)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() {
@@ -61,9 +61,10 @@ allow_services() {
 disable_new_units() {
     local package unit
     for package in "$@"; do
-        case $package in docker.io | containerd | prometheus) ;; *) continue ;; esac
+        case $package in docker.io | containerd | prometheus | etcd-server) ;; *) continue ;; esac
         for unit in $(dpkg -L "$package" | sed -En 's,^(/usr)?/lib/systemd/system/(.*\.(service|socket))$,\2,p'); do
-            deb-systemd-helper disable "$unit" >/dev/null 2>&1 || true
+            # It does nothing for those who are not dpkg.
+            DPKG_MAINTSCRIPT_PACKAGE=$package deb-systemd-helper disable "$unit" >/dev/null 2>&1 || true
         done
     done
 }

@@ -71,7 +71,7 @@ def _run(settings: Settings) -> int:
     from ctl.store import open_store
 
     with statedir.Lock(settings.state_dir) as lock, Netlink() as netlink:
-        store = open_store(settings.store)
+        store = open_store(settings)
         node = Node(settings, netlink)
         agent = Agent(settings, store, node, say=_say)
         for number in (signal.SIGTERM, signal.SIGINT):

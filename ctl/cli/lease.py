@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import math
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any
 
 from ctl.cli.output import Column, Row, add_output_option, emit, say
-from ctl.config import add_options
+from ctl.config import STORE_SETTINGS, add_options
 from ctl.errors import ConfigError, LeaseConflict, NotFound
 
 if TYPE_CHECKING:
@@ -16,9 +17,11 @@ if TYPE_CHECKING:
 
 
 def _left(seconds: float | None) -> str:
-    """Time left, for people; None is a reservation."""
+    """Time left, for people; None is a reservation, infinity what only the store knows."""
     if seconds is None:
         return "never"
+    if math.isinf(seconds):
+        return "unknown"
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
@@ -55,18 +58,18 @@ def register(subparsers: Any) -> None:
     release.set_defaults(func=run_release)
 
     for parser in (listing, reserve, release):
-        add_options(parser, ["store"])
+        add_options(parser, STORE_SETTINGS)
 
 
 def _open(args: argparse.Namespace) -> LeaseStore:
     from ctl.cli.settings import load
     from ctl.store import open_store
 
-    return open_store(load(args).store)
+    return open_store(load(args))
 
 
 def _row(lease: Lease, now: float) -> Row:
-    """What programs get: expires_at is epoch seconds, null for a reservation."""
+    """A line of the list; times in seconds, None for a reservation, infinite for an end that is unknown."""
     return {
         "subnet": lease.subnet,
         "host": lease.host,
@@ -81,6 +84,11 @@ def _row(lease: Lease, now: float) -> Row:
     }
 
 
+def _plain(row: Row) -> Row:
+    """What programs get: JSON has no infinity. Of two nulls, `reserved` tells which it is."""
+    return {key: None if value == math.inf else value for key, value in row.items()}
+
+
 def run_list(args: argparse.Namespace) -> int:
     """List the live leases by subnet; what is wrong with them goes to stderr."""
     import time
@@ -89,7 +97,8 @@ def run_list(args: argparse.Namespace) -> int:
 
     snapshot = _open(args).snapshot()
     now = time.time()
-    emit([_row(lease, now) for lease in snapshot.leases], COLUMNS, args.output)
+    rows = [_row(lease, now) for lease in snapshot.leases]
+    emit(map(_plain, rows) if args.output == "json" else rows, COLUMNS, args.output)
     for problem in (*snapshot.problems, *conflicts(snapshot.leases)):
         say(f"warning: {problem}")
     return 0

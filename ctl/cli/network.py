@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ctl.cli.output import add_output_option, emit_one, say
-from ctl.config import add_options
+from ctl.config import STORE_SETTINGS, add_options
 from ctl.errors import ConfigError, LeaseConflict, NotFound
 
 if TYPE_CHECKING:
@@ -47,12 +47,12 @@ def register(subparsers: Any) -> None:
         "--direct-routing", action="store_true", help="vxlan: plain routes to hosts on the same link"
     )
     init.add_argument("--force", action="store_true", help="replace a different network")
-    add_options(init, ["store"])
+    add_options(init, STORE_SETTINGS)
     init.set_defaults(func=run_init)
 
     show = verbs.add_parser("show", help="show the network")
     add_output_option(show)
-    add_options(show, ["store"])
+    add_options(show, STORE_SETTINGS)
     show.set_defaults(func=run_show)
 
 
@@ -89,8 +89,8 @@ def run_init(args: argparse.Namespace) -> int:
     from ctl.store import open_store
 
     network = _wanted(args)
-    url = load(args).store
-    store = open_store(url, create=True)
+    settings = load(args)
+    url, store = settings.store, open_store(settings, create=True)
     if store.read_network() == network:
         say(f"network {network.network} is in {url} already, unchanged")
         return 0
@@ -117,7 +117,7 @@ def run_show(args: argparse.Namespace) -> int:
     from ctl.cli.settings import load
     from ctl.store import open_store
 
-    network = require_network(open_store(load(args).store))
+    network = require_network(open_store(load(args)))
     row = {column: getattr(network, column) for column in COLUMNS}
     row["subnet_min"] = network.subnet_min.network_address
     row["subnet_max"] = network.subnet_max.network_address

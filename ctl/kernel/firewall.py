@@ -90,9 +90,6 @@ def _show() -> str:
     return _run("nft", "-s", "list", "table", "ip", TABLE, check=False)
 
 
-ensure: Final = Firewall().ensure
-
-
 def _ensure_forwarding(network: IPv4Network) -> bool:
     if not shutil.which("iptables"):
         return False

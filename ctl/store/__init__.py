@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
+from ctl.config import Settings
+from ctl.endpoint import is_etcd, parse_store_url
 from ctl.errors import ConfigError
 from ctl.ports import LeaseStore
 
+if TYPE_CHECKING:
+    from ctl.store.etcd_client import EtcdOptions
 
-def open_store(url: str, clock: Callable[[], float] = time.time, *, create: bool = False) -> LeaseStore:
-    """The store at `url`; only the chosen kind's module is imported.
 
-    memory:             of this process, for tests; every call gives an empty one
-    sqlite:///PATH      a file that the nodes of one machine share (PATH is absolute)
+def open_store(
+    where: Settings | str, clock: Callable[[], float] = time.time, *, create: bool = False
+) -> LeaseStore:
+    """The store that `where` names; only the chosen kind's module is imported.
+
+    memory:                  of this process, for tests; every call gives an empty one
+    sqlite:///PATH           a file that the nodes of one machine share (PATH is absolute)
+    etcd://HOST:PORT,...     etcd v3 with flannel's keys; etcds:// with TLS
+    Settings hold, besides the URL, how etcd is to be spoken to; a URL alone means the defaults.
     `create` makes the file and its directory if they are missing; `clock` gives seconds
     since the epoch. ConfigError on a bad URL, StoreError if it cannot be opened.
     """
+    url = where if isinstance(where, str) else where.store
     scheme, _, rest = url.partition(":")
     if scheme == "memory":
         from ctl.store.memory import MemoryStore
@@ -26,9 +37,45 @@ def open_store(url: str, clock: Callable[[], float] = time.time, *, create: bool
         from ctl.store.sqlite import SqliteStore
 
         return SqliteStore(_path(url, rest), clock, create=create)
-    if scheme == "etcd":
-        raise ConfigError(f"{url}: etcd stores come with a later release; use sqlite:///PATH")
-    raise ConfigError(f"{url}: unknown kind of store; use sqlite:///PATH")
+    if is_etcd(url):
+        from ctl.store.etcd import EtcdStore
+
+        return EtcdStore(_etcd_options(url, None if isinstance(where, str) else where), clock)
+    raise ConfigError(f"{url}: unknown kind of store; use sqlite:///PATH or etcd://HOST:PORT,...")
+
+
+def _etcd_options(url: str, settings: Settings | None) -> EtcdOptions:
+    from ctl.store.etcd_client import EtcdOptions
+
+    try:
+        endpoints = parse_store_url(url)
+    except ValueError as error:
+        raise ConfigError(f"store URL: {error}") from error
+    if not endpoints:
+        raise ConfigError(f"{url}: no endpoint; write etcd://HOST:PORT,...")
+    if settings is None:
+        return EtcdOptions(endpoints)
+    return EtcdOptions(
+        endpoints,
+        settings.etcd_prefix,
+        settings.etcd_keyfile,
+        settings.etcd_certfile,
+        settings.etcd_cafile,
+        settings.etcd_username,
+        settings.etcd_password or _read_password(settings.etcd_password_file),
+    )
+
+
+def _read_password(path: str) -> str:
+    """The file's first line; "" without a file."""
+    if not path:
+        return ""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"etcd password file {path}: {reason}") from error
 
 
 def _path(url: str, rest: str) -> str:

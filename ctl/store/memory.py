@@ -35,7 +35,7 @@ class MemoryStore:
             self._network = network
             self._changed()
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, *, fresh: bool = False) -> Snapshot:
         with self._lock:
             return Snapshot(tuple(sorted(self._live(), key=lambda lease: lease.subnet)), self._revision)
 

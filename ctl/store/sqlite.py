@@ -73,7 +73,7 @@ class SqliteStore:
                 raise LeaseConflict(f"store {self._path} has another network config: {row[0]}")
             db.execute("INSERT OR REPLACE INTO network VALUES (1, ?)", (text,))
 
-    def snapshot(self) -> Snapshot:
+    def snapshot(self, *, fresh: bool = False) -> Snapshot:
         with self._transaction("BEGIN") as db:
             revision = db.execute("SELECT revision FROM counter").fetchone()[0]
             rows = db.execute(

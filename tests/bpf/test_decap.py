@@ -116,6 +116,23 @@ def test_any_header_is_right_afterwards(
     assert Ip.parse(out[14:]).valid
 
 
+def with_checksum(wanted: int, tos: int) -> bytes:
+    """A frame from the peer with an id that gives its header this checksum."""
+    others = ~int.from_bytes(received(tos=tos, ident=0)[24:26], "big") & 0xFFFF
+    return received(tos=tos, ident=((~wanted & 0xFFFF) - others) % 0xFFFF)
+
+
+@pytest.mark.parametrize(("inner", "outer"), [(2, 1), (2, 3), (1, 3)])
+def test_checksums_with_all_carries_are_right(datapath: Datapath, inner: int, outer: int) -> None:
+    datapath.approve(flow_in())
+    lows = {*range(0, 256, 5), 1, 2, 3, 0xFD, 0xFE}
+    for wanted in (high << 8 | low for high in (0, 1, 2, 3, 0xFC, 0xFD, 0xFE, 0xFF) for low in lows):
+        frame = with_checksum(wanted, inner)
+        result = datapath.run("from_wire", wire(frame, tos=outer))
+        ecn = ECN[inner][outer]
+        assert result.packet[14:] == forwarded(frame[14:], tos=ecn), f"{wanted:04x}"
+
+
 def test_endpoint_says_where_to(datapath: Datapath) -> None:
     # Another port: another flow, so the approval of the first is not good for it.
     datapath.approve(flow_in())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import urllib.parse
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,10 @@ def query(host: Host, expression: str) -> list[Any]:
     return list(json.loads(body)["data"]["result"]) if status == 200 else []
 
 
+def is_ready(node: Host) -> bool:
+    return bool(node.status().get("ready"))
+
+
 @pytest.mark.skipif(not shutil.which("prometheus"), reason="prometheus: apt install prometheus")
 def test_prometheus_scrapes_both_nodes_and_sees_their_traffic(tmp_path: Path) -> None:
     with Lab() as lab:
@@ -42,9 +47,7 @@ def test_prometheus_scrapes_both_nodes_and_sees_their_traffic(tmp_path: Path) ->
         lab.init_network()
         for node in nodes:
             agent = node.agent("--metrics-addr", node.address, "--metrics-port", str(METRICS), wait=False)
-            wait_until(
-                lambda node=node: node.status().get("ready"), 60, f"{node.name} is ready\n{agent.log()}"
-            )  # type: ignore[misc]
+            wait_until(partial(is_ready, node), 60, f"{node.name} is ready\n{agent.log()}")
         ends = [node.container("one") if node.name == "a" else node.container("two") for node in nodes]
         ends[0].run("ping", "-c20", "-i0.02", ends[1].address)
 

@@ -65,7 +65,8 @@ def draw(rng: Random) -> tuple[str, bytes, int]:
 
 def _frame(rng: Random, program: str) -> bytes:
     l4, proto = _l4(rng)
-    ip: dict[str, Any] = {"tos": rng.choice((0, 1, 2, 3, rng.randrange(256))), "ttl": rng.choice((1, 2, 64, rng.randrange(256)))}
+    tos, ttl = rng.choice((0, 1, 2, 3, rng.randrange(256))), rng.choice((1, 2, 64, rng.randrange(256)))
+    ip: dict[str, Any] = {"tos": tos, "ttl": ttl}
     if program in {"from_container", "to_overlay"}:
         return sent(l4, proto, **ip) if rng.random() < 0.8 else sent(l4, proto, dst=_address(rng), **ip)
     inner = received(l4, proto, **ip) if rng.random() < 0.8 else received(l4, proto, src=_address(rng), **ip)

@@ -109,7 +109,7 @@ def test_init_again_is_fine_and_another_network_needs_force(ovctl: Ovctl, path: 
         (("--network", "172.17.0.0/16", "--port", "65536"), "Port 65536"),
         (("--network", "172.17.0.0/16", "--subnet-min", "10.0.0.0"), "SubnetMin 10.0.0.0"),
         (("--network", "172.17.0.0/16", "--backend", "carrier-pigeon"), "--backend"),
-        (("--network", "172.17.0.0/16", "--store", "etcd://x"), "later release"),
+        (("--network", "172.17.0.0/16", "--store", "etcd://u:p@x"), "no user"),
         (("--network", "172.17.0.0/16", "--store", "x"), "--store: 'x' is no store URL"),
         (("--net", "172.17.0.0/16"), "--network"),
         ((), "--network"),

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctl.config import BY_NAME, SETTINGS, Setting, Settings, add_options, resolve
+from ctl.endpoint import Endpoint, parse_endpoints
 from ctl.errors import ConfigError
 from ctl.model import Bypass
 
@@ -37,6 +38,14 @@ def test_the_table_has_a_row_per_field() -> None:
 def test_the_defaults() -> None:
     assert settings() == Settings(
         store="sqlite:////var/lib/ovnet/store.db",
+        etcd_endpoints=(Endpoint("127.0.0.1", 4001), Endpoint("127.0.0.1", 2379)),
+        etcd_prefix="/coreos.com/network",
+        etcd_keyfile="",
+        etcd_certfile="",
+        etcd_cafile="",
+        etcd_username="",
+        etcd_password="",
+        etcd_password_file="",
         node_name="host",
         iface="",
         public_ip=None,
@@ -62,6 +71,14 @@ def test_the_defaults() -> None:
 
 VALUES = {
     "store": ("memory:", "sqlite:///a", "sqlite:///b"),
+    "etcd_endpoints": ("http://a:1", "https://b:2,http://c:3", "http://[::1]:4"),
+    "etcd_prefix": ("/a", "/b", "c/d"),
+    "etcd_keyfile": ("/a", "/b", "/c"),
+    "etcd_certfile": ("/a", "/b", "/c"),
+    "etcd_cafile": ("/a", "/b", "/c"),
+    "etcd_username": ("a", "b", "c"),
+    "etcd_password": ("a", "b", "c"),
+    "etcd_password_file": ("/a", "/b", "/c"),
     "node_name": ("a", "b", "c"),
     "iface": ("eth0", "eth1", "eth2"),
     "public_ip": ("10.0.0.1", "10.0.0.2", "10.0.0.3"),
@@ -221,3 +238,73 @@ def test_a_subset_of_options_leaves_the_others_to_the_other_sources() -> None:
     assert (found.store, found.bridge) == ("memory:", "br7")
     with pytest.raises(SystemExit):
         parser.parse_args(["--bridge", "br0"])
+
+
+FLANNEL = {
+    "FLANNELD_ETCD_ENDPOINTS": "http://a:1",
+    "FLANNELD_ETCD_PREFIX": "/p",
+    "FLANNELD_ETCD_KEYFILE": "/k",
+    "FLANNELD_ETCD_CERTFILE": "/c",
+    "FLANNELD_ETCD_CAFILE": "/ca",
+    "FLANNELD_ETCD_USERNAME": "u",
+    "FLANNELD_ETCD_PASSWORD": "pw",
+    "FLANNELD_IFACE": "eth7",
+    "FLANNELD_PUBLIC_IP": "10.9.8.7",
+    "FLANNELD_SUBNET_FILE": "/run/flannel/subnet.env",
+    "FLANNELD_SUBNET_LEASE_RENEW_MARGIN": "30",
+    "FLANNELD_IP_MASQ": "false",
+}
+
+
+def test_flannels_variables_hold_where_they_mean_the_same() -> None:
+    found = settings(environ={**FLANNEL, "FLANNELD_V": "10"})
+    assert found.store == "etcd://a:1"
+    for variable, text in FLANNEL.items():
+        name = variable.removeprefix("FLANNELD_").lower()
+        assert getattr(found, name) == BY_NAME[name].parse(text)
+
+
+def test_flannels_variables_are_stronger_than_the_file_and_weaker_than_ours() -> None:
+    environ = {"FLANNELD_IFACE": "eth1"}
+    assert settings(environ=environ, toml='iface = "eth2"').iface == "eth1"
+    assert settings(environ={**environ, "OVNET_IFACE": "eth0"}).iface == "eth0"
+    assert refused(environ={"FLANNELD_PUBLIC_IP": "here"}).startswith("FLANNELD_PUBLIC_IP: ")
+
+
+@pytest.mark.parametrize(
+    ("flags", "store"),
+    [
+        (["--store", "etcd://h1,h2:4001"], "etcd://h1:2379,h2:4001"),
+        (["--store", "etcds://h1"], "etcds://h1:2379"),
+        (["--store", "etcd:"], "etcd://127.0.0.1:4001,127.0.0.1:2379"),
+        (["--store", "etcd:", "--etcd-endpoints", "https://[::1]"], "etcds://[::1]:2379"),
+        (["--etcd-endpoints", "http://a,https://b"], "etcd:http://a:2379,https://b:2379"),
+        (["--etcd-endpoints", "http://a", "--store", "sqlite:///a"], "sqlite:///a"),
+        (["--etcd-endpoints", "http://a", "--store", "etcd://b"], "etcd://b:2379"),
+    ],
+)
+def test_the_store_names_etcds_endpoints(flags: list[str], store: str) -> None:
+    found = settings(*flags)
+    assert found.store == store
+    if store.startswith("etcd"):
+        assert settings("--store", store).etcd_endpoints == found.etcd_endpoints
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", ",", "h:2379", "ftp://h", "http://", "http://h:0", "http://h:x", "http://h:70000", "http://h/path",
+     "http://h?x", "http://u:secret@h", "http://a b", "http://h,x"],
+)  # fmt: skip
+def test_an_endpoint_that_is_none_is_refused(text: str) -> None:
+    line = refused("--etcd-endpoints", text)
+    assert line.startswith("--etcd-endpoints: ")
+    assert "secret" not in line
+
+
+def test_the_password_is_not_shown() -> None:
+    assert "hunter2" not in repr(settings("--etcd-password", "hunter2"))
+    assert "4711" not in refused(toml="etcd_password = 4711")
+
+
+def test_endpoints_are_the_same_however_they_are_written() -> None:
+    assert parse_endpoints("http://a:2379/, http://a") == (Endpoint("a"),)

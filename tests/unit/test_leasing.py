@@ -213,8 +213,8 @@ def test_a_race_with_an_edit_of_our_own_lease_is_run_again(clock: Clock) -> None
 
         armed = False
 
-        def snapshot(self) -> Snapshot:
-            before = super().snapshot()
+        def snapshot(self, *, fresh: bool = False) -> Snapshot:
+            before = super().snapshot(fresh=fresh)
             if self.armed:
                 self.armed = False
                 self.put(replace(before.leases[0], expires_at=None), before.leases[0])

@@ -281,7 +281,8 @@ except StoreError as error:
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [
-        ("etcd://127.0.0.1:2379", "later release"),
+        ("etcd:", "no endpoint"),
+        ("etcd://10.0.0.1:0", "port"),
         ("sqlite:store.db", "absolute PATH"),
         ("sqlite://store.db", "absolute PATH"),
         ("sqlite:///", "absolute PATH"),

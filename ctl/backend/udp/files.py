@@ -1,0 +1,23 @@
+"""Names that the agent's side and the forwarder agree on."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ctl import __version__
+
+LOCK: Final = "lock"
+TABLE: Final = "table"
+STATS: Final = "stats"
+READY: Final = "ready"
+"""The forwarder's first line on stdout; any other says why it cannot run."""
+
+
+def device_name(port: int) -> str:
+    """The TUN device's: one for each port, of 15 characters at most."""
+    return f"ovnetu{port}"
+
+
+def identity(device: str, local: str, port: int) -> str:
+    """What a forwarder is; one that differs in anything is not the one that is wanted."""
+    return f"{__version__} {device} {local}:{port}"
