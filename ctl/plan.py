@@ -92,19 +92,18 @@ def remote_leases(
 
 
 def _unusable(lease: Lease, own: Lease, network: Network) -> str:
-    if lease.backend != network.backend:
-        return f"its backend is {lease.backend}, not {network.backend}"
-    if not lease.subnet.subnet_of(network.network):
-        return f"it is not in {network.network}"
-    if lease.host == own.host:
-        return f"it carries our own host address {own.host}"
-    if network.backend != "vxlan":
-        return ""
-    if lease.vtep_mac is None or not lease.vtep_mac.is_unicast:
-        return f"it has no usable VTEP MAC ({lease.vtep_mac})"
-    if lease.vni not in (None, network.vni):
-        return f"its VNI is {lease.vni}, not {network.vni}"
-    return ""
+    vxlan = network.backend == "vxlan"
+    checks = (
+        (lease.backend != network.backend, f"its backend is {lease.backend}, not {network.backend}"),
+        (not lease.subnet.subnet_of(network.network), f"it is not in {network.network}"),
+        (lease.host == own.host, f"it carries our own host address {own.host}"),
+        (
+            vxlan and not (lease.vtep_mac and lease.vtep_mac.is_unicast),
+            f"it has no usable VTEP MAC ({lease.vtep_mac})",
+        ),
+        (vxlan and lease.vni not in (None, network.vni), f"its VNI is {lease.vni}, not {network.vni}"),
+    )
+    return next((why for wrong, why in checks if wrong), "")
 
 
 Hops = Mapping[IPv4Address, Hop | None]

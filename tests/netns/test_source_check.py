@@ -1,8 +1,10 @@
-"""Forged VXLAN, from the underlay and from a container: none of it arrives, and each is counted for what it is.
+"""Forged VXLAN, from the underlay and from a container: none of it arrives, all of it is counted.
 
     outside --+                              the attacker's host, no peer
     b --------+-- underlay -- a -- ovnet0 -- one: the victim
                                    ovnet0 -- evil: an attacker in a container
+
+What an attacker on the underlay cannot be kept from is to send as the peer itself.
 """
 
 from __future__ import annotations

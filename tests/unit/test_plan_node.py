@@ -77,6 +77,8 @@ def test_longer_subnets_share_a_block_that_only_the_kernel_can_split() -> None:
         ({"vtep_mac": MacAddress(b"\x01" + bytes(5))}, "no usable VTEP MAC"),
         ({"vtep_mac": OWN.vtep_mac}, "VTEP MAC"),
         ({"vni": 7}, "VNI is 7"),
+        ({"subnet": IPv4Network("10.0.0.0/8")}, "not in 172.17.0.0/16"),
+        ({"subnet": IPv4Network("0.0.0.0/0")}, "not in 172.17.0.0/16"),
         ({"subnet": IPv4Network("172.17.1.128/25")}, "overlaps"),
         ({"subnet": IPv4Network("172.17.0.0/22")}, "overlaps"),
     ],
