@@ -32,10 +32,13 @@ def start(lab: Lab, docker_turns_forwarding_on: bool) -> Hosts:
     containers = []
     for host in (a, b):
         host.bridge = "docker0"
-        host.agent()
+        agent = host.agent()
         if docker_turns_forwarding_on:
+            agent.stop()  # it would turn it on again at once
             host.sysctl("net.ipv4.ip_forward", "0")
         docker = Dockerd(host, *flags_from_lease(host))
+        if docker_turns_forwarding_on:
+            host.agent()
         command = (*TRAFFIC, "tcp-sink", str(PORT))
         containers.append(docker.run(f"on-{host.name}", *command, options=("--publish", f"8000:{PORT}")))
     for container in containers:

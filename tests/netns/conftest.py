@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
 from tests.host import Agent
 from tests.lab import Container, Host, Lab
+from tests.process import wait_until
 
 APPROVAL_TTL = 1.0
 """Seconds; short, so that tests of what happens when it ends are short."""
@@ -27,11 +29,18 @@ class Pair:
     agents: dict[str, Agent] = field(default_factory=dict)
 
 
+def knows_a_peer(host: Host) -> bool:
+    """Whether the other node's lease has become a route."""
+    return bool(host.ip("route", "show", "proto", "147"))
+
+
 def build(lab: Lab, *flags: str) -> Pair:
     """Two nodes whose agents run with `flags`."""
     a, b, outside = lab.host("a"), lab.host("b"), lab.outside()
     lab.init_network()
     agents = {host.name: host.agent("--approval-ttl", str(APPROVAL_TTL), *flags) for host in (a, b)}
+    for host in (a, b):
+        wait_until(partial(knows_a_peer, host), 10, f"{host.name} knows its peer")
     return Pair(lab, a, b, outside, a.container("one"), b.container("one"), agents)
 
 
