@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Final, ParamSpec, TypeVar
 
 from ctl import __version__, statedir
-from ctl.claim import claim
+from ctl.claim import claim_namespace
 from ctl.config import Settings
 from ctl.errors import ConfigError, KernelError, LeaseConflict, OvnetError, StoreAway, StoreError
 from ctl.kernel.events import Ring
@@ -142,7 +142,7 @@ class Agent:
         if network is None:
             return False
         self._node.preflight(network)
-        self._claim = claim(f"VNI {network.vni}")
+        self._claim = claim_namespace()
         self._network = network
         self._holder = LeaseHolder(
             self._store,
@@ -234,6 +234,8 @@ class Agent:
             self._log_drops()
             notify("WATCHDOG=1")
             changes, signals = self._next(next_resync)
+            if self._node.backend and not self._node.backend.intact():
+                changes |= {Change.PEERS}
             # A clock set back must not put off the next resync by as much.
             next_resync = min(next_resync, self._clock() + self._settings.resync_interval)
 

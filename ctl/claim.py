@@ -1,4 +1,4 @@
-"""One agent for a network and network namespace, whatever their state directories."""
+"""One agent for a network namespace, whatever its state directory."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import socket
 from ctl.errors import AgentError
 
 
-def claim(what: str) -> socket.socket:
-    """Hold the name `what` until the socket is closed, or the process ends.
+def claim_namespace() -> socket.socket:
+    """Hold this network namespace until the socket is closed, or the process ends.
 
-    Abstract socket names belong to a network namespace, as an agent's devices and programs
-    do, and vanish with their process. AgentError if another process holds it.
+    Routes, rules and programs of ours are told from others' by marks that do not say whose
+    agent's they are. Abstract socket names belong to a network namespace and vanish with
+    their process. AgentError if another agent holds it.
     """
     held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     try:
-        held.bind(f"\0ovnet agent {what}")
+        held.bind("\0ovnet agent")
     except OSError as error:
         held.close()
-        raise AgentError(f"another agent serves {what} in this network namespace: stop it first") from error
+        raise AgentError("another agent runs in this network namespace: stop it first") from error
     return held

@@ -53,6 +53,7 @@ class Route:
     """Where a peer's subnet is routed to."""
 
     via: IPv4Address
+    """0.0.0.0: no gateway, the interface takes the packets itself."""
     ifindex: int
     onlink: bool = False
     """`via` is taken to be on the link although no address of ours says so."""

@@ -19,6 +19,7 @@ from ctl.kernel import firewall, loader, maps, sysctl
 from ctl.kernel.netlink import Netlink
 from ctl.model import MIN_MTU, IPv4Address, Lease, MacAddress, Network
 from ctl.site import Seen, Site
+from ctl.udp import UdpBackend
 from ctl.vxlan import VxlanBackend
 from ctl.wire import SubnetEnv, format_subnet_env
 
@@ -46,6 +47,9 @@ class Backend(Protocol):
     def tunnel(self, site: Site, /) -> firewall.Tunnel | None:
         """What the firewall has to guard."""
 
+    def intact(self) -> bool:
+        """Whether all that it runs outside the kernel still runs."""
+
     def ensure_device(self, site: Site, links: dict[int, Link], /) -> None: ...
 
     def reconcile_routes(self, site: Site, leases: Sequence[Lease], /) -> None: ...
@@ -59,9 +63,10 @@ class Backend(Protocol):
     def forget_filters(self) -> None: ...
 
 
-BACKENDS: Final[Mapping[str, type[VxlanBackend] | type[HostGwBackend]]] = {
+BACKENDS: Final[Mapping[str, type[VxlanBackend] | type[HostGwBackend] | type[UdpBackend]]] = {
     "vxlan": VxlanBackend,
     "host-gw": HostGwBackend,
+    "udp": UdpBackend,
 }
 
 

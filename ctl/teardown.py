@@ -9,6 +9,7 @@ from ctl.host import OWNER
 from ctl.kernel import firewall, maps, sysctl
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.tables import Filters, Routes
+from ctl.plain import remove_tunnels
 from ctl.plan import diff
 
 
@@ -20,7 +21,7 @@ def teardown(settings: Settings, netlink: Netlink) -> list[str]:
     done = [*_filters(netlink), *_routes(netlink)]
     if maps.unpin_all(settings.bpffs):
         done.append(f"pins under {settings.bpffs}")
-    done += _devices(netlink)
+    done += _devices(settings, netlink)
     if firewall.remove():
         done.append("masquerade and forwarding rules")
     sysctl.restore(settings.state_dir / statedir.SYSCTLS)
@@ -44,19 +45,19 @@ def _routes(netlink: Netlink) -> list[str]:
     return [f"{len(delta)} routes"] if delta else []
 
 
-def _devices(netlink: Netlink) -> list[str]:
+def _devices(settings: Settings, netlink: Netlink) -> list[str]:
     """Devices that carry our mark, by whatever name; a bridge only when nothing is plugged in any more."""
     links = netlink.links()
+    done = [f"tunnel {name}" for name in remove_tunnels(netlink, links.values(), settings.state_dir)]
     busy = {link.master for link in links.values()}
-    done = []
     for link in links.values():
-        if link.alias != OWNER or link.kind not in ("vxlan", "bridge"):
+        if link.alias != OWNER or link.kind != "bridge":
             continue
         if link.ifindex in busy:
             done.append(f"kept bridge {link.name}: it still has ports")
             continue
         netlink.remove(link)
-        done.append(f"{link.kind} {link.name}")
+        done.append(f"bridge {link.name}")
     return done
 
 

@@ -18,6 +18,7 @@ from ctl.kernel import bpffs, firewall, loader, maps, sysctl, xfrm
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.tables import Fdb, Filters, Routes, VtepNeighbours
 from ctl.model import VXLAN_OVERHEAD, Bypass, IPv4Address, Lease, MacAddress, Network
+from ctl.plain import remove_tunnels
 from ctl.plan import Hops, PeerPlan, diff, plan_endpoints, plan_filters, plan_peers, remote_leases
 from ctl.ports import Table
 from ctl.report import KernelPort
@@ -65,6 +66,10 @@ class VxlanBackend:
         if why := self._filters.foreign(link.ifindex, ingress=True):
             raise ForeignProgram(f"{link.name}: {why}: remove it, or run with --bypass=off")
 
+    def intact(self) -> bool:
+        """All of it is in the kernel."""
+        return True
+
     @staticmethod
     def tunnel(site: Site) -> firewall.Tunnel:
         """VXLAN is taken from the uplink and for our own address only."""
@@ -72,8 +77,10 @@ class VxlanBackend:
         return firewall.Tunnel(network.port, network.vni, uplink.link.name, uplink.address)
 
     def ensure_device(self, site: Site, links: dict[int, Link]) -> None:
-        """The vxlan device."""
-        self.device = self._netlink.ensure_vxlan(self._wanted(site), links)
+        """The vxlan device, and no other tunnel of ours."""
+        wanted = self._wanted(site)
+        remove_tunnels(self._netlink, links.values(), self._settings.state_dir, wanted.name)
+        self.device = self._netlink.ensure_vxlan(wanted, links)
 
     def _wanted(self, site: Site) -> VxlanDevice:
         network, uplink = site.network, site.uplink

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ctl.model import Network
     from ctl.ports import LeaseStore
 
-BACKENDS = ("vxlan", "host-gw")
+BACKENDS = ("vxlan", "host-gw", "udp")
 COLUMNS = (
     "network",
     "subnet_len",

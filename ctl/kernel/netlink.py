@@ -197,6 +197,16 @@ class Netlink:
                 data.get("IFLA_VXLAN_LOCAL"), data.get("IFLA_VXLAN_LEARNING")) == (
                     want.vni, want.port, want.uplink, str(want.local), 0)  # fmt: skip
 
+    def ensure_tun(self, name: str, address: IPv4Interface, mtu: int) -> int:
+        """Address, MTU and state of the forwarder's device; returns its ifindex."""
+        with self.doing(f"set up {name}"):
+            ifindex: int = self.ipr.link_lookup(ifname=name)[0]
+            link = _link(self.ipr.get_links(ifindex)[0])
+            if (link.mtu, link.up) != (mtu, True):
+                self.ipr.link("set", index=ifindex, mtu=mtu, state="up")
+            self._only_address(ifindex, address)
+        return ifindex
+
     def _only_address(self, ifindex: int, address: IPv4Interface) -> None:
         present = self.addresses(ifindex)
         if address not in present:

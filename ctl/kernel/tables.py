@@ -29,6 +29,7 @@ ROUTE_PROTOCOL: Final = 147
 """rtm_protocol of our routes: in no registry (iproute2's rt_protos), so ours to remove."""
 
 _RTNH_F_ONLINK: Final = 4
+_RT_SCOPE_LINK: Final = 253
 _NTF_SELF: Final = 2
 _NUD_PERMANENT: Final = 0x80
 
@@ -83,7 +84,7 @@ class Routes:
         self._netlink.ipr.route(
             "replace",
             dst=str(subnet),
-            gateway=str(route.via),
+            **({"gateway": str(route.via)} if int(route.via) else {"scope": _RT_SCOPE_LINK}),
             oif=route.ifindex,
             flags=_RTNH_F_ONLINK if route.onlink else 0,
             proto=ROUTE_PROTOCOL,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -86,10 +88,48 @@ def test_switching_the_backend_leaves_nothing_of_the_old_one(lab: Lab) -> None:
     ping(one, two)
     assert "vxlan" not in a.ip("-d", "link")
     assert a.run("tc", "filter", "show", "dev", "eth0", "ingress").stdout == ""
+    restart_with(lab, (a, b), "--backend", "udp")
+    ping(one, two)
     restart_with(lab, (a, b))
+    assert "ovnetu" not in a.ip("link")
     before = a.bypassed()[0]
     ping(one, two)
     assert a.bypassed()[0] > before
+
+
+def test_udp_carries_bare_packets_in_datagrams(lab: Lab) -> None:
+    a, b, one, two = two_nodes(lab, "--backend", "udp")
+    ping(one, two)
+    with capture(lab, a, "udp port 8285") as datagrams, capture(lab, a, "icmp or udp port 8472") as others:
+        ping(one, two)
+    assert len(datagrams) == 10
+    assert others == []
+    assert a.subnet_env()["FLANNEL_MTU"] == "1472"
+    assert {row["backend"] for row in a.json("lease", "list")} == {"udp"}
+    a.ovctl("status")
+    # The forwarder outlives the agent, and a new agent adopts it.
+    pid = a.run("cat", str(a.state_dir / "udp" / "lock")).stdout
+    a.stop_processes()
+    ping(one, two)
+    a.agent()
+    assert a.run("cat", str(a.state_dir / "udp" / "lock")).stdout == pid
+    ping(one, two)
+    for host in (a, b):
+        host.stop_processes()
+        host.teardown()
+        assert "ovnetu" not in host.ip("link")
+
+
+def test_a_udp_forwarder_that_dies_is_replaced(lab: Lab) -> None:
+    a, _, one, two = two_nodes(lab, "--backend", "udp")
+    ping(one, two)
+    (pid,) = (
+        int(word) for word in a.run("pgrep", "-f", f"ctl.backend.udp.*{a.state_dir}").stdout.split()[:1]
+    )
+    os.kill(pid, signal.SIGKILL)
+    wait_until(
+        lambda: one.run("ping", "-c1", "-W1", two.address, check=False).returncode == 0, 30, "it is replaced"
+    )
 
 
 def test_a_backend_that_we_do_not_run_is_refused(lab: Lab) -> None:

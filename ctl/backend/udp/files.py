@@ -18,6 +18,12 @@ def device_name(port: int) -> str:
     return f"ovnetu{port}"
 
 
+def device_port(name: str) -> int | None:
+    """The port that a device's name stands for; None if it is not one of ours."""
+    port = name.removeprefix("ovnetu")
+    return int(port) if port != name and port.isdigit() else None
+
+
 def identity(device: str, local: str, port: int) -> str:
     """What a forwarder is; one that differs in anything is not the one that is wanted."""
     return f"{__version__} {device} {local}:{port}"

@@ -1,0 +1,84 @@
+"""What the backends without eBPF share: nothing to load, and an earlier life to clear away."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from ctl.backend.udp.agent import UdpBackend as Forwarder
+from ctl.backend.udp.files import device_port
+from ctl.config import Settings
+from ctl.host import OWNER, Link, Uplink
+from ctl.kernel import maps
+from ctl.kernel.loader import Programs
+from ctl.kernel.netlink import Netlink
+from ctl.kernel.tables import Filters
+from ctl.model import MacAddress, Network
+from ctl.plan import diff
+from ctl.report import KernelPort
+from ctl.site import Seen, Site
+
+
+def remove_tunnels(netlink: Netlink, links: Iterable[Link], state_dir: Path, keep: str = "") -> list[str]:
+    """Remove the tunnel devices of ours but `keep`, with what serves them; returns their names."""
+    removed = []
+    for link in links:
+        if link.name == keep:
+            continue
+        if link.kind == "vxlan" and link.alias == OWNER:
+            netlink.remove(link)
+            removed.append(link.name)
+        elif link.kind == "tun" and (port := device_port(link.name)):
+            Forwarder(state_dir, IPv4Address(0), port).stop(remove=True)
+            removed.append(link.name)
+    return removed
+
+
+class PlainBackend:
+    """Base of the backends that leave every packet to the kernel or to user space."""
+
+    device = 0
+    maps: maps.Maps | None = None
+    programs: Programs | None = None
+
+    def __init__(self, settings: Settings, netlink: Netlink, seen: Seen) -> None:
+        self._settings, self._netlink, self._seen = settings, netlink, seen
+        self._clean = False
+
+    @staticmethod
+    def identity(_host: IPv4Address, _network: Network) -> tuple[MacAddress | None, int | None]:
+        """Nothing to publish but the host's address."""
+        return None, None
+
+    def preflight(self, uplink: Uplink) -> None:
+        """Nothing on the uplink is in the way."""
+
+    @staticmethod
+    def tunnel(_site: Site) -> None:
+        """No VXLAN is taken."""
+
+    def intact(self) -> bool:
+        """Nothing of ours runs outside the kernel."""
+        return True
+
+    def load(self, _site: Site) -> None:
+        """Take the programs and pins of an earlier life away."""
+        if not self._clean:
+            filters = Filters(self._netlink)
+            filters.apply(diff({}, filters.read_on(self._netlink.links())))
+            maps.unpin_all(self._settings.bpffs)
+            self._clean = True
+
+    def reconcile_maps(self, _site: Site) -> None:
+        """There are none."""
+
+    def reconcile_ports(self, site: Site) -> None:
+        """Ports need nothing; they are noted for the report."""
+        links = self._netlink.links().values()
+        names = sorted(link.name for link in links if site.bridge and link.master == site.bridge)
+        why = f"backend {site.network.backend}"
+        self._seen.kernel_ports = tuple(KernelPort(name, why) for name in names)
+
+    def forget_filters(self) -> None:
+        """There are none."""

@@ -1,0 +1,59 @@
+"""The udp backend as a part of a node: the forwarder process, its device and its route.
+
+The slow baseline, wire-compatible with flannel's. What it does is in `ctl.backend.udp`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Interface
+from typing import Final
+
+from ctl.backend.udp.agent import Routes as ForwarderRoutes
+from ctl.backend.udp.agent import UdpBackend as Forwarder
+from ctl.backend.udp.underlay import OVERHEAD
+from ctl.host import Link, Route
+from ctl.kernel.tables import Routes
+from ctl.model import Lease
+from ctl.plain import PlainBackend, remove_tunnels
+from ctl.plan import diff, remote_leases
+from ctl.site import Site, apply
+
+
+class UdpBackend(PlainBackend):
+    """Packets through user space. One thread's, like its Netlink."""
+
+    overhead: Final = OVERHEAD
+    _forwarder: Forwarder | None = None
+    _key: tuple[IPv4Address, int] | None = None
+
+    def intact(self) -> bool:
+        """Whether the forwarder runs that should."""
+        return self._forwarder is None or self._forwarder.pid() is not None
+
+    def ensure_device(self, site: Site, links: dict[int, Link]) -> None:
+        """Remove the tunnel of an earlier life with another backend or port.
+
+        Our own device comes with the forwarder, which needs to know all peers when it
+        starts: one that runs already must not lose them for a moment.
+        """
+        key = site.uplink.address, site.network.port
+        if self._forwarder is None or self._key != key:
+            self._forwarder, self._key = Forwarder(self._settings.state_dir, *key), key
+        remove_tunnels(self._netlink, links.values(), self._settings.state_dir, self._forwarder.device)
+
+    def reconcile_routes(self, site: Site, leases: Sequence[Lease]) -> None:
+        """The forwarder, by these leases, its device, and one route for the whole network."""
+        if self._forwarder is None:
+            return
+        remote, problems = remote_leases(leases, site.lease, site.network)
+        self._seen.problems["leases"] = problems
+        peers = {each.subnet: each.host for each in remote}
+        if self._forwarder.start(ForwarderRoutes(site.lease.subnet, peers)):
+            self._seen.count("forwarder", 1)
+        address = IPv4Interface((site.lease.vtep_ip, 32))
+        self.device = self._netlink.ensure_tun(self._forwarder.device, address, site.mtu)
+        table = Routes(self._netlink)
+        desired = {site.network.network: Route(IPv4Address(0), self.device)}
+        apply("routes", table, diff(desired, table.read()), self._seen)
+        self._seen.peers_kernel_path = len(peers)
