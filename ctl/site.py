@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ctl.host import Uplink
 from ctl.model import Lease, Network
@@ -15,6 +15,9 @@ from ctl.ports import Table
 from ctl.report import KernelPort
 
 log = logging.getLogger(__name__)
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +59,25 @@ def apply(name: str, table: Table[Any, Any], delta: Delta[Any, Any], seen: Seen)
         table.apply(delta)
 
 
-def apply_in_order(tables: Sequence[tuple[str, Table[Any, Any], Mapping[Any, Any]]], seen: Seen) -> None:
+def apply_in_order(
+    tables: Sequence[tuple[str, Table[Any, Any], Mapping[Any, Any]]], seen: Seen, *, stale_first: bool = False
+) -> None:
     """Bring (name, table, desired) in line. KernelError.
 
     What is new goes in in this order, what is stale comes out in the reverse one: an
-    entry never points at one of an earlier table that is not there.
+    entry never points at one of an earlier table that is not there. `stale_first` makes
+    room before, for tables that can be full.
     """
     deltas = [(name, table, diff(desired, table.read())) for name, table, desired in tables]
-    for name, table, delta in deltas:
-        apply(name, table, replace(delta, removals=()), seen)
-    for name, table, delta in reversed(deltas):
-        apply(name, table, replace(delta, puts=()), seen)
+    new = [(name, table, replace(delta, removals=())) for name, table, delta in deltas]
+    stale = [(name, table, replace(delta, puts=())) for name, table, delta in reversed(deltas)]
+    for name, table, delta in (*stale, *new) if stale_first else (*new, *stale):
+        apply(name, table, delta, seen)
+
+
+def fitting(desired: Mapping[K, V], present: Mapping[K, V], room: int) -> dict[K, V]:
+    """As many of `desired` as there is room for; what is in already stays in."""
+    if len(desired) <= room:
+        return dict(desired)
+    keys = sorted(desired, key=lambda key: key not in present)  # stable: else in their order
+    return {key: desired[key] for key in keys[:room]}

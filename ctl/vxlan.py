@@ -7,7 +7,6 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Interface
-from itertools import islice
 from typing import Any, Final
 
 from ctl.abi import NODE_F_PEERS_INCOMPLETE, PEER_F_KERNEL_PATH, EndpointEntry, NodeEntry
@@ -22,7 +21,7 @@ from ctl.plain import remove_tunnels
 from ctl.plan import Hops, PeerPlan, diff, plan_endpoints, plan_filters, plan_peers, remote_leases
 from ctl.ports import Table
 from ctl.report import KernelPort
-from ctl.site import Seen, Site, apply, apply_in_order
+from ctl.site import Seen, Site, apply, apply_in_order, fitting
 
 log = logging.getLogger(__name__)
 
@@ -175,13 +174,13 @@ class VxlanBackend:
             return
         self._write_node(self.maps, site)  # first of all: who does not fit must not be refused
         room = self._settings.peers_max
-        vteps = dict(islice(self._plan.vteps.items(), room))
-        peers = dict(islice(self._plan.peers.items(), room))
+        vteps = fitting(self._plan.vteps, self.maps.vtep_table.read(), room)
+        peers = fitting(self._plan.peers, self.maps.peer_table.read(), room)
         tables: list[tuple[str, Table[Any, Any], Mapping[Any, Any]]] = [
             ("vteps", self.maps.vtep_table, vteps),
             ("peers", self.maps.peer_table, peers),
         ]
-        apply_in_order(tables, self._seen)
+        apply_in_order(tables, self._seen, stale_first=True)
         left = len(self._plan.peers) - len(peers)
         text = f"map peers is full: {left} subnets by the kernel path only, raise --peers-max"
         self._seen.problems["peers"] = (text,) if left else ()
@@ -205,12 +204,12 @@ class VxlanBackend:
         self._attach(site, ports, links)
 
     def _endpoints(self, opened: maps.Maps, found: dict[IPv4Address, EndpointEntry]) -> None:
-        kept = dict(islice(found.items(), self._settings.endpoints_max))
+        table = opened.endpoint_table
+        kept = fitting(found, table.read(), self._settings.endpoints_max)
         left = len(found) - len(kept)
         text = f"map endpoints is full: {left} containers by the kernel path only, raise --endpoints-max"
         self._seen.problems["endpoints"] = (text,) if left else ()
-        table = opened.endpoint_table
-        apply("endpoints", table, diff(kept, table.read()), self._seen)
+        apply_in_order([("endpoints", table, kept)], self._seen, stale_first=True)
 
     def _attach(self, site: Site, ports: Mapping[int, Link], links: Mapping[int, Link]) -> None:
         if self.programs is None and self._settings.bypass is not Bypass.OFF:

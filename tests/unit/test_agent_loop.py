@@ -1,0 +1,613 @@
+"""The agent's loop with everything around it faked: clock, kernel, store."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from ctl.agent import BACK_OFF_MAX_S, TICK_S, Agent, Signal
+from ctl.config import Settings, resolve
+from ctl.errors import AgentError, ConfigError, KernelError, LeaseConflict, StoreError
+from ctl.host import Link, Uplink
+from ctl.kernel.monitor import EVERYTHING, Change, Monitor
+from ctl.model import Lease, MacAddress, Network, Snapshot
+from ctl.node import Node
+from ctl.site import Seen, Site
+from ctl.store.memory import MemoryStore
+from tests.unit.strategies import NETWORK as STRATEGY_NETWORK
+
+# The claim on a VNI is one on the network namespace, so that of these tests is one of their own.
+# One subnet to choose from: always the same.
+NETWORK = replace(
+    STRATEGY_NETWORK, vni=0x800000 | os.getpid() & 0x7FFFFF, subnet_max=STRATEGY_NETWORK.subnet_min
+)
+HOST = IPv4Address("10.0.0.1")
+RESYNC = 60.0
+LEASE_TTL, MARGIN = 1000.0, 400.0
+UPLINK = Link(2, "eth0", "", MacAddress(bytes(6)), 1500, True, 0, False, "", 0)
+NO_CHANGES: frozenset[Change] = frozenset()
+
+
+class Clock:
+    now = 1_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class FlakyStore(MemoryStore):
+    """A store that can be taken away, and whose network can be spoilt."""
+
+    away = ""
+    bad_network = ""
+    stale: Snapshot | None = None
+    """What a watch that hears too little would say; None: it hears all."""
+
+    def read_network(self) -> Network | None:
+        self._reach()
+        if self.bad_network:
+            raise ConfigError(self.bad_network)
+        return super().read_network()
+
+    def snapshot(self, *, fresh: bool = False) -> Snapshot:
+        self._reach()
+        return self.stale if self.stale and not fresh else super().snapshot(fresh=fresh)
+
+    def put(self, lease: Lease, expected: Lease | None) -> Lease:
+        self._reach()
+        return super().put(lease, expected)
+
+    def _reach(self) -> None:
+        if self.away:
+            raise StoreError(self.away)
+
+
+@dataclass
+class FakeKernel:
+    """A Node and its Backend in one: notes what it is asked, fails where it is told to."""
+
+    settings: Settings
+    seen: Seen = field(default_factory=Seen)
+    uplink: Uplink = field(default_factory=lambda: Uplink(UPLINK, HOST))
+    bridge: int = 3
+    mtu: int = 1450
+    device: int = 4
+    maps: None = None
+    programs: None = None
+    overhead: int = 50
+    whole: bool = True
+    calls: list[str] = field(default_factory=list)
+    failing: dict[str, Exception] = field(default_factory=dict)
+    """By step."""
+    routed: list[tuple[IPv4Network, ...]] = field(default_factory=list)
+    """Subnets of the leases of each `reconcile_routes`."""
+
+    @property
+    def backend(self) -> FakeKernel:
+        return self
+
+    def preflight(self, network: object) -> FakeKernel:
+        return self
+
+    def identity(self, host: IPv4Address, network: Network) -> tuple[MacAddress, int]:
+        return MacAddress(b"\2\0" + host.packed), network.vni
+
+    def refresh_uplink(self) -> bool:
+        self._step("refresh_uplink")
+        return False
+
+    def site(self, network: Network, lease: Lease) -> Site:
+        return Site(network, lease, self.uplink, self.mtu, self.bridge, Path("/nowhere"))
+
+    def reconcile_devices(self, network: Network, lease: Lease) -> None:
+        self._step("reconcile_devices")
+
+    def reconcile_firewall(self, network: Network, lease: Lease) -> None:
+        self._step("reconcile_firewall")
+
+    def reconcile_routes(self, site: Site, leases: Sequence[Lease]) -> None:
+        self.routed.append(tuple(lease.subnet for lease in leases))
+        self._step("reconcile_routes")
+
+    def load(self, site: Site) -> None:
+        self._step("load")
+
+    def reconcile_maps(self, site: Site) -> None:
+        self._step("reconcile_maps")
+
+    def reconcile_ports(self, site: Site) -> None:
+        self._step("reconcile_ports")
+
+    def forget_filters(self) -> None:
+        pass
+
+    def intact(self) -> bool:
+        return self.whole
+
+    def _step(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.failing:
+            raise self.failing[name]
+
+
+STEPS = (
+    "refresh_uplink",
+    "reconcile_devices",
+    "reconcile_routes",
+    "reconcile_firewall",
+    "load",
+    "reconcile_maps",
+    "reconcile_ports",
+)
+
+
+@dataclass
+class World:
+    """An agent that has its lease, and what it believes to be the world."""
+
+    agent: Agent
+    kernel: FakeKernel
+    store: FlakyStore
+    clock: Clock
+    patch: pytest.MonkeyPatch
+
+    def full(self) -> None:
+        """A pass over everything."""
+        self.agent._reconcile(EVERYTHING, True, full=True)
+
+    def part(self, *changes: Change) -> None:
+        """A pass over what an event named."""
+        self.agent._reconcile(frozenset(changes), False, full=False)
+
+    def read_store(self) -> None:
+        """A pass because the store has changed."""
+        self.agent._reconcile(NO_CHANGES, True, full=False)
+
+    @property
+    def report(self) -> Any:
+        return self.agent.report
+
+    def passes(self) -> int:
+        return int(self.report.reconcile.ok + self.report.reconcile.failed)
+
+    def problem(self, part: str) -> tuple[str, ...]:
+        return self.kernel.seen.problems.get(part, ())
+
+    def peers(self, *numbers: int) -> list[Lease]:
+        """Leases of other nodes, put into the store."""
+        return [
+            self.store.put(
+                Lease(IPv4Network(f"172.17.{n}.0/24"), IPv4Address(f"10.0.1.{n}"), node=f"n{n}"), None
+            )
+            for n in numbers
+        ]
+
+    def run(self, seconds: float, *, turns: int = 5000, each: Callable[[], None] = lambda: None) -> int:
+        """The loop for that long by its own clock, in no time; how often it turned.
+
+        `each` is called at every turn. More than `turns` of them are a spinning loop.
+        """
+        end, turned = self.clock.now + seconds, 0
+
+        def take(timeout: float) -> tuple[frozenset[Change], frozenset[Signal]]:
+            nonlocal turned
+            turned += 1
+            assert turned <= turns, f"{turned} turns, {self.passes()} passes: the loop spins"
+            self.clock.now += max(timeout, 0.001)
+            each()
+            return NO_CHANGES, frozenset({Signal.STOP} if self.clock.now >= end else ())
+
+        with self.patch.context() as patch:
+            patch.setattr(self.agent.mailbox, "take", take)
+            self.agent._loop(cast(Monitor, SimpleNamespace(watch=lambda *_: None)))
+        return turned
+
+
+@pytest.fixture
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    monkeypatch.delenv("WATCHDOG_USEC", raising=False)
+    monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
+    settings = replace(
+        resolve(SimpleNamespace(), {}, None, hostname="a"),  # type: ignore[arg-type]
+        store="memory:",
+        state_dir=tmp_path,
+        subnet_file=tmp_path / "subnet.env",
+        resync_interval=RESYNC,
+        lease_ttl=LEASE_TTL,
+        subnet_lease_renew_margin=MARGIN / 60,
+    )
+    clock = Clock()
+    store, kernel = FlakyStore(clock), FakeKernel(settings)
+    store.write_network(NETWORK)
+    agent = Agent(settings, store, cast(Node, kernel), clock=clock, say=lambda _: None)
+    assert agent.start()
+    yield World(agent, kernel, store, clock, monkeypatch)
+    assert agent._claim is not None
+    agent._claim.close()
+
+
+def own(world: World) -> Lease:
+    assert world.agent._holder is not None and world.agent._holder.lease is not None
+    return world.agent._holder.lease
+
+
+# --- Time ------------------------------------------------------------------------
+
+
+def test_an_idle_agent_resyncs_and_ticks(world: World) -> None:
+    turned = world.run(10 * RESYNC)
+    assert 10 <= world.passes() <= 12
+    assert turned <= 10 * RESYNC / TICK_S + 20
+
+
+def test_a_renewal_that_is_due_while_the_store_is_away_does_not_spin(world: World) -> None:
+    world.run(RESYNC)
+    world.store.away = "store is away"
+    world.clock.now = own(world).expires_at - MARGIN + 1  # type: ignore[operator]
+    before, seconds = world.passes(), 20 * BACK_OFF_MAX_S
+    world.run(seconds)
+    # 0.5, 1, 2 ... 30 s, each at three quarters at the least, and the resyncs.
+    assert world.passes() - before <= 8 + seconds / (0.75 * BACK_OFF_MAX_S) + seconds / RESYNC
+
+
+def test_a_lease_is_renewed_when_the_store_is_back(world: World) -> None:
+    world.run(RESYNC)
+    world.store.away = "store is away"
+    world.clock.now = own(world).expires_at - MARGIN + 1  # type: ignore[operator]
+    world.run(RESYNC)
+    world.store.away = ""
+    world.run(2 * BACK_OFF_MAX_S)
+    left = own(world).expires_at - world.clock.now  # type: ignore[operator]
+    assert left > LEASE_TTL - 3 * BACK_OFF_MAX_S
+    assert world.report.store.up
+    assert world.report.reconcile.back_off == 0
+
+
+def test_a_lease_is_renewed_in_time_again_and_again(world: World) -> None:
+    shortest = [LEASE_TTL]
+
+    def look() -> None:
+        shortest[0] = min(shortest[0], own(world).expires_at - world.clock.now)  # type: ignore[operator]
+
+    turned = world.run(10 * LEASE_TTL, each=look)
+    assert shortest[0] > MARGIN - 2 * TICK_S
+    assert turned < 10 * LEASE_TTL / TICK_S * 1.3
+
+
+def test_a_conflict_does_not_spin(world: World) -> None:
+    world.run(RESYNC)
+    held = own(world)
+    world.store.put(replace(held, host=IPv4Address("10.9.9.9"), node="thief", expires_at=None), held)
+    before = world.passes()
+    world.run(LEASE_TTL)
+    assert world.passes() - before <= LEASE_TTL / RESYNC + 3
+    assert "10.9.9.9" in world.report.lease.conflict
+
+
+def test_an_uplink_without_its_address_does_not_spin_and_keeps_the_lease(world: World) -> None:
+    world.run(RESYNC)
+    world.kernel.failing["refresh_uplink"] = AgentError("eth0 has no IPv4 address")
+    before, seconds = world.passes(), 2 * LEASE_TTL
+    world.run(seconds)
+    assert world.passes() - before <= 8 + seconds / (0.75 * BACK_OFF_MAX_S) + seconds / RESYNC
+    assert own(world).expires_at > world.clock.now  # type: ignore[operator]
+    assert "eth0 has no IPv4 address" in world.report.reconcile.error
+
+
+def test_a_clock_set_back_does_not_put_off_the_resync(world: World) -> None:
+    world.run(RESYNC)
+    world.clock.now -= 86_400
+    before = world.passes()
+    world.run(3 * RESYNC)
+    assert world.passes() - before >= 3
+
+
+def test_a_process_of_ours_that_keeps_dying_is_looked_after_without_spinning(world: World) -> None:
+    world.run(RESYNC)
+    world.kernel.whole = False
+    world.kernel.failing["reconcile_routes"] = KernelError("the forwarder does not start")
+    before = world.passes()
+    world.run(10 * RESYNC)
+    assert world.passes() - before < 10 * RESYNC / TICK_S + 50
+    del world.kernel.failing["reconcile_routes"]
+    world.kernel.whole = True
+    world.run(2 * BACK_OFF_MAX_S)
+    assert world.report.reconcile.error == ""
+
+
+def test_pause_is_as_long_as_the_next_thing_due_lets_it(world: World) -> None:
+    world.full()
+    now = world.clock.now
+    assert world.agent._pause(now + RESYNC) == TICK_S
+    assert world.agent._pause(now + 1) == 1
+    world.clock.now = own(world).expires_at - MARGIN - 2  # type: ignore[operator]
+    assert world.agent._pause(world.clock.now + RESYNC) == pytest.approx(2)
+    assert not world.agent._renewal_due(world.clock.now)
+    assert world.agent._renewal_due(world.clock.now + 3)
+    world.store.away = "store is away"
+    world.clock.now += 3
+    world.agent._sync_store()
+    assert world.agent._pause(world.clock.now + RESYNC) > 0.3, "until the back-off ends"
+    assert not world.agent._renewal_due(world.clock.now)
+
+
+# --- The store --------------------------------------------------------------------
+
+
+def test_peers_appear_and_disappear_with_their_leases(world: World) -> None:
+    world.full()
+    leases = world.peers(10, 20)
+    world.read_store()
+    assert set(world.kernel.routed[-1]) == {own(world).subnet, *(lease.subnet for lease in leases)}
+    world.store.delete(leases[0])
+    world.read_store()
+    assert set(world.kernel.routed[-1]) == {own(world).subnet, leases[1].subnet}
+    assert world.problem("mass removal") == ()
+
+
+def test_a_mass_removal_is_believed_only_when_it_lasts(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    leases = world.peers(*range(10, 30))
+    world.full()
+    everyone = set(world.kernel.routed[-1])
+    for lease in leases:
+        world.store.delete(lease)
+    for _ in range(5):  # however often the store is read meanwhile
+        world.read_store()
+        assert set(world.kernel.routed[-1]) == everyone
+        assert "20 of 21 leases are gone" in world.problem("mass removal")[0]
+        world.clock.now += RESYNC / 6
+    assert sum(record.levelno == logging.CRITICAL for record in caplog.records) == 1
+    world.clock.now += RESYNC
+    world.read_store()
+    assert world.kernel.routed[-1] == (own(world).subnet,)
+    assert world.problem("mass removal") == ()
+
+
+def test_before_a_mass_removal_is_believed_the_store_itself_is_asked(world: World) -> None:
+    world.peers(*range(10, 30))
+    world.full()
+    everyone = set(world.kernel.routed[-1])
+    world.store.stale = Snapshot((own(world),), 1)
+    world.read_store()
+    world.clock.now += RESYNC
+    world.read_store()
+    assert set(world.kernel.routed[-1]) == everyone
+
+
+def test_a_mass_removal_that_is_taken_back_was_none(world: World) -> None:
+    leases = world.peers(*range(10, 30))
+    world.full()
+    everyone = set(world.kernel.routed[-1])
+    for lease in leases:
+        world.store.delete(lease)
+    world.read_store()
+    world.peers(*range(10, 30))
+    world.read_store()
+    assert set(world.kernel.routed[-1]) == everyone
+    assert world.problem("mass removal") == ()
+    # The time of the first scare does not count towards a second one.
+    world.clock.now += 2 * RESYNC
+    for lease in world.store.snapshot().leases:
+        if lease.host != HOST:
+            world.store.delete(lease)
+    world.read_store()
+    assert set(world.kernel.routed[-1]) == everyone
+
+
+def test_what_changes_during_a_mass_removal_is_followed(world: World) -> None:
+    leases = world.peers(*range(10, 30))
+    world.full()
+    for lease in leases:
+        world.store.delete(lease)
+    world.read_store()
+    (new,) = world.peers(99)
+    world.read_store()
+    assert {new.subnet, *(lease.subnet for lease in leases)} < set(world.kernel.routed[-1])
+
+
+def test_an_unread_store_is_not_an_empty_one(world: World) -> None:
+    world.peers(10, 20)
+    world.store.away = "store is away"
+    world.full()
+    assert world.kernel.routed == [], "routes of an earlier life stay"
+    assert "reconcile_maps" not in world.kernel.calls
+    assert {"reconcile_devices", "reconcile_firewall", "load", "reconcile_ports"} <= set(world.kernel.calls)
+    world.store.away = ""
+    world.full()
+    assert len(world.kernel.routed[-1]) == 3
+
+
+def test_a_store_that_goes_away_leaves_the_peers(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.peers(10, 20)
+    world.full()
+    world.store.away = "store is away"
+    for _ in range(4):
+        world.full()
+    assert len(world.kernel.routed[-1]) == 3
+    assert not world.report.store.up
+    assert world.report.store.error == "store is away"
+    assert sum("store is away" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_bad_network_in_the_store_is_a_problem_and_no_more(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.full()
+    world.store.bad_network = "network config: no JSON"
+    world.peers(10)
+    for _ in range(3):
+        world.read_store()
+    assert len(world.kernel.routed[-1]) == 2, "a new peer is let in"
+    assert "network config: no JSON" in world.problem("network")[0]
+    assert world.report.store.up
+    assert world.report.reconcile.error == ""
+    assert sum("no JSON" in record.getMessage() for record in caplog.records) == 1
+    world.store.bad_network = ""
+    world.read_store()
+    assert world.problem("network") == ()
+
+
+def test_another_network_in_the_store_is_a_problem(world: World) -> None:
+    world.full()
+    world.store.write_network(replace(NETWORK, port=4789), replace=True)
+    world.read_store()
+    assert "has changed: restart this agent" in world.problem("network")[0]
+    assert world.report.problems == world.problem("network")
+
+
+# --- Failing parts -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_that_fails_stops_no_other(world: World, step: str, caplog: pytest.LogCaptureFixture) -> None:
+    world.kernel.failing[step] = KernelError(f"{step} does not work")
+    for _ in range(3):
+        world.kernel.calls.clear()
+        world.full()
+        assert set(world.kernel.calls) == set(STEPS)
+    assert world.report.reconcile.error == f"{step} does not work"
+    lines = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR]
+    assert lines == [f"{step} does not work"], "said once"
+    assert world.report.reconcile.failed == 3
+    assert world.report.reconcile.back_off == 2.0
+    world.kernel.failing.clear()
+    world.full()
+    assert (world.report.reconcile.error, world.report.reconcile.back_off) == ("", 0.0)
+
+
+def test_all_that_fails_is_named_in_one_line(world: World) -> None:
+    world.kernel.failing = {
+        "reconcile_routes": KernelError("routes"),
+        "load": KernelError("compiler"),
+        "reconcile_maps": KernelError("compiler"),
+        "reconcile_ports": KernelError("ports"),
+    }
+    world.full()
+    assert world.report.reconcile.error == "routes; compiler; ports"
+
+
+def test_an_event_after_a_first_pass_that_failed_is_no_bug(world: World) -> None:
+    world.store.away = "store is away"
+    world.kernel.failing = {step: KernelError(step) for step in STEPS}
+    world.full()
+    for change in Change:
+        world.part(change)
+    assert not world.report.ready
+
+
+def test_a_bug_ends_the_agent(world: World) -> None:
+    world.kernel.failing["load"] = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        world.full()
+
+
+def test_it_is_not_ready_before_a_whole_pass_has_succeeded(world: World) -> None:
+    world.kernel.failing["load"] = KernelError("no compiler")
+    world.full()
+    assert not world.report.ready
+    assert world.report.not_ready == ("no compiler",)
+    world.kernel.failing.clear()
+    for change in Change:
+        world.part(change)
+        assert not world.report.ready, f"a pass over {change} says nothing about the rest"
+    world.read_store()
+    assert not world.report.ready
+    world.full()
+    assert world.report.ready
+    world.kernel.failing["load"] = KernelError("no compiler")
+    world.full()
+    assert world.report.ready, "it forwards, though something is wrong"
+
+
+def test_partial_success_without_a_first_failure_makes_nobody_ready(world: World) -> None:
+    for change in Change:
+        world.part(change)
+    assert not world.report.ready
+
+
+@pytest.mark.parametrize("change", list(Change))
+def test_a_partial_success_does_not_clear_an_error(world: World, change: Change) -> None:
+    world.full()
+    good = world.report.reconcile
+    world.kernel.failing["load"] = KernelError("no compiler")
+    world.clock.now += 1
+    world.full()
+    world.kernel.failing.clear()
+    world.part(change)
+    world.read_store()
+    now = world.report.reconcile
+    assert now.error == "no compiler"
+    assert (now.ok, now.last_success) == (good.ok, good.last_success)
+    assert now.back_off > 0, "the retry of everything still comes"
+
+
+def test_an_error_is_cleared_by_the_retry(world: World) -> None:
+    world.kernel.failing["load"] = KernelError("no compiler")
+
+    def mend() -> None:
+        if world.kernel.calls.count("load") >= 3:
+            world.kernel.failing.clear()
+
+    world.run(RESYNC / 2, each=mend)
+    assert world.report.reconcile.error == ""
+    assert world.report.ready
+    assert world.report.reconcile.failed == 3
+
+
+def test_a_first_event_makes_an_agent_that_is_not_ready_look_at_everything(world: World) -> None:
+    world.kernel.failing["load"] = KernelError("no compiler")
+    world.full()
+    world.kernel.failing.clear()
+    posts = iter([(frozenset({Change.PORTS}), frozenset()), (NO_CHANGES, frozenset({Signal.STOP}))])
+    world.patch.setattr(world.agent.mailbox, "take", lambda _: next(posts))
+    world.agent._loop(cast(Monitor, SimpleNamespace(watch=lambda *_: None)))
+    assert world.report.ready
+
+
+def test_a_new_device_is_looked_at_whole(world: World) -> None:
+    world.full()
+    world.kernel.calls.clear()
+
+    def replaced(network: Network, lease: Lease) -> None:
+        world.kernel.device += 1
+
+    world.patch.setattr(world.kernel, "reconcile_devices", replaced)
+    world.part(Change.DEVICES)
+    expected = set(STEPS) - {"reconcile_devices"}
+    assert set(world.kernel.calls) == expected, "routes and programs went with the old one"
+
+
+def test_a_second_agent_for_the_network_is_refused(world: World) -> None:
+    second = Agent(
+        replace(world.kernel.settings, node_name="second"),
+        world.store,
+        cast(Node, FakeKernel(world.kernel.settings)),
+        clock=world.clock,
+        say=lambda _: None,
+    )
+    before = world.store.snapshot()
+    with pytest.raises(AgentError, match="another agent"):
+        second.start()
+    assert world.store.snapshot() == before, "it has taken no lease"
+
+
+def test_a_lost_lease_is_told_and_the_rest_goes_on(world: World) -> None:
+    world.full()
+    world.peers(10)
+    held = own(world)
+    world.store.put(replace(held, host=IPv4Address("10.9.9.9"), node="thief", expires_at=None), held)
+    world.full()
+    assert "10.9.9.9" in world.report.lease.conflict
+    assert len(world.kernel.routed[-1]) == 2
+    with pytest.raises(LeaseConflict):
+        world.agent._holder.keep()  # type: ignore[union-attr]
