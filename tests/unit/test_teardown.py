@@ -37,11 +37,12 @@ class Links:
 def removed(*links: Link) -> tuple[list[str], set[str]]:
     """What is said of removing the devices of a host, and the names of those left."""
     host: Any = Links(links)
-    return teardown._devices(host), {link.name for link in host.left.values()}
+    nowhere = settings(Path("/nowhere"), Path("/nowhere/subnet.env"))
+    return teardown._devices(nowhere, host), {link.name for link in host.left.values()}
 
 
 def test_a_bridge_of_ours_goes_whatever_its_name() -> None:
-    assert removed(BRIDGE, VXLAN, OTHERS) == (["bridge br7", "vxlan ovnet.7"], {"ovnet0"})
+    assert removed(BRIDGE, VXLAN, OTHERS) == (["tunnel ovnet.7", "bridge br7"], {"ovnet0"})
 
 
 def test_a_bridge_with_ports_stays() -> None:
