@@ -81,6 +81,8 @@ class Prometheus:
                 return json.load(reply)["data"]
         except urllib.error.HTTPError as error:
             with error:
+                if error.code == 503:  # it is still starting
+                    return None
                 raise AssertionError(f"{query}: {error.read().decode()}") from error
         except OSError:
             assert self.process.poll() is None, self.process.log()

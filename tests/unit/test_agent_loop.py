@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -24,11 +23,8 @@ from ctl.site import Seen, Site
 from ctl.store.memory import MemoryStore
 from tests.unit.strategies import NETWORK as STRATEGY_NETWORK
 
-# The claim on a VNI is one on the network namespace, so that of these tests is one of their own.
 # One subnet to choose from: always the same.
-NETWORK = replace(
-    STRATEGY_NETWORK, vni=0x800000 | os.getpid() & 0x7FFFFF, subnet_max=STRATEGY_NETWORK.subnet_min
-)
+NETWORK = replace(STRATEGY_NETWORK, subnet_max=STRATEGY_NETWORK.subnet_min)
 HOST = IPv4Address("10.0.0.1")
 RESYNC = 60.0
 LEASE_TTL, MARGIN = 1000.0, 400.0
@@ -211,8 +207,23 @@ class World:
         return turned
 
 
+class Claims:
+    """Who serves this network namespace: in a test nobody but the test's own agents."""
+
+    held = False
+
+    def take(self) -> Claims:
+        if self.held:
+            raise AgentError("another agent runs here")
+        self.held = True
+        return self
+
+    def close(self) -> None:
+        self.held = False
+
+
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     monkeypatch.delenv("WATCHDOG_USEC", raising=False)
     monkeypatch.delenv("NOTIFY_SOCKET", raising=False)
     settings = replace(
@@ -224,14 +235,13 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
         lease_ttl=LEASE_TTL,
         subnet_lease_renew_margin=MARGIN / 60,
     )
+    monkeypatch.setattr("ctl.agent.claim_namespace", Claims().take)
     clock = Clock()
     store, kernel = FlakyStore(clock), FakeKernel(settings)
     store.write_network(NETWORK)
     agent = Agent(settings, store, cast(Node, kernel), clock=clock, say=lambda _: None)
     assert agent.start()
-    yield World(agent, kernel, store, clock, monkeypatch)
-    assert agent._claim is not None
-    agent._claim.close()
+    return World(agent, kernel, store, clock, monkeypatch)
 
 
 def own(world: World) -> Lease:
@@ -304,10 +314,18 @@ def test_an_uplink_without_its_address_does_not_spin_and_keeps_the_lease(world: 
 
 def test_a_clock_set_back_does_not_put_off_the_resync(world: World) -> None:
     world.run(RESYNC)
-    world.clock.now -= 86_400
-    before = world.passes()
-    world.run(3 * RESYNC)
-    assert world.passes() - before >= 3
+    before, start = world.passes(), world.clock.now
+    jumped: list[float] = []
+
+    def jump() -> None:
+        if not jumped and world.clock.now > start + RESYNC / 2:
+            world.clock.now -= 86_400
+            jumped.append(world.clock.now)
+        if jumped and world.clock.now > jumped[0] + 3 * RESYNC:
+            world.clock.now = start + 10 * RESYNC  # that is all
+
+    world.run(10 * RESYNC, each=jump)
+    assert world.passes() - before >= 4
 
 
 def test_a_process_of_ours_that_keeps_dying_is_looked_after_without_spinning(world: World) -> None:
@@ -321,6 +339,18 @@ def test_a_process_of_ours_that_keeps_dying_is_looked_after_without_spinning(wor
     world.kernel.whole = True
     world.run(2 * BACK_OFF_MAX_S)
     assert world.report.reconcile.error == ""
+
+
+def test_a_process_of_ours_that_dies_is_noticed_at_the_next_turn(world: World) -> None:
+    world.run(RESYNC)
+    world.kernel.calls.clear()
+    alive = iter([True, False])
+
+    def look() -> None:
+        world.kernel.whole = next(alive, True)
+
+    world.run(4 * TICK_S, each=look)
+    assert world.kernel.calls.count("reconcile_routes") == 2, "when the loop starts, and for this"
 
 
 def test_pause_is_as_long_as_the_next_thing_due_lets_it(world: World) -> None:
@@ -566,10 +596,16 @@ def test_an_error_is_cleared_by_the_retry(world: World) -> None:
 
 def test_a_first_event_makes_an_agent_that_is_not_ready_look_at_everything(world: World) -> None:
     world.kernel.failing["load"] = KernelError("no compiler")
-    world.full()
-    world.kernel.failing.clear()
+
+    def mend_and_post(timeout: float) -> tuple[frozenset[Change], frozenset[Signal]]:
+        assert timeout > 0.3, "the next try is not due yet"
+        world.kernel.failing.clear()
+        return next(posts)
+
     posts = iter([(frozenset({Change.PORTS}), frozenset()), (NO_CHANGES, frozenset({Signal.STOP}))])
-    world.patch.setattr(world.agent.mailbox, "take", lambda _: next(posts))
+    world.patch.setattr(
+        world.agent, "_next", lambda next_resync: mend_and_post(world.agent._pause(next_resync))
+    )
     world.agent._loop(cast(Monitor, SimpleNamespace(watch=lambda *_: None)))
     assert world.report.ready
 
@@ -587,18 +623,18 @@ def test_a_new_device_is_looked_at_whole(world: World) -> None:
     assert set(world.kernel.calls) == expected, "routes and programs went with the old one"
 
 
-def test_a_second_agent_for_the_network_is_refused(world: World) -> None:
+def test_a_second_agent_is_refused_before_it_takes_a_lease(world: World) -> None:
     second = Agent(
         replace(world.kernel.settings, node_name="second"),
         world.store,
-        cast(Node, FakeKernel(world.kernel.settings)),
+        cast(Node, FakeKernel(world.kernel.settings, uplink=Uplink(UPLINK, IPv4Address("10.0.0.2")))),
         clock=world.clock,
         say=lambda _: None,
     )
     before = world.store.snapshot()
     with pytest.raises(AgentError, match="another agent"):
         second.start()
-    assert world.store.snapshot() == before, "it has taken no lease"
+    assert world.store.snapshot() == before
 
 
 def test_a_lost_lease_is_told_and_the_rest_goes_on(world: World) -> None:
