@@ -40,8 +40,6 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(message)s", force=True
     )
-    logging.getLogger("pyroute2").setLevel(logging.WARNING)
-    logging.getLogger("asyncio").setLevel(logging.WARNING)
     require_capabilities()
     return _run(settings)
 
@@ -70,6 +68,8 @@ def _run(settings: Settings) -> int:
     from ctl.node import Node
     from ctl.store import open_store
 
+    for noisy in ("pyroute2", "asyncio"):  # after importing it: pyroute2 sets its own level
+        logging.getLogger(noisy).setLevel(logging.WARNING)
     with statedir.Lock(settings.state_dir) as lock, Netlink() as netlink:
         store = open_store(settings)
         node = Node(settings, netlink)

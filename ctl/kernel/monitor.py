@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from enum import StrEnum
 from typing import Final
 
@@ -46,6 +47,7 @@ _GROUPS: Final = {"link": 1, "neigh": 3, "tc": 4, "ipv4-addr": 5, "ipv4-route": 
 
 _NETLINK_NETFILTER: Final = 12
 _NFNLGRP_NFTABLES: Final = 7
+_XFRMNLGRP_POLICY: Final = 4
 
 _HEADER: Final = struct.Struct("=IHHII")
 _NEW_LINK, _DEL_LINK, _SET_LINK = 16, 17, 19
@@ -140,6 +142,9 @@ class Monitor:
         self._changed = changed
         self._routes = _listen(socket.NETLINK_ROUTE, _GROUPS.values())
         self._rules = _listen(_NETLINK_NETFILTER, [_NFNLGRP_NFTABLES])
+        self._others = [self._rules]
+        with suppress(OSError):  # a kernel without IPsec
+            self._others.append(_listen(socket.NETLINK_XFRM, [_XFRMNLGRP_POLICY]))
         self._wake, self._woken = socket.socketpair()
         self._thread = threading.Thread(target=self._run, name="netlink-monitor", daemon=True)
         self._thread.start()
@@ -151,12 +156,12 @@ class Monitor:
     def close(self) -> None:
         self._wake.close()
         self._thread.join()
-        for each in (self._routes, self._rules, self._woken):
+        for each in (self._routes, *self._others, self._woken):
             each.close()
 
     def _run(self) -> None:
         while True:
-            ready, _, _ = select.select([self._routes, self._rules, self._woken], [], [])
+            ready, _, _ = select.select([self._routes, *self._others, self._woken], [], [])
             if self._woken in ready:
                 return
             found: frozenset[Change] = frozenset()
@@ -173,7 +178,10 @@ class Monitor:
                 raise
             self._neighbours.forget()
             return EVERYTHING
-        return self._decode(data) if source is self._routes else classify_rules(data)
+        if source is self._routes:
+            return self._decode(data)
+        # A policy of IPsec: which path the peers may take has to be decided anew.
+        return classify_rules(data) if source is self._rules else frozenset({Change.PEERS})
 
     def _decode(self, data: bytes) -> frozenset[Change]:
         found: frozenset[Change] = frozenset()

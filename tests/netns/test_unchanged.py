@@ -287,7 +287,6 @@ def test_what_an_ipsec_policy_protects_never_leaves_in_clear(lab: Lab) -> None:
     policy = ("src", pair.a.address, "dst", pair.b.address, "dir", "out")
     pair.a.ip("xfrm", "policy", "add", *policy, "tmpl", "proto", "esp", "mode", "transport",
               "level", "required")  # fmt: skip
-    route_event(pair.a)
     wait_until(lambda: KERNEL_PATH in peer_flags(pair.a), 10, "the peer is left to the kernel path")
     with wiretap(lab, pair.a) as tap:
         before = pair.a.counters()
@@ -300,7 +299,6 @@ def test_what_an_ipsec_policy_protects_never_leaves_in_clear(lab: Lab) -> None:
         assert clear == []
     assert any("IPsec" in line for line in pair.a.status()["problems"])
     pair.a.ip("xfrm", "policy", "delete", *policy)
-    route_event(pair.a)
     wait_until(lambda: KERNEL_PATH not in peer_flags(pair.a), 10, "the peer is eBPF's again")
     before_bypass = encapsulated(pair.a)
     stream.advance(1)
