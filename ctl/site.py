@@ -75,9 +75,13 @@ def apply_in_order(
         apply(name, table, delta, seen)
 
 
-def fitting(desired: Mapping[K, V], present: Mapping[K, V], room: int) -> dict[K, V]:
-    """As many of `desired` as there is room for; what is in already stays in."""
+def fitting(desired: Mapping[K, V], table: Table[K, V], room: int) -> Mapping[K, V]:
+    """As many of `desired` as there is room for; what is in already stays in.
+
+    The table is read only if it must be: mostly everything fits.
+    """
     if len(desired) <= room:
-        return dict(desired)
+        return desired
+    present = table.read()
     keys = sorted(desired, key=lambda key: key not in present)  # stable: else in their order
     return {key: desired[key] for key in keys[:room]}

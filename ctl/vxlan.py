@@ -174,8 +174,8 @@ class VxlanBackend:
             return
         self._write_node(self.maps, site)  # first of all: who does not fit must not be refused
         room = self._settings.peers_max
-        vteps = fitting(self._plan.vteps, self.maps.vtep_table.read(), room)
-        peers = fitting(self._plan.peers, self.maps.peer_table.read(), room)
+        vteps = fitting(self._plan.vteps, self.maps.vtep_table, room)
+        peers = fitting(self._plan.peers, self.maps.peer_table, room)
         tables: list[tuple[str, Table[Any, Any], Mapping[Any, Any]]] = [
             ("vteps", self.maps.vtep_table, vteps),
             ("peers", self.maps.peer_table, peers),
@@ -205,7 +205,7 @@ class VxlanBackend:
 
     def _endpoints(self, opened: maps.Maps, found: dict[IPv4Address, EndpointEntry]) -> None:
         table = opened.endpoint_table
-        kept = fitting(found, table.read(), self._settings.endpoints_max)
+        kept = fitting(found, table, self._settings.endpoints_max)
         left = len(found) - len(kept)
         text = f"map endpoints is full: {left} containers by the kernel path only, raise --endpoints-max"
         self._seen.problems["endpoints"] = (text,) if left else ()
