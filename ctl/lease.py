@@ -8,6 +8,7 @@ here ever takes a subnet from a live lease of another host.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
@@ -57,27 +58,35 @@ def fits(network: Network, subnet: IPv4Network) -> bool:
     )
 
 
-def _span(subnet: IPv4Network) -> tuple[int, int]:
+def span(subnet: IPv4Network) -> tuple[int, int]:
     """First and last address, as numbers: comparing these is what keeps 10,000 leases quick."""
     first = int(subnet.network_address)
     return first, first + (1 << (32 - subnet.prefixlen)) - 1
 
 
-def holder(leases: Iterable[Lease], subnet: IPv4Network) -> Lease | None:
-    """The first lease that overlaps `subnet`; None if it is free."""
-    first, last = _span(subnet)
-    for lease in leases:
-        start, end = _span(lease.subnet)
-        if start <= last and first <= end:
-            return lease
-    return None
+def rank(lease: Lease) -> tuple[int, int]:
+    """The order of leases: by first address, then from the largest subnet down."""
+    return int(lease.subnet.network_address), lease.subnet.prefixlen
+
+
+def holder(leases: Sequence[Lease], subnet: IPv4Network) -> Lease | None:
+    """The first lease that overlaps `subnet`; None if it is free. `leases` in the order of `rank`."""
+    first, last = span(subnet)
+    # Prefixes overlap only by nesting: one around `subnet` begins where it would at that length.
+    for length in range(subnet.prefixlen + 1):
+        place = bisect_left(leases, (first & -1 << (32 - length), length), key=rank)
+        if place < len(leases) and rank(leases[place]) == (first & -1 << (32 - length), length):
+            return leases[place]
+    place = bisect_left(leases, (first, subnet.prefixlen), key=rank)
+    inside = place < len(leases) and span(leases[place].subnet)[0] <= last
+    return leases[place] if inside else None
 
 
 def free_subnets(network: Network, leases: Iterable[Lease]) -> Iterator[IPv4Network]:
     """Subnets that overlap no lease, from the lowest up."""
-    taken = sorted(_span(lease.subnet) for lease in leases)
+    taken = sorted(span(lease.subnet) for lease in leases)
     size = 1 << (32 - network.subnet_len)
-    start, (stop, _) = int(network.subnet_min.network_address), _span(network.subnet_max)
+    start, (stop, _) = int(network.subnet_min.network_address), span(network.subnet_max)
     index = 0
     while start <= stop:
         while index < len(taken) and taken[index][1] < start:
@@ -148,8 +157,8 @@ class Conflict:
 def overlaps(leases: Iterable[Lease]) -> Iterator[Conflict]:
     """Leases whose subnet lies in that of another. Prefixes overlap only by nesting."""
     around: list[tuple[int, Lease]] = []
-    for lease in sorted(leases, key=lambda lease: (_span(lease.subnet)[0], lease.subnet.prefixlen)):
-        first, last = _span(lease.subnet)
+    for lease in sorted(leases, key=lambda lease: (span(lease.subnet)[0], lease.subnet.prefixlen)):
+        first, last = span(lease.subnet)
         while around and around[-1][0] < first:
             around.pop()
         if around:

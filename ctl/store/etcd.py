@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from ipaddress import IPv4Network
 
 from ctl.errors import ConfigError, LeaseConflict
-from ctl.lease import claim, holder
+from ctl.lease import claim, holder, rank
 from ctl.model import Lease, Network, Snapshot
 from ctl.ports import Closing
 from ctl.store.etcd_cache import Cache
@@ -133,22 +133,23 @@ class EtcdStore:
         to that. A different subnet that overlaps (the network's SubnetLen was changed)
         created since then is shown by the transaction itself: the later one yields.
         """
-        cache = self._list()
-        self._require_free(lease.subnet, cache.snapshot({}).leases, cache.entries.values())
+        listing = self._watch.listing(self._written) if self._watch is not None and not self._stale else None
+        listing = listing or read_list(self._client, self._schema, {})
+        self._require_free(lease.subnet, listing.entries.values())
         key, value = self._schema.key(lease.subnet), self._schema.value(lease)
-        since = {"request_range": {**self._schema.span, "min_create_revision": str(cache.revision + 1)}}
+        since = {"request_range": {**self._schema.span, "min_create_revision": str(listing.revision + 1)}}
         stored, answer = self._put(lease, key, 0, value, since)
         found = answer["responses"][1]["response_range"].get("kvs", ())
         newer = map(self._schema.decode, found)
         rivals = [each.lease for each in newer if each.lease is not None and each.key != key]
-        other = holder(rivals, lease.subnet)
+        other = holder(sorted(rivals, key=rank), lease.subnet)
         if other is not None:
             self.delete(stored)
             raise LeaseConflict(f"{lease.subnet} is taken: {claim(other)}")
         return stored
 
-    def _require_free(self, subnet: IPv4Network, leases: Iterable[Lease], entries: Iterable[Entry]) -> None:
-        other = holder(leases, subnet)
+    def _require_free(self, subnet: IPv4Network, entries: Collection[Entry]) -> None:
+        other = holder(sorted((each.lease for each in entries if each.lease), key=rank), subnet)
         if other is not None:
             self._stale = True
             raise LeaseConflict(f"{subnet} is taken: {claim(other)}")

@@ -9,7 +9,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from ipaddress import IPv4Network
 
+from ctl.lease import rank
 from ctl.model import Lease, Snapshot
 from ctl.store.etcd_schema import Entry
 
@@ -35,10 +37,6 @@ class Event:
     entry: Entry | None
 
 
-def _rank(lease: Lease) -> Rank:
-    return int(lease.subnet.network_address), lease.subnet.prefixlen
-
-
 class Cache:
     """Entries by key, and their leases in order. Not for several threads at once."""
 
@@ -52,6 +50,8 @@ class Cache:
         self._leases: list[Lease] = []
         self._problems: dict[bytes, str] = {}
         self._granted: dict[int, set[bytes]] = {}
+        self._endings: dict[IPv4Network, Lease] = {}
+        """Our own leases as the last snapshot had them."""
 
     @property
     def config(self) -> Entry | None:
@@ -66,8 +66,8 @@ class Cache:
             return False
         self.entries = dict(listing.entries)
         leases = [entry.lease for entry in self.entries.values() if entry.lease is not None]
-        leases.sort(key=_rank)
-        self._leases, self._ranks = leases, [_rank(lease) for lease in leases]
+        leases.sort(key=rank)
+        self._leases, self._ranks = leases, [rank(lease) for lease in leases]
         self._problems = {entry.key: entry.problem for entry in self.entries.values() if entry.problem}
         self._granted = {}
         for entry in self.entries.values():
@@ -96,15 +96,20 @@ class Cache:
 
     def snapshot(self, ends: Mapping[int, float]) -> Snapshot:
         """All leases; `ends`: when the etcd leases of our own expire, by number."""
-        leases = self._leases
-        for grant in ends.keys() & self._granted.keys():
-            leases = list(leases) if leases is self._leases else leases
-            for key in self._granted[grant]:
+        leases = list(self._leases)
+        for grant, end in ends.items():
+            for key in self._granted.get(grant, ()):
                 lease = self.entries[key].lease
                 if lease is not None:
-                    place = bisect_left(self._ranks, _rank(lease))
-                    leases[place] = replace(lease, expires_at=ends[grant])
+                    leases[bisect_left(self._ranks, rank(lease))] = self._ending(lease, end)
         return Snapshot(tuple(leases), self.revision, tuple(sorted(self._problems.values())))
+
+    def _ending(self, lease: Lease, end: float) -> Lease:
+        """`lease` with its end; the same object for as long as both are the same."""
+        known = self._endings.get(lease.subnet)
+        if known is None or known.revision != lease.revision or known.expires_at != end:
+            known = self._endings[lease.subnet] = replace(lease, expires_at=end)
+        return known
 
     def _forget(self, key: bytes) -> None:
         entry = self.entries.pop(key, None)
@@ -117,7 +122,7 @@ class Cache:
             if not keys:
                 del self._granted[entry.grant]
         if entry.lease is not None:
-            place = bisect_left(self._ranks, _rank(entry.lease))
+            place = bisect_left(self._ranks, rank(entry.lease))
             del self._ranks[place], self._leases[place]
 
     def _remember(self, entry: Entry) -> None:
@@ -126,9 +131,8 @@ class Cache:
         if entry.problem:
             self._problems[entry.key] = entry.problem
         if entry.lease is not None:
-            rank = _rank(entry.lease)
-            place = bisect_left(self._ranks, rank)
-            self._ranks.insert(place, rank)
+            place = bisect_left(self._ranks, ranked := rank(entry.lease))
+            self._ranks.insert(place, ranked)
             self._leases.insert(place, entry.lease)
 
     def _index(self, entry: Entry) -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from ipaddress import IPv4Network
 from typing import Any, Final
 
@@ -80,26 +80,21 @@ class Schema:
 
     def decode(self, found: KeyValue) -> Entry:
         """An entry from a range or an event. Never fails: what does not parse says why."""
-        entry = Entry(
-            b64decode(found["key"]),
-            b64decode(found.get("value", "")),
-            integer(found, "mod_revision"),
-            integer(found, "lease"),
-        )
-        if entry.key == self.config:
-            return entry
+        key, value = b64decode(found["key"]), b64decode(found.get("value", ""))
+        revision, grant = integer(found, "mod_revision"), integer(found, "lease")
+        if key == self.config:
+            return Entry(key, value, revision, grant)
         try:
-            return replace(entry, lease=self._lease(entry))
+            return Entry(key, value, revision, grant, self._lease(key, value, revision, grant))
         except (ValueError, RecursionError) as error:
-            return replace(entry, problem=_line(entry.key, error))
+            return Entry(key, value, revision, grant, problem=_line(key, error))
 
-    def _lease(self, entry: Entry) -> Lease:
-        if not entry.key.startswith(self.subnets + b"/"):
+    def _lease(self, key: bytes, value: bytes, revision: int, grant: int) -> Lease:
+        if not key.startswith(self.subnets + b"/"):
             raise ValueError(f"not below {self.subnets.decode()}/: delete it, flanneld may drop its peers")
-        subnet = parse_key(entry.key[len(self.subnets) + 1 :].decode())
-        lease = parse_attributes(subnet, entry.value.decode())
-        expires_at = END_UNKNOWN if entry.grant else None
-        return replace(lease, expires_at=expires_at, revision=entry.revision)
+        subnet = parse_key(key[len(self.subnets) + 1 :].decode())
+        expires_at = END_UNKNOWN if grant else None
+        return parse_attributes(subnet, value.decode(), expires_at=expires_at, revision=revision)
 
 
 def _line(key: bytes, error: Exception) -> str:

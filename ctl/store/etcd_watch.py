@@ -23,7 +23,7 @@ from typing import Any, Final
 
 from ctl.errors import StoreAway, StoreError
 from ctl.model import Snapshot
-from ctl.store.etcd_cache import Cache, Event
+from ctl.store.etcd_cache import Cache, Event, Listing
 from ctl.store.etcd_client import Compacted, EtcdClient, classify, stream_error
 from ctl.store.etcd_http import TRANSPORT_ERRORS, Json, Stream
 from ctl.store.etcd_list import read_list
@@ -34,6 +34,8 @@ BACK_OFF_MAX_S: Final = 5.0
 JOIN_S: Final = 1.0
 CATCH_UP_S: Final = 1.0
 """How long a reader waits for the stream to tell of what this process wrote itself."""
+FIRST_LIST_S: Final = 10.0
+"""How long a reader waits for the first list, which it would otherwise ask for a second time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class Watch:
         """Guards the cache and what follows; notified when any of it moves."""
         self._listed = False
         """Whether the cache holds a list that a stream can go on from."""
+        self._begun = False
+        """Whether it ever held one."""
         self._synced = False
         """Whether it is current."""
         self._error: StoreError | None = None
@@ -97,6 +101,13 @@ class Watch:
             found = self._cache.snapshot(ends)
             return replace(found, problems=(*found.problems, self._complaint)) if self._complaint else found
 
+    def listing(self, least: int) -> Listing | None:
+        """All entries, as they are now; None as for `snapshot`."""
+        with self._progress:
+            if not self._reached(least):
+                return None
+            return Listing(self._cache.revision, self._cache.cluster, dict(self._cache.entries))
+
     def config(self, least: int) -> tuple[Entry | None] | None:
         """The network config's entry, in a tuple; None as for `snapshot`."""
         with self._progress:
@@ -104,6 +115,7 @@ class Watch:
 
     def _reached(self, least: int) -> bool:
         if threading.current_thread() not in self._threads:
+            self._progress.wait_for(lambda: self._error is not None or self._begun, FIRST_LIST_S)
             self._progress.wait_for(
                 lambda: self._error is not None or not self._synced or self._cache.revision >= least,
                 CATCH_UP_S,
@@ -133,7 +145,7 @@ class Watch:
                 return  # the stream was quicker: an older list has nothing to teach
             moved = listing.revision < before or listing.cluster != self._cache.cluster
             news = self._cache.load(listing) or not self._synced or self._error is not None
-            self._listed = self._synced = True
+            self._listed = self._synced = self._begun = True
             self._error = None
             if moved and self._stream is not None:
                 self._stream.abort()  # another history: its revisions mean something else

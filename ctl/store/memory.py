@@ -9,7 +9,7 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 from ctl.errors import LeaseConflict
-from ctl.lease import claim, holder
+from ctl.lease import claim, holder, rank
 from ctl.model import Lease, Network, Snapshot
 from ctl.ports import Closing
 
@@ -37,12 +37,12 @@ class MemoryStore:
 
     def snapshot(self, *, fresh: bool = False) -> Snapshot:
         with self._lock:
-            return Snapshot(tuple(sorted(self._live(), key=lambda lease: lease.subnet)), self._revision)
+            return Snapshot(tuple(sorted(self._live(), key=rank)), self._revision)
 
     def put(self, lease: Lease, expected: Lease | None) -> Lease:
         with self._lock:
             if expected is None:
-                other = holder(self._live(), lease.subnet)
+                other = holder(sorted(self._live(), key=rank), lease.subnet)
                 if other is not None:
                     raise LeaseConflict(f"{lease.subnet} is taken: {claim(other)}")
             else:
