@@ -23,8 +23,7 @@ from ctl.config import Settings
 from ctl.errors import ConfigError, KernelError, LeaseConflict, OvnetError, StoreAway, StoreError
 from ctl.kernel.events import Ring
 from ctl.kernel.maps import RING_BYTES
-from ctl.kernel.monitor import EVERYTHING, Change, Monitor
-from ctl.lease import conflicts
+from ctl.kernel.monitor import EVERYTHING, Change, Devices, Monitor
 from ctl.leasing import Identity, LeaseHolder
 from ctl.model import Bypass, IPv4Network, Lease, Network, Snapshot
 from ctl.node import Node
@@ -32,14 +31,18 @@ from ctl.notify import notify, watchdog_seconds
 from ctl.ports import Closing, LeaseStore
 from ctl.reasons import reason
 from ctl.report import AgentReport, LeaseReport, ReconcileReport, StoreReport, to_json
+from ctl.roster import moves
 from ctl.wire import parse_subnet_env
 
 log = logging.getLogger(__name__)
 
+_PEERS: Final = frozenset({Change.LEASES, Change.HOPS, Change.PEERS})
+"""Whose changes may mean other entries for peers."""
+
 BACK_OFF_MIN_S: Final = 0.5
 BACK_OFF_MAX_S: Final = 30.0
 MIN_GAP_S: Final = 0.1
-"""Between two reconciles: a storm of events must not become one of reconciles."""
+"""Between a reconcile of the kernel's state and the next one."""
 TICK_S: Final = 5.0
 """The loop turns at least this often: dropped packets are logged, threads are looked at."""
 NETWORK_POLL_S: Final = 1.0
@@ -133,6 +136,9 @@ class Agent:
         self._not_before = 0.0
         self._report_failed = False
         self._claim: Closing | None = None
+        self._watching: Closing | None = None
+        self._watch: Callable[[Devices], None] = lambda _: None
+        """Tells the monitor which devices are ours."""
 
     # --- Start -----------------------------------------------------------------
 
@@ -152,6 +158,8 @@ class Agent:
             clock=self._clock,
         )
         holder = self._holder
+        # From now on, so that one list of the leases serves for finding one and for the rest.
+        self._watching = self._store.watch(lambda: self.mailbox.post(Signal.STORE))
         lease = self._patiently(lambda: holder.acquire(network, self._previous()))
         if lease is None:
             return False
@@ -203,18 +211,19 @@ class Agent:
 
     def run(self) -> None:
         """Reconcile until told to stop. Anything but OvnetError is a bug and ends the process."""
-        monitor = Monitor(self.mailbox.post)
-        watch = self._store.watch(lambda: self.mailbox.post(Signal.STORE))
+        monitor = Monitor(self.mailbox.post, self._node.wants)
         try:
             self._loop(monitor)
         finally:
             notify("STOPPING=1")
-            watch.close()
+            if self._watching:
+                self._watching.close()
             monitor.close()
 
     def _loop(self, monitor: Monitor) -> None:
         changes: frozenset[Change] = EVERYTHING
         signals: frozenset[Signal] = frozenset({Signal.STORE})
+        self._watch = monitor.watch
         next_resync = 0.0
         while Signal.STOP not in signals:
             now = self._clock()
@@ -229,8 +238,8 @@ class Agent:
                 next_resync = now + self._settings.resync_interval
             if changes or signals:
                 self._reconcile(changes, Signal.STORE in signals, full=changes == EVERYTHING)
-                self._not_before = time.monotonic() + MIN_GAP_S
-                monitor.watch(*self._devices())
+                self._not_before = time.monotonic() + self._gap(changes)
+                self._watch(self._devices())
             self._log_drops()
             notify("WATCHDOG=1")
             changes, signals = self._next(next_resync)
@@ -238,6 +247,13 @@ class Agent:
                 changes |= {Change.PEERS}
             # A clock set back must not put off the next resync by as much.
             next_resync = min(next_resync, self._clock() + self._settings.resync_interval)
+
+    def _gap(self, changes: frozenset[Change]) -> float:
+        """Seconds until the next reconcile may begin: a storm of events must not become one of reconciles.
+
+        Following the store is cheap: it may take half of the time.
+        """
+        return MIN_GAP_S if changes else min(self._reconciles.last_duration, MIN_GAP_S)
 
     def _next(self, next_resync: float) -> tuple[frozenset[Change], frozenset[Signal]]:
         """What is posted next. A first post counts at once; in a storm they are gathered."""
@@ -287,7 +303,7 @@ class Agent:
             store_changed |= steps.take(self._follow_uplink) or False
         if store_changed:
             self._sync_store()
-            changes |= {Change.PEERS}
+            changes |= {Change.LEASES}
         if full:
             changes |= {Change.FIREWALL}
         self._reconcile_kernel(steps, changes)
@@ -304,10 +320,11 @@ class Agent:
             steps.take(node.reconcile_devices, network, lease)
             if before != self._devices():
                 changes |= EVERYTHING
+            self._watch(self._devices())
         site = node.site(network, lease)
-        peers = Change.PEERS in changes and self._snapshot is not None
+        peers = changes & _PEERS if self._snapshot is not None else frozenset()
         if peers and self._snapshot:
-            steps.take(backend.reconcile_routes, site, self._snapshot.leases)
+            steps.take(backend.reconcile_routes, site, self._snapshot.leases, changes)
         if Change.FIREWALL in changes:
             steps.take(node.reconcile_firewall, network, lease)
         if Change.DEVICES in changes:
@@ -327,9 +344,10 @@ class Agent:
         self._holder.identity = self._identity(self._network)
         return True
 
-    def _devices(self) -> tuple[int, int]:
-        """Ifindexes of tunnel device and bridge: new ones come without what hung on the old."""
-        return (self._node.backend.device if self._node.backend else 0), self._node.bridge
+    def _devices(self) -> Devices:
+        """New ones come without what hung on the old."""
+        node = self._node
+        return Devices(node.backend.device if node.backend else 0, node.bridge, node.uplink.link.ifindex)
 
     def _lease(self) -> Lease:
         assert self._holder is not None and self._holder.lease is not None
@@ -368,8 +386,9 @@ class Agent:
         A store that was restored empty, or a broken one, must not take the network down.
         """
         before = self._snapshot.leases if self._snapshot else ()
-        present = {lease.subnet for lease in snapshot.leases}
-        gone = tuple(lease for lease in before if lease.subnet not in present)
+        changes = moves(before, snapshot.leases)
+        new = {lease.subnet for lease in changes.new} if changes.gone else set()
+        gone = tuple(lease for lease in changes.gone if lease.subnet not in new)
         now = self._clock()
         if len(gone) <= max(3, len(before) // 2):
             self._suspicious_since = None
@@ -484,7 +503,7 @@ class Agent:
             peers_kernel_path=seen.peers_kernel_path,
             ports=seen.ports,
             kernel_ports=seen.kernel_ports,
-            problems=(*wrong, *map(str, conflicts(leases.leases)), *leases.problems),
+            problems=(*wrong, *leases.problems),
         )
 
     def _lease_report(self, lease: Lease) -> LeaseReport:

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-from ctl.host import Link
+from ctl.config import Settings
+from ctl.host import Hop, Link, Removed, Route, RouteKey, Uplink
+from ctl.kernel import fib
+from ctl.kernel.monitor import Change
+from ctl.kernel.netlink import Netlink
 from ctl.kernel.tables import Routes
-from ctl.model import Lease
+from ctl.model import Lease, Network
+from ctl.peers import on_link
 from ctl.plain import PlainBackend, remove_tunnels
-from ctl.plan import diff, plan_routes, remote_leases
-from ctl.site import Site, apply
+from ctl.roster import Roster
+from ctl.site import Seen, Site, Tracked, settle
+from ctl.tracker import Tracker
 
 
 class HostGwBackend(PlainBackend):
@@ -18,16 +25,44 @@ class HostGwBackend(PlainBackend):
 
     overhead: Final = 0
 
+    def __init__(self, settings: Settings, netlink: Netlink, seen: Seen) -> None:
+        super().__init__(settings, netlink, seen)
+        self._place: tuple[Network, IPv4Network, Uplink] | None = None
+        """What the roster was made for."""
+        self._roster: Roster
+        self._hops: dict[IPv4Address, Hop | None] = {}
+        self._routes = Tracker[RouteKey, Route]()
+
     def ensure_device(self, _site: Site, links: dict[int, Link]) -> None:
         """Remove the tunnel of an earlier life with another backend."""
         remove_tunnels(self._netlink, links.values(), self._settings.state_dir)
 
-    def reconcile_routes(self, site: Site, leases: Sequence[Lease]) -> None:
-        """A route to each host on our link; the others are named as problems."""
-        remote, problems = remote_leases(leases, site.lease, site.network)
-        hops = {each.host: self._netlink.hop(each.host, site.uplink) for each in remote}
-        plan = plan_routes(remote, hops)
-        table = Routes(self._netlink)
-        apply("routes", table, diff(plan.routes, table.read()), self._seen)
-        self._seen.peers_kernel_path = len(plan.routes)
-        self._seen.problems["leases"] = (*problems, *plan.problems)
+    def reconcile_routes(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
+        """A route to each host on our link; the others are named as problems.
+
+        A host behind a router cannot be one: the router does not know the subnets.
+        """
+        place = site.network, site.lease.subnet, site.uplink
+        if place != self._place:
+            self._roster, self._hops, self._place = Roster(site.lease, site.network), {}, place
+        moves = self._roster.update(leases)
+        usable = self._roster.usable.values()
+        asked = self._roster.hosts() if Change.HOPS in changes else {lease.host for lease in moves.new}
+        self._hops |= fib.hops(self._netlink.rtnl, asked, site.uplink)
+        hops = {lease: on_link(lease, self._hops[lease.host]) for lease in usable}
+        near = ((lease, hop) for lease, hop in hops.items() if hop)
+        self._routes.want({RouteKey.of(each.subnet): Route(each.host, hop.ifindex) for each, hop in near})
+        if Change.PEERS in changes:
+            self._routes.doubt()
+        far = tuple(_not_routed(lease) for lease, hop in hops.items() if not hop)
+        self._seen.peers_kernel_path = len(self._routes.desired)
+        self._seen.problems["leases"] = (*self._roster.problems, *far)
+        settle([Tracked("routes", Routes(self._netlink.rtnl), self._routes)], self._seen)
+
+    def wants(self, entry: Removed) -> bool:
+        """Whether a route that is no more should be there."""
+        return entry in self._routes.desired
+
+
+def _not_routed(lease: Lease) -> str:
+    return f"lease {lease.subnet} of {lease.node or lease.host} not routed: {lease.host} is not on our link"

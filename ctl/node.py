@@ -13,9 +13,10 @@ from typing import Final, Protocol
 from ctl import statedir
 from ctl.config import Settings
 from ctl.errors import AgentError, ConfigError
-from ctl.host import BridgeDevice, Link, Uplink
+from ctl.host import BridgeDevice, Link, Removed, Uplink
 from ctl.hostgw import HostGwBackend
 from ctl.kernel import firewall, loader, maps, sysctl
+from ctl.kernel.monitor import Change
 from ctl.kernel.netlink import Netlink
 from ctl.model import MIN_MTU, IPv4Address, Lease, MacAddress, Network
 from ctl.site import Seen, Site
@@ -52,7 +53,11 @@ class Backend(Protocol):
 
     def ensure_device(self, site: Site, links: dict[int, Link], /) -> None: ...
 
-    def reconcile_routes(self, site: Site, leases: Sequence[Lease], /) -> None: ...
+    def reconcile_routes(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change], /) -> None:
+        """`changes`: what may differ beside the leases; HOPS and PEERS count."""
+
+    def wants(self, entry: Removed, /) -> bool:
+        """Whether an entry that is no more should be there. Any thread may ask."""
 
     def load(self, site: Site, /) -> None: ...
 
@@ -89,6 +94,10 @@ class Node:
     def maps(self) -> maps.Maps | None:
         """The open maps, if the backend has any."""
         return self.backend.maps if self.backend else None
+
+    def wants(self, entry: Removed) -> bool:
+        """Whether an entry that is no more should be there. Any thread may ask."""
+        return self.backend is not None and self.backend.wants(entry)
 
     def preflight(self, network: Network) -> Backend:
         """Choose the backend; refuse everything that can be before anything is changed."""

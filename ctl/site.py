@@ -13,6 +13,7 @@ from ctl.model import Lease, Network
 from ctl.plan import Delta, diff
 from ctl.ports import Table
 from ctl.report import KernelPort
+from ctl.tracker import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -59,20 +60,42 @@ def apply(name: str, table: Table[Any, Any], delta: Delta[Any, Any], seen: Seen)
         table.apply(delta)
 
 
-def apply_in_order(
-    tables: Sequence[tuple[str, Table[Any, Any], Mapping[Any, Any]]], seen: Seen, *, stale_first: bool = False
-) -> None:
-    """Bring (name, table, desired) in line. KernelError.
+@dataclass(frozen=True, slots=True)
+class Tracked:
+    """A table whose desired state a tracker follows."""
+
+    name: str
+    table: Table[Any, Any]
+    tracker: Tracker[Any, Any]
+
+
+def settle(tables: Sequence[Tracked], seen: Seen, *, stale_first: bool = False) -> None:
+    """Bring tables in line with what is wanted of them. KernelError.
 
     What is new goes in in this order, what is stale comes out in the reverse one: an
     entry never points at one of an earlier table that is not there. `stale_first` makes
-    room before, for tables that can be full.
+    room before, for tables that can be full. After a failure the table is in doubt.
     """
-    deltas = [(name, table, diff(desired, table.read())) for name, table, desired in tables]
-    new = [(name, table, replace(delta, removals=())) for name, table, delta in deltas]
-    stale = [(name, table, replace(delta, puts=())) for name, table, delta in reversed(deltas)]
-    for name, table, delta in (*stale, *new) if stale_first else (*new, *stale):
-        apply(name, table, delta, seen)
+    due = [each for each in tables if each.tracker]
+    for each in due:
+        if not each.tracker.known:
+            each.tracker.saw(each.table.read())
+    deltas = [(each, each.tracker.delta()) for each in due]
+    new = [(each, replace(delta, removals=())) for each, delta in deltas]
+    stale = [(each, replace(delta, puts=())) for each, delta in reversed(deltas)]
+    for each, delta in (*stale, *new) if stale_first else (*new, *stale):
+        each.tracker.doubt()
+        apply(each.name, each.table, delta, seen)
+        each.tracker.done(delta)
+
+
+def apply_fitting(name: str, table: Table[K, V], desired: Mapping[K, V], room: int, seen: Seen) -> int:
+    """As many of `desired` as there is room for; returns how many have none. KernelError."""
+    kept = fitting(desired, table, room)
+    delta = diff(kept, table.read())
+    apply(name, table, replace(delta, puts=()), seen)  # makes room
+    apply(name, table, replace(delta, removals=()), seen)
+    return len(desired) - len(kept)
 
 
 def fitting(desired: Mapping[K, V], table: Table[K, V], room: int) -> Mapping[K, V]:

@@ -39,7 +39,7 @@ def _filters(netlink: Netlink) -> list[str]:
 
 
 def _routes(netlink: Netlink) -> list[str]:
-    routes = Routes(netlink)
+    routes = Routes(netlink.rtnl)
     delta = diff({}, routes.read())
     routes.apply(delta)
     return [f"{len(delta)} routes"] if delta else []

@@ -12,11 +12,13 @@ from typing import Final
 from ctl.backend.udp.agent import Routes as ForwarderRoutes
 from ctl.backend.udp.agent import UdpBackend as Forwarder
 from ctl.backend.udp.underlay import OVERHEAD
-from ctl.host import Link, Route
+from ctl.host import Link, Removed, Route, RouteKey
+from ctl.kernel.monitor import Change
 from ctl.kernel.tables import Routes
 from ctl.model import Lease
 from ctl.plain import PlainBackend, remove_tunnels
-from ctl.plan import diff, remote_leases
+from ctl.plan import diff
+from ctl.roster import Roster
 from ctl.site import Site, apply
 
 
@@ -26,6 +28,7 @@ class UdpBackend(PlainBackend):
     overhead: Final = OVERHEAD
     _forwarder: Forwarder | None = None
     _key: tuple[IPv4Address, int] | None = None
+    _route: RouteKey | None = None
 
     def intact(self) -> bool:
         """Whether the forwarder runs that should."""
@@ -42,18 +45,24 @@ class UdpBackend(PlainBackend):
             self._forwarder, self._key = Forwarder(self._settings.state_dir, *key), key
         remove_tunnels(self._netlink, links.values(), self._settings.state_dir, self._forwarder.device)
 
-    def reconcile_routes(self, site: Site, leases: Sequence[Lease]) -> None:
+    def reconcile_routes(self, site: Site, leases: Sequence[Lease], _changes: frozenset[Change]) -> None:
         """The forwarder, by these leases, its device, and one route for the whole network."""
         if self._forwarder is None:
             return
-        remote, problems = remote_leases(leases, site.lease, site.network)
-        self._seen.problems["leases"] = problems
-        peers = {each.subnet: each.host for each in remote}
+        roster = Roster(site.lease, site.network)
+        roster.update(leases)
+        self._seen.problems["leases"] = roster.problems
+        peers = {subnet: lease.host for subnet, lease in roster.usable.items()}
         if self._forwarder.start(ForwarderRoutes(site.lease.subnet, peers)):
             self._seen.count("forwarder", 1)
         address = IPv4Interface((site.lease.vtep_ip, 32))
         self.device = self._netlink.ensure_tun(self._forwarder.device, address, site.mtu)
-        table = Routes(self._netlink)
-        desired = {site.network.network: Route(IPv4Address(0), self.device)}
+        table = Routes(self._netlink.rtnl)
+        self._route = RouteKey.of(site.network.network)
+        desired = {self._route: Route(IPv4Address(0), self.device)}
         apply("routes", table, diff(desired, table.read()), self._seen)
         self._seen.peers_kernel_path = len(peers)
+
+    def wants(self, entry: Removed) -> bool:
+        """Whether a route that is no more should be there: the one for the whole network."""
+        return entry == self._route

@@ -7,21 +7,22 @@ import logging
 import secrets
 from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Interface
-from typing import Any, Final
+from typing import Final
 
-from ctl.abi import NODE_F_PEERS_INCOMPLETE, PEER_F_KERNEL_PATH, EndpointEntry, NodeEntry
+from ctl.abi import NODE_F_PEERS_INCOMPLETE, EndpointEntry, NodeEntry
 from ctl.config import Settings
 from ctl.errors import ForeignProgram
-from ctl.host import Link, Uplink, VxlanDevice
-from ctl.kernel import bpffs, firewall, loader, maps, sysctl, xfrm
+from ctl.host import Link, Removed, Uplink, VxlanDevice
+from ctl.kernel import bpffs, firewall, loader, maps, sysctl
+from ctl.kernel.monitor import Change
 from ctl.kernel.netlink import Netlink
-from ctl.kernel.tables import Fdb, Filters, Routes, VtepNeighbours
+from ctl.kernel.tables import Filters
 from ctl.model import VXLAN_OVERHEAD, Bypass, IPv4Address, Lease, MacAddress, Network
+from ctl.peering import Peering
 from ctl.plain import remove_tunnels
-from ctl.plan import Hops, PeerPlan, diff, plan_endpoints, plan_filters, plan_peers, remote_leases
-from ctl.ports import Table
+from ctl.plan import diff, plan_endpoints, plan_filters
 from ctl.report import KernelPort
-from ctl.site import Seen, Site, apply, apply_in_order, fitting
+from ctl.site import Seen, Site, apply, apply_fitting
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class VxlanBackend:
         """ifindex of the vxlan device; 0: not made yet."""
         self._settings, self._netlink, self._seen = settings, netlink, seen
         self._filters = Filters(netlink)
-        self._plan = PeerPlan({}, {}, {}, {}, {})
+        self._peering = Peering(netlink.rtnl, seen, settings.peers_max)
         self._first_look = True
         """Programs of an earlier life may hang on any interface."""
 
@@ -94,27 +95,13 @@ class VxlanBackend:
             address=IPv4Interface((site.lease.vtep_ip, 32)),
         )
 
-    def reconcile_routes(self, site: Site, leases: Sequence[Lease]) -> None:
+    def reconcile_routes(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
         """The kernel path to the other nodes: FDB, neighbours, routes."""
-        remote, problems = remote_leases(leases, site.lease, site.network)
-        self._plan = plan_peers(remote, site.network, self._hops(site, remote), self.device)
-        self._seen.problems["leases"] = problems
-        self._seen.peers_ebpf, self._seen.peers_kernel_path = 0, len(remote)
-        if not self.device:
-            return
-        tables: list[tuple[str, Table[Any, Any], Mapping[Any, Any]]] = [
-            ("fdb", Fdb(self._netlink, self.device), self._plan.fdb),
-            ("neighbours", VtepNeighbours(self._netlink, self.device), self._plan.neighbours),
-            ("routes", Routes(self._netlink), self._plan.routes),
-        ]
-        apply_in_order(tables, self._seen)
+        self._peering.reconcile_routes(site, self.device, leases, changes)
 
-    def _hops(self, site: Site, remote: Sequence[Lease]) -> Hops:
-        """How to reach each peer; none by eBPF where IPsec has a say."""
-        ipsec = xfrm.has_policies()
-        text = "IPsec policies are set: all peers by the kernel path, which meets them"
-        self._seen.problems["ipsec"] = (text,) if ipsec else ()
-        return {} if ipsec else {each.host: self._netlink.hop(each.host, site.uplink) for each in remote}
+    def wants(self, entry: Removed) -> bool:
+        """Whether an entry that is no more should be there. Any thread may ask."""
+        return self._peering.wants(entry)
 
     def load(self, site: Site) -> None:
         """Maps and programs: adopted, or made. The kernel path is in place already."""
@@ -148,8 +135,6 @@ class VxlanBackend:
     def _write_node(self, opened: maps.Maps, site: Site) -> None:
         before = opened.node()
         network = site.network
-        fits = len(self._plan.peers) <= self._settings.peers_max
-        fits = fits and len(self._plan.vteps) <= self._settings.peers_max
         entry = NodeEntry(
             host=site.uplink.address,
             network=network.network,
@@ -163,31 +148,16 @@ class VxlanBackend:
             bypass=self._settings.bypass,
             approval_ttl_ns=int(self._settings.approval_ttl * 1e9),
             flow_seed=before.flow_seed if before else secrets.randbits(64) | 1,
-            flags=0 if fits else NODE_F_PEERS_INCOMPLETE,
+            flags=0 if self._peering.fits() else NODE_F_PEERS_INCOMPLETE,
         )
         if entry != before:
             opened.write_node(entry)
 
     def reconcile_maps(self, site: Site) -> None:
         """The shortcut to the other nodes. What does not fit stays on the kernel path."""
-        if self.maps is None:
-            return
-        self._write_node(self.maps, site)  # first of all: who does not fit must not be refused
-        room = self._settings.peers_max
-        vteps = fitting(self._plan.vteps, self.maps.vtep_table, room)
-        peers = fitting(self._plan.peers, self.maps.peer_table, room)
-        tables: list[tuple[str, Table[Any, Any], Mapping[Any, Any]]] = [
-            ("vteps", self.maps.vtep_table, vteps),
-            ("peers", self.maps.peer_table, peers),
-        ]
-        apply_in_order(tables, self._seen, stale_first=True)
-        left = len(self._plan.peers) - len(peers)
-        text = f"map peers is full: {left} subnets by the kernel path only, raise --peers-max"
-        self._seen.problems["peers"] = (text,) if left else ()
-        slow = left + sum(bool(entry.flags & PEER_F_KERNEL_PATH) for entry in peers.values())
-        if self.programs:
-            self._seen.peers_ebpf = max(len(self._plan.routes) - slow, 0)
-            self._seen.peers_kernel_path = len(self._plan.routes) - self._seen.peers_ebpf
+        if self.maps is not None:
+            self._write_node(self.maps, site)  # first of all: who does not fit must not be refused
+            self._peering.reconcile_maps(self.maps, bypassing=self.programs is not None)
 
     def reconcile_ports(self, site: Site) -> None:
         """Programs on every port of the bridge, and the containers behind them."""
@@ -204,12 +174,10 @@ class VxlanBackend:
         self._attach(site, ports, links)
 
     def _endpoints(self, opened: maps.Maps, found: dict[IPv4Address, EndpointEntry]) -> None:
-        table = opened.endpoint_table
-        kept = fitting(found, table, self._settings.endpoints_max)
-        left = len(found) - len(kept)
+        room = self._settings.endpoints_max
+        left = apply_fitting("endpoints", opened.endpoint_table, found, room, self._seen)
         text = f"map endpoints is full: {left} containers by the kernel path only, raise --endpoints-max"
         self._seen.problems["endpoints"] = (text,) if left else ()
-        apply_in_order([("endpoints", table, kept)], self._seen, stale_first=True)
 
     def _attach(self, site: Site, ports: Mapping[int, Link], links: Mapping[int, Link]) -> None:
         if self.programs is None and self._settings.bypass is not Bypass.OFF:

@@ -7,6 +7,7 @@ everything forwarding (`ovctl teardown` removes it).
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import signal
@@ -68,6 +69,8 @@ def _run(settings: Settings) -> int:
     from ctl.node import Node
     from ctl.store import open_store
 
+    # Peers are tens of thousands of objects in no cycles: do not look for any after every few hundred.
+    gc.set_threshold(20_000, 20, 20)
     for noisy in ("pyroute2", "asyncio"):  # after importing it: pyroute2 sets its own level
         logging.getLogger(noisy).setLevel(logging.WARNING)
     with statedir.Lock(settings.state_dir) as lock, Netlink() as netlink:

@@ -7,20 +7,25 @@ A plain socket rather than pyroute2: it may be read from any thread, and costs n
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import IPv4Address
 from typing import Final
 
-from ctl.host import OWNER
+from ctl.host import OWNER, Removed
 from ctl.kernel.firewall import CHAIN, TABLE
 from ctl.kernel.netlink import NUD_USABLE
-from ctl.kernel.tables import ROUTE_PROTOCOL
+from ctl.kernel.rtnl import NDA_DST, NDA_LLADDR, NDMSG, attributes
+from ctl.kernel.tables import ROUTE_PROTOCOL, route_key
+from ctl.model import MacAddress
 
 
 class Change(StrEnum):
@@ -28,8 +33,12 @@ class Change(StrEnum):
 
     DEVICES = "devices"
     """Links and addresses."""
+    LEASES = "leases"
+    """What the store says; it is the store's watch that tells."""
+    HOPS = "hops"
+    """How the kernel reaches other hosts."""
     PEERS = "peers"
-    """Routes, VTEP neighbours, FDB."""
+    """Our own entries for the peers: routes, VTEP neighbours, FDB, maps."""
     PORTS = "ports"
     """Containers on the bridge."""
     FILTERS = "filters"
@@ -57,63 +66,94 @@ _NEW_NEIGH, _DEL_NEIGH = 28, 29
 _DEL_QDISC = 37
 _NEW_FILTER, _DEL_FILTER = 44, 45
 
-_AF_BRIDGE: Final = 7
-_NDMSG: Final = 12
-_NDA_DST: Final = 1
-_NDA_LLADDR: Final = 2
+_SO_ATTACH_FILTER: Final = 26
+_RECEIVE_BUFFER: Final = 1 << 22
+_SO_RCVBUFFORCE: Final = 33
 
 _PARTS: Final = {
     _NEW_LINK: frozenset({Change.DEVICES, Change.PORTS}),
     _DEL_LINK: frozenset({Change.DEVICES, Change.PORTS}),
     _SET_LINK: frozenset({Change.DEVICES, Change.PORTS}),
-    _NEW_ADDR: frozenset({Change.DEVICES, Change.PEERS}),
-    _DEL_ADDR: frozenset({Change.DEVICES, Change.PEERS}),
-    _NEW_ROUTE: frozenset({Change.PEERS}),
-    _DEL_ROUTE: frozenset({Change.PEERS}),
+    _NEW_ADDR: frozenset({Change.DEVICES, Change.HOPS}),
+    _DEL_ADDR: frozenset({Change.DEVICES, Change.HOPS}),
+    _NEW_ROUTE: frozenset({Change.HOPS}),
+    _DEL_ROUTE: frozenset({Change.HOPS}),
     _DEL_QDISC: frozenset({Change.FILTERS}),
     _NEW_FILTER: frozenset({Change.FILTERS}),
     _DEL_FILTER: frozenset({Change.FILTERS}),
 }
 
 
-def classify(kind: int, body: bytes) -> frozenset[Change]:
-    """What a message of type `kind` may have changed; neighbours are `NeighbourMemory`'s.
+Wanted = Callable[[Removed], bool]
 
-    Our own additions (routes, filters) are told apart and change nothing.
+
+@dataclass(slots=True)
+class Devices:
+    """Ifindexes of ours; 0: there is none."""
+
+    tunnel: int = 0
+    bridge: int = 0
+    uplink: int = 0
+
+
+class Classifier:
+    """What rtnetlink's messages may have changed. One thread's.
+
+    Our own additions (routes, filters) are told apart and change nothing; our own removals
+    are those of what is not `wanted`. The kernel reports every step of its reachability
+    checks, several a minute for each container: only another MAC, or another port for one,
+    is of interest.
     """
-    if kind == _NEW_ROUTE and body[5] == ROUTE_PROTOCOL:  # rtm_protocol
-        return frozenset()
-    if kind == _NEW_FILTER and OWNER.encode() + b":" in body:  # TCA_BPF_NAME
-        return frozenset()
-    return _PARTS.get(kind, frozenset())
 
-
-class NeighbourMemory:
-    """Tells neighbour messages that say something new from those that do not.
-
-    The kernel reports every step of its reachability checks, several a minute for each
-    container; only another MAC, or another port for one, is of interest.
-    """
-
-    def __init__(self) -> None:
-        self.vxlan = 0
-        self.bridge = 0
+    def __init__(self, wanted: Wanted) -> None:
+        self.devices = Devices()
+        self._wanted = wanted
         self._known: dict[tuple[int, bytes], bytes] = {}
+        """MAC by ifindex and address."""
 
     def forget(self) -> None:
         """Messages were lost: the next ones are all new."""
         self._known.clear()
 
     def classify(self, kind: int, body: bytes) -> frozenset[Change]:
-        """As the function `classify`, for RTM_NEWNEIGH and RTM_DELNEIGH (struct ndmsg, attributes)."""
-        family, ifindex, state = struct.unpack_from("=BxxxiH", body)
-        if ifindex == self.vxlan:
-            return frozenset({Change.PEERS}) if kind == _DEL_NEIGH else frozenset()
-        if family != socket.AF_INET or ifindex != self.bridge:
-            return frozenset({Change.PORTS}) if family == _AF_BRIDGE else frozenset()
-        attributes = dict(_attributes(body[_NDMSG:]))
-        key = (ifindex, attributes.get(_NDA_DST, b""))
-        mac = attributes.get(_NDA_LLADDR, b"") if kind == _NEW_NEIGH and state & NUD_USABLE else b""
+        """By a message's type and what follows its header."""
+        if kind in (_NEW_NEIGH, _DEL_NEIGH):
+            return self._neighbour(kind, body)
+        if kind in (_NEW_ROUTE, _DEL_ROUTE) and body[5] == ROUTE_PROTOCOL:  # rtm_protocol
+            return self._own_route(kind, body)
+        if kind == _NEW_FILTER and OWNER.encode() + b":" in body:  # TCA_BPF_NAME
+            return frozenset()
+        found = _PARTS.get(kind, frozenset())
+        if kind in (_NEW_LINK, _DEL_LINK) and self._carries_routes(body):
+            # An interface that goes down takes its routes along without a word.
+            found |= {Change.HOPS, Change.PEERS}
+        return found
+
+    def _carries_routes(self, body: bytes) -> bool:
+        (ifindex,) = struct.unpack_from("=i", body, 4)  # struct ifinfomsg
+        return ifindex in (self.devices.tunnel, self.devices.uplink)
+
+    def _own_route(self, kind: int, body: bytes) -> frozenset[Change]:
+        if kind == _NEW_ROUTE:
+            return frozenset()
+        return self._peers_if_wanted(route_key(body))
+
+    def _peers_if_wanted(self, entry: Removed) -> frozenset[Change]:
+        return frozenset({Change.PEERS}) if self._wanted(entry) else frozenset()
+
+    def _neighbour(self, kind: int, body: bytes) -> frozenset[Change]:
+        family, ifindex, state, _, _ = NDMSG.unpack_from(body)
+        found = attributes(body, NDMSG.size)
+        if ifindex == self.devices.tunnel:
+            if kind == _NEW_NEIGH:
+                return frozenset()
+            if family == socket.AF_INET:
+                return self._peers_if_wanted(IPv4Address(found[NDA_DST]))
+            return self._peers_if_wanted(MacAddress(found[NDA_LLADDR]))
+        if family != socket.AF_INET or ifindex != self.devices.bridge:
+            return frozenset({Change.PORTS}) if family == socket.AF_BRIDGE else frozenset()
+        key = (ifindex, found.get(NDA_DST, b""))
+        mac = found.get(NDA_LLADDR, b"") if kind == _NEW_NEIGH and state & NUD_USABLE else b""
         if self._known.get(key, b"") == mac:
             return frozenset()
         if mac:
@@ -123,22 +163,44 @@ class NeighbourMemory:
         return frozenset({Change.PORTS})
 
 
-def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Type and value of each struct rtattr."""
-    offset = 0
-    while offset + 4 <= len(data):
-        length, kind = struct.unpack_from("=HH", data, offset)
-        if length < 4:
-            return
-        yield kind, data[offset + 4 : offset + length]
-        offset += (length + 3) & ~3
+def quiet_filter(tunnel: int) -> bytes:
+    """A classic BPF program (struct sock_filter) that keeps our own additions for peers out.
+
+    Thousands of them would wake us to say what we know, or overflow the socket. What is
+    compared is in the host's byte order, and loaded as if it were the network's.
+    """
+
+    def jump_equal(value: int, then: int, otherwise: int) -> bytes:
+        return struct.pack("=HBBI", 0x15, then, otherwise, value)
+
+    def load(size: int, offset: int) -> bytes:
+        return struct.pack("=HBBI", size, 0, 0, offset)
+
+    half, word, byte = 0x28, 0x20, 0x30
+    accept, drop = struct.pack("=HBBI", 0x06, 0, 0, 0xFFFFFFFF), struct.pack("=HBBI", 0x06, 0, 0, 0)
+    return b"".join(
+        (
+            load(half, 4),  # nlmsg_type
+            jump_equal(socket.htons(_NEW_NEIGH), 0, 2),
+            load(word, 20),  # ndm_ifindex
+            jump_equal(socket.htonl(tunnel), 4, 3),
+            jump_equal(socket.htons(_NEW_ROUTE), 0, 2),
+            load(byte, 21),  # rtm_protocol
+            jump_equal(ROUTE_PROTOCOL, 1, 0),
+            accept,
+            drop,
+        )
+    )
 
 
 class Monitor:
-    """A thread that calls `changed` with what has changed. `close` ends it."""
+    """A thread that calls `changed` with what has changed. `close` ends it.
 
-    def __init__(self, changed: Callable[[frozenset[Change]], None]) -> None:
-        self._neighbours = NeighbourMemory()
+    `wanted`: whether something that was removed should be there; called in the thread.
+    """
+
+    def __init__(self, changed: Callable[[frozenset[Change]], None], wanted: Wanted) -> None:
+        self._classifier = Classifier(wanted)
         self._changed = changed
         self._routes = _listen(socket.NETLINK_ROUTE, _GROUPS.values())
         self._rules = _listen(_NETLINK_NETFILTER, [_NFNLGRP_NFTABLES])
@@ -149,9 +211,11 @@ class Monitor:
         self._thread = threading.Thread(target=self._run, name="netlink-monitor", daemon=True)
         self._thread.start()
 
-    def watch(self, tunnel: int, bridge: int) -> None:
-        """Our devices' ifindexes, once there are any: their neighbours are of interest."""
-        self._neighbours.vxlan, self._neighbours.bridge = tunnel, bridge
+    def watch(self, devices: Devices) -> None:
+        """Our devices, once there are any: their neighbours and routes are of interest."""
+        if devices.tunnel != self._classifier.devices.tunnel:
+            _attach(self._routes, quiet_filter(devices.tunnel))
+        self._classifier.devices = devices
 
     def close(self) -> None:
         self._wake.close()
@@ -176,12 +240,12 @@ class Monitor:
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-            self._neighbours.forget()
+            self._classifier.forget()
             return EVERYTHING
         if source is self._routes:
             return self._decode(data)
         # A policy of IPsec: which path the peers may take has to be decided anew.
-        return classify_rules(data) if source is self._rules else frozenset({Change.PEERS})
+        return classify_rules(data) if source is self._rules else frozenset({Change.HOPS})
 
     def _decode(self, data: bytes) -> frozenset[Change]:
         found: frozenset[Change] = frozenset()
@@ -191,8 +255,7 @@ class Monitor:
             if length < _HEADER.size:
                 break
             body = data[offset + _HEADER.size : offset + length]
-            neighbour = kind in (_NEW_NEIGH, _DEL_NEIGH)
-            found |= self._neighbours.classify(kind, body) if neighbour else classify(kind, body)
+            found |= self._classifier.classify(kind, body)
             offset += (length + 3) & ~3
         return found
 
@@ -205,7 +268,16 @@ def classify_rules(data: bytes) -> frozenset[Change]:
 
 def _listen(protocol: int, groups: Iterable[int]) -> socket.socket:
     listener = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+    listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
     listener.bind((0, 0))
     for group in groups:
         listener.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
     return listener
+
+
+def _attach(listener: socket.socket, program: bytes) -> None:
+    """Have the kernel ask `program` (struct sock_fprog) which messages the socket is to get."""
+    code = ctypes.create_string_buffer(program, len(program))
+    listener.setsockopt(
+        socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("HP", len(program) // 8, ctypes.addressof(code))
+    )

@@ -6,6 +6,7 @@ One Netlink belongs to one thread: pyroute2 has a private event loop for each.
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Interface
@@ -15,16 +16,26 @@ from typing import Any, Final, Self
 from pyroute2 import IPRoute, NetlinkError
 
 from ctl.errors import AgentError, KernelError
-from ctl.host import OWNER, BridgeDevice, Hop, Link, Neighbours, Uplink, VxlanDevice
+from ctl.host import OWNER, BridgeDevice, Link, Neighbours, Uplink, VxlanDevice
+from ctl.kernel.rtnl import (
+    NDA_DST,
+    NDA_IFINDEX,
+    NDA_LLADDR,
+    NDA_MASTER,
+    NDMSG,
+    RTM_GETNEIGH,
+    Rtnl,
+    attribute,
+    attributes,
+)
 from ctl.model import MacAddress
 
 _IFF_UP: Final = 1
 NUD_USABLE: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 """Reachable, stale, delay, probe, permanent: there is a MAC (linux/neighbour.h)."""
 _NUD_PERMANENT: Final = 0x80
-_RTM_F_FIB_MATCH: Final = 0x2000
-_RTN_UNICAST: Final = 1
-_NO_ROUTE: Final = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
+GONE: Final = (0, errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EINVAL)
+"""How the kernel answers a removal that worked, or that someone else was quicker with."""
 
 
 class Netlink:
@@ -32,6 +43,8 @@ class Netlink:
 
     def __init__(self) -> None:
         self.ipr: Final = IPRoute()
+        self.rtnl: Final = Rtnl()
+        """For what there are thousands of."""
 
     def __enter__(self) -> Self:
         return self
@@ -41,6 +54,7 @@ class Netlink:
 
     def close(self) -> None:
         self.ipr.close()
+        self.rtnl.close()
 
     @contextmanager
     def doing(self, what: str) -> Iterator[None]:
@@ -98,46 +112,27 @@ class Netlink:
         with self.doing("find the default route's interface"):
             return links[best.get("RTA_OIF")]
 
-    def hop(self, host: IPv4Address, uplink: Uplink) -> Hop | None:
-        """How the FIB takes packets from `uplink`'s address to `host`; None if eBPF cannot.
-
-        That is: no route, a local or unreachable one, one over several interfaces, over
-        an IPv6 neighbour or another tunnel, or with a smaller MTU than the uplink's.
-        """
-        try:
-            # The route itself, not one path that was picked of it.
-            reply = self.ipr.route("get", dst=str(host), src=str(uplink.address), flags=_RTM_F_FIB_MATCH)[0]
-        except NetlinkError as error:
-            if error.code in _NO_ROUTE:
-                return None
-            raise KernelError(f"route to {host}: {words(error)}") from error
-        if reply["type"] != _RTN_UNICAST or reply.get("RTA_VIA") or reply.get("RTA_ENCAP"):
-            return None
-        mtu = reply.get(("metrics", "mtu"))
-        if mtu and mtu < uplink.link.mtu:
-            return None
-        if paths := reply.get("RTA_MULTIPATH"):
-            interfaces = {path["oif"] for path in paths}
-            return Hop(interfaces.pop(), None) if len(interfaces) == 1 else None
-        gateway = reply.get("RTA_GATEWAY")
-        return Hop(reply.get("RTA_OIF"), IPv4Address(gateway) if gateway else host)
-
     def neighbours(self, bridge: int) -> Neighbours:
         """Containers' addresses and MACs, as bridge and neighbour table know them."""
-        with self.doing("list neighbours"):
-            entries = self.ipr.get_neighbours(family=AF_INET, ifindex=bridge)
-            macs = {
-                IPv4Address(m.get("NDA_DST")): MacAddress.parse(m.get("NDA_LLADDR"))
-                for m in entries
-                if m["state"] & NUD_USABLE and m.get("NDA_LLADDR")
-            }
-            ports = {
-                MacAddress.parse(m.get("NDA_LLADDR")): m["ifindex"]
-                for m in self.ipr.get_neighbours(family=AF_BRIDGE)
+        which = bridge.to_bytes(4, sys.byteorder)
+        addresses = self.rtnl.dump(
+            RTM_GETNEIGH, NDMSG.pack(AF_INET, 0, 0, 0, 0) + attribute(NDA_IFINDEX, which)
+        )
+        # By the bridge, or the kernel would list every peer's entry of the vxlan device too.
+        ports = self.rtnl.dump(RTM_GETNEIGH, NDMSG.pack(AF_BRIDGE, 0, 0, 0, 0) + attribute(NDA_MASTER, which))
+        return Neighbours(
+            {
+                IPv4Address(found[NDA_DST]): MacAddress(found[NDA_LLADDR])
+                for _, state, found in map(_neighbour, addresses)
+                if state & NUD_USABLE and NDA_LLADDR in found
+            },
+            {
+                MacAddress(found[NDA_LLADDR]): port
+                for port, state, found in map(_neighbour, ports)
                 # Permanent: the port's own address, not that of something behind it.
-                if m.get("NDA_MASTER") == bridge and not m["state"] & _NUD_PERMANENT
-            }
-        return Neighbours(macs, ports)
+                if found.get(NDA_MASTER) == which and not state & _NUD_PERMANENT
+            },
+        )
 
     def ensure_vxlan(self, want: VxlanDevice, links: dict[int, Link]) -> int:
         """Make the vxlan device what it has to be; returns its ifindex.
@@ -256,6 +251,12 @@ class Netlink:
             self.ipr.link("del", index=link.ifindex)
 
 
+def _neighbour(body: bytes) -> tuple[int, int, dict[int, bytes]]:
+    """(ifindex, state, attributes) of struct ndmsg."""
+    _, ifindex, state, _, _ = NDMSG.unpack_from(body)
+    return ifindex, state, attributes(body, NDMSG.size)
+
+
 def words(error: NetlinkError) -> str:
     """The kernel's reason, without its number."""
     return str(error.args[1] if len(error.args) > 1 else error)
@@ -267,7 +268,7 @@ def suppress_missing() -> Iterator[None]:
     try:
         yield
     except NetlinkError as error:
-        if error.code not in (errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EINVAL):
+        if error.code not in GONE:
             raise
 
 

@@ -7,7 +7,9 @@ entries on our own vxlan device, filters by their place and name.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
@@ -17,8 +19,27 @@ from typing import Any, Final, TypeVar
 from pyroute2 import NetlinkError
 
 from ctl.errors import ForeignProgram, KernelError
-from ctl.host import OWNER, Filter, FilterKey, Route
-from ctl.kernel.netlink import Netlink, suppress_missing, words
+from ctl.host import OWNER, Filter, FilterKey, Route, RouteKey
+from ctl.kernel.netlink import GONE, Netlink, suppress_missing, words
+from ctl.kernel.rtnl import (
+    NDA_DST,
+    NDA_IFINDEX,
+    NDA_LLADDR,
+    NDMSG,
+    NLM_F_CREATE,
+    NLM_F_REPLACE,
+    RTM_DELNEIGH,
+    RTM_DELROUTE,
+    RTM_GETNEIGH,
+    RTM_GETROUTE,
+    RTM_NEWNEIGH,
+    RTM_NEWROUTE,
+    RTMSG,
+    Message,
+    Rtnl,
+    attribute,
+    attributes,
+)
 from ctl.model import MacAddress
 from ctl.plan import Delta
 
@@ -29,9 +50,13 @@ ROUTE_PROTOCOL: Final = 147
 """rtm_protocol of our routes: in no registry (iproute2's rt_protos), so ours to remove."""
 
 _RTNH_F_ONLINK: Final = 4
-_RT_SCOPE_LINK: Final = 253
+_RTN_UNICAST: Final = 1
+_RT_TABLE_MAIN: Final = 254
+_RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 0, 253, 255
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 4, 5, 6
 _NTF_SELF: Final = 2
 _NUD_PERMANENT: Final = 0x80
+_PUT: Final = NLM_F_CREATE | NLM_F_REPLACE
 
 FILTER_PRIORITY: Final = 49000
 """Behind filters with hand-made priorities: they see every packet before we do."""
@@ -59,98 +84,116 @@ def _apply(delta: Delta[K, V], put: Callable[[K, V], None], remove: Callable[[K]
 
 
 class Routes:
-    """Subnet of a peer -> where it is routed to."""
+    """Subnet of a peer -> where it is routed to, in the main table."""
 
-    def __init__(self, netlink: Netlink) -> None:
-        self._netlink = netlink
+    def __init__(self, rtnl: Rtnl) -> None:
+        self._rtnl = rtnl
 
-    def read(self) -> Mapping[IPv4Network, Route]:
-        with self._netlink.doing("list routes"):
-            found = self._netlink.ipr.get_routes(family=AF_INET, proto=ROUTE_PROTOCOL)
-            return {
-                IPv4Network((m.get("RTA_DST"), m["dst_len"])): Route(
-                    IPv4Address(m.get("RTA_GATEWAY") or 0),
-                    m.get("RTA_OIF") or 0,
-                    bool(m["flags"] & _RTNH_F_ONLINK),
-                )
-                for m in found
-                if m.get("RTA_DST")
-            }
+    def read(self) -> Mapping[RouteKey, Route]:
+        request = RTMSG.pack(AF_INET, 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0)
+        ours = (body for body in self._rtnl.dump(RTM_GETROUTE, request) if body[4] == _RT_TABLE_MAIN)
+        return {route_key(body): _route(body) for body in ours}
 
-    def apply(self, delta: Delta[IPv4Network, Route]) -> None:
-        _apply(delta, self._put, self._remove, "routes to peers")
+    def apply(self, delta: Delta[RouteKey, Route]) -> None:
+        removals = [Message(RTM_DELROUTE, 0, _route_body(key)) for key in delta.removals]
+        puts = [Message(RTM_NEWROUTE, _PUT, _route_body(key, route)) for key, route in delta.puts]
+        _change(self._rtnl, "routes to peers", removals, puts)
 
-    def _put(self, subnet: IPv4Network, route: Route) -> None:
-        self._netlink.ipr.route(
-            "replace",
-            dst=str(subnet),
-            **({"gateway": str(route.via)} if int(route.via) else {"scope": _RT_SCOPE_LINK}),
-            oif=route.ifindex,
-            flags=_RTNH_F_ONLINK if route.onlink else 0,
-            proto=ROUTE_PROTOCOL,
-        )
 
-    def _remove(self, subnet: IPv4Network) -> None:
-        self._netlink.ipr.route("del", dst=str(subnet), proto=ROUTE_PROTOCOL)
+def route_key(body: bytes) -> RouteKey:
+    """Which route a message is about (struct rtmsg and its attributes)."""
+    found = attributes(body, RTMSG.size)
+    subnet = IPv4Network((found.get(_RTA_DST, bytes(4)), body[1]))
+    return RouteKey(subnet, int.from_bytes(found.get(_RTA_PRIORITY, b""), sys.byteorder))
+
+
+def _route(body: bytes) -> Route:
+    found = attributes(body, RTMSG.size)
+    via = IPv4Address(found.get(_RTA_GATEWAY, bytes(4)))
+    ifindex = int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder)
+    return Route(via, ifindex, bool(RTMSG.unpack_from(body)[-1] & _RTNH_F_ONLINK))
+
+
+def _route_body(key: RouteKey, route: Route | None = None) -> bytes:
+    """Struct rtmsg with its attributes; without a route, what names the one to remove."""
+    named = attribute(_RTA_DST, key.subnet.network_address.packed)
+    if key.metric:
+        named += attribute(_RTA_PRIORITY, key.metric.to_bytes(4, sys.byteorder))
+    head = AF_INET, key.subnet.prefixlen, 0, 0, _RT_TABLE_MAIN, ROUTE_PROTOCOL
+    if route is None:
+        return RTMSG.pack(*head, _RT_SCOPE_NOWHERE, 0, 0) + named
+    named += attribute(_RTA_OIF, route.ifindex.to_bytes(4, sys.byteorder))
+    if not int(route.via):
+        return RTMSG.pack(*head, _RT_SCOPE_LINK, _RTN_UNICAST, 0) + named
+    flags = _RTNH_F_ONLINK if route.onlink else 0
+    gateway = attribute(_RTA_GATEWAY, route.via.packed)
+    return RTMSG.pack(*head, _RT_SCOPE_UNIVERSE, _RTN_UNICAST, flags) + named + gateway
 
 
 class VtepNeighbours:
     """VTEP address -> MAC, permanent, on the vxlan device."""
 
-    def __init__(self, netlink: Netlink, vxlan: int) -> None:
-        self._netlink, self._vxlan = netlink, vxlan
+    def __init__(self, rtnl: Rtnl, vxlan: int) -> None:
+        self._rtnl, self._vxlan = rtnl, vxlan
 
     def read(self) -> Mapping[IPv4Address, MacAddress]:
-        with self._netlink.doing("list VTEP neighbours"):
-            found = self._netlink.ipr.get_neighbours(family=AF_INET, ifindex=self._vxlan)
-            return {
-                IPv4Address(m.get("NDA_DST")): MacAddress.parse(m.get("NDA_LLADDR"))
-                for m in found
-                if m["state"] & _NUD_PERMANENT and m.get("NDA_LLADDR")
-            }
+        request = NDMSG.pack(AF_INET, 0, 0, 0, 0) + _ifindex_filter(self._vxlan)
+        found = {}
+        for body in self._rtnl.dump(RTM_GETNEIGH, request):
+            _, ifindex, state, _, _ = NDMSG.unpack_from(body)
+            if ifindex == self._vxlan and state & _NUD_PERMANENT:
+                entry = attributes(body, NDMSG.size)
+                if len(entry.get(NDA_LLADDR, b"")) == 6:
+                    found[IPv4Address(entry[NDA_DST])] = MacAddress(entry[NDA_LLADDR])
+        return found
 
     def apply(self, delta: Delta[IPv4Address, MacAddress]) -> None:
-        _apply(delta, self._put, self._remove, "VTEP neighbours")
+        removals = [Message(RTM_DELNEIGH, 0, self._body(address)) for address in delta.removals]
+        puts = [Message(RTM_NEWNEIGH, _PUT, self._body(address, mac)) for address, mac in delta.puts]
+        _change(self._rtnl, "VTEP neighbours", removals, puts)
 
-    def _put(self, address: IPv4Address, mac: MacAddress) -> None:
-        self._netlink.ipr.neigh(
-            "replace", dst=str(address), lladdr=str(mac), ifindex=self._vxlan, state="permanent"
-        )
-
-    def _remove(self, address: IPv4Address) -> None:
-        self._netlink.ipr.neigh("del", dst=str(address), ifindex=self._vxlan)
+    def _body(self, address: IPv4Address, mac: MacAddress | None = None) -> bytes:
+        head = NDMSG.pack(AF_INET, self._vxlan, _NUD_PERMANENT, 0, 0)
+        return head + attribute(NDA_DST, address.packed) + (attribute(NDA_LLADDR, mac.packed) if mac else b"")
 
 
 class Fdb:
     """VTEP MAC -> host, permanent, on the vxlan device."""
 
-    def __init__(self, netlink: Netlink, vxlan: int) -> None:
-        self._netlink, self._vxlan = netlink, vxlan
+    def __init__(self, rtnl: Rtnl, vxlan: int) -> None:
+        self._rtnl, self._vxlan = rtnl, vxlan
 
     def read(self) -> Mapping[MacAddress, IPv4Address]:
-        with self._netlink.doing("list FDB entries"):
-            found = self._netlink.ipr.get_neighbours(family=AF_BRIDGE, ifindex=self._vxlan)
-            return {
-                MacAddress.parse(m.get("NDA_LLADDR")): IPv4Address(m.get("NDA_DST"))
-                for m in found
-                if m["ifindex"] == self._vxlan and m.get("NDA_DST")
-            }
+        request = NDMSG.pack(AF_BRIDGE, self._vxlan, 0, 0, 0)
+        found = {}
+        for body in self._rtnl.dump(RTM_GETNEIGH, request):
+            _, ifindex, _, _, _ = NDMSG.unpack_from(body)
+            entry = attributes(body, NDMSG.size)
+            if ifindex == self._vxlan and len(entry.get(NDA_DST, b"")) == 4:
+                found[MacAddress(entry[NDA_LLADDR])] = IPv4Address(entry[NDA_DST])
+        return found
 
     def apply(self, delta: Delta[MacAddress, IPv4Address]) -> None:
-        _apply(delta, self._put, self._remove, "FDB of the vxlan device")
+        removals = [Message(RTM_DELNEIGH, 0, self._body(mac)) for mac in delta.removals]
+        puts = [Message(RTM_NEWNEIGH, _PUT, self._body(mac, host)) for mac, host in delta.puts]
+        _change(self._rtnl, "FDB of the vxlan device", removals, puts)
 
-    def _put(self, mac: MacAddress, host: IPv4Address) -> None:
-        self._netlink.ipr.fdb(
-            "replace",
-            lladdr=str(mac),
-            dst=str(host),
-            ifindex=self._vxlan,
-            flags=_NTF_SELF,
-            state=_NUD_PERMANENT,
-        )
+    def _body(self, mac: MacAddress, host: IPv4Address | None = None) -> bytes:
+        head = NDMSG.pack(AF_BRIDGE, self._vxlan, _NUD_PERMANENT, _NTF_SELF, 0)
+        return head + attribute(NDA_LLADDR, mac.packed) + (attribute(NDA_DST, host.packed) if host else b"")
 
-    def _remove(self, mac: MacAddress) -> None:
-        self._netlink.ipr.fdb("del", lladdr=str(mac), ifindex=self._vxlan, flags=_NTF_SELF)
+
+def _ifindex_filter(ifindex: int) -> bytes:
+    """For dumps of neighbours; with AF_BRIDGE the head says it."""
+    return attribute(NDA_IFINDEX, ifindex.to_bytes(4, sys.byteorder))
+
+
+def _change(rtnl: Rtnl, what: str, removals: Sequence[Message], puts: Sequence[Message]) -> None:
+    """Removals, then puts. KernelError with a count if some failed; what is missing is removed already."""
+    gone = [code for code in rtnl.change(removals) if code not in GONE]
+    failed = gone + [code for code in rtnl.change(puts) if code]
+    if failed:
+        raise KernelError(f"{what}: {len(failed)} entries not applied: {os.strerror(failed[-1])}")
 
 
 class Filters:

@@ -109,7 +109,7 @@ class FakeKernel:
     def reconcile_firewall(self, network: Network, lease: Lease) -> None:
         self._step("reconcile_firewall")
 
-    def reconcile_routes(self, site: Site, leases: Sequence[Lease]) -> None:
+    def reconcile_routes(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
         self.routed.append(tuple(lease.subnet for lease in leases))
         self._step("reconcile_routes")
 

@@ -14,11 +14,13 @@ import pytest
 from ctl import statedir
 from ctl.agent import Mailbox, Signal
 from ctl.errors import AgentError, ConfigError
+from ctl.host import RouteKey
 from ctl.kernel.firewall import ruleset
-from ctl.kernel.monitor import EVERYTHING, Change, NeighbourMemory, classify
+from ctl.kernel.monitor import EVERYTHING, Change, Classifier, Devices
+from ctl.kernel.rtnl import NDMSG, attribute
 from ctl.kernel.source import source
 from ctl.kernel.tables import ROUTE_PROTOCOL
-from ctl.model import IPv4Address
+from ctl.model import IPv4Address, MacAddress
 from ctl.notify import notify, watchdog_seconds
 from ctl.vxlan import vtep_mac
 
@@ -39,18 +41,39 @@ def test_masquerade_keeps_flannels_order() -> None:
     ]
 
 
-def route(protocol: int) -> bytes:
-    return bytes([2, 24, 0, 0, 254, protocol, 0, 1]) + bytes(4)
+UPLINK, BRIDGE = 2, 3
+NEW, GONE = 28, 29
+REACHABLE, STALE, FAILED = 2, 4, 32
+WANTED = RouteKey(IPv4Network("172.17.9.0/24"), 109), IPv4Address("172.17.9.0"), MacAddress(b"\2peer.")
+
+
+def classifier() -> Classifier:
+    made = Classifier(lambda entry: entry in WANTED)
+    made.devices = Devices(VXLAN, BRIDGE, UPLINK)
+    return made
+
+
+def link(ifindex: int) -> bytes:
+    return struct.pack("=BxHiII", 0, 1, ifindex, 0, 0)
+
+
+def route(protocol: int, third: int = 9, metric: int = 109) -> bytes:
+    head = bytes([2, 24, 0, 0, 254, protocol, 0, 1]) + bytes(4)
+    return head + attribute(1, bytes([172, 17, third, 0])) + attribute(6, struct.pack("=I", metric))
 
 
 @pytest.mark.parametrize(
     ("kind", "body", "expected"),
     [
-        (16, b"", {Change.DEVICES, Change.PORTS}),
-        (20, b"", {Change.DEVICES, Change.PEERS}),
-        (24, route(4), {Change.PEERS}),
+        (16, link(9), {Change.DEVICES, Change.PORTS}),
+        (16, link(UPLINK), {Change.DEVICES, Change.PORTS, Change.HOPS, Change.PEERS}),
+        (17, link(VXLAN), {Change.DEVICES, Change.PORTS, Change.HOPS, Change.PEERS}),
+        (20, b"", {Change.DEVICES, Change.HOPS}),
+        (24, route(4), {Change.HOPS}),
         (24, route(ROUTE_PROTOCOL), set()),
         (25, route(ROUTE_PROTOCOL), {Change.PEERS}),
+        (25, route(ROUTE_PROTOCOL, third=10), set()),
+        (25, route(ROUTE_PROTOCOL, metric=0), set()),
         (44, bytes(20) + b"ovnet:from_wire:3\0", set()),
         (44, bytes(20) + b"someone\0", {Change.FILTERS}),
         (45, bytes(20) + b"ovnet:from_wire:3\0", {Change.FILTERS}),
@@ -58,24 +81,18 @@ def route(protocol: int) -> bytes:
     ],
 )
 def test_kernel_messages_point_at_what_may_differ(kind: int, body: bytes, expected: set[Change]) -> None:
-    assert classify(kind, body) == expected
+    assert classifier().classify(kind, body) == expected
 
 
-NEW, GONE = 28, 29
-REACHABLE, STALE, FAILED = 2, 4, 32
-UPLINK, BRIDGE = 2, 3
-
-
-def neighbour(ifindex: int, state: int = STALE, mac: bytes = b"", family: int = 2) -> bytes:
-    attributes = struct.pack("=HH4s", 8, 1, bytes([172, 17, 8, 2]))
-    if mac:
-        attributes += struct.pack("=HH6sxx", 10, 2, mac)
-    return struct.pack("=BxxxiHBB", family, ifindex, state, 0, 1) + attributes
+def neighbour(
+    ifindex: int, state: int = STALE, mac: bytes = b"", family: int = 2, address: str = "172.17.8.2"
+) -> bytes:
+    destination = attribute(1, IPv4Address(address).packed) if family == 2 else b""
+    return NDMSG.pack(family, ifindex, state, 0, 1) + destination + (attribute(2, mac) if mac else b"")
 
 
 def test_of_neighbours_only_what_is_new_counts() -> None:
-    memory = NeighbourMemory()
-    memory.vxlan, memory.bridge = VXLAN, BRIDGE
+    memory = classifier()
     one, two = b"\2one..", b"\2two.."
     story = [
         (NEW, neighbour(BRIDGE, STALE, one), {Change.PORTS}),
@@ -87,7 +104,10 @@ def test_of_neighbours_only_what_is_new_counts() -> None:
         (NEW, neighbour(UPLINK, STALE, one), set()),
         (NEW, neighbour(5, STALE, one, family=7), {Change.PORTS}),
         (NEW, neighbour(VXLAN, 128, one), set()),
-        (GONE, neighbour(VXLAN, 128, one), {Change.PEERS}),
+        (GONE, neighbour(VXLAN, 128, b"\2peer.", address="172.17.9.0"), {Change.PEERS}),
+        (GONE, neighbour(VXLAN, 128, b"\2peer.", address="172.17.10.0"), set()),
+        (GONE, neighbour(VXLAN, 128, b"\2peer.", family=7), {Change.PEERS}),
+        (GONE, neighbour(VXLAN, 128, one, family=7), set()),
     ]
     for step, (kind, body, expected) in enumerate(story):
         assert memory.classify(kind, body) == expected, step

@@ -1,0 +1,183 @@
+"""rtnetlink for what there are thousands of: routes, neighbours, FDB entries, look-ups.
+
+pyroute2 takes half a millisecond and more for each message, which is fine for devices and
+filters; ten thousand peers are thirty thousand entries. So these few messages are packed
+here, and sent many at a time. Formats: linux/rtnetlink.h, linux/neighbour.h.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from ctl.errors import KernelError
+
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
+RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+NDA_DST, NDA_LLADDR, NDA_IFINDEX, NDA_MASTER = 1, 2, 8, 9
+NLM_F_REPLACE: Final = 0x100
+NLM_F_CREATE: Final = 0x400
+
+_NLM_F_REQUEST: Final = 0x1
+_NLM_F_ACK: Final = 0x4
+_NLM_F_DUMP_INTR: Final = 0x10
+_NLM_F_DUMP: Final = 0x300
+_NLMSG_ERROR, _NLMSG_DONE = 2, 3
+
+_HEADER: Final = struct.Struct("=IHHII")
+"""struct nlmsghdr: length, type, flags, sequence number, port."""
+_ERROR: Final = struct.Struct("=i")
+_ATTRIBUTE: Final = struct.Struct("=HH")
+RTMSG: Final = struct.Struct("=BBBBBBBBI")
+"""struct rtmsg: family, dst_len, src_len, tos, table, protocol, scope, type, flags."""
+NDMSG: Final = struct.Struct("=BxxxiHBB")
+"""struct ndmsg: family, ifindex, state, flags, type."""
+
+_SOL_NETLINK: Final = 270
+_NETLINK_CAP_ACK: Final = 10
+_NETLINK_GET_STRICT_CHK: Final = 12
+_SO_RCVBUFFORCE: Final = 33
+
+_BATCH: Final = 128
+"""Messages a call: their answers, should all of them fail, fit the receive buffer."""
+_RECEIVE_BUFFER: Final = 1 << 21
+_RECEIVE: Final = 1 << 18
+_DUMP_ATTEMPTS: Final = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """A request: type, flags beside NLM_F_REQUEST, and the packed rest."""
+
+    kind: int
+    flags: int
+    body: bytes
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """Struct rtattr with its value, padded."""
+    size = _ATTRIBUTE.size + len(value)
+    return (_ATTRIBUTE.pack(size, kind) + value).ljust((size + 3) & ~3, b"\0")
+
+
+def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
+    """The attributes of a message from `offset` on, by type (without NLA_F_NESTED)."""
+    found = {}
+    end = len(data)
+    while offset + 4 <= end:
+        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+        if length < 4:
+            break
+        found[kind & 0x3FFF] = data[offset + 4 : offset + length]
+        offset += (length + 3) & ~3
+    return found
+
+
+class Rtnl:
+    """A socket of NETLINK_ROUTE. One thread's. Failures of the socket itself are KernelError."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
+        )
+        self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
+        self._socket.bind((0, 0))
+        self._sequence = 0
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def change(self, messages: Sequence[Message]) -> list[int]:
+        """Have the kernel do these in their order; an errno for each, 0 where it did.
+
+        A failing one does not keep the others from being done.
+        """
+        results: list[int] = []
+        for first in range(0, len(messages), _BATCH):
+            batch = messages[first : first + _BATCH]
+            base = self._send(batch, ack_last=True)
+            last = base + len(batch) - 1
+            failed = {seq: -code for seq, _, code, _ in self._replies(last) if code}
+            results.extend(failed.get(seq, 0) for seq in range(base, last + 1))
+        return results
+
+    def ask(self, messages: Sequence[Message]) -> list[tuple[int, bytes]]:
+        """An (errno, answer) for each of these requests, which have one answer each."""
+        results: list[tuple[int, bytes]] = []
+        for first in range(0, len(messages), _BATCH):
+            batch = messages[first : first + _BATCH]
+            base = self._send(batch)
+            last = base + len(batch) - 1
+            answers = {seq: (-code, body) for seq, _, code, body in self._replies(last)}
+            results.extend(answers[seq] for seq in range(base, last + 1))
+        return results
+
+    def dump(self, kind: int, body: bytes) -> list[bytes]:
+        """All that the kernel has, as the bodies of its messages.
+
+        A dump that a change interrupted is made again, a few times; then it is taken as it is.
+        """
+        found: list[bytes] = []
+        for _ in range(_DUMP_ATTEMPTS):
+            found, interrupted = self._dump(kind, body)
+            if not interrupted:
+                break
+        return found
+
+    def _dump(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
+        sequence = self._send([Message(kind, _NLM_F_DUMP, body)])
+        found: list[bytes] = []
+        interrupted = False
+        while True:
+            for seq, kind_, flags, content in self._receive():
+                if seq != sequence:
+                    continue
+                interrupted |= bool(flags & _NLM_F_DUMP_INTR)
+                if kind_ == _NLMSG_DONE:
+                    return found, interrupted
+                if kind_ == _NLMSG_ERROR:
+                    code = -_ERROR.unpack_from(content)[0]
+                    raise KernelError(f"rtnetlink dump: {os.strerror(code)}")
+                found.append(content)
+
+    def _send(self, messages: Sequence[Message], *, ack_last: bool = False) -> int:
+        """Send them in one call; returns the first one's sequence number."""
+        base = self._sequence + 1
+        parts = []
+        for seq, each in enumerate(messages, base):
+            flags = each.flags | _NLM_F_REQUEST
+            if ack_last and seq == base + len(messages) - 1:
+                flags |= _NLM_F_ACK
+            parts.append(_HEADER.pack(_HEADER.size + len(each.body), each.kind, flags, seq, 0) + each.body)
+        self._sequence = base + len(messages) - 1
+        try:
+            self._socket.send(b"".join(parts))
+        except OSError as error:
+            raise KernelError(f"rtnetlink: {error.strerror}") from error
+        return base
+
+    def _replies(self, last: int) -> Iterator[tuple[int, int, int, bytes]]:
+        """(sequence number, type, error code, body) of each reply up to that of `last`."""
+        while True:
+            for seq, kind, _, body in self._receive():
+                yield seq, kind, _ERROR.unpack_from(body)[0] if kind == _NLMSG_ERROR else 0, body
+                if seq == last:
+                    return
+
+    def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
+        """(sequence number, type, flags, body) of each message that one call brings."""
+        try:
+            data = self._socket.recv(_RECEIVE)
+        except OSError as error:
+            raise KernelError(f"rtnetlink: {error.strerror}") from error
+        offset, size = 0, _HEADER.size
+        while offset + size <= len(data):
+            length, kind, flags, seq, _ = _HEADER.unpack_from(data, offset)
+            yield seq, kind, flags, data[offset + size : offset + length]
+            offset += (length + 3) & ~3

@@ -1,0 +1,180 @@
+"""The kernel's tables of peers, and what it says of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from queue import Empty, SimpleQueue
+
+import pytest
+
+from ctl.errors import KernelError
+from ctl.host import Hop, Link, Route, RouteKey, Uplink
+from ctl.kernel import fib
+from ctl.kernel.monitor import Change, Devices, Monitor
+from ctl.kernel.rtnl import Rtnl
+from ctl.kernel.tables import Fdb, Routes, VtepNeighbours
+from ctl.model import MacAddress
+from ctl.plan import Delta
+from ctl.ports import Table
+from tests.lab import Host, Lab
+
+MANY = 300
+"""More than go into one call."""
+
+SUBNETS = [IPv4Network((0x0AC80000 + 256 * each, 24)) for each in range(MANY)]
+
+
+def mac(number: int) -> MacAddress:
+    return MacAddress(b"\2\0" + number.to_bytes(4, "big"))
+
+
+@dataclass
+class Place:
+    """A host with a vxlan device, and a session in it."""
+
+    host: Host
+    rtnl: Rtnl
+    vxlan: int
+    uplink: Uplink
+
+    def routes(self) -> dict[RouteKey, Route]:
+        return {RouteKey.of(each): Route(each.network_address, self.vxlan, onlink=True) for each in SUBNETS}
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    with Lab() as lab:
+        host = lab.host("a")
+        host.ip("link", "add", "vx", "type", "vxlan", "id", "1", "dstport", "8472",
+                "local", host.address, "dev", "eth0", "nolearning")  # fmt: skip
+        host.ip("link", "set", "vx", "up")
+        ifindex = {each["ifname"]: each["ifindex"] for each in json.loads(host.ip("-j", "link"))}
+        eth0 = Link(ifindex["eth0"], "eth0", "veth", None, 1500, True, 0, True, "", 0)
+        rtnl = host.call(Rtnl)
+        yield Place(host, rtnl, ifindex["vx"], Uplink(eth0, IPv4Address(host.address)))
+        rtnl.close()
+
+
+@pytest.mark.parametrize("name", ["routes", "neighbours", "fdb"])
+def test_a_table_holds_what_is_put_and_nothing_that_is_removed(place: Place, name: str) -> None:
+    tables: dict[str, tuple[Table[object, object], dict[object, object]]] = {
+        "routes": (Routes(place.rtnl), {**place.routes()}),  # type: ignore[dict-item]
+        "neighbours": (
+            VtepNeighbours(place.rtnl, place.vxlan),  # type: ignore[dict-item]
+            {each.network_address: mac(number) for number, each in enumerate(SUBNETS)},
+        ),
+        "fdb": (
+            Fdb(place.rtnl, place.vxlan),  # type: ignore[dict-item]
+            {mac(number): IPv4Address(0xC0000201 + number) for number in range(MANY)},
+        ),
+    }
+    table, desired = tables[name]
+    table.apply(Delta(puts=tuple(desired.items())))
+    assert table.read() == desired
+    values = list(desired.values())
+    changed = dict(zip(desired, values[1:] + values[:1], strict=True))
+    table.apply(Delta(puts=tuple(changed.items())))
+    assert table.read() == changed
+    table.apply(Delta(removals=tuple(changed)))
+    assert table.read() == {}
+    table.apply(Delta(removals=tuple(changed)))  # gone already: as it should be
+
+
+def test_one_bad_entry_is_counted_and_the_others_are_applied(place: Place) -> None:
+    table = Routes(place.rtnl)
+    puts = place.routes()
+    bad = RouteKey.of(IPv4Network("10.9.9.0/24"))
+    with pytest.raises(KernelError, match="routes to peers: 1 entries not applied"):
+        table.apply(Delta(puts=((bad, Route(IPv4Address("10.9.9.0"), 9999, onlink=True)), *puts.items())))
+    assert table.read() == puts
+    table.apply(Delta(removals=tuple(puts)))
+
+
+def test_another_route_to_the_same_subnet_stays(place: Place) -> None:
+    table = Routes(place.rtnl)
+    subnet = SUBNETS[0]
+    place.host.ip("route", "add", str(subnet), "via", "192.168.77.250")
+    ours = {RouteKey.of(subnet): Route(subnet.network_address, place.vxlan, onlink=True)}
+    table.apply(Delta(puts=tuple(ours.items())))
+    assert "via 192.168.77.250" in place.host.ip("route", "show", str(subnet))
+    assert table.read() == ours
+    table.apply(Delta(removals=tuple(ours)))
+    assert "via 192.168.77.250" in place.host.ip("route", "show", str(subnet))
+    place.host.ip("route", "del", str(subnet))
+
+
+def test_our_route_with_an_older_metric_is_seen_and_removed(place: Place) -> None:
+    subnet = SUBNETS[0]
+    place.host.ip("route", "add", str(subnet), "dev", "vx", "proto", "147")
+    table = Routes(place.rtnl)
+    assert list(table.read()) == [RouteKey(subnet, 0)]
+    table.apply(Delta(removals=(RouteKey(subnet, 0),)))
+    assert table.read() == {}
+
+
+def test_hops_are_as_the_fib_says(place: Place) -> None:
+    host, eth0 = place.host, place.uplink.link.ifindex
+    near, far, nowhere, spread, two, small, tunnel = (
+        IPv4Address(each)
+        for each in ("192.168.77.99", "10.1.0.1", "10.2.0.1", "10.3.0.1", "10.4.0.1", "10.5.0.1", "10.6.0.1")
+    )
+    host.ip("route", "add", "10.1.0.0/16", "via", "192.168.77.1")
+    host.ip("route", "add", "unreachable", "10.2.0.0/16")
+    paths = ("nexthop", "via", "192.168.77.1", "dev", "eth0")
+    host.ip("route", "add", "10.3.0.0/16", *paths, "nexthop", "via", "192.168.77.2", "dev", "eth0")
+    host.ip("route", "add", "10.4.0.0/16", *paths, "nexthop", "dev", "vx")
+    host.ip("route", "add", "10.5.0.0/16", "via", "192.168.77.1", "mtu", "1400")
+    host.ip("route", "add", "10.6.0.0/16", "dev", "vx", "scope", "link")
+    asked = (near, far, nowhere, spread, two, small, tunnel, place.uplink.address, IPv4Address("203.0.113.1"))
+    assert fib.hops(place.rtnl, asked, place.uplink) == {
+        near: Hop(eth0, near),
+        far: Hop(eth0, IPv4Address("192.168.77.1")),
+        nowhere: None,
+        spread: Hop(eth0, None),
+        two: None,
+        small: None,
+        tunnel: Hop(place.vxlan, tunnel),
+        place.uplink.address: None,
+        IPv4Address("203.0.113.1"): None,
+    }
+    hosts = [IPv4Address(int(near) - 50 + number % 100) for number in range(1000)]
+    assert set(fib.hops(place.rtnl, hosts, place.uplink)) == set(hosts)
+
+
+def test_the_monitor_hears_of_what_others_remove_and_not_of_our_work(place: Place) -> None:
+    heard: SimpleQueue[frozenset[Change]] = SimpleQueue()
+    wanted: set[object] = set()
+    monitor = place.host.call(lambda: Monitor(heard.put, lambda entry: entry in wanted))
+    try:
+        monitor.watch(Devices(place.vxlan, 0, place.uplink.link.ifindex))
+        table, fdb = Routes(place.rtnl), Fdb(place.rtnl, place.vxlan)
+        neighbours = VtepNeighbours(place.rtnl, place.vxlan)
+        routes, entry = place.routes(), (mac(1), IPv4Address("192.0.2.1"))
+        near = (SUBNETS[0].network_address, mac(1))
+        table.apply(Delta(puts=tuple(routes.items())))
+        fdb.apply(Delta(puts=(entry,)))
+        neighbours.apply(Delta(puts=(near,)))
+        wanted |= {*routes, entry[0], near[0]}
+        place.host.ip("route", "add", "10.77.0.0/16", "via", "192.168.77.1")
+        assert heard.get(timeout=10) == {Change.HOPS}, "nothing before: our own work is not news"
+
+        removals = (
+            ("ip", "route", "del", str(SUBNETS[0])),
+            ("bridge", "fdb", "del", str(mac(1)), "dev", "vx"),
+            ("ip", "neigh", "del", str(near[0]), "dev", "vx"),
+        )
+        for command in removals:
+            place.host.run(*command)
+            assert heard.get(timeout=10) == {Change.PEERS}, command
+            with pytest.raises(Empty):
+                heard.get_nowait()
+
+        wanted.clear()
+        table.apply(Delta(removals=tuple(routes)))
+        place.host.ip("route", "del", "10.77.0.0/16")
+        assert heard.get(timeout=10) == {Change.HOPS}, "nor is what we remove"
+    finally:
+        monitor.close()

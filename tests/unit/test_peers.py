@@ -1,0 +1,123 @@
+"""What peers ask of this node's tables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctl.abi import PEER_F_KERNEL_PATH
+from ctl.host import Hop, Route, RouteKey
+from ctl.model import Lease, MacAddress, Network
+from ctl.peers import PeerTables
+from ctl.roster import Roster
+from tests.unit.strategies import NETWORK
+from tests.unit.test_roster import OTHER, OWN, PEER, crowded
+
+VXLAN = 7
+HOP = Hop(2, IPv4Address("10.0.0.254"))
+
+Hops = Mapping[IPv4Address, Hop | None]
+
+
+def tables(found: list[Lease], hops: Hops, network: Network = NETWORK) -> PeerTables:
+    roster = Roster(OWN, network)
+    made = PeerTables(roster, network, VXLAN)
+    made.move(roster.update(found), [], hops)
+    return made
+
+
+def test_a_peer_is_in_every_table() -> None:
+    made = tables([PEER], {PEER.host: HOP})
+    assert made.neighbours.desired == {PEER.vtep_ip: PEER.vtep_mac}
+    assert made.fdb.desired == {PEER.vtep_mac: PEER.host}
+    assert made.routes.desired == {RouteKey.of(PEER.subnet): Route(PEER.vtep_ip, VXLAN, onlink=True)}
+    assert made.vteps.desired == {PEER.host: True}
+    entry = made.peers.desired[PEER.vtep_ip]
+    assert (entry.host, entry.ifindex, entry.next_hop, entry.flags) == (PEER.host, 2, HOP.next_hop, 0)
+    assert (entry.vtep_mac, entry.port, entry.vni) == (PEER.vtep_mac, NETWORK.port, NETWORK.vni)
+    assert made.slow() == 0
+
+
+def test_a_host_without_a_route_is_left_to_the_kernel_path() -> None:
+    made = tables([PEER], {PEER.host: None})
+    assert made.peers.desired[PEER.vtep_ip].flags == PEER_F_KERNEL_PATH
+    assert RouteKey.of(PEER.subnet) in made.routes.desired
+    assert made.slow() == 1
+
+
+def test_a_host_that_is_reached_in_another_way_is_planned_anew() -> None:
+    roster = Roster(OWN, NETWORK)
+    made = PeerTables(roster, NETWORK, VXLAN)
+    made.move(roster.update([PEER]), [], {PEER.host: None})
+    made.move(roster.update([PEER]), [PEER.host], {PEER.host: HOP})
+    assert made.peers.desired[PEER.vtep_ip].next_hop == HOP.next_hop
+    assert made.slow() == 0
+
+
+def test_a_multipath_route_leaves_the_choice_to_the_fib() -> None:
+    entry = tables([PEER], {PEER.host: Hop(2, None)}).peers.desired[PEER.vtep_ip]
+    assert entry.next_hop is None
+    assert entry.flags == 0
+
+
+def test_a_shorter_subnet_fills_all_its_blocks() -> None:
+    wide = replace(PEER, subnet=IPv4Network("172.17.4.0/22"))
+    made = tables([wide], {PEER.host: HOP})
+    assert [str(block) for block in made.peers.desired] == [f"172.17.{each}.0" for each in (4, 5, 6, 7)]
+    assert list(made.routes.desired) == [RouteKey.of(wide.subnet)]
+
+
+def test_longer_subnets_share_a_block_that_only_the_kernel_can_split() -> None:
+    low = replace(PEER, subnet=IPv4Network("172.17.4.0/25"))
+    high = replace(OTHER, subnet=IPv4Network("172.17.4.128/25"))
+    alone = tables([low], {low.host: HOP}).peers.desired[IPv4Address("172.17.4.0")]
+    assert (alone.host, alone.flags) == (low.host, PEER_F_KERNEL_PATH)
+    both = tables([low, high], {low.host: HOP, high.host: HOP})
+    entry = both.peers.desired[IPv4Address("172.17.4.0")]
+    assert (entry.host, entry.flags) == (IPv4Address(0), PEER_F_KERNEL_PATH)
+    assert set(both.vteps.desired) == {low.host, high.host}
+
+
+def test_with_direct_routing_only_hosts_behind_routers_need_the_tunnel() -> None:
+    hops = {PEER.host: Hop(2, PEER.host), OTHER.host: HOP}
+    made = tables([PEER, OTHER], hops, replace(NETWORK, direct_routing=True))
+    assert made.routes.desired == {
+        RouteKey.of(PEER.subnet): Route(PEER.host, 2),
+        RouteKey.of(OTHER.subnet): Route(OTHER.vtep_ip, VXLAN, onlink=True),
+    }
+    assert made.peers.desired[PEER.vtep_ip].flags == PEER_F_KERNEL_PATH
+    assert made.peers.desired[OTHER.vtep_ip].flags == 0
+    assert set(made.vteps.desired) == {PEER.host, OTHER.host}, "either may still send VXLAN"
+
+
+def test_a_removal_is_missed_only_where_the_entry_is_wanted() -> None:
+    made = tables([PEER], {PEER.host: HOP})
+    assert PEER.vtep_mac is not None
+    for entry in (RouteKey.of(PEER.subnet), PEER.vtep_ip, PEER.vtep_mac):
+        assert made.wants(entry)
+    for other in (RouteKey.of(OTHER.subnet), RouteKey(PEER.subnet, 0), OTHER.vtep_ip, MacAddress(bytes(6))):
+        assert not made.wants(other)
+
+
+@given(st.lists(crowded, max_size=6), st.booleans())
+def test_change_by_change_is_as_from_the_start(story: list[list[Lease]], direct: bool) -> None:
+    network = replace(NETWORK, direct_routing=direct)
+    hops: Hops = {IPv4Address("10.0.0.2"): Hop(2, IPv4Address("10.0.0.2")), IPv4Address("10.0.0.3"): HOP}
+    roster = Roster(OWN, network)
+    followed = PeerTables(roster, network, VXLAN)
+    for found in story:
+        followed.move(roster.update(found), [], hops)
+        fresh = tables(found, hops, network)
+        for name in ("neighbours", "fdb", "routes", "vteps", "peers"):
+            assert getattr(followed, name).desired == getattr(fresh, name).desired, name
+        assert followed.slow() == fresh.slow()
+
+
+def test_metrics_of_routes_are_spread_and_never_those_of_others() -> None:
+    keys = [RouteKey.of(each) for each in IPv4Network("10.0.0.0/14").subnets(new_prefix=24)]
+    assert len({key.metric for key in keys}) == 64
+    assert all(key.metric for key in keys)

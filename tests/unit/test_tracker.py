@@ -1,0 +1,82 @@
+"""A table followed change by change ends up as one that is compared whole."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ctl.plan import Delta, diff
+from ctl.tracker import Tracker
+from tests.unit.test_plan import applied
+
+keys, values = st.integers(0, 5), st.integers(0, 2)
+steps = st.lists(
+    st.one_of(
+        st.tuples(st.just("put"), keys, values),
+        st.tuples(st.just("drop"), keys, st.just(0)),
+        st.tuples(st.just("settle"), st.just(0), st.just(0)),
+        st.tuples(st.just("fail"), st.just(0), st.just(0)),
+        st.tuples(st.just("vandal"), keys, values),
+    ),
+    max_size=30,
+)
+
+
+def tolerant(actual: dict[int, int], delta: Delta[int, int]) -> dict[int, int]:
+    """As a kernel's table: what is missing is removed already."""
+    present = tuple(key for key in delta.removals if key in actual)
+    return applied(actual, Delta(delta.puts, present))
+
+
+@given(st.dictionaries(keys, values), steps)
+def test_whatever_happens_settling_gives_what_is_wanted(
+    actual: dict[int, int], story: list[tuple[str, int, int]]
+) -> None:
+    tracker = Tracker[int, int]()
+    for what, key, value in story:
+        if what == "put":
+            tracker.put(key, value)
+        elif what == "drop":
+            tracker.drop(key)
+        elif what == "vandal":
+            actual[key] = value
+            tracker.doubt()
+        else:
+            actual = settled(tracker, actual, fail=what == "fail")
+            assert what == "fail" or actual == tracker.desired
+    assert settled(tracker, actual) == tracker.desired
+    assert not tracker
+
+
+def settled(tracker: Tracker[int, int], actual: dict[int, int], *, fail: bool = False) -> dict[int, int]:
+    """What is there after one round; a failing one does half of it."""
+    if not tracker.known:
+        tracker.saw(actual)
+    delta = tracker.delta()
+    if fail:
+        tracker.doubt()
+        return tolerant(actual, Delta(delta.puts[: len(delta.puts) // 2]))
+    tracker.done(delta)
+    return tolerant(actual, delta)
+
+
+@given(st.dictionaries(keys, values), st.dictionaries(keys, values), st.dictionaries(keys, values))
+def test_a_change_costs_what_it_changes(
+    actual: dict[int, int], first: dict[int, int], second: dict[int, int]
+) -> None:
+    tracker = Tracker[int, int]()
+    tracker.want(first)
+    settled(tracker, actual)
+    tracker.want(second)
+    assert set(tracker.delta().puts) == set(diff(second, first).puts)
+    assert set(tracker.delta().removals) == set(diff(second, first).removals)
+
+
+def test_what_went_and_came_back_is_not_touched() -> None:
+    tracker = Tracker[int, int]()
+    tracker.put(1, 1)
+    settled(tracker, {})
+    tracker.drop(1)
+    assert tracker.delta() == Delta(removals=(1,))
+    tracker.put(1, 1)
+    assert not tracker
