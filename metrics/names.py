@@ -63,7 +63,9 @@ LEASES: Final = _gauge("leases", "Live leases in the store, this node's included
 LEASE_EXPIRY: Final = _gauge(
     "lease_expiry_timestamp_seconds", "When this node's lease ends; absent for a reservation"
 )
-LEASE_CONFLICT: Final = _gauge("lease_conflict", "1 if another node claims this node's subnet")
+LEASE_CONFLICT: Final = _gauge(
+    "lease_conflict", "1 if another node holds this node's subnet: it is fenced, and takes no new containers"
+)
 
 STORE_UP: Final = _gauge("store_up", "1 if the last call to the lease store succeeded")
 STORE_SUCCESS: Final = _gauge("store_last_success_timestamp_seconds", "When the lease store last answered")
