@@ -279,6 +279,21 @@ def test_a_lease_that_another_took_is_not_taken_back(etcd: Etcd, one: EtcdStore,
     assert etcd.value(key(prefix)) == value
 
 
+def test_an_entry_of_ours_that_was_put_on_another_etcd_lease_is_kept_alive(
+    etcd: Etcd, one: EtcdStore, prefix: str
+) -> None:
+    """With it, it would end when somebody else's lease does, and nobody here would know when."""
+    alpha = holder(one)
+    alpha.acquire(NETWORK, IPv4Network("172.17.3.0/24"))
+    other = etcd.ctl("lease", "grant", "3000").split()[1]
+    etcd.ctl("put", key(prefix), etcd.value(key(prefix)), "--lease", other)
+    lease = alpha.keep()
+    assert lease.expires_at is not None and math.isfinite(lease.expires_at)
+    assert math.isfinite(alpha.next_renewal())
+    now = etcd.get(key(prefix))
+    assert now is not None and format(int(now["lease"]), "x") != other.lstrip("0")
+
+
 def test_two_nodes_with_one_address_find_out(one: EtcdStore, etcd: Etcd, opened: Opener) -> None:
     alpha, beta = holder(one, node="alpha"), holder(opened(etcd.url), node="beta")
     alpha.acquire(NETWORK)

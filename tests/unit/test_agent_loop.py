@@ -247,9 +247,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     clock = Clock()
     store, kernel = FlakyStore(clock), FakeKernel(settings)
     store.write_network(NETWORK)
-    agent = Agent(
-        settings, store, cast(Node, kernel), clock=clock, steady=clock.steady, say=lambda _: None
-    )
+    agent = Agent(settings, store, cast(Node, kernel), clock=clock, steady=clock.steady, say=lambda _: None)
     assert agent.start()
     return World(agent, kernel, store, clock, monkeypatch)
 
