@@ -149,7 +149,10 @@ class LeaseHolder:
         our host address.
         """
         held = self._held()
-        stored = holder(self._store.snapshot().leases, held.subnet)
+        leases = self._store.snapshot().leases
+        # Ours first: what somebody wrote around it takes nothing from us.
+        exact = (lease for lease in leases if lease.subnet == held.subnet)
+        stored = next(exact, None) or holder(leases, held.subnet)
         if stored is None:
             return None
         if stored.subnet != held.subnet or stored.host not in (held.host, self.identity.host):

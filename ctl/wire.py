@@ -26,6 +26,12 @@ DEFAULT_PORT: Final[Mapping[str, int]] = {"vxlan": 8472, "udp": 8285}
 
 MAX_VNI: Final = (1 << 24) - 1
 
+SHOWN_CHARACTERS: Final = 64
+"""Of a wrong value in an error's line; no right one is as long."""
+
+NO_NETWORK: Final = (IPv4Network("127.0.0.0/8"), IPv4Network("224.0.0.0/4"))
+"""Loopback and multicast: no container can have such an address."""
+
 Fields = Mapping[str, Any]
 
 
@@ -37,33 +43,51 @@ def _fold(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _object(text: str) -> dict[str, Any]:
     try:
         value = json.loads(text, object_pairs_hook=_fold)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number too long to be read
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return value
 
 
+def _shown(value: object) -> str:
+    """A value for an error's line: short, printable, whatever it is."""
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
+
+
 def _integer(fields: Fields, key: str, low: int, high: int, default: int) -> int:
     value = fields.get(key.lower(), default)
     if type(value) is not int:
-        raise ValueError(f"{key} must be a whole number, not {json.dumps(value)}")
+        raise ValueError(f"{key} must be a whole number, not {_shown(value)}")
     if value != default and not low <= value <= high:
-        raise ValueError(f"{key} {value} is not between {low} and {high}")
+        raise ValueError(f"{key} {_shown(value)} is not between {low} and {high}")
     return value
 
 
 def _string(fields: Fields, key: str, default: str = "") -> str:
     value = fields.get(key.lower(), default)
     if not isinstance(value, str):
-        raise ValueError(f"{key} must be a string, not {json.dumps(value)}")
+        raise ValueError(f"{key} must be a string, not {_shown(value)}")
+    if len(value) > SHOWN_CHARACTERS:
+        raise ValueError(f"{key} is too long: {_shown(value)}")
+    return value
+
+
+def _word(fields: Fields, key: str) -> str:
+    """A name of few characters that is printed as it stands; "" if absent."""
+    value = _string(fields, key)
+    if not (value.isascii() and value.isprintable()):
+        raise ValueError(f"{key} {_shown(value)} is no name")
     return value
 
 
 def _boolean(fields: Fields, key: str, default: bool) -> bool:
     value = fields.get(key.lower(), default)
     if not isinstance(value, bool):
-        raise ValueError(f"{key} must be true or false, not {json.dumps(value)}")
+        raise ValueError(f"{key} must be true or false, not {_shown(value)}")
     return value
 
 
@@ -113,9 +137,12 @@ def _backend(fields: Fields) -> dict[str, Any]:
     backend = fields.get("backend", {"type": "udp"})
     if not isinstance(backend, dict):
         raise ValueError("Backend must be an object")
-    kind = _string(backend, "Type").lower()
+    kind = _word(backend, "Type").lower()
     if not kind:
         raise ValueError("Backend has no Type")
+    _boolean(backend, "Learning", False)  # flannel's device may learn, ours need not
+    if _boolean(backend, "GBP", False):
+        raise ValueError("GBP true is not supported: marks would ride in the VXLAN header")
     port = _integer(backend, "Port", 1, 65535, 0) or DEFAULT_PORT.get(kind, 0)
     mtu = _integer(backend, "MTU", MIN_MTU + VXLAN_OVERHEAD, 65535, 0) or None
     return {
@@ -134,6 +161,8 @@ def _network(text: str) -> Network:
     if "network" not in fields:
         raise ValueError("Network is missing")
     network = _cidr(_string(fields, "Network"), "Network")
+    if any(network.subnet_of(each) for each in NO_NETWORK):
+        raise ValueError(f"Network {network} is no network of hosts")
     length = _subnet_len(network, _integer(fields, "SubnetLen", 1, 30, 0))
     first, size = int(network.network_address), 1 << (32 - length)
     # The first subnet is left out: its base is the network's own address, which some
@@ -206,12 +235,19 @@ def parse_attributes(subnet: IPv4Network, text: str) -> Lease:
     BackendData (a reservation that nobody uses yet) has no MAC. ValueError names the field.
     """
     fields = _object(text)
+    lease = Lease(subnet, _public_ip(fields))
+    backend = _word(fields, "BackendType") or "udp"
+    return replace(lease, backend=backend, node=_node(fields), **_backend_data(fields, backend))
+
+
+def _public_ip(fields: Fields) -> IPv4Address:
     try:
-        lease = Lease(subnet, IPv4Address(_string(fields, "PublicIP")))
+        address = IPv4Address(_string(fields, "PublicIP"))
     except ValueError as error:
         raise ValueError(f"PublicIP: {error}") from error
-    backend = _string(fields, "BackendType") or "udp"
-    return replace(lease, backend=backend, node=_node(fields), **_backend_data(fields, backend))
+    if any(address in each for each in NO_NETWORK) or address in (IPv4Address(0), IPv4Address(2**32 - 1)):
+        raise ValueError(f"PublicIP {address} is no host's address")
+    return address
 
 
 def _node(fields: Fields) -> str:

@@ -13,6 +13,7 @@ from ctl.ports import LeaseStore
 from ctl.store import open_store
 from tests.host import METRICS_PORT, Host
 from tests.lab import Lab, wait_until
+from tests.namespace import Namespace
 from tests.netns.conftest import APPROVAL_TTL, Pair, build
 from tests.stream import TcpSink, UdpStream, tcp_send
 
@@ -30,7 +31,7 @@ def metric(host: Host, name: str) -> float:
     return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(f"{name} "))
 
 
-def passes(source: Host, to: str, port: int, server: Host) -> str:
+def passes(source: Namespace, to: str, port: int, server: Namespace) -> str:
     """Who the server sees."""
     sink = TcpSink(server, port)
     try:

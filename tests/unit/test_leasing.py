@@ -178,6 +178,25 @@ def test_a_subnet_that_another_host_took_is_never_taken_back(
     assert store.snapshot().leases == (taken,)
 
 
+@pytest.mark.parametrize("around", ["0.0.0.0/0", "172.17.0.0/16", "172.17.1.0/25"])
+def test_what_somebody_writes_around_our_subnet_takes_nothing_from_us(clock: Clock, around: str) -> None:
+    """A store lets no node of ours create it; but keys can be put by hand."""
+
+    class Careless(MemoryStore):
+        def snapshot(self, *, fresh: bool = False) -> Snapshot:
+            found = super().snapshot(fresh=fresh)
+            junk = B.mark(Lease(IPv4Network(around), B.host))
+            return replace(found, leases=tuple(sorted((junk, *found.leases), key=lambda each: each.subnet)))
+
+    store = Careless(clock)
+    holder = node(store, A, clock)
+    store.put(A.mark(Lease(NETWORK.subnet_min, A.host, expires_at=1000 + TTL)), None)
+    lease = holder.acquire(NETWORK)
+    clock.now = holder.next_renewal()
+    assert holder.keep().expires_at == clock.now + TTL
+    assert lease.subnet == NETWORK.subnet_min
+
+
 def test_two_nodes_with_one_host_address_are_told_apart(store: MemoryStore, clock: Clock) -> None:
     holder = node(store, A, clock)
     holder.acquire(NETWORK)
