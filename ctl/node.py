@@ -17,6 +17,7 @@ from ctl.host import BridgeDevice, Link, Uplink
 from ctl.hostgw import HostGwBackend
 from ctl.kernel import firewall, loader, maps, sysctl
 from ctl.kernel.netlink import Netlink
+from ctl.kernel.uplink import Wish, find_uplink
 from ctl.model import MIN_MTU, IPv4Address, Lease, MacAddress, Network
 from ctl.site import Seen, Site
 from ctl.udp import UdpBackend
@@ -77,7 +78,8 @@ class Node:
         self.settings: Final = settings
         self.netlink: Final = netlink
         self.seen: Final = Seen()
-        self.uplink: Uplink = netlink.uplink(settings.iface, settings.public_ip)
+        self._wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip)
+        self.uplink: Uplink = find_uplink(netlink, self._wish)
         self._firewall = firewall.Firewall()
         self.bridge = 0
         """ifindex of the bridge; 0: not made yet."""
@@ -121,7 +123,7 @@ class Node:
     def refresh_uplink(self) -> bool:
         """Look at the uplink again; True if our address or the interface changed."""
         before = self.uplink
-        self.uplink = self.netlink.uplink(self.settings.iface, self.settings.public_ip, before.address)
+        self.uplink = find_uplink(self.netlink, self._wish, before.address)
         return (before.address, before.link.ifindex) != (self.uplink.address, self.uplink.link.ifindex)
 
     def site(self, network: Network, lease: Lease) -> Site:

@@ -78,6 +78,15 @@ def optional_ifname(text: str) -> str:
     return ifname(text) if text else ""
 
 
+def pattern(text: str) -> str:
+    """A regular expression, or nothing."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
 def optional_ipv4(text: str) -> IPv4Address | None:
     """A host's address, or nothing."""
     if not text:

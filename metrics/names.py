@@ -51,6 +51,18 @@ PEER_RX_PACKETS: Final = _counter(
 PEER_TX_BYTES: Final = _counter("peer_transmit_bytes", "Bytes that eBPF sent to a peer's host", "peer")
 PEER_TX_PACKETS: Final = _counter("peer_transmit_packets", "Packets that eBPF sent to a peer's host", "peer")
 
+UDP_PACKETS: Final = _counter(
+    "udp_packets", "Packets that the udp backend's forwarder sent to peers or received from them", "direction"
+)
+UDP_BYTES: Final = _counter("udp_bytes", "Bytes of the packets of ovnet_udp_packets_total", "direction")
+UDP_DROPS: Final = _counter("udp_drop_packets", "Packets that the udp forwarder dropped", "reason")
+UDP_ICMP: Final = _counter(
+    "udp_icmp_errors", "ICMP errors of the udp forwarder: sent, or limited (not sent, too many)", "result"
+)
+UDP_TABLE_ERRORS: Final = _counter(
+    "udp_table_errors", "Tables of peers that the udp forwarder could not read"
+)
+
 MAP_ENTRIES: Final = _gauge("map_entries", "Entries in a map", "map")
 MAP_CAPACITY: Final = _gauge("map_capacity_entries", "Entries that a map can hold", "map")
 MAP_PRESSURE: Final = _gauge(
