@@ -306,6 +306,18 @@ def format_subnet_env(env: SubnetEnv) -> str:
     )
 
 
+def docker_options(env: SubnetEnv) -> dict[str, str]:
+    """Dockerd's options for a node, by flannel's names of them, in its order.
+
+    Either we masquerade or Docker does: twice would hide containers from the overlay.
+    """
+    return {
+        "DOCKER_OPT_BIP": f"--bip={env.subnet.network_address + 1}/{env.subnet.prefixlen}",
+        "DOCKER_OPT_IPMASQ": f"--ip-masq={str(not env.ip_masq).lower()}",
+        "DOCKER_OPT_MTU": f"--mtu={env.mtu}",
+    }
+
+
 def _decimal(text: str, key: str) -> int:
     if not re.fullmatch(r"[0-9]{1,5}", text):
         raise ValueError(f"{key} {text!r} is not a number")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from ipaddress import IPv4Address
 
 import pytest
@@ -104,7 +103,7 @@ def test_a_node_as_flannels_variables_describe_it(lab: Lab) -> None:
     lab.init_network()
     port = METRICS_PORT + 1
     flannel = {"OVNET_IFACE": a.address, "FLANNELD_HEALTHZ_PORT": str(port)}
-    agent = a.agent(env=flannel | {"OVNET_METRICS_PORT": "0"}, wait=False)
+    agent = a.agent("--bypass", "off", env=flannel | {"OVNET_METRICS_PORT": "0"}, wait=False)
     url = f"http://127.0.0.1:{port}"
 
     def ready() -> bool:
