@@ -12,9 +12,17 @@ from typing import Any, cast
 
 import pytest
 
-from ctl.agent import BACK_OFF_MAX_S, TICK_S, Agent, Signal
+from ctl.agent import BACK_OFF_MAX_S, BACK_OFF_MIN_S, TICK_S, Agent, Signal
 from ctl.config import Settings, resolve
-from ctl.errors import AgentError, ConfigError, KernelError, LeaseConflict, StoreError
+from ctl.errors import (
+    AgentError,
+    ConfigError,
+    KernelError,
+    LeaseConflict,
+    StoreAway,
+    StoreDenied,
+    StoreError,
+)
 from ctl.host import Link, Uplink
 from ctl.kernel.monitor import EVERYTHING, Change, Monitor
 from ctl.model import Lease, MacAddress, Network, Snapshot
@@ -546,6 +554,105 @@ def test_another_network_in_the_store_is_a_problem(world: World) -> None:
     world.read_store()
     assert "has changed: restart this agent" in world.problem("network")[0]
     assert world.report.problems == world.problem("network")
+
+
+def test_a_lease_of_ours_that_is_deleted_is_claimed_again(world: World) -> None:
+    world.full()
+    held = own(world)
+    world.store.delete(held)
+    world.read_store()
+    assert own(world).subnet == held.subnet
+    assert own(world) in world.store.snapshot().leases
+    assert not world.kernel.fenced
+    assert world.report.ready
+
+
+# --- Start ------------------------------------------------------------------------
+
+
+class LateStore(FlakyStore):
+    """A store that fails in turn with `failures`, then works."""
+
+    failures: list[Exception] | None = None
+
+    def _reach(self) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+
+
+def starting(world: World, *failures: Exception) -> Agent:
+    """Another agent, on a store that fails like this at first. Its waits take no time."""
+    store = LateStore(world.clock)
+    store.write_network(NETWORK)
+    store.failures = [*failures]
+    world.patch.setattr("ctl.agent.claim_namespace", Claims().take)
+    agent = Agent(
+        world.kernel.settings,
+        store,
+        cast(Node, FakeKernel(world.kernel.settings)),
+        clock=world.clock,
+        steady=world.clock.steady,
+        say=lambda _: None,
+    )
+    waits.clear()
+
+    def take(timeout: float) -> tuple[frozenset[Change], frozenset[Signal]]:
+        waits.append(timeout)
+        assert len(waits) < 1000, "it spins"
+        return NO_CHANGES, frozenset()
+
+    world.patch.setattr(agent.mailbox, "take", take)
+    return agent
+
+
+waits: list[float] = []
+
+
+def test_an_agent_that_starts_before_its_store_waits_and_says_so_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = [StoreAway("etcd unreachable: refused")] * 10
+    assert starting(world, *away, StoreAway("etcd unreachable: no leader"), *away[:2]).start()
+    said = [record.getMessage() for record in caplog.records if "waiting for it" in record.getMessage()]
+    assert said == [
+        f"store: etcd unreachable: {why}; waiting for it" for why in ("refused", "no leader", "refused")
+    ]
+    assert len(waits) == 13
+    assert 0.75 * BACK_OFF_MIN_S <= waits[0] <= 1.25 * BACK_OFF_MIN_S
+    assert 0.75 * BACK_OFF_MAX_S <= waits[-1] <= 1.25 * BACK_OFF_MAX_S, "less and less often"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        StoreDenied("etcd http://a: authentication failed, invalid user ID or password"),
+        ConfigError("etcd key /config: SubnetLen 9 does not fit"),
+        StoreError("etcd http://a: database space exceeded"),
+    ],
+    ids=["denied", "config", "broken"],
+)
+def test_an_agent_that_waiting_would_not_help_ends(world: World, failure: Exception) -> None:
+    with pytest.raises(type(failure), match=str(failure)):
+        starting(world, StoreAway("etcd unreachable"), failure).start()
+    assert len(waits) == 1
+
+
+def test_an_agent_that_waits_for_its_store_can_be_stopped(world: World) -> None:
+    agent = starting(world, *[StoreAway("etcd unreachable")] * 5)
+    world.patch.setattr(agent.mailbox, "take", lambda _: (NO_CHANGES, frozenset({Signal.STOP})))
+    assert not agent.start()
+
+
+def test_an_agent_waits_for_a_network_and_says_so_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = starting(world)
+    store = cast(Any, agent._store)
+    answers = iter([None, None, None, NETWORK, NETWORK])
+    world.patch.setattr(store, "read_network", lambda: next(answers))
+    assert agent.start()
+    said = [record.getMessage() for record in caplog.records if "no network" in record.getMessage()]
+    assert len(said) == 1 and "ovctl network init" in said[0]
 
 
 # --- Failing parts -----------------------------------------------------------------
