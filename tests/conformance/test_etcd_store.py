@@ -177,10 +177,13 @@ def test_a_clock_that_jumps_renews_neither_too_early_nor_too_late(etcd: Etcd, op
     clock = Clock()
     one = opened(etcd.url, clock=clock)
     alpha = LeaseHolder(one, Identity(IPv4Address("10.0.0.1"), MAC, 1), ttl=TTL, margin=60, clock=clock)
-    alpha.acquire(NETWORK)
+    first = alpha.acquire(NETWORK)
     for jump in (86_400, -2 * 86_400):
         clock.now += jump
         alpha.keep()
+        assert alpha.next_renewal() == pytest.approx(clock.now + TTL - 60, abs=30)
+        alpha.distrust_end()  # as an agent does that notices
+        assert alpha.keep().revision == first.revision, "a keep-alive: nobody hears of it"
         assert alpha.next_renewal() == pytest.approx(clock.now + TTL - 60, abs=30)
 
 
