@@ -150,11 +150,12 @@ class LeaseHolder:
         """
         held = self._held()
         leases = self._store.snapshot().leases
-        # Ours first: what somebody wrote around it takes nothing from us.
-        exact = (lease for lease in leases if lease.subnet == held.subnet)
-        stored = next(exact, None) or holder(leases, held.subnet)
+        stored = holder(leases, held.subnet)
         if stored is None:
             return None
+        if stored.subnet != held.subnet:
+            # Ours counts if it is there: what somebody wrote around it takes nothing from us.
+            stored = next((lease for lease in leases if lease.subnet == held.subnet), stored)
         if stored.subnet != held.subnet or stored.host not in (held.host, self.identity.host):
             raise LeaseConflict(f"lost {claim(held)}: the store now has {claim(stored)}; not taking it back")
         if stored.revision != held.revision and stored.node not in ("", held.node, self.identity.node):
