@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
 
 from ctl.errors import ConfigError
-from ctl.model import MIN_MTU, VXLAN_OVERHEAD, Lease, MacAddress, Network
+from ctl.model import MIN_MTU, NO_HOSTS, VXLAN_OVERHEAD, Lease, MacAddress, Network, host_address
 
 DEFAULT_PORT: Final[Mapping[str, int]] = {"vxlan": 8472, "udp": 8285}
 """UDP port of each backend that has one."""
@@ -28,9 +28,6 @@ MAX_VNI: Final = (1 << 24) - 1
 
 SHOWN_CHARACTERS: Final = 64
 """Of a wrong value in an error's line; no right one is as long."""
-
-NO_NETWORK: Final = (IPv4Network("127.0.0.0/8"), IPv4Network("224.0.0.0/4"))
-"""Loopback and multicast: no container can have such an address."""
 
 Fields = Mapping[str, Any]
 
@@ -161,7 +158,7 @@ def _network(text: str) -> Network:
     if "network" not in fields:
         raise ValueError("Network is missing")
     network = _cidr(_string(fields, "Network"), "Network")
-    if any(network.subnet_of(each) for each in NO_NETWORK):
+    if any(network.subnet_of(each) for each in NO_HOSTS):
         raise ValueError(f"Network {network} is no network of hosts")
     length = _subnet_len(network, _integer(fields, "SubnetLen", 1, 30, 0))
     first, size = int(network.network_address), 1 << (32 - length)
@@ -242,12 +239,9 @@ def parse_attributes(subnet: IPv4Network, text: str) -> Lease:
 
 def _public_ip(fields: Fields) -> IPv4Address:
     try:
-        address = IPv4Address(_string(fields, "PublicIP"))
+        return host_address(IPv4Address(_string(fields, "PublicIP")))
     except ValueError as error:
         raise ValueError(f"PublicIP: {error}") from error
-    if any(address in each for each in NO_NETWORK) or address in (IPv4Address(0), IPv4Address(2**32 - 1)):
-        raise ValueError(f"PublicIP {address} is no host's address")
-    return address
 
 
 def _node(fields: Fields) -> str:

@@ -64,7 +64,8 @@ def _named(netlink: Netlink, wish: Wish, links: Mapping[int, Link]) -> Named:
 
 
 def _addresses(netlink: Netlink, link: Link) -> list[IPv4Address]:
-    return [each.ip for each in netlink.addresses(link.ifindex)]
+    """Those that other hosts can send to."""
+    return [each.ip for each in netlink.addresses(link.ifindex) if not each.is_loopback]
 
 
 def _by_name(netlink: Netlink, name: str, links: Iterable[Link]) -> Named:

@@ -75,6 +75,8 @@ def test_the_uplink_is_found(host: Host, wish: Wish, uplink: tuple[str, str]) ->
     ("wish", "complaint"),
     [
         (Wish("eth9"), "uplink eth9 does not exist: see --iface"),
+        (Wish("lo"), "uplink lo has no IPv4 address"),
+        (Wish("127.0.0.1"), "no interface has address 127.0.0.1"),
         (Wish("10.1.2.9"), "no interface has address 10.1.2.9: see --iface"),
         (Wish("eth0", public_ip=IPv4Address(WAN)), "uplink eth0 does not have 10.1.2.3: see --public-ip"),
         (Wish(pattern=r"^(172|127)\."), "eth0 192.168.77.11, wan0 10.1.2.3 10.1.2.4; see --iface-regex"),

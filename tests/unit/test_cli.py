@@ -205,6 +205,8 @@ def test_a_live_lease_becomes_a_reservation_as_it_stands(ovctl: Ovctl, path: Pat
         (("172.17.0.0/24", "--host", "10.0.0.1"), "is no subnet of the network"),
         (("172.17.9.1/24", "--host", "10.0.0.1"), "'172.17.9.1/24' is not a subnet"),
         (("172.17.9.0/24", "--host", "n1"), "--host: 'n1' is not an IPv4 address"),
+        (("172.17.9.0/24", "--host", "127.0.0.1"), "--host: 127.0.0.1 is not a host's address"),
+        (("172.17.9.0/24", "--host", "0.0.0.0"), "--host: 0.0.0.0 is not a host's address"),
         (("172.17.9.0/24",), "--host"),
     ],
 )
