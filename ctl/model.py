@@ -39,7 +39,8 @@ NO_HOSTS: Final = (IPv4Network("127.0.0.0/8"), IPv4Network("224.0.0.0/4"))
 
 def host_address(address: IPv4Address) -> IPv4Address:
     """`address`, if a host can have it and others reach it there. ValueError."""
-    if any(address in each for each in NO_HOSTS) or address in (IPv4Address(0), IPv4Address(2**32 - 1)):
+    number = int(address)  # ten thousand leases are read like this
+    if number >> 24 == 127 or number >> 28 == 14 or number in (0, 2**32 - 1):
         raise ValueError(f"{address} is not a host's address")
     return address
 
