@@ -12,6 +12,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from enum import Enum
 from queue import Empty, SimpleQueue
@@ -19,6 +20,7 @@ from typing import Final, ParamSpec, TypeVar
 
 from ctl import __version__, statedir
 from ctl.claim import claim_namespace
+from ctl.clock import JumpWatch, uptime
 from ctl.config import Settings
 from ctl.errors import ConfigError, KernelError, LeaseConflict, OvnetError, StoreAway, StoreError
 from ctl.kernel.events import Ring
@@ -114,12 +116,16 @@ class Agent:
         node: Node,
         *,
         clock: Callable[[], float] = time.time,
+        steady: Callable[[], float] = uptime,
         say: Callable[[str], None],
     ) -> None:
         self.mailbox: Final = Mailbox()
         self.report: AgentReport | None = None
         self._settings, self._store, self._node = settings, store, node
-        self._clock, self._say = clock, say
+        self._clock, self._steady, self._say = clock, steady, say
+        self._jumps = JumpWatch(clock, steady)
+        self._doubt_until = 0.0
+        """Until when (by `steady`) leases that vanish may have done so because the clock was set."""
         self._started = clock()
         self._network: Network | None = None
         self._holder: LeaseHolder | None = None
@@ -128,8 +134,10 @@ class Agent:
         self._snapshot: Snapshot | None = None
         """The leases last read; None: never yet, which must not be taken for no leases."""
         self._conflict = ""
+        self._fenced = False
+        """Whether the kernel has been told that our subnet is not ours."""
         self._suspicious_since: float | None = None
-        """Since when the store lacks most leases that we know."""
+        """Since when (by `steady`) the store lacks most leases that we know."""
         self._retry_at = 0.0
         self._ready = False
         self._ring: Ring | None = None
@@ -201,11 +209,11 @@ class Agent:
         return Identity(host, mac, vni, self._settings.node_name, network.backend)
 
     def _previous(self) -> IPv4Network | None:
-        """The subnet of an earlier life, from subnet.env."""
-        try:
-            return parse_subnet_env(self._settings.subnet_file.read_text()).subnet
-        except (OSError, ValueError):
-            return None
+        """The subnet of an earlier life, from subnet.env, or from what is kept of it while fenced."""
+        for path in (self._settings.subnet_file, self._settings.state_dir / statedir.FENCED):
+            with suppress(OSError, ValueError):
+                return parse_subnet_env(path.read_text()).subnet
+        return None
 
     # --- Loop ------------------------------------------------------------------
 
@@ -226,12 +234,13 @@ class Agent:
         self._watch = monitor.watch
         next_resync = 0.0
         while Signal.STOP not in signals:
-            now = self._clock()
+            now = self._steady()
             retry = self._retry_at and now >= self._retry_at
             if (
-                now >= next_resync
+                self._clock_was_set()
+                or now >= next_resync
                 or retry
-                or self._renewal_due(now)
+                or self._renewal_due(self._clock())
                 or ((changes or signals) and not self._ready)
             ):
                 changes, signals = EVERYTHING, signals | {Signal.STORE}
@@ -245,8 +254,6 @@ class Agent:
             changes, signals = self._next(next_resync)
             if self._node.backend and not self._node.backend.intact():
                 changes |= {Change.PEERS}
-            # A clock set back must not put off the next resync by as much.
-            next_resync = min(next_resync, self._clock() + self._settings.resync_interval)
 
     def _gap(self, changes: frozenset[Change]) -> float:
         """Seconds until the next reconcile may begin: a storm of events must not become one of reconciles.
@@ -267,18 +274,28 @@ class Agent:
 
     def _pause(self, next_resync: float) -> float:
         """Seconds until the loop has to turn again."""
-        now = self._clock()
+        now = self._steady()
         due = [next_resync - now, TICK_S]
         if self._retry_at:
             due.append(self._retry_at - now)
         if self._holder and not self._conflict and not self._retry_at:
-            due.append(self._holder.next_renewal() - now)
+            due.append(self._holder.next_renewal() - self._clock())
         if (watchdog := watchdog_seconds()) is not None:
             due.append(watchdog)
         return min(due)
 
+    def _clock_was_set(self) -> bool:
+        """Ends of leases are by the wall clock: ours is written anew, others' are doubted for a while."""
+        jump = self._jumps.jumped()
+        if jump:
+            log.warning("the wall clock was set by %+.0f s", jump)
+            self._doubt_until = self._steady() + self._settings.resync_interval
+            if self._holder is not None:
+                self._holder.distrust_end()
+        return bool(jump)
+
     def _renewal_due(self, now: float) -> bool:
-        """A failed one has its turn when the back-off says so."""
+        """A failed one has its turn when the back-off says so. `now`: the wall clock's."""
         waiting = self._holder is None or bool(self._conflict or self._retry_at)
         return not waiting and self._holder is not None and now >= self._holder.next_renewal()
 
@@ -313,6 +330,9 @@ class Agent:
         """The kernel path first, so that it is whole whatever becomes of the shortcut."""
         assert self._network is not None and self._node.backend is not None, "start() comes first"
         node, network, backend, lease = self._node, self._network, self._node.backend, self._lease()
+        if node.fenced is not self._fenced:
+            changes |= EVERYTHING
+            self._fenced = node.fenced
         if Change.FILTERS in changes:
             backend.forget_filters()
         if Change.DEVICES in changes:
@@ -375,22 +395,26 @@ class Agent:
             holder.keep()
         except LeaseConflict as error:
             if str(error) != self._conflict:
-                log.critical("lease conflict: %s", error)
+                log.critical("lease conflict: %s; fenced: no new containers here", error)
             self._conflict = str(error)
         else:
+            if self._conflict:
+                log.warning("%s is ours again: not fenced any more", self._lease().subnet)
             self._conflict = ""
+        self._node.fenced = bool(self._conflict)
 
     def _believe(self, snapshot: Snapshot) -> Snapshot:
         """Many peers gone at once: kept until the store says the same for a while.
 
-        A store that was restored empty, or a broken one, must not take the network down.
+        A store that was restored empty, or a broken one, must not take the network down, nor
+        a wall clock that was set: then all leases of a file may have ended at once.
         """
         before = self._snapshot.leases if self._snapshot else ()
         changes = moves(before, snapshot.leases)
         new = {lease.subnet for lease in changes.new} if changes.gone else set()
         gone = tuple(lease for lease in changes.gone if lease.subnet not in new)
-        now = self._clock()
-        if len(gone) <= max(3, len(before) // 2):
+        now = self._steady()
+        if len(gone) <= (max(3, len(before) // 2) if now >= self._doubt_until else 0):
             self._suspicious_since = None
         elif self._suspicious_since is None:
             self._suspicious_since = now
@@ -443,7 +467,7 @@ class Agent:
         """Twice as long after every failure in a row, with jitter: nodes must not march in step."""
         wait = min(max(self._reconciles.back_off * 2, BACK_OFF_MIN_S), BACK_OFF_MAX_S)
         self._reconciles = replace(self._reconciles, back_off=wait)
-        self._retry_at = self._clock() + wait * random.uniform(0.75, 1.25)
+        self._retry_at = self._steady() + wait * random.uniform(0.75, 1.25)
 
     # --- What others see -------------------------------------------------------
 
@@ -477,6 +501,8 @@ class Agent:
         not_ready = list(seen.problems.get("bridge", ()))
         if not self._ready:
             not_ready.append(self._reconciles.error or "starting")
+        if self._conflict:
+            not_ready.append(f"lease conflict: {self._conflict}")
         return AgentReport(
             version=__version__,
             pid=os.getpid(),

@@ -55,7 +55,10 @@ class Settings:
     etcd_password_file: str
     node_name: str
     iface: str
-    """Uplink's name; "": the interface of the default route."""
+    """Uplink's name, or an IPv4 address of it; "": see the next two."""
+    iface_regex: str
+    iface_can_reach: IPv4Address | None
+    """Of these three the first that is given counts; none: the interface of the default route."""
     public_ip: IPv4Address | None
     """Underlay address; None: the uplink's first one."""
     bridge: str
@@ -71,6 +74,9 @@ class Settings:
     metrics_addr: str
     metrics_port: int
     """0: no metrics server."""
+    healthz_ip: str
+    healthz_port: int
+    """0: no server for flannel's probes."""
     peers_max: int
     endpoints_max: int
     flows_max: int
@@ -155,7 +161,28 @@ SETTINGS: Final = (
         "node_name", values.node_name, "", "this node's name, for people (default: the host name)", "NAME"
     ),
     Setting(
-        "iface", values.optional_ifname, "", "the uplink (default: the default route's)", "DEV", flannel=True
+        "iface",
+        values.optional_ifname,
+        "",
+        "the uplink, by name or IPv4 address (default: the default route's)",
+        "DEV|IP",
+        flannel=True,
+    ),
+    Setting(
+        "iface_regex",
+        values.pattern,
+        "",
+        "without iface: the first interface with an address, else a name, in which this is found",
+        "REGEX",
+        flannel=True,
+    ),
+    Setting(
+        "iface_can_reach",
+        values.optional_ipv4,
+        "",
+        "without these two: the interface through which this host is reached",
+        "IP",
+        flannel=True,
     ),
     Setting(
         "public_ip",
@@ -202,6 +229,23 @@ SETTINGS: Final = (
     Setting("metrics_addr", values.listen_address, "127.0.0.1", "address of the metrics server", "IP"),
     Setting(
         "metrics_port", values.integer(0, 65535), "9475", "port of the metrics server; 0: none", "PORT", INT
+    ),
+    Setting(
+        "healthz_ip",
+        values.listen_address,
+        "127.0.0.1",
+        "address of flannel's /healthz and /readyz (flannel's default: 0.0.0.0)",
+        "IP",
+        flannel=True,
+    ),
+    Setting(
+        "healthz_port",
+        values.integer(0, 65535),
+        "0",
+        "port of flannel's /healthz and /readyz; 0: none",
+        "PORT",
+        INT,
+        flannel=True,
     ),
     Setting("peers_max", values.integer(1, 1 << 20), "16384", "capacity of map peers", "N", INT),
     Setting("endpoints_max", values.integer(1, 1 << 20), "4096", "capacity of map endpoints", "N", INT),

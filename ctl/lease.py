@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Final
 
 from ctl.errors import NetworkExhausted
-from ctl.model import Lease, Network
+from ctl.model import END_UNKNOWN, Lease, Network
 
 CANDIDATES: Final = 100
 """Free subnets to pick from: more than one, so that nodes starting together seldom race."""
@@ -186,7 +186,10 @@ def renew_at(lease: Lease, ttl: float, margin: float) -> float:
     """When to renew, seconds since the epoch; never (inf) for a reservation.
 
     `ttl` and `margin` in seconds. A margin of more than half the life means at half of it.
+    At once (0) where the end is not known: somebody put our entry on another lease of the store.
     """
     if lease.expires_at is None:
         return math.inf
+    if lease.expires_at == END_UNKNOWN:
+        return 0.0
     return lease.expires_at - min(margin, ttl / 2)

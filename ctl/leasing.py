@@ -69,6 +69,7 @@ class LeaseHolder:
         self._margin = margin
         self._clock = clock
         self._pick = pick
+        self._doubtful = False
 
     def acquire(self, network: Network, previous: IPv4Network | None = None) -> Lease:
         """Find or create this node's lease; `previous` is the subnet it had before.
@@ -98,6 +99,10 @@ class LeaseHolder:
             return None
         return self._create(choice.subnet, self._clock())
 
+    def distrust_end(self) -> None:
+        """The wall clock was set, and the lease's end is by that clock: `keep` writes it anew."""
+        self._doubtful = True
+
     def keep(self, now: float | None = None) -> Lease:
         """Look after the lease, and return it as it now stands.
 
@@ -120,7 +125,10 @@ class LeaseHolder:
         held = self._held()
         if stored is None:
             return self._create(held.subnet, now)
-        if self.identity.mark(stored) != stored or now >= renew_at(stored, self._ttl, self._margin):
+        due = now >= renew_at(stored, self._ttl, self._margin) or (
+            self._doubtful and stored.expires_at is not None
+        )
+        if due or self.identity.mark(stored) != stored:
             return self._write(stored, now)
         self.lease = stored
         return stored
@@ -141,9 +149,13 @@ class LeaseHolder:
         our host address.
         """
         held = self._held()
-        stored = holder(self._store.snapshot().leases, held.subnet)
+        leases = self._store.snapshot().leases
+        stored = holder(leases, held.subnet)
         if stored is None:
             return None
+        if stored.subnet != held.subnet:
+            # Ours counts if it is there: what somebody wrote around it takes nothing from us.
+            stored = next((lease for lease in leases if lease.subnet == held.subnet), stored)
         if stored.subnet != held.subnet or stored.host not in (held.host, self.identity.host):
             raise LeaseConflict(f"lost {claim(held)}: the store now has {claim(stored)}; not taking it back")
         if stored.revision != held.revision and stored.node not in ("", held.node, self.identity.node):
@@ -155,11 +167,15 @@ class LeaseHolder:
 
     def _create(self, subnet: IPv4Network, now: float) -> Lease:
         lease = Lease(subnet, self.identity.host, expires_at=now + self._ttl)
-        self.lease = self._store.put(self.identity.mark(lease), None)
-        return self.lease
+        return self._wrote(self._store.put(self.identity.mark(lease), None))
 
     def _write(self, stored: Lease, now: float) -> Lease:
         """Put our identity on `stored`. A reservation stays without an end."""
         expires_at = None if stored.expires_at is None else now + self._ttl
-        self.lease = self._store.put(self.identity.mark(replace(stored, expires_at=expires_at)), stored)
-        return self.lease
+        return self._wrote(
+            self._store.put(self.identity.mark(replace(stored, expires_at=expires_at)), stored)
+        )
+
+    def _wrote(self, lease: Lease) -> Lease:
+        self.lease, self._doubtful = lease, False
+        return lease

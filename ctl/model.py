@@ -33,6 +33,18 @@ END_UNKNOWN: Final = math.inf
 Such a lease is live for as long as the store lists it."""
 
 
+NO_HOSTS: Final = (IPv4Network("127.0.0.0/8"), IPv4Network("224.0.0.0/4"))
+"""Loopback and multicast: nobody is reached at such an address."""
+
+
+def host_address(address: IPv4Address) -> IPv4Address:
+    """`address`, if a host can have it and others reach it there. ValueError."""
+    number = int(address)  # ten thousand leases are read like this
+    if number >> 24 == 127 or number >> 28 == 14 or number in (0, 2**32 - 1):
+        raise ValueError(f"{address} is not a host's address")
+    return address
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class MacAddress:
     """A 48-bit MAC address; `packed` is 6 bytes in wire order."""

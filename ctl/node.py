@@ -18,6 +18,7 @@ from ctl.hostgw import HostGwBackend
 from ctl.kernel import firewall, loader, maps, sysctl
 from ctl.kernel.monitor import Change
 from ctl.kernel.netlink import Netlink
+from ctl.kernel.uplink import Wish, find_uplink
 from ctl.model import MIN_MTU, IPv4Address, Lease, MacAddress, Network
 from ctl.site import Seen, Site
 from ctl.udp import UdpBackend
@@ -82,13 +83,16 @@ class Node:
         self.settings: Final = settings
         self.netlink: Final = netlink
         self.seen: Final = Seen()
-        self.uplink: Uplink = netlink.uplink(settings.iface, settings.public_ip)
+        self._wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip)
+        self.uplink: Uplink = find_uplink(netlink, self._wish)
         self._firewall = firewall.Firewall()
         self.bridge = 0
         """ifindex of the bridge; 0: not made yet."""
         self.mtu = 0
         self.backend: Backend | None = None
         """None until `preflight` has seen the network."""
+        self.fenced = False
+        """Whether another host holds our subnet: then nothing may be added to it."""
 
     @property
     def maps(self) -> maps.Maps | None:
@@ -128,13 +132,13 @@ class Node:
     def refresh_uplink(self) -> bool:
         """Look at the uplink again; True if our address or the interface changed."""
         before = self.uplink
-        self.uplink = self.netlink.uplink(self.settings.iface, self.settings.public_ip, before.address)
+        self.uplink = find_uplink(self.netlink, self._wish, before.address)
         return (before.address, before.link.ifindex) != (self.uplink.address, self.uplink.link.ifindex)
 
     def site(self, network: Network, lease: Lease) -> Site:
         """Where the node stands, for the backend."""
         sysctls = self.settings.state_dir / statedir.SYSCTLS
-        return Site(network, lease, self.uplink, self.mtu, self.bridge, sysctls)
+        return Site(network, lease, self.uplink, self.mtu, self.bridge, sysctls, self.fenced)
 
     def reconcile_devices(self, network: Network, lease: Lease) -> None:
         """Kernel settings, tunnel device, bridge, and what others are told of them."""
@@ -157,13 +161,21 @@ class Node:
         )
 
     def _write_subnet_env(self, network: Network, lease: Lease) -> None:
+        """What container runtimes wait for, by ctl.wire.
+
+        A fenced node takes it away, and keeps the text for itself: the CNI plugin adds no
+        container without the file, and an agent that starts later asks for the same subnet.
+        """
         env = SubnetEnv(network.network, lease.subnet, self.mtu, self.settings.ip_masq)
-        text, path = format_subnet_env(env), self.settings.subnet_file
+        places = [self.settings.subnet_file, self.settings.state_dir / statedir.FENCED]
+        wanted, other = reversed(places) if self.fenced else places
+        text = format_subnet_env(env)
         try:
-            if not path.exists() or path.read_text() != text:
-                statedir.write_atomically(path, text)
+            if not wanted.exists() or wanted.read_text() != text:
+                statedir.write_atomically(wanted, text)
+            other.unlink(missing_ok=True)
         except OSError as error:
-            raise AgentError(f"cannot write {path}: {error.strerror}") from error
+            raise AgentError(f"cannot write {wanted}: {error.strerror}") from error
 
     def reconcile_firewall(self, network: Network, lease: Lease) -> None:
         """Masquerade, forwarding, and what may come in as VXLAN."""

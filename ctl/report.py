@@ -44,7 +44,7 @@ class LeaseReport:
     renew_at: float | None = None
     """When the agent means to renew it; None: a reservation, or not known."""
     conflict: str = ""
-    """One line if another node claims the subnet."""
+    """One line if another node holds the subnet: then this one is fenced."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +174,9 @@ def from_json(text: str) -> AgentReport:
 
 def health(report: AgentReport, now: float, fill: Fill | None = None) -> tuple[bool, list[str]]:
     """(healthy, complaints) of a report and the maps' fill at `now`, seconds since the epoch."""
+    conflict = _lease_conflict(report.lease)  # said below, once
     why = [
-        *(f"not ready: {line}" for line in not_ready(report)),
+        *(f"not ready: {line}" for line in not_ready(report) if line not in conflict),
         *(_overdue(report.reconcile, now) or _failing(report.reconcile)),
         *([] if report.store.up else [f"store {report.store.url} unreachable: {report.store.error}"]),
         *(_lease_trouble(report.lease, now) if report.lease else []),
@@ -191,7 +192,8 @@ def readiness(report: AgentReport | None, now: float) -> str:
     """
     if report is None:
         return "no reconcile has finished yet"
-    return "; ".join(not_ready(report) + _lease_conflict(report.lease) + _overdue(report.reconcile, now))
+    lines = not_ready(report) + _lease_conflict(report.lease) + _overdue(report.reconcile, now)
+    return "; ".join(dict.fromkeys(lines))
 
 
 def not_ready(report: AgentReport) -> list[str]:
@@ -254,15 +256,14 @@ def _because(error: str) -> str:
 
 
 def _lease_trouble(lease: LeaseReport, now: float) -> list[str]:
-    trouble = _lease_conflict(lease)
-    if lease.expires_at is None:
-        return trouble
+    if lease.conflict or lease.expires_at is None:
+        return _lease_conflict(lease)
     left = lease.expires_at - now
     if left <= 0:
-        return [*trouble, f"lease {lease.subnet} expired {-left:.0f} s ago"]
+        return [f"lease {lease.subnet} expired {-left:.0f} s ago"]
     if left < _lease_margin(lease):
-        trouble.append(f"lease {lease.subnet} expires in {left:.0f} s and was not renewed")
-    return trouble
+        return [f"lease {lease.subnet} expires in {left:.0f} s and was not renewed"]
+    return []
 
 
 def _lease_conflict(lease: LeaseReport | None) -> list[str]:

@@ -4,8 +4,9 @@
     roster.usable, roster.problems             as they are now
 
 What is in doubt is never spread over two hosts: of two leases that claim one address space
-or one VTEP MAC, the first by subnet is used, and ours before all. A change costs what it
-touches: ten thousand other leases are not looked at for it.
+or one VTEP MAC, one of the network's own length is used, then the first by subnet, and ours
+before all: a key put by hand around many leases takes nothing from them. A change costs what
+it touches: ten thousand other leases are not looked at for it.
 """
 
 from __future__ import annotations
@@ -120,7 +121,12 @@ class Roster:
         for claim in self._claimed(lease):
             others = self._claims.get(claim, ())
             touched.update((each.subnet, each) for each in others)
-            self._claims[claim] = tuple(sorted((*others, lease), key=rank)) if others else (lease,)
+            self._claims[claim] = (
+                tuple(sorted((*others, lease), key=self._precedence)) if others else (lease,)
+            )
+
+    def _precedence(self, lease: Lease) -> tuple[bool, tuple[int, int]]:
+        return lease.subnet.prefixlen != self._network.subnet_len, rank(lease)
 
     def _judge(self, touched: dict[IPv4Network, Lease | None]) -> Moves:
         gone, new = [], []

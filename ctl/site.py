@@ -34,6 +34,8 @@ class Site:
     """ifindex; 0: not made yet."""
     sysctls: Path
     """Where kernel settings are noted as they were before us."""
+    fenced: bool = False
+    """Another host holds our subnet: eBPF carries nothing from or to it."""
 
 
 @dataclass(slots=True)

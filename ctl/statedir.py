@@ -3,6 +3,7 @@
 agent.lock     held (flock) by the running agent, and says its pid
 status.json    ctl.report, after every reconcile
 subnet.env     what dockerd and CNI plugins read, in flannel's format
+fenced.env     what subnet.env said, while another host holds the subnet
 sysctls.json   kernel settings as they were before us
 programs-*.json  compiled datapath
 """
@@ -21,6 +22,7 @@ from ctl.errors import AgentError, ConfigError
 
 LOCK: Final = "agent.lock"
 REPORT: Final = "status.json"
+FENCED: Final = "fenced.env"
 SYSCTLS: Final = "sysctls.json"
 
 

@@ -66,7 +66,7 @@ def _files(settings: Settings) -> list[str]:
     try:
         paths = sorted(
             {
-                *(path for path in (state / statedir.REPORT, env) if path.exists()),
+                *(path for path in (state / statedir.REPORT, state / statedir.FENCED, env) if path.exists()),
                 *state.glob("programs-*.json"),
                 *statedir.leftovers(state),
                 *statedir.leftovers(env.parent, env.name),

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 from ctl.endpoint import ETCD_PREFIX, is_etcd, parse_store_url
-from ctl.model import Bypass
+from ctl.model import Bypass, host_address
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
@@ -78,17 +78,27 @@ def optional_ifname(text: str) -> str:
     return ifname(text) if text else ""
 
 
-def optional_ipv4(text: str) -> IPv4Address | None:
-    """A host's address, or nothing."""
-    if not text:
-        return None
+def pattern(text: str) -> str:
+    """A regular expression, or nothing."""
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression: {error}") from None
+    return text
+
+
+def ipv4(text: str) -> IPv4Address:
+    """A host's address, such as a lease may have."""
     try:
         address = IPv4Address(text)
     except ValueError:
         raise ValueError(f"{text!r} is not an IPv4 address") from None
-    if address.is_multicast or address.is_unspecified or address == IPv4Address("255.255.255.255"):
-        raise ValueError(f"{text} is not a host's address")
-    return address
+    return host_address(address)
+
+
+def optional_ipv4(text: str) -> IPv4Address | None:
+    """A host's address, or nothing."""
+    return ipv4(text) if text else None
 
 
 def listen_address(text: str) -> str:

@@ -168,7 +168,7 @@ class VxlanBackend:
         ports = self._sort_ports(links, site.bridge)
         bridge = links.get(site.bridge)
         if bridge is not None:
-            self._endpoints(self.maps, plan_endpoints(
+            self._endpoints(self.maps, {} if site.fenced else plan_endpoints(
                 self._netlink.neighbours(site.bridge), ports, bridge, site.lease.subnet
             ))  # fmt: skip
         self._attach(site, ports, links)

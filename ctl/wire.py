@@ -19,12 +19,15 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
 
 from ctl.errors import ConfigError
-from ctl.model import MIN_MTU, VXLAN_OVERHEAD, Lease, MacAddress, Network
+from ctl.model import MIN_MTU, NO_HOSTS, VXLAN_OVERHEAD, Lease, MacAddress, Network, host_address
 
 DEFAULT_PORT: Final[Mapping[str, int]] = {"vxlan": 8472, "udp": 8285}
 """UDP port of each backend that has one."""
 
 MAX_VNI: Final = (1 << 24) - 1
+
+SHOWN_CHARACTERS: Final = 64
+"""Of a wrong value in an error's line; no right one is as long."""
 
 Fields = Mapping[str, Any]
 
@@ -41,33 +44,51 @@ _DECODER: Final = json.JSONDecoder(object_pairs_hook=_fold)
 def _object(text: str) -> dict[str, Any]:
     try:
         value = _DECODER.decode(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # also of a number too long to be read
         raise ValueError(f"not JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError("not a JSON object")
     return value
 
 
+def _shown(value: object) -> str:
+    """A value for an error's line: short, printable, whatever it is."""
+    if isinstance(value, (dict, list)):
+        return "an object" if isinstance(value, dict) else "a list"
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN_CHARACTERS else text[:SHOWN_CHARACTERS] + "..."
+
+
 def _integer(fields: Fields, key: str, low: int, high: int, default: int) -> int:
     value = fields.get(key.lower(), default)
     if type(value) is not int:
-        raise ValueError(f"{key} must be a whole number, not {json.dumps(value)}")
+        raise ValueError(f"{key} must be a whole number, not {_shown(value)}")
     if value != default and not low <= value <= high:
-        raise ValueError(f"{key} {value} is not between {low} and {high}")
+        raise ValueError(f"{key} {_shown(value)} is not between {low} and {high}")
     return value
 
 
 def _string(fields: Fields, key: str, default: str = "") -> str:
     value = fields.get(key.lower(), default)
     if not isinstance(value, str):
-        raise ValueError(f"{key} must be a string, not {json.dumps(value)}")
+        raise ValueError(f"{key} must be a string, not {_shown(value)}")
+    if len(value) > SHOWN_CHARACTERS:
+        raise ValueError(f"{key} is too long: {_shown(value)}")
+    return value
+
+
+def _word(fields: Fields, key: str) -> str:
+    """A name of few characters that is printed as it stands; "" if absent."""
+    value = _string(fields, key)
+    if not (value.isascii() and value.isprintable()):
+        raise ValueError(f"{key} {_shown(value)} is no name")
     return value
 
 
 def _boolean(fields: Fields, key: str, default: bool) -> bool:
     value = fields.get(key.lower(), default)
     if not isinstance(value, bool):
-        raise ValueError(f"{key} must be true or false, not {json.dumps(value)}")
+        raise ValueError(f"{key} must be true or false, not {_shown(value)}")
     return value
 
 
@@ -117,9 +138,12 @@ def _backend(fields: Fields) -> dict[str, Any]:
     backend = fields.get("backend", {"type": "udp"})
     if not isinstance(backend, dict):
         raise ValueError("Backend must be an object")
-    kind = _string(backend, "Type").lower()
+    kind = _word(backend, "Type").lower()
     if not kind:
         raise ValueError("Backend has no Type")
+    _boolean(backend, "Learning", False)  # flannel's device may learn, ours need not
+    if _boolean(backend, "GBP", False):
+        raise ValueError("GBP true is not supported: marks would ride in the VXLAN header")
     port = _integer(backend, "Port", 1, 65535, 0) or DEFAULT_PORT.get(kind, 0)
     mtu = _integer(backend, "MTU", MIN_MTU + VXLAN_OVERHEAD, 65535, 0) or None
     return {
@@ -138,6 +162,8 @@ def _network(text: str) -> Network:
     if "network" not in fields:
         raise ValueError("Network is missing")
     network = _cidr(_string(fields, "Network"), "Network")
+    if any(network.subnet_of(each) for each in NO_HOSTS):
+        raise ValueError(f"Network {network} is no network of hosts")
     length = _subnet_len(network, _integer(fields, "SubnetLen", 1, 30, 0))
     first, size = int(network.network_address), 1 << (32 - length)
     # The first subnet is left out: its base is the network's own address, which some
@@ -212,13 +238,17 @@ def parse_attributes(
     BackendData (a reservation that nobody uses yet) has no MAC. ValueError names the field.
     """
     fields = _object(text)
-    try:
-        host = IPv4Address(_string(fields, "PublicIP"))
-    except ValueError as error:
-        raise ValueError(f"PublicIP: {error}") from error
-    backend = _string(fields, "BackendType") or "udp"
+    host = _public_ip(fields)
+    backend = _word(fields, "BackendType") or "udp"
     mac, vni = _backend_data(fields, backend)
     return Lease(subnet, host, mac, vni, backend, _node(fields), expires_at, revision)
+
+
+def _public_ip(fields: Fields) -> IPv4Address:
+    try:
+        return host_address(IPv4Address(_string(fields, "PublicIP")))
+    except ValueError as error:
+        raise ValueError(f"PublicIP: {error}") from error
 
 
 def _node(fields: Fields) -> str:
@@ -278,6 +308,18 @@ def format_subnet_env(env: SubnetEnv) -> str:
         f"FLANNEL_MTU={env.mtu}\n"
         f"FLANNEL_IPMASQ={str(env.ip_masq).lower()}\n"
     )
+
+
+def docker_options(env: SubnetEnv) -> dict[str, str]:
+    """Dockerd's options for a node, by flannel's names of them, in its order.
+
+    Either we masquerade or Docker does: twice would hide containers from the overlay.
+    """
+    return {
+        "DOCKER_OPT_BIP": f"--bip={env.subnet.network_address + 1}/{env.subnet.prefixlen}",
+        "DOCKER_OPT_IPMASQ": f"--ip-masq={str(not env.ip_masq).lower()}",
+        "DOCKER_OPT_MTU": f"--mtu={env.mtu}",
+    }
 
 
 def _decimal(text: str, key: str) -> int:

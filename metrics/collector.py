@@ -6,7 +6,7 @@ prometheus_client's global one is exposed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final, TypeAlias
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -49,6 +49,7 @@ def _samples(snapshot: NodeSnapshot, scrape_errors: int) -> Iterable[Sample]:
         yield from _drops(snapshot.datapath)
         yield from _peer_traffic(snapshot.datapath)
         yield from _maps(snapshot.datapath)
+    yield from _forwarder(snapshot.forwarder)
     if snapshot.report is not None:
         yield from _node(snapshot.report)
         yield from _store(snapshot.report.store)
@@ -91,6 +92,20 @@ def _maps(datapath: Datapath) -> Iterable[Sample]:
         yield names.MAP_CAPACITY, capacity, (name,)
         if capacity:
             yield names.MAP_PRESSURE, entries / capacity, (name,)
+
+
+def _forwarder(counters: Mapping[str, int]) -> Iterable[Sample]:
+    if not counters:
+        return
+    for way, name in (("transmit", "tx"), ("receive", "rx")):
+        yield names.UDP_PACKETS, counters[f"{name}_packets"], (way,)
+        yield names.UDP_BYTES, counters[f"{name}_bytes"], (way,)
+    for name, count in counters.items():
+        if name.startswith("drop_"):
+            yield names.UDP_DROPS, count, (name.removeprefix("drop_"),)
+    for result in ("sent", "limited"):
+        yield names.UDP_ICMP, counters[f"icmp_{result}"], (result,)
+    yield names.UDP_TABLE_ERRORS, counters["table_errors"], ()
 
 
 def _node(report: AgentReport) -> Iterable[Sample]:

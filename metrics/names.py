@@ -51,6 +51,18 @@ PEER_RX_PACKETS: Final = _counter(
 PEER_TX_BYTES: Final = _counter("peer_transmit_bytes", "Bytes that eBPF sent to a peer's host", "peer")
 PEER_TX_PACKETS: Final = _counter("peer_transmit_packets", "Packets that eBPF sent to a peer's host", "peer")
 
+UDP_PACKETS: Final = _counter(
+    "udp_packets", "Packets that the udp backend's forwarder sent to peers or received from them", "direction"
+)
+UDP_BYTES: Final = _counter("udp_bytes", "Bytes of the packets of ovnet_udp_packets_total", "direction")
+UDP_DROPS: Final = _counter("udp_drop_packets", "Packets that the udp forwarder dropped", "reason")
+UDP_ICMP: Final = _counter(
+    "udp_icmp_errors", "ICMP errors of the udp forwarder: sent, or limited (not sent, too many)", "result"
+)
+UDP_TABLE_ERRORS: Final = _counter(
+    "udp_table_errors", "Tables of peers that the udp forwarder could not read"
+)
+
 MAP_ENTRIES: Final = _gauge("map_entries", "Entries in a map", "map")
 MAP_CAPACITY: Final = _gauge("map_capacity_entries", "Entries that a map can hold", "map")
 MAP_PRESSURE: Final = _gauge(
@@ -63,7 +75,9 @@ LEASES: Final = _gauge("leases", "Live leases in the store, this node's included
 LEASE_EXPIRY: Final = _gauge(
     "lease_expiry_timestamp_seconds", "When this node's lease ends; absent for a reservation"
 )
-LEASE_CONFLICT: Final = _gauge("lease_conflict", "1 if another node claims this node's subnet")
+LEASE_CONFLICT: Final = _gauge(
+    "lease_conflict", "1 if another node holds this node's subnet: it is fenced, and takes no new containers"
+)
 
 STORE_UP: Final = _gauge("store_up", "1 if the last call to the lease store succeeded")
 STORE_SUCCESS: Final = _gauge("store_last_success_timestamp_seconds", "When the lease store last answered")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 from ctl.abi import Counter, Hook, PeerStats
+from ctl.backend.udp import stats
+from ctl.backend.udp.files import STATS, directory
 from ctl.errors import KernelError, OvnetError
 from ctl.model import IPv4Address
 from ctl.report import AgentReport, Datapath
@@ -30,8 +33,10 @@ class NodeSnapshot:
     """None until a first reconcile has ended."""
     datapath: Datapath | None = None
     """None: there are no maps (bypass off), or they could not be read."""
+    forwarder: Mapping[str, int] = field(default_factory=dict)
+    """Counters of the udp forwarder by name (see its stats.NAMES); empty: none runs."""
     error: str = ""
-    """Why the maps could not be read; empty if they could."""
+    """Why maps or counters could not be read; empty if they could."""
 
 
 def read_datapath(maps: ReadableMaps) -> Datapath:
@@ -42,11 +47,25 @@ def read_datapath(maps: ReadableMaps) -> Datapath:
         raise KernelError(f"cannot read the maps: {error.strerror}") from error
 
 
-def take(report: AgentReport | None, maps: ReadableMaps | None) -> NodeSnapshot:
-    """The snapshot for a scrape; it never fails: unreadable maps become its `error`."""
-    if maps is None:
-        return NodeSnapshot(report)
+def read_forwarder(state_dir: Path) -> Mapping[str, int]:
+    """What the udp forwarder counts, from its file; empty before the first one. KernelError."""
+    path = directory(state_dir) / STATS
     try:
-        return NodeSnapshot(report, read_datapath(maps))
+        return stats.read(str(path))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise KernelError(f"cannot read the udp forwarder's counters: {error}") from error
+
+
+def take(report: AgentReport | None, maps: ReadableMaps | None, state_dir: Path) -> NodeSnapshot:
+    """The snapshot for a scrape; it never fails: what cannot be read becomes its `error`.
+
+    `state_dir`: the node's, where a udp forwarder counts.
+    """
+    try:
+        if report is not None and report.backend == "udp":
+            return NodeSnapshot(report, forwarder=read_forwarder(state_dir))
+        return NodeSnapshot(report, read_datapath(maps) if maps else None)
     except OvnetError as error:
         return NodeSnapshot(report, error=str(error))

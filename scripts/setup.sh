@@ -15,7 +15,8 @@ readonly python=/usr/bin/python3
 
 run_packages=(python3-bpfcc python3-venv linux-libc-dev nftables iproute2 ca-certificates)
 dev_packages=(make git gcc iptables iperf3 sockperf tcpdump conntrack bpftool ethtool iputils-ping
-    procps curl busybox-static util-linux traceroute docker.io containerd prometheus etcd-server openssl)
+    procps curl busybox-static util-linux traceroute docker.io containerd containernetworking-plugins
+    prometheus etcd-server openssl)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() {

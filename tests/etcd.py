@@ -62,9 +62,9 @@ class Member:
     def start(self) -> None:
         """Start, again with the same data; does not wait."""
         self._runs += 1
-        self.process = Process(self._argv(), self._cluster.directory / f"{self.name}-{self._runs}")
+        self.process = Process(self.argv(), self._cluster.directory / f"{self.name}-{self._runs}")
 
-    def _argv(self) -> list[str]:
+    def argv(self) -> list[str]:
         peer = f"http://127.0.0.1:{self.peer}"
         return [
             SERVERS[self._cluster.version],

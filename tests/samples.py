@@ -6,6 +6,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from ctl.abi import Counter, Hook, PeerStats
+from ctl.backend.udp import stats
 from ctl.model import Bypass
 from ctl.reasons import REASONS
 from ctl.report import (
@@ -77,7 +78,10 @@ DATAPATH = Datapath(
     fill={"peers": (3, 16384), "endpoints": (2, 4096), "flows": (100, 65536), "peer_stats": (2, 16384)},
 )
 
-SNAPSHOT = NodeSnapshot(REPORT, DATAPATH)
+FORWARDER = {name: 100 + number for number, name in enumerate(stats.NAMES)}
+"""Of another backend than the report's: here to fill every metric."""
+
+SNAPSHOT = NodeSnapshot(REPORT, DATAPATH, FORWARDER)
 
 
 def report(**changes: object) -> AgentReport:

@@ -7,6 +7,7 @@ everything forwarding (`ovctl teardown` removes it).
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import logging
 import os
@@ -21,7 +22,7 @@ from ctl.errors import AgentError
 if TYPE_CHECKING:
     from ctl.agent import Agent
     from ctl.node import Node
-    from ctl.ports import Closing
+    from metrics.snapshot import NodeSnapshot
 
 _CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_BPF": 39}
 """linux/capability.h. CAP_SYS_ADMIN (21) includes CAP_BPF."""
@@ -79,14 +80,11 @@ def _run(settings: Settings) -> int:
         agent = Agent(settings, store, node, say=_say)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.mailbox.post(Signal.STOP))
-        server = _serve(settings, agent, node)
-        try:
+        with contextlib.ExitStack() as servers:
+            _serve(settings, agent, node, servers)
             if agent.start():
                 lock.keep()
                 agent.run()
-        finally:
-            if server:
-                server.close()
     return 0
 
 
@@ -98,10 +96,19 @@ def _say(line: str) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
-def _serve(settings: Settings, agent: Agent, node: Node) -> Closing | None:
-    if not settings.metrics_port:
-        return None
-    from metrics.server import serve
-    from metrics.snapshot import take
+def _serve(settings: Settings, agent: Agent, node: Node, servers: contextlib.ExitStack) -> None:
+    """Start the servers that are asked for; `servers` closes them."""
+    if settings.metrics_port:
+        from metrics.server import serve
+        from metrics.snapshot import take
 
-    return serve(settings.metrics_addr, settings.metrics_port, lambda: take(agent.report, node.maps))
+        def source() -> NodeSnapshot:
+            return take(agent.report, node.maps, settings.state_dir)
+
+        server = serve(settings.metrics_addr, settings.metrics_port, source)
+        servers.callback(server.close)
+    if settings.healthz_port:
+        from metrics.server import serve_health
+
+        health = serve_health(settings.healthz_ip, settings.healthz_port, lambda: agent.report)
+        servers.callback(health.close)

@@ -112,10 +112,12 @@ def _subnet(text: str) -> IPv4Network:
 
 
 def _host(text: str) -> IPv4Address:
+    from ctl.values import ipv4
+
     try:
-        return IPv4Address(text)
-    except ValueError:
-        raise ConfigError(f"--host: {text!r} is not an IPv4 address") from None
+        return ipv4(text)
+    except ValueError as error:
+        raise ConfigError(f"--host: {error}") from error
 
 
 def _find(store: LeaseStore, subnet: IPv4Network) -> Lease | None:

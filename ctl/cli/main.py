@@ -19,8 +19,8 @@ from typing import NoReturn
 from ctl import __version__
 from ctl.errors import OvnetError
 
-NOUNS = ("agent", "network", "lease", "map", "flow", "status", "teardown")
-"""Modules of this package, each with `register(subparsers)`."""
+NOUNS = ("agent", "network", "lease", "map", "flow", "status", "docker-opts", "teardown")
+"""Modules of this package (with `_` for `-`), each with `register(subparsers)`."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -56,7 +56,7 @@ def build_parser(nouns: Sequence[str] = NOUNS) -> argparse.ArgumentParser:
     )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for noun in nouns:
-        import_module(f"ctl.cli.{noun}").register(subparsers)
+        import_module(f"ctl.cli.{noun.replace('-', '_')}").register(subparsers)
     return parser
 
 

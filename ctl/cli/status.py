@@ -189,6 +189,7 @@ def _node(report: AgentReport, now: float) -> Iterable[tuple[str, str]]:
     if report.lease:
         end = report.lease.expires_at
         life = "reserved" if end is None else f"ends in {ago(end - now)}"
+        life = "held by another host: fenced" if report.lease.conflict else life
         yield "lease", f"{report.lease.subnet}, {life}"
     else:
         yield "lease", "none yet"

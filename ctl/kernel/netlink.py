@@ -15,8 +15,8 @@ from typing import Any, Final, Self
 
 from pyroute2 import IPRoute, NetlinkError
 
-from ctl.errors import AgentError, KernelError
-from ctl.host import OWNER, BridgeDevice, Link, Neighbours, Uplink, VxlanDevice
+from ctl.errors import KernelError
+from ctl.host import OWNER, BridgeDevice, Link, Neighbours, VxlanDevice
 from ctl.kernel.rtnl import (
     NDA_DST,
     NDA_IFINDEX,
@@ -77,40 +77,6 @@ class Netlink:
         with self.doing(f"list addresses of interface {ifindex}"):
             found = self.ipr.get_addr(family=AF_INET, index=ifindex)
             return [IPv4Interface((m.get("IFA_LOCAL"), m["prefixlen"])) for m in found]
-
-    def uplink(self, name: str, wanted: IPv4Address | None, before: IPv4Address | None = None) -> Uplink:
-        """The underlay interface: by name, or that of the default route.
-
-        Our address is `wanted`; else the one that we had `before` while it is there (a
-        second address must not take over); else the first. AgentError if there is none.
-        """
-        links = self.links()
-        link = self._named(links, name) if name else self._default(links)
-        addresses = [each.ip for each in self.addresses(link.ifindex)]
-        if not addresses:
-            raise AgentError(
-                f"uplink {link.name} has no IPv4 address: give it one, or choose another --iface"
-            )
-        if wanted and wanted not in addresses:
-            raise AgentError(f"uplink {link.name} does not have {wanted}: see --public-ip and --iface")
-        if before not in addresses:
-            before = None
-        return Uplink(link, wanted or before or addresses[0])
-
-    def _named(self, links: dict[int, Link], name: str) -> Link:
-        for link in links.values():
-            if link.name == name:
-                return link
-        raise AgentError(f"uplink {name} does not exist: see --iface")
-
-    def _default(self, links: dict[int, Link]) -> Link:
-        with self.doing("list routes"):
-            routes = [r for r in self.ipr.get_default_routes(family=AF_INET) if r.get("RTA_OIF")]
-        if not routes:
-            raise AgentError("no default route to find the uplink by: name it with --iface")
-        best = min(routes, key=lambda r: r.get("RTA_PRIORITY") or 0)
-        with self.doing("find the default route's interface"):
-            return links[best.get("RTA_OIF")]
 
     def neighbours(self, bridge: int) -> Neighbours:
         """Containers' addresses and MACs, as bridge and neighbour table know them."""

@@ -5,11 +5,11 @@ A node has one, renewed by a keep-alive that writes nothing and that no peer hea
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from ctl.clock import uptime
 from ctl.store.etcd_client import EtcdClient, GrantGone
 from ctl.store.etcd_schema import integer
 
@@ -20,11 +20,6 @@ SLACK_S: Final = 1.0
 def _alike(one: int, other: int) -> bool:
     """Whether two times to live come from the same setting: a slow call shifts them a little."""
     return abs(one - other) <= max(2, max(one, other) // 20)
-
-
-def uptime() -> float:
-    """Seconds that no change of the wall clock moves, and that go on in suspend."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 @dataclass(slots=True)

@@ -177,10 +177,13 @@ def test_a_clock_that_jumps_renews_neither_too_early_nor_too_late(etcd: Etcd, op
     clock = Clock()
     one = opened(etcd.url, clock=clock)
     alpha = LeaseHolder(one, Identity(IPv4Address("10.0.0.1"), MAC, 1), ttl=TTL, margin=60, clock=clock)
-    alpha.acquire(NETWORK)
+    first = alpha.acquire(NETWORK)
     for jump in (86_400, -2 * 86_400):
         clock.now += jump
         alpha.keep()
+        assert alpha.next_renewal() == pytest.approx(clock.now + TTL - 60, abs=30)
+        alpha.distrust_end()  # as an agent does that notices
+        assert alpha.keep().revision == first.revision, "a keep-alive: nobody hears of it"
         assert alpha.next_renewal() == pytest.approx(clock.now + TTL - 60, abs=30)
 
 
@@ -277,6 +280,21 @@ def test_a_lease_that_another_took_is_not_taken_back(etcd: Etcd, one: EtcdStore,
     with pytest.raises(LeaseConflict, match=r"the store now has 172\.17\.3\.0/24 of 10\.0\.0\.66"):
         alpha.keep(time.time() + TTL)
     assert etcd.value(key(prefix)) == value
+
+
+def test_an_entry_of_ours_that_was_put_on_another_etcd_lease_is_kept_alive(
+    etcd: Etcd, one: EtcdStore, prefix: str
+) -> None:
+    """With it, it would end when somebody else's lease does, and nobody here would know when."""
+    alpha = holder(one)
+    alpha.acquire(NETWORK, IPv4Network("172.17.3.0/24"))
+    other = etcd.ctl("lease", "grant", "3000").split()[1]
+    etcd.ctl("put", key(prefix), etcd.value(key(prefix)), "--lease", other)
+    lease = alpha.keep()
+    assert lease.expires_at is not None and math.isfinite(lease.expires_at)
+    assert math.isfinite(alpha.next_renewal())
+    now = etcd.get(key(prefix))
+    assert now is not None and format(int(now["lease"]), "x") != other.lstrip("0")
 
 
 def test_two_nodes_with_one_address_find_out(one: EtcdStore, etcd: Etcd, opened: Opener) -> None:

@@ -20,7 +20,8 @@ from prometheus_client.exposition import generate_latest
 
 from metrics import names
 from metrics.collector import Source, registry
-from metrics.server import MetricsServer, serve
+from metrics.http import HttpServer
+from metrics.server import serve
 from metrics.snapshot import NodeSnapshot
 from tests.process import Process, run, wait_until
 from tests.samples import DATAPATH, EARLY, SNAPSHOT, report
@@ -100,7 +101,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def scrape_config(servers: list[MetricsServer]) -> str:
+def scrape_config(servers: list[HttpServer]) -> str:
     """JSON is YAML."""
     targets = [f"127.0.0.1:{server.port}" for server in servers]
     config = {
@@ -117,15 +118,13 @@ def source_of(node: str) -> Source:
 
 
 @pytest.fixture(scope="module")
-def servers() -> Iterator[list[MetricsServer]]:
+def servers() -> Iterator[list[HttpServer]]:
     with ExitStack() as stack:
         yield [stack.enter_context(closing(serve("127.0.0.1", 0, source_of(node)))) for node in NODES]
 
 
 @pytest.fixture(scope="module")
-def prometheus(
-    servers: list[MetricsServer], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Prometheus]:
+def prometheus(servers: list[HttpServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     home = tmp_path_factory.mktemp("prometheus")
     (home / "prometheus.yml").write_text(scrape_config(servers))
     port = free_port()

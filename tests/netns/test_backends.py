@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 
 import pytest
 
-from tests.host import Container, Host
+from tests.host import METRICS_PORT, Container, Host
 from tests.lab import Lab
 from tests.process import wait_until
 
@@ -106,6 +106,12 @@ def test_udp_carries_bare_packets_in_datagrams(lab: Lab) -> None:
     assert others == []
     assert a.subnet_env()["FLANNEL_MTU"] == "1472"
     assert {row["backend"] for row in a.json("lease", "list")} == {"udp"}
+    text = a.http(f"http://127.0.0.1:{METRICS_PORT}/metrics")[1]
+    sent = next(
+        line for line in text.splitlines() if line.startswith("ovnet_udp_packets_total{") and "trans" in line
+    )
+    assert float(sent.split()[-1]) >= len(datagrams) / 2
+    assert 'ovnet_udp_drop_packets_total{reason="spoofed"} 0.0' in text
     a.ovctl("status")
     # The forwarder outlives the agent, and a new agent adopts it.
     pid = a.run("cat", str(a.state_dir / "udp" / "lock")).stdout

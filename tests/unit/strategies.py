@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address, IPv4Network
 
+from hypothesis import assume
 from hypothesis import strategies as st
 
-from ctl.model import MIN_MTU, VXLAN_OVERHEAD, Lease, MacAddress, Network
+from ctl.model import MIN_MTU, NO_HOSTS, VXLAN_OVERHEAD, Lease, MacAddress, Network
 
 NETWORK = Network(
     IPv4Network("172.17.0.0/16"), 24, IPv4Network("172.17.1.0/24"), IPv4Network("172.17.255.0/24")
 )
 
-hosts = st.builds(IPv4Address, st.integers(1, 0xFFFFFFFE))
+hosts = st.builds(IPv4Address, st.integers(1, 0xFFFFFFFE)).filter(
+    lambda host: not any(host in each for each in NO_HOSTS)
+)
 macs = st.binary(min_size=6, max_size=6).map(MacAddress.local)
 names = st.text(st.characters(categories=("L", "N")), max_size=10)
 
@@ -23,6 +26,7 @@ def networks(draw: st.DrawFn, *, backend: str = "vxlan") -> Network:
     prefix = draw(st.integers(4, 28))
     length = draw(st.integers(prefix + 2, 30))
     base = draw(st.integers(0, (1 << prefix) - 1)) << (32 - prefix)
+    assume(not any(IPv4Network((base, prefix)).subnet_of(each) for each in NO_HOSTS))
     size = 1 << (32 - length)
     count = 1 << (length - prefix)
     low = draw(st.integers(0 if base else 1, count - 1))

@@ -12,13 +12,22 @@ from typing import Any, cast
 
 import pytest
 
-from ctl.agent import BACK_OFF_MAX_S, TICK_S, Agent, Signal
+from ctl.agent import BACK_OFF_MAX_S, BACK_OFF_MIN_S, TICK_S, Agent, Signal
 from ctl.config import Settings, resolve
-from ctl.errors import AgentError, ConfigError, KernelError, LeaseConflict, StoreError
+from ctl.errors import (
+    AgentError,
+    ConfigError,
+    KernelError,
+    LeaseConflict,
+    StoreAway,
+    StoreDenied,
+    StoreError,
+)
 from ctl.host import Link, Uplink
 from ctl.kernel.monitor import EVERYTHING, Change, Monitor
 from ctl.model import Lease, MacAddress, Network, Snapshot
 from ctl.node import Node
+from ctl.report import health, readiness
 from ctl.site import Seen, Site
 from ctl.store.memory import MemoryStore
 from tests.unit.strategies import NETWORK as STRATEGY_NETWORK
@@ -33,9 +42,15 @@ NO_CHANGES: frozenset[Change] = frozenset()
 
 
 class Clock:
+    """The wall clock: somebody may set it, by `ahead` seconds so far."""
+
     now = 1_000_000.0
+    ahead = 0.0
 
     def __call__(self) -> float:
+        return self.now + self.ahead
+
+    def steady(self) -> float:
         return self.now
 
 
@@ -80,6 +95,7 @@ class FakeKernel:
     programs: None = None
     overhead: int = 50
     whole: bool = True
+    fenced: bool = False
     calls: list[str] = field(default_factory=list)
     failing: dict[str, Exception] = field(default_factory=dict)
     """By step."""
@@ -239,7 +255,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
     clock = Clock()
     store, kernel = FlakyStore(clock), FakeKernel(settings)
     store.write_network(NETWORK)
-    agent = Agent(settings, store, cast(Node, kernel), clock=clock, say=lambda _: None)
+    agent = Agent(settings, store, cast(Node, kernel), clock=clock, steady=clock.steady, say=lambda _: None)
     assert agent.start()
     return World(agent, kernel, store, clock, monkeypatch)
 
@@ -312,20 +328,65 @@ def test_an_uplink_without_its_address_does_not_spin_and_keeps_the_lease(world: 
     assert "eth0 has no IPv4 address" in world.report.reconcile.error
 
 
-def test_a_clock_set_back_does_not_put_off_the_resync(world: World) -> None:
+DAY = 86_400.0
+
+
+@pytest.mark.parametrize("jumps", [(-DAY,), (DAY,), (-DAY, DAY), (DAY, -DAY), (LEASE_TTL / 2,), (5.0, -5.0)])
+def test_a_clock_that_is_set_costs_no_lease_no_peer_and_no_rest(
+    world: World, jumps: tuple[float, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A day is more than the life of every lease here; the store judges by the wall clock."""
+    peers = world.peers(10, 20, 30)
+    for lease in peers:
+        world.store.put(replace(lease, expires_at=world.clock() + LEASE_TTL), lease)
     world.run(RESYNC)
-    before, start = world.passes(), world.clock.now
-    jumped: list[float] = []
+    before, subnet, start = world.passes(), own(world).subnet, world.clock.now
+    pending = [(start + (2 * n + 0.5) * RESYNC, jump) for n, jump in enumerate(jumps)]
+    world.kernel.routed.clear()
 
-    def jump() -> None:
-        if not jumped and world.clock.now > start + RESYNC / 2:
-            world.clock.now -= 86_400
-            jumped.append(world.clock.now)
-        if jumped and world.clock.now > jumped[0] + 3 * RESYNC:
-            world.clock.now = start + 10 * RESYNC  # that is all
+    def set_clock() -> None:
+        if pending and world.clock.now >= pending[0][0]:
+            world.clock.ahead += pending.pop(0)[1]
+        # Their agents, on the same machine, notice a little later.
+        mine = {lease.subnet for lease in world.store.snapshot().leases}
+        if world.clock.now % (4 * TICK_S) < TICK_S:
+            for lease in peers:
+                if lease.subnet not in mine:
+                    world.store.put(replace(lease, expires_at=world.clock() + LEASE_TTL), None)
 
-    world.run(10 * RESYNC, each=jump)
-    assert world.passes() - before >= 4
+    world.run(10 * RESYNC, each=set_clock)
+    assert not pending
+    assert world.passes() - before <= 10 + 3 * (1 + len(jumps)), "no hot loop"
+    assert world.passes() - before >= 10, "the resync is not put off"
+    for routed in world.kernel.routed:
+        assert {lease.subnet for lease in peers} <= set(routed)
+    left = own(world).expires_at - world.clock()  # type: ignore[operator]
+    assert MARGIN <= left <= LEASE_TTL, "its end is by today's clock"
+    assert own(world).subnet == subnet
+    assert own(world) in world.store.snapshot().leases
+    said = [record.getMessage() for record in caplog.records if "wall clock" in record.getMessage()]
+    assert len(said) == len(jumps)
+
+
+def test_a_retry_is_not_put_off_by_a_clock_set_back(world: World) -> None:
+    world.kernel.failing["load"] = KernelError("no compiler")
+    world.full()
+    world.kernel.failing.clear()
+    world.clock.ahead -= DAY
+    assert world.agent._pause(world.clock.steady() + RESYNC) <= 1
+    world.run(TICK_S)
+    assert world.report.ready
+
+
+def test_a_mass_removal_is_believed_no_sooner_by_a_clock_set_forward(world: World) -> None:
+    leases = world.peers(*range(10, 30))
+    world.full()
+    for lease in leases:
+        world.store.delete(lease)
+    world.read_store()
+    world.clock.ahead += DAY
+    world.read_store()
+    assert len(world.kernel.routed[-1]) >= 20
 
 
 def test_a_process_of_ours_that_keeps_dying_is_looked_after_without_spinning(world: World) -> None:
@@ -495,6 +556,105 @@ def test_another_network_in_the_store_is_a_problem(world: World) -> None:
     assert world.report.problems == world.problem("network")
 
 
+def test_a_lease_of_ours_that_is_deleted_is_claimed_again(world: World) -> None:
+    world.full()
+    held = own(world)
+    world.store.delete(held)
+    world.read_store()
+    assert own(world).subnet == held.subnet
+    assert own(world) in world.store.snapshot().leases
+    assert not world.kernel.fenced
+    assert world.report.ready
+
+
+# --- Start ------------------------------------------------------------------------
+
+
+class LateStore(FlakyStore):
+    """A store that fails in turn with `failures`, then works."""
+
+    failures: list[Exception] | None = None
+
+    def _reach(self) -> None:
+        if self.failures:
+            raise self.failures.pop(0)
+
+
+def starting(world: World, *failures: Exception) -> Agent:
+    """Another agent, on a store that fails like this at first. Its waits take no time."""
+    store = LateStore(world.clock)
+    store.write_network(NETWORK)
+    store.failures = [*failures]
+    world.patch.setattr("ctl.agent.claim_namespace", Claims().take)
+    agent = Agent(
+        world.kernel.settings,
+        store,
+        cast(Node, FakeKernel(world.kernel.settings)),
+        clock=world.clock,
+        steady=world.clock.steady,
+        say=lambda _: None,
+    )
+    waits.clear()
+
+    def take(timeout: float) -> tuple[frozenset[Change], frozenset[Signal]]:
+        waits.append(timeout)
+        assert len(waits) < 1000, "it spins"
+        return NO_CHANGES, frozenset()
+
+    world.patch.setattr(agent.mailbox, "take", take)
+    return agent
+
+
+waits: list[float] = []
+
+
+def test_an_agent_that_starts_before_its_store_waits_and_says_so_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    away = [StoreAway("etcd unreachable: refused")] * 10
+    assert starting(world, *away, StoreAway("etcd unreachable: no leader"), *away[:2]).start()
+    said = [record.getMessage() for record in caplog.records if "waiting for it" in record.getMessage()]
+    assert said == [
+        f"store: etcd unreachable: {why}; waiting for it" for why in ("refused", "no leader", "refused")
+    ]
+    assert len(waits) == 13
+    assert 0.75 * BACK_OFF_MIN_S <= waits[0] <= 1.25 * BACK_OFF_MIN_S
+    assert 0.75 * BACK_OFF_MAX_S <= waits[-1] <= 1.25 * BACK_OFF_MAX_S, "less and less often"
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        StoreDenied("etcd http://a: authentication failed, invalid user ID or password"),
+        ConfigError("etcd key /config: SubnetLen 9 does not fit"),
+        StoreError("etcd http://a: database space exceeded"),
+    ],
+    ids=["denied", "config", "broken"],
+)
+def test_an_agent_that_waiting_would_not_help_ends(world: World, failure: Exception) -> None:
+    with pytest.raises(type(failure), match=str(failure)):
+        starting(world, StoreAway("etcd unreachable"), failure).start()
+    assert len(waits) == 1
+
+
+def test_an_agent_that_waits_for_its_store_can_be_stopped(world: World) -> None:
+    agent = starting(world, *[StoreAway("etcd unreachable")] * 5)
+    world.patch.setattr(agent.mailbox, "take", lambda _: (NO_CHANGES, frozenset({Signal.STOP})))
+    assert not agent.start()
+
+
+def test_an_agent_waits_for_a_network_and_says_so_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    agent = starting(world)
+    store = cast(Any, agent._store)
+    answers = iter([None, None, None, NETWORK, NETWORK])
+    world.patch.setattr(store, "read_network", lambda: next(answers))
+    assert agent.start()
+    said = [record.getMessage() for record in caplog.records if "no network" in record.getMessage()]
+    assert len(said) == 1 and "ovctl network init" in said[0]
+
+
 # --- Failing parts -----------------------------------------------------------------
 
 
@@ -637,13 +797,93 @@ def test_a_second_agent_is_refused_before_it_takes_a_lease(world: World) -> None
     assert world.store.snapshot() == before
 
 
+# --- Fencing ------------------------------------------------------------------------
+
+
+def steal(world: World, host: str = "10.9.9.9") -> Lease:
+    """Another host's lease where ours was."""
+    held = own(world)
+    return world.store.put(replace(held, host=IPv4Address(host), node="thief", expires_at=None), held)
+
+
 def test_a_lost_lease_is_told_and_the_rest_goes_on(world: World) -> None:
     world.full()
     world.peers(10)
-    held = own(world)
-    world.store.put(replace(held, host=IPv4Address("10.9.9.9"), node="thief", expires_at=None), held)
+    steal(world)
     world.full()
     assert "10.9.9.9" in world.report.lease.conflict
     assert len(world.kernel.routed[-1]) == 2
     with pytest.raises(LeaseConflict):
         world.agent._holder.keep()  # type: ignore[union-attr]
+
+
+def test_a_node_whose_subnet_another_holds_is_fenced(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    world.full()
+    stolen = steal(world)
+    world.kernel.calls.clear()
+    world.read_store()
+    assert world.kernel.fenced
+    assert set(world.kernel.calls) == set(STEPS) - {"refresh_uplink"}, "all of the kernel is told"
+    assert world.store.snapshot().leases == (stolen,), "nothing is written"
+    now = world.clock()
+    assert not world.report.ready
+    assert readiness(world.report, now).count("10.9.9.9") == 1
+    healthy, why = health(world.report, now)
+    assert not healthy
+    assert [line for line in why if "10.9.9.9" in line] == [f"lease conflict: {world.report.lease.conflict}"]
+    world.run(LEASE_TTL + RESYNC)
+    assert world.store.snapshot().leases == (stolen,)
+    assert not any("expired" in line for line in health(world.report, world.clock())[1])
+    critical = [record.getMessage() for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert len(critical) == 1, critical
+    assert "fenced" in critical[0]
+
+
+def test_a_fenced_node_claims_its_subnet_when_it_is_free_again(world: World) -> None:
+    world.full()
+    subnet = own(world).subnet
+    stolen = steal(world)
+    world.read_store()
+    world.store.delete(stolen)
+    world.kernel.calls.clear()
+    world.read_store()
+    assert not world.kernel.fenced
+    assert set(world.kernel.calls) == set(STEPS) - {"refresh_uplink"}
+    (lease,) = world.store.snapshot().leases
+    assert (lease.subnet, lease.host, lease.node) == (subnet, HOST, "a")
+    assert world.report.ready
+    assert health(world.report, world.clock()) == (True, [])
+
+
+def test_a_fenced_node_stays_so_while_the_store_is_away(world: World) -> None:
+    world.full()
+    steal(world)
+    world.read_store()
+    world.store.away = "store is away"
+    world.run(3 * RESYNC)
+    assert world.kernel.fenced
+    assert not world.report.ready
+
+
+def test_a_node_that_another_has_the_address_of_is_fenced(world: World) -> None:
+    world.full()
+    twin = steal(world, str(HOST))
+    world.read_store()
+    assert world.kernel.fenced
+    assert "thief and a both have host address" in world.report.lease.conflict
+    assert world.store.snapshot().leases == (twin,)
+
+
+def test_a_node_does_not_start_on_a_subnet_that_another_holds(world: World) -> None:
+    """What it had before, it asks for; what is taken, it does not take."""
+    world.full()
+    stolen = steal(world)
+    wide = replace(NETWORK, subnet_max=IPv4Network("172.17.2.0/24"))
+    world.store.write_network(wide, replace=True)
+    (world.kernel.settings.state_dir / "fenced.env").write_text(
+        f"FLANNEL_NETWORK=172.17.0.0/16\nFLANNEL_SUBNET={stolen.subnet}\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+    )
+    assert world.agent._previous() == stolen.subnet
+    again = world.agent._holder.acquire(wide, world.agent._previous())  # type: ignore[union-attr]
+    assert again.subnet == IPv4Network("172.17.2.0/24")
+    assert stolen in world.store.snapshot().leases

@@ -205,6 +205,8 @@ def test_a_live_lease_becomes_a_reservation_as_it_stands(ovctl: Ovctl, path: Pat
         (("172.17.0.0/24", "--host", "10.0.0.1"), "is no subnet of the network"),
         (("172.17.9.1/24", "--host", "10.0.0.1"), "'172.17.9.1/24' is not a subnet"),
         (("172.17.9.0/24", "--host", "n1"), "--host: 'n1' is not an IPv4 address"),
+        (("172.17.9.0/24", "--host", "127.0.0.1"), "--host: 127.0.0.1 is not a host's address"),
+        (("172.17.9.0/24", "--host", "0.0.0.0"), "--host: 0.0.0.0 is not a host's address"),
         (("172.17.9.0/24",), "--host"),
     ],
 )
@@ -253,6 +255,68 @@ def test_usage_errors_are_one_line_and_exit_2(ovctl: Ovctl, argv: tuple[str, ...
     code, out, err = ovctl(*argv)
     assert (code, out) == (2, "")
     assert err.startswith("ovctl: error: ")
+    assert err.count("\n") == 1
+
+
+ENV = "FLANNEL_NETWORK=10.5.0.0/16\nFLANNEL_SUBNET=10.5.72.1/24\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
+
+
+@pytest.fixture
+def subnet_env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A node's subnet.env, not written yet."""
+    path = tmp_path / "subnet.env"
+    monkeypatch.setenv("OVNET_SUBNET_FILE", str(path))
+    return path
+
+
+def test_dockers_options_are_a_line_or_variables(ovctl: Ovctl, subnet_env: Path) -> None:
+    subnet_env.write_text(ENV)
+    line = "--bip=10.5.72.1/24 --ip-masq=false --mtu=1450"
+    assert ovctl("docker-opts") == (0, f"{line}\n", "")
+    variables = {
+        "DOCKER_OPT_BIP": "--bip=10.5.72.1/24",
+        "DOCKER_OPT_IPMASQ": "--ip-masq=false",
+        "DOCKER_OPT_MTU": "--mtu=1450",
+        "DOCKER_OPTS": line,
+    }
+    assert json.loads(ovctl("docker-opts", "-o", "json")[1]) == variables
+    out = ovctl("docker-opts", "-o", "env")[1]
+    assert out == "".join(f'{name}="{text}"\n' for name, text in variables.items())
+    subnet_env.write_text(ENV.replace("true", "false"))
+    assert "--ip-masq=true" in ovctl("docker-opts")[1], "who does not masquerade leaves it to Docker"
+
+
+def test_dockers_options_are_read_by_a_shell(ovctl: Ovctl, subnet_env: Path, tmp_path: Path) -> None:
+    subnet_env.write_text(ENV)
+    (tmp_path / "docker.env").write_text(ovctl("docker-opts", "-o", "env")[1])
+    script = f'. {tmp_path}/docker.env; printf "%s|" $DOCKER_OPTS "$DOCKER_OPT_BIP"'
+    done = subprocess.run(["sh", "-euc", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "--bip=10.5.72.1/24|--ip-masq=false|--mtu=1450|--bip=10.5.72.1/24|"
+
+
+def test_without_subnet_env_there_are_no_options(ovctl: Ovctl, subnet_env: Path) -> None:
+    code, out, err = ovctl("docker-opts")
+    assert (code, out) == (3, "")
+    assert err.startswith(f"ovctl: error: {subnet_env}: no such file: a ready agent writes it")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("", "FLANNEL_NETWORK is missing"),
+        (ENV.replace("FLANNEL_MTU", "MTU"), "FLANNEL_MTU is missing"),
+        (ENV.replace("10.5.72.1/24", "10.5.72.1"), "FLANNEL_SUBNET '10.5.72.1' is not an IPv4 network"),
+        (ENV.replace("1450", '1450"; reboot; "'), "FLANNEL_MTU"),
+    ],
+)
+def test_a_damaged_subnet_env_gives_no_options(
+    ovctl: Ovctl, subnet_env: Path, text: str, complaint: str
+) -> None:
+    subnet_env.write_text(text)
+    code, out, err = ovctl("docker-opts")
+    assert (code, out) == (1, "")
+    assert f"{subnet_env}: {complaint}" in err
     assert err.count("\n") == 1
 
 

@@ -76,6 +76,9 @@ keys = st.one_of(
     st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,3}){3}-[0-9]{1,3}", fullmatch=True).map(
         lambda tail: f"{SUBNETS}/{tail}".encode()
     ),
+    st.from_regex(r"[0-9]{1,3}(\.[0-9]{1,3}){3}-[0-9]{1,2}&[0-9a-f:]{2,10}-[0-9]{1,3}", fullmatch=True).map(
+        lambda tail: f"{SUBNETS}/{tail}".encode()
+    ),
     st.just(f"{SUBNETS}/172.17.3.0-24".encode()),
 )
 values = st.one_of(st.binary(max_size=60), json_values.map(lambda value: json.dumps(value).encode()))
@@ -87,6 +90,12 @@ values = st.one_of(st.binary(max_size=60), json_values.map(lambda value: json.du
     f"{SUBNETS}/172.17.3.0-24".encode(), b'{"PublicIP":"10.0.0.1","BackendData":{"Node":"\\ud800"}}', 1, 0
 )
 @example(f"{SUBNETS}/172.17.3.0-24".encode(), b"1" * 10_000, 1, 0)
+@example(f"{SUBNETS}/172.17.3.0-24".encode(), b'{"PublicIP":"' + b"1" * 1_500_000 + b'"}', 1, 0)
+@example(f"{SUBNETS}/172.17.3.0-24".encode(), b'{"PublicIP":"10.0.0.1","BackendType":"\\ud800"}', 1, 0)
+@example(f"{SUBNETS}/172.17.3.0-24".encode(), b'{"PublicIP":"10.0.0.1"}\0', 1, 0)
+@example(f"{SUBNETS}/172.17.3.0-24\0".encode(), b"{}", 1, 0)
+@example(f"{SUBNETS}/172.17.3.0-24&fd00::-64".encode(), b'{"PublicIP":"10.0.0.1"}', 1, 0)
+@example(f"{SUBNETS}/".encode() + b"9" * 100_000, b"{}", 1, 0)
 @example(f"{SUBNETS}/\xff\x1b[2J\n".encode("latin-1"), b"{}", 1, 0)
 def test_any_key_and_value_is_a_lease_or_a_line(key: bytes, value: bytes, revision: int, grant: int) -> None:
     entry = SCHEMA.decode(raw(key, value, revision, grant))

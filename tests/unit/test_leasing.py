@@ -10,7 +10,7 @@ import pytest
 
 from ctl.errors import LeaseConflict, NetworkExhausted
 from ctl.leasing import ATTEMPTS, Identity, LeaseHolder
-from ctl.model import Lease, MacAddress, Snapshot
+from ctl.model import END_UNKNOWN, Lease, MacAddress, Snapshot
 from ctl.store.memory import MemoryStore
 from tests.unit.strategies import NETWORK
 
@@ -178,6 +178,25 @@ def test_a_subnet_that_another_host_took_is_never_taken_back(
     assert store.snapshot().leases == (taken,)
 
 
+@pytest.mark.parametrize("around", ["0.0.0.0/0", "172.17.0.0/16", "172.17.1.0/25"])
+def test_what_somebody_writes_around_our_subnet_takes_nothing_from_us(clock: Clock, around: str) -> None:
+    """A store lets no node of ours create it; but keys can be put by hand."""
+
+    class Careless(MemoryStore):
+        def snapshot(self, *, fresh: bool = False) -> Snapshot:
+            found = super().snapshot(fresh=fresh)
+            junk = B.mark(Lease(IPv4Network(around), B.host))
+            return replace(found, leases=tuple(sorted((junk, *found.leases), key=lambda each: each.subnet)))
+
+    store = Careless(clock)
+    holder = node(store, A, clock)
+    store.put(A.mark(Lease(NETWORK.subnet_min, A.host, expires_at=1000 + TTL)), None)
+    lease = holder.acquire(NETWORK)
+    clock.now = holder.next_renewal()
+    assert holder.keep().expires_at == clock.now + TTL
+    assert lease.subnet == NETWORK.subnet_min
+
+
 def test_two_nodes_with_one_host_address_are_told_apart(store: MemoryStore, clock: Clock) -> None:
     holder = node(store, A, clock)
     holder.acquire(NETWORK)
@@ -226,6 +245,34 @@ def test_a_race_with_an_edit_of_our_own_lease_is_run_again(clock: Clock) -> None
     store.armed = True
     clock.now += TTL - 1
     assert holder.keep().expires_at is None
+
+
+def test_an_end_by_a_clock_that_was_set_is_written_anew_once(store: MemoryStore, clock: Clock) -> None:
+    holder = node(store, A, clock)
+    lease = holder.acquire(NETWORK)
+    clock.now -= 500  # set back: the lease would seem to last longer
+    holder.distrust_end()
+    renewed = holder.keep()
+    assert renewed.expires_at == clock.now + TTL
+    assert renewed.revision > lease.revision
+    assert holder.keep().revision == renewed.revision
+
+
+def test_a_reservation_has_no_end_to_distrust(store: MemoryStore, clock: Clock) -> None:
+    reserved = store.put(Lease(IPv4Network("172.17.77.0/24"), A.host), None)
+    holder = node(store, A, clock)
+    lease = holder.acquire(NETWORK)
+    holder.distrust_end()
+    assert holder.keep().revision == lease.revision > reserved.revision
+
+
+def test_a_lease_whose_end_somebody_made_unknown_is_renewed(store: MemoryStore, clock: Clock) -> None:
+    """In etcd: our very entry, put again on another etcd lease."""
+    holder = node(store, A, clock)
+    lease = holder.acquire(NETWORK)
+    store.put(replace(lease, expires_at=END_UNKNOWN), lease)
+    assert holder.keep().expires_at == clock.now + TTL
+    assert holder.next_renewal() == clock.now + TTL - MARGIN
 
 
 def test_keep_needs_a_lease(store: MemoryStore, clock: Clock) -> None:

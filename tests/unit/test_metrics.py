@@ -10,6 +10,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 
 from ctl.abi import Counter, Hook
+from ctl.backend.udp import stats
 from ctl.errors import KernelError
 from ctl.reasons import REASONS, Verdict
 from ctl.report import Datapath
@@ -17,9 +18,10 @@ from metrics import names
 from metrics.collector import NodeCollector, families, registry
 from metrics.names import Kind
 from metrics.snapshot import NodeSnapshot, take
-from tests.samples import DATAPATH, EARLY, REPORT, SNAPSHOT, report
+from tests.samples import DATAPATH, EARLY, FORWARDER, REPORT, SNAPSHOT, report
 
 DOCS = Path(__file__).parents[2] / "docs"
+NOWHERE = Path("/nonexistent")
 
 
 def samples(metrics: list[Metric]) -> dict[tuple[str, ...], float]:
@@ -60,6 +62,26 @@ def test_values_reach_their_metrics() -> None:
     assert found["ovnet_bypass_info", "mode=learned", "hook=tc"] == 1
     assert found["ovnet_build_info", "version=1.2.3", "program=0f1e2d3c"] == 1
     assert found["ovnet_scrape_errors_total",] == 2
+    assert found["ovnet_udp_packets_total", "direction=transmit"] == FORWARDER["tx_packets"]
+    assert found["ovnet_udp_bytes_total", "direction=receive"] == FORWARDER["rx_bytes"]
+    assert found["ovnet_udp_icmp_errors_total", "result=limited"] == FORWARDER["icmp_limited"]
+    drops = {key[1] for key in found if key[0] == "ovnet_udp_drop_packets_total"}
+    assert drops == {f"reason={name[5:]}" for name in stats.NAMES if name.startswith("drop_")}
+    assert found["ovnet_udp_drop_packets_total", "reason=spoofed"] == FORWARDER["drop_spoofed"]
+
+
+def test_the_udp_forwarders_counters_are_read_from_what_it_leaves(tmp_path: Path) -> None:
+    udp = report(backend="udp")
+    assert take(udp, None, tmp_path) == NodeSnapshot(udp), "it has not been started yet"
+    (tmp_path / "udp").mkdir()
+    counters = stats.create(str(tmp_path / "udp" / "stats"))
+    counters[stats.TX_PACKETS] = 7
+    assert take(udp, None, tmp_path).forwarder["tx_packets"] == 7
+    assert take(report(backend="host-gw"), None, tmp_path).forwarder == {}, "left by an earlier backend"
+    (tmp_path / "udp" / "stats").write_bytes(b"short")
+    snapshot = take(udp, None, tmp_path)
+    assert "cannot read the udp forwarder's counters" in snapshot.error
+    assert not [key for key in samples(families(snapshot)) if key[0].startswith("ovnet_udp")]
 
 
 def test_drops_are_there_before_the_first_one() -> None:
@@ -109,12 +131,12 @@ class ClosedMaps(BrokenMaps):
 
 
 def test_maps_closed_by_the_agent_meanwhile_are_an_error_in_words() -> None:
-    snapshot = take(REPORT, ClosedMaps())  # type: ignore[arg-type]
+    snapshot = take(REPORT, ClosedMaps(), NOWHERE)  # type: ignore[arg-type]
     assert snapshot.error == "cannot read the maps: Bad file descriptor"
 
 
 def test_unreadable_maps_leave_the_reports_metrics_and_are_counted() -> None:
-    collector = NodeCollector(lambda: take(REPORT, BrokenMaps()))  # type: ignore[arg-type]
+    collector = NodeCollector(lambda: take(REPORT, BrokenMaps(), NOWHERE))  # type: ignore[arg-type]
     list(collector.collect())
     found = samples(list(collector.collect()))
     assert found["ovnet_scrape_errors_total",] == 2
@@ -147,7 +169,7 @@ def test_registering_reads_nothing_and_a_scrape_reads_once() -> None:
 
 
 def test_no_maps_is_no_error() -> None:
-    assert take(REPORT, None) == NodeSnapshot(REPORT)
+    assert take(REPORT, None, NOWHERE) == NodeSnapshot(REPORT)
 
 
 def test_docs_metrics_is_current() -> None:

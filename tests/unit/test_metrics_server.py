@@ -11,8 +11,8 @@ from contextlib import closing
 import pytest
 
 from ctl.errors import ConfigError, KernelError
-from metrics import server as module
-from metrics.server import MetricsServer, serve
+from metrics.http import MAX_REQUESTS, HttpServer
+from metrics.server import serve, serve_health
 from metrics.snapshot import NodeSnapshot
 from tests.process import wait_until
 from tests.samples import EARLY, NOW, SNAPSHOT, report
@@ -39,12 +39,12 @@ def node() -> Node:
 
 
 @pytest.fixture
-def server(node: Node) -> Iterator[MetricsServer]:
+def server(node: Node) -> Iterator[HttpServer]:
     with closing(serve("127.0.0.1", 0, node, clock=lambda: NOW)) as running:
         yield running
 
 
-def get(server: MetricsServer, path: str, method: str = "GET", **headers: str) -> Reply:
+def get(server: HttpServer, path: str, method: str = "GET", **headers: str) -> Reply:
     url = f"http://127.0.0.1:{server.port}{path}"
     request = urllib.request.Request(url, headers=headers, method=method)
     try:
@@ -55,7 +55,7 @@ def get(server: MetricsServer, path: str, method: str = "GET", **headers: str) -
             return error.code, dict(error.headers), error.read()
 
 
-def test_metrics_are_served_as_text(server: MetricsServer) -> None:
+def test_metrics_are_served_as_text(server: HttpServer) -> None:
     status, headers, body = get(server, "/metrics?debug=1")
     assert status == 200
     assert headers["Content-Type"].startswith("text/plain; version=")
@@ -63,24 +63,24 @@ def test_metrics_are_served_as_text(server: MetricsServer) -> None:
     assert headers["Server"].strip() == "ovnet"
 
 
-def test_metrics_are_compressed_for_who_asks(server: MetricsServer) -> None:
+def test_metrics_are_compressed_for_who_asks(server: HttpServer) -> None:
     _, headers, body = get(server, "/metrics", **{"Accept-Encoding": "gzip"})
     assert headers["Content-Encoding"] == "gzip"
     assert b"ovnet_build_info" in gzip.decompress(body)
 
 
-def test_openmetrics_is_served_to_who_asks(server: MetricsServer) -> None:
+def test_openmetrics_is_served_to_who_asks(server: HttpServer) -> None:
     _, headers, body = get(server, "/metrics", Accept="application/openmetrics-text; version=1.0.0")
     assert headers["Content-Type"].startswith("application/openmetrics-text")
     assert body.endswith(b"# EOF\n")
 
 
-def test_health_is_200_as_long_as_we_answer(server: MetricsServer, node: Node) -> None:
+def test_health_is_200_as_long_as_we_answer(server: HttpServer, node: Node) -> None:
     node.fail = True
     assert get(server, "/healthz")[::2] == (200, b"ovnet agent is running\n")
 
 
-def test_readiness_follows_the_report(server: MetricsServer, node: Node) -> None:
+def test_readiness_follows_the_report(server: HttpServer, node: Node) -> None:
     assert get(server, "/readyz")[::2] == (200, b"ovnet agent is ready\n")
     node.snapshot = NodeSnapshot(report(ready=False, not_ready=("no lease yet",)))
     assert get(server, "/readyz")[::2] == (503, b"ovnet agent is not ready: no lease yet\n")
@@ -90,7 +90,7 @@ def test_readiness_follows_the_report(server: MetricsServer, node: Node) -> None
     assert get(server, "/readyz")[::2] == (503, b"ovnet agent is not ready: no reconcile has finished yet\n")
 
 
-def test_a_failing_source_answers_and_is_counted(server: MetricsServer, node: Node) -> None:
+def test_a_failing_source_answers_and_is_counted(server: HttpServer, node: Node) -> None:
     node.fail = True
     status, _, body = get(server, "/metrics")
     assert status == 200
@@ -98,18 +98,35 @@ def test_a_failing_source_answers_and_is_counted(server: MetricsServer, node: No
     assert get(server, "/readyz")[::2] == (503, b"ovnet agent is not ready: maps are gone\n")
 
 
+def test_flannels_probes_get_flannels_words() -> None:
+    """As flanneld 0.28.9 has them: no newline at their end."""
+    last = [None, report(ready=False, not_ready=("no lease yet",)), report()]
+    with closing(serve_health("127.0.0.1", 0, lambda: last[0], clock=lambda: NOW)) as server:
+        assert get(server, "/healthz")[::2] == (200, b"flanneld is running")
+        for _ in range(2):
+            assert get(server, "/readyz")[::2] == (503, b"flanneld is not ready yet")
+            del last[0]
+        assert get(server, "/readyz")[::2] == (200, b"flanneld is ready")
+        assert get(server, "/metrics")[0] == 404
+
+
+def test_a_taken_health_port_names_its_flags(server: HttpServer) -> None:
+    with pytest.raises(ConfigError, match="cannot serve health .* see --healthz-ip and --healthz-port"):
+        serve_health("127.0.0.1", server.port, lambda: None)
+
+
 @pytest.mark.parametrize("path", ["/", "/metricsx", "/healthz/", "/%6detrics"])
-def test_anything_else_is_404(server: MetricsServer, path: str) -> None:
+def test_anything_else_is_404(server: HttpServer, path: str) -> None:
     assert get(server, path)[0] == 404
 
 
-def test_head_has_no_body_and_other_methods_are_refused(server: MetricsServer) -> None:
+def test_head_has_no_body_and_other_methods_are_refused(server: HttpServer) -> None:
     status, headers, body = get(server, "/healthz", "HEAD")
     assert (status, headers["Content-Length"], body) == (200, "23", b"")
     assert get(server, "/metrics", "POST")[0] == 501
 
 
-def test_a_taken_port_is_the_users_mistake(server: MetricsServer, node: Node) -> None:
+def test_a_taken_port_is_the_users_mistake(server: HttpServer, node: Node) -> None:
     with pytest.raises(ConfigError, match=rf"port {server.port}: Address already in use; see --metrics-addr"):
         serve("127.0.0.1", server.port, node)
 
@@ -137,8 +154,8 @@ def test_closing_frees_the_port_and_the_thread(node: Node) -> None:
     serve("127.0.0.1", port, node).close()
 
 
-def test_silent_clients_cannot_pile_up(server: MetricsServer) -> None:
-    silent = [socket.create_connection(("127.0.0.1", server.port), 5) for _ in range(module.MAX_REQUESTS)]
+def test_silent_clients_cannot_pile_up(server: HttpServer) -> None:
+    silent = [socket.create_connection(("127.0.0.1", server.port), 5) for _ in range(MAX_REQUESTS)]
     try:
         with socket.create_connection(("127.0.0.1", server.port), 5) as late:
             late.settimeout(10)
@@ -149,14 +166,14 @@ def test_silent_clients_cannot_pile_up(server: MetricsServer) -> None:
     wait_until(lambda: answers(server), 10, "the server answers again")
 
 
-def answers(server: MetricsServer) -> bool:
+def answers(server: HttpServer) -> bool:
     try:
         return get(server, "/healthz")[0] == 200
     except OSError:
         return False
 
 
-def test_a_client_that_leaves_is_no_news(server: MetricsServer, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_client_that_leaves_is_no_news(server: HttpServer, capfd: pytest.CaptureFixture[str]) -> None:
     for _ in range(20):
         with socket.create_connection(("127.0.0.1", server.port), 5) as client:
             # Reset instead of a clean close: the answer finds nobody.

@@ -50,6 +50,33 @@ def test_a_lease_that_cannot_be_used_is_named_and_harms_no_other(
     assert "bad" in problem
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_key_put_around_many_leases_takes_nothing_from_them(order: int) -> None:
+    around = replace(
+        PEER,
+        subnet=IPv4Network("172.17.128.0/17"),
+        host=IPv4Address("10.9.9.9"),
+        vtep_mac=MacAddress.parse("02:00:00:00:00:99"),
+    )
+    inside = [
+        replace(
+            OTHER,
+            subnet=IPv4Network(f"172.17.{n}.0/24"),
+            host=IPv4Address(f"10.0.1.{n}"),
+            vtep_mac=MacAddress(bytes([2, 0, 0, 0, 1, n])),
+        )
+        for n in (128, 200, 255)
+    ]
+    made = Roster(OWN, NETWORK)
+    for count in range(1, 5):
+        made.update(sorted([around, *inside][::order][:count], key=rank))
+    assert sorted(made.usable.values(), key=rank) == inside
+    (problem,) = made.problems
+    assert "172.17.128.0/17" in problem and "overlaps 172.17." in problem
+    made.update([around])
+    assert list(made.usable.values()) == [around], "nobody else claims it"
+
+
 def test_our_own_lease_is_no_peer() -> None:
     made = roster(OWN)
     assert (made.usable, made.problems) == ({}, ())

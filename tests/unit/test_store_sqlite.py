@@ -12,11 +12,13 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
 from ctl.errors import ConfigError, LeaseConflict, StoreError
+from ctl.leasing import Identity, LeaseHolder
 from ctl.store import open_store
 from ctl.store.sqlite import SqliteStore
 from tests.unit.stores import DEADLINE, Clock, lease, watching
@@ -34,6 +36,7 @@ def sqlite(path: Path, *, create: bool = False) -> SqliteStore:
 
 def in_other_process(path: Path, statements: str) -> None:
     code = f"""
+from ctl.leasing import Identity, LeaseHolder
 from ctl.store import open_store
 from tests.unit.stores import lease
 from tests.unit.strategies import NETWORK
@@ -176,6 +179,7 @@ def open_elsewhere(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that has put a lease and keeps the store open."""
     code = f"""
 import sys
+from ctl.leasing import Identity, LeaseHolder
 from ctl.store import open_store
 from tests.unit.stores import lease
 store = open_store("sqlite://{path}", clock=lambda: 1000.0)
@@ -261,6 +265,7 @@ def test_a_read_only_store_says_so(path: Path) -> None:
     path.chmod(0o400)
     code = f"""
 from ctl.errors import StoreError
+from ctl.leasing import Identity, LeaseHolder
 from ctl.store import open_store
 from tests.unit.stores import lease
 try:
@@ -306,3 +311,23 @@ def test_a_path_with_odd_characters_is_that_file(tmp_path: Path) -> None:
     path = tmp_path / "a b?c#d%41" / "store.db"
     sqlite(path, create=True).close()
     assert path.exists()
+
+
+@pytest.mark.parametrize("jumps", [(86_400.0, -86_400.0), (-86_400.0, 86_400.0), (10 * 86_400.0,)])
+def test_a_clock_that_is_set_costs_no_node_its_subnet(path: Path, jumps: tuple[float, ...]) -> None:
+    """Nodes of one machine share the file and the clock; by it, all leases may have ended at once."""
+    clock = Clock()
+    store = SqliteStore(str(path), clock, create=True)
+    holders = [
+        LeaseHolder(store, Identity(IPv4Address(f"10.0.0.{n}"), node=str(n)), ttl=600, margin=60, clock=clock)
+        for n in (1, 2, 3)
+    ]
+    subnets = [holder.acquire(NETWORK).subnet for holder in holders]
+    for jump in jumps:
+        clock.now += jump
+        for holder in holders:
+            holder.distrust_end()
+            assert holder.keep().expires_at == clock.now + 600
+        assert [holder.keep().subnet for holder in holders] == subnets
+        assert len(store.snapshot().leases) == 3
+    store.close()

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -92,6 +93,28 @@ def test_the_last_of_equal_keys_wins_and_null_sets_nothing() -> None:
         ({"SubnetLen": "24"}, 'SubnetLen must be a whole number, not "24"'),
         ({"SubnetLen": 24.0}, "SubnetLen must be a whole number"),
         ({"SubnetLen": True}, "SubnetLen must be a whole number"),
+        ({"SubnetLen": 1e1}, "SubnetLen must be a whole number, not 10.0"),
+        ({"SubnetLen": float("nan")}, "SubnetLen must be a whole number, not NaN"),
+        ({"SubnetLen": 10**4000}, "SubnetLen 1000"),
+        ({"SubnetLen": [24]}, "SubnetLen must be a whole number, not a list"),
+        ({"SubnetLen": {"a": 1}}, "SubnetLen must be a whole number, not an object"),
+        ({"Network": ["10.0.0.0/8"]}, "Network must be a string, not a list"),
+        ({"Network": "10.0.0.0/8\0"}, "is not an IPv4 network"),
+        ({"Network": "10.0.0.0/-1"}, "is not an IPv4 network"),
+        ({"Network": "10.0.0.0/255.0.0.0"}, "is not an IPv4 network"),
+        ({"Network": "fd00::/56"}, "Network 'fd00::/56' is not an IPv4 network"),
+        ({"Network": "1" * 100_000}, "Network is too long"),
+        ({"Network": "127.0.0.0/8"}, "Network 127.0.0.0/8 is no network of hosts"),
+        ({"Network": "239.1.0.0/16"}, "Network 239.1.0.0/16 is no network of hosts"),
+        ({"SubnetMin": 10}, "SubnetMin must be a string, not 10"),
+        ({"SubnetMin": "fd00::1"}, "SubnetMin 'fd00::1' is not an IPv4 address"),
+        ({"SubnetMin": "10.0.1.0/24"}, "SubnetMin '10.0.1.0/24' is not an IPv4 address"),
+        ({"SubnetMin": ""}, "SubnetMin '' is not an IPv4 address"),
+        ({"SubnetMax": "11.0.0.0"}, "SubnetMax 11.0.0.0 is not in Network"),
+        ({"SubnetMax": "10.0.0.1"}, "SubnetMax 10.0.0.1 is not on a /24 boundary"),
+        ({"SubnetMax": [1]}, "SubnetMax must be a string, not a list"),
+        ({"SubnetLen": 26, "SubnetMin": "10.1.0.32"}, "is not on a /26 boundary"),
+        ({"EnableIPv6": 1}, "EnableIPv6 must be true or false, not 1"),
         ({"SubnetMin": "11.0.0.0"}, "SubnetMin 11.0.0.0 is not in Network"),
         ({"SubnetMin": "10.0.0.5"}, "SubnetMin 10.0.0.5 is not on a /24 boundary"),
         ({"SubnetMax": "x"}, "SubnetMax 'x' is not an IPv4 address"),
@@ -100,7 +123,28 @@ def test_the_last_of_equal_keys_wins_and_null_sets_nothing() -> None:
         ({"EnableIPv4": False}, "only IPv4"),
         ({"EnableIPv4": "yes"}, "EnableIPv4 must be true or false"),
         ({"Backend": "vxlan"}, "Backend must be an object"),
+        ({"Backend": ["vxlan"]}, "Backend must be an object"),
         ({"Backend": {}}, "Backend has no Type"),
+        ({"Backend": {"Type": None}}, "Backend has no Type"),
+        ({"Backend": {"Type": 5}}, "Type must be a string, not 5"),
+        ({"Backend": {"Type": "vx\nlan"}}, r'Type "vx\nlan" is no name'),
+        ({"Backend": {"Type": "\ud800"}}, r'Type "\ud800" is no name'),
+        ({"Backend": {"Type": "v" * 1000}}, "Type is too long"),
+        ({"Backend": {"Type": "vxlan", "VNI": 0}}, "VNI 0"),
+        ({"Backend": {"Type": "vxlan", "VNI": -1}}, "VNI -1"),
+        ({"Backend": {"Type": "vxlan", "VNI": "1"}}, 'VNI must be a whole number, not "1"'),
+        ({"Backend": {"Type": "vxlan", "VNI": 1.5}}, "VNI must be a whole number, not 1.5"),
+        ({"Backend": {"Type": "vxlan", "Port": -1}}, "Port -1"),
+        ({"Backend": {"Type": "vxlan", "Port": "8472"}}, "Port must be a whole number"),
+        ({"Backend": {"Type": "vxlan", "Port": 8472.0}}, "Port must be a whole number, not 8472.0"),
+        ({"Backend": {"Type": "udp", "Port": 1 << 64}}, "Port 18446744073709551616"),
+        ({"Backend": {"Type": "vxlan", "MTU": True}}, "MTU must be a whole number, not true"),
+        ({"Backend": {"Type": "vxlan", "MTU": -1}}, "MTU -1"),
+        ({"Backend": {"Type": "vxlan", "MTU": 65536}}, "MTU 65536"),
+        ({"Backend": {"Type": "vxlan", "DirectRouting": 1}}, "DirectRouting must be true or false, not 1"),
+        ({"Backend": {"Type": "vxlan", "GBP": "no"}}, "GBP must be true or false"),
+        ({"Backend": {"Type": "vxlan", "GBP": True}}, "GBP true is not supported"),
+        ({"Backend": {"Type": "vxlan", "Learning": 0}}, "Learning must be true or false"),
         ({"Backend": {"Type": "vxlan", "VNI": 1 << 24}}, "VNI 16777216"),
         ({"Backend": {"Type": "vxlan", "Port": 65536}}, "Port 65536"),
         ({"Backend": {"Type": "vxlan", "MTU": 600}}, "MTU 600 is not between 626 and 65535"),
@@ -112,6 +156,68 @@ def test_a_bad_network_config_is_refused_by_name(change: dict[str, object], comp
         parse_network(json.dumps(config), "etcd")
     assert complaint in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+_values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["10.0.0.0/8", "10.0.1.0", "fd00::/56", "vxlan", 24, 10**30, "\0", "\ud800\n"]),
+    lambda inner: (
+        st.lists(inner, max_size=2)
+        | st.dictionaries(
+            st.sampled_from(["Type", "VNI", "PORT", "mtu", "DirectRouting", "GBP", "Learning", "\ud800"]),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=8,
+)
+_keys = st.sampled_from(
+    ["Network", "SubnetLen", "SubnetMin", "SubnetMax", "Backend", "EnableIPv4", "EnableIPv6", "network", "x"]
+)
+
+
+@given(st.dictionaries(_keys, _values, max_size=7), st.booleans())
+def test_any_config_is_a_network_or_one_short_line(config: dict[str, object], good: bool) -> None:
+    base: dict[str, object] = {"Network": "10.0.0.0/8", "Backend": {"Type": "vxlan"}} if good else {}
+    with suppress(ConfigError):
+        _network_or_line(json.dumps(base | config))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "\0",
+        "\ufeff{}",
+        '{"Network":"10.0.0.0/8"}\0',
+        "[" * 100_000,
+        '{"Backend":' * 100_000,
+        '{"Network":"10.0.0.0/8","SubnetLen":' + "9" * 5000 + "}",
+        '{"Network":"10.0.0.0/8","SubnetLen":' + "[" * 900 + "]" * 900 + "}",
+        '{"Network":"10.0.0.0/8","SubnetMin":"' + "x" * 1_000_000 + '"}',
+        '{"Network":"10.0.0.0/8","Backend":{"Type":"vxlan","VNI":1e999}}',
+    ],
+    ids=range(10),
+)
+def test_a_config_of_any_size_and_depth_is_refused_in_one_short_line(text: str) -> None:
+    with pytest.raises(ConfigError):
+        _network_or_line(text)
+
+
+def _network_or_line(text: str) -> None:
+    try:
+        network = parse_network(text, "etcd")
+    except ConfigError as error:
+        line = str(error)
+        assert line.isprintable() and len(line) < 300, line
+        line.encode()
+        raise
+    assert parse_network(format_network(network)) == network
+    network.backend.encode("ascii")
 
 
 @given(
@@ -166,6 +272,26 @@ def test_unknown_fields_of_others_are_ignored() -> None:
         ("[]", "not a JSON object"),
         ("{}", "PublicIP"),
         ('{"PublicIP":null}', "PublicIP"),
+        ('{"PublicIP":167772161}', "PublicIP must be a string, not 167772161"),
+        ('{"PublicIP":"fd00::1"}', "PublicIP"),
+        ('{"PublicIP":"127.0.0.1"}', "PublicIP: 127.0.0.1 is not a host's address"),
+        ('{"PublicIP":"224.0.0.1"}', "PublicIP: 224.0.0.1 is not a host's address"),
+        ('{"PublicIP":"0.0.0.0"}', "PublicIP: 0.0.0.0 is not a host's address"),
+        ('{"PublicIP":"255.255.255.255"}', "PublicIP: 255.255.255.255 is not a host's address"),
+        ('{"PublicIP":"10.0.0.1\\u0000"}', "PublicIP"),
+        ('{"PublicIP":"' + "1" * 100_000 + '"}', "PublicIP is too long"),
+        ('{"PublicIP":"10.0.0.1","BackendType":7}', "BackendType must be a string, not 7"),
+        ('{"PublicIP":"10.0.0.1","BackendType":"\\ud800"}', r"BackendType \"\\ud800\" is no name"),
+        ('{"PublicIP":"10.0.0.1","BackendType":"a\\nb"}', "BackendType .* is no name"),
+        (
+            '{"PublicIP":"10.0.0.1","BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:01","VNI":1.0}}',
+            "VNI must be a whole number, not 1.0",
+        ),
+        (
+            '{"PublicIP":"10.0.0.1","BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:01",'
+            f'"VNI":{10**30}}}}}',
+            "VNI 1000000000000000000000000000000 is not between",
+        ),
         ('{"PublicIP":"10.0.0.256"}', "PublicIP"),
         ('{"PublicIP":"10.0.0.1","BackendType":"vxlan","BackendData":[]}', "BackendData must be an object"),
         ('{"PublicIP":"10.0.0.1","BackendType":"vxlan","BackendData":{"VtepMAC":"x"}}', "MAC"),
@@ -185,7 +311,24 @@ def test_a_key_survives(subnet: IPv4Network) -> None:
     assert parse_key(format_key(subnet)) == subnet
 
 
-@pytest.mark.parametrize("text", ["", "10.5.52.0", "10.5.52.0/24", "10.5.52.1-24", "10.5.52.0-24&fd00::-64"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            "10.5.52.0",
+            "10.5.52.0/24",
+            "10.5.52.1-24",
+            "10.5.52.0-33",
+            "10.5.52.0-24-24",
+            "10.5.052.0-24",
+        ),
+        *("10.5.52.0-024", "10.5.52.0-24 ", "10.5.52.0-24\n", "10.5.52.0-24\0", "10.5.52.0-2\u0664"),
+        *("10.5.52.0-24&fd00::-64", "10.5.52.0-24&", "&fd00::-64", "fd00::-64", "0.0.0.0-0&fd00::-64"),
+        *("999999999999.0.0.0-24", "1" * 100_000 + "-24", "10.5.52.0--1"),
+    ],
+    ids=range(20),
+)
 def test_what_is_no_key_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"."):
         parse_key(text)

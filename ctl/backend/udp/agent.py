@@ -17,7 +17,7 @@ from typing import Final
 
 import ctl
 from ctl.backend.udp import stats
-from ctl.backend.udp.files import LOCK, READY, STATS, TABLE, device_name, identity
+from ctl.backend.udp.files import LOCK, READY, STATS, TABLE, device_name, directory, identity
 from ctl.backend.udp.table import format_table
 from ctl.backend.udp.tun import remove_device
 from ctl.errors import KernelError
@@ -72,7 +72,7 @@ class UdpBackend:
     def __init__(self, state_dir: Path, local: IPv4Address, port: int) -> None:
         """`state_dir`: the node's; `local`: the host's underlay address; `port`: of all nodes."""
         self.device: Final = device_name(port)
-        self._directory: Final = state_dir / "udp"
+        self._directory: Final = directory(state_dir)
         self._local, self._port = str(local), port
         self._identity: Final = identity(self.device, self._local, port)
         self._routes: Routes | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from ctl import __version__
@@ -11,6 +12,11 @@ TABLE: Final = "table"
 STATS: Final = "stats"
 READY: Final = "ready"
 """The forwarder's first line on stdout; any other says why it cannot run."""
+
+
+def directory(state_dir: Path) -> Path:
+    """The forwarder's, in a node's state directory."""
+    return state_dir / "udp"
 
 
 def device_name(port: int) -> str:

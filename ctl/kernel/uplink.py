@@ -1,0 +1,119 @@
+"""Which interface is the uplink, and which of its addresses is ours: in flannel's ways to say so."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from socket import AF_INET
+
+from ctl.errors import AgentError, KernelError
+from ctl.host import OWNER, Link, Uplink
+from ctl.kernel.netlink import Netlink
+
+_RTN_UNICAST = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """How the uplink is named; the first that is given counts. None: the default route's."""
+
+    iface: str = ""
+    """Its name, or an IPv4 address of it."""
+    pattern: str = ""
+    """A regular expression that an address of it contains, else its name."""
+    can_reach: IPv4Address | None = None
+    """A host that the kernel sends to through it."""
+    public_ip: IPv4Address | None = None
+    """The address to publish; None: the one that named it, else the first."""
+
+
+Named = tuple[Link, list[IPv4Address]]
+"""An interface, and its addresses that may be ours, the best first."""
+
+
+def find_uplink(netlink: Netlink, wish: Wish, before: IPv4Address | None = None) -> Uplink:
+    """The underlay interface and our address on it.
+
+    The address that we had `before` stays ours while it is there: a second one must not
+    take over. AgentError if there is none.
+    """
+    links = netlink.links()
+    link, candidates = _named(netlink, wish, links)
+    if not candidates:
+        raise AgentError(f"uplink {link.name} has no IPv4 address: give it one, or choose another --iface")
+    if wish.public_ip:
+        if wish.public_ip not in _addresses(netlink, link):
+            raise AgentError(
+                f"uplink {link.name} does not have {wish.public_ip}: see --public-ip and --iface"
+            )
+        return Uplink(link, wish.public_ip)
+    return Uplink(link, before if before in candidates else candidates[0])
+
+
+def _named(netlink: Netlink, wish: Wish, links: Mapping[int, Link]) -> Named:
+    if wish.iface:
+        return _by_name(netlink, wish.iface, links.values())
+    if wish.pattern:
+        return _by_pattern(netlink, wish.pattern, links.values())
+    if wish.can_reach:
+        return _by_route(netlink, wish.can_reach, links)
+    link = _default(netlink, links)
+    return link, _addresses(netlink, link)
+
+
+def _addresses(netlink: Netlink, link: Link) -> list[IPv4Address]:
+    """Those that other hosts can send to."""
+    return [each.ip for each in netlink.addresses(link.ifindex) if not each.is_loopback]
+
+
+def _by_name(netlink: Netlink, name: str, links: Iterable[Link]) -> Named:
+    links = tuple(links)
+    for link in links:
+        if link.name == name:
+            return link, _addresses(netlink, link)
+    try:
+        address = IPv4Address(name)
+    except ValueError:
+        raise AgentError(f"uplink {name} does not exist: see --iface") from None
+    for link in links:
+        if address in _addresses(netlink, link):
+            return link, [address]
+    raise AgentError(f"no interface has address {address}: see --iface")
+
+
+def _by_pattern(netlink: Netlink, pattern: str, links: Iterable[Link]) -> Named:
+    """Addresses first, as flannel looks. Loopback and our own devices are no uplinks."""
+    found = [(link, _addresses(netlink, link)) for link in links if link.alias != OWNER and link.name != "lo"]
+    for link, addresses in found:
+        if matching := [each for each in addresses if re.search(pattern, str(each))]:
+            return link, matching
+    for link, addresses in found:
+        if re.search(pattern, link.name):
+            return link, addresses
+    seen = ", ".join(f"{link.name} {' '.join(map(str, addresses))}".strip() for link, addresses in found)
+    raise AgentError(f"no interface matches {pattern!r}: there are {seen or 'none'}; see --iface-regex")
+
+
+def _by_route(netlink: Netlink, host: IPv4Address, links: Mapping[int, Link]) -> Named:
+    try:
+        with netlink.doing(f"route to {host}"):
+            route = netlink.ipr.route("get", dst=str(host))[0]
+    except KernelError as error:
+        raise AgentError(f"{error}: see --iface-can-reach") from error
+    link = links.get(route.get("RTA_OIF"))
+    source = route.get("RTA_PREFSRC")
+    if route["type"] != _RTN_UNICAST or link is None or source is None:
+        raise AgentError(f"no interface leads to {host}: see --iface-can-reach")
+    return link, [IPv4Address(source)]
+
+
+def _default(netlink: Netlink, links: Mapping[int, Link]) -> Link:
+    with netlink.doing("list routes"):
+        routes = [route for route in netlink.ipr.get_default_routes(family=AF_INET) if route.get("RTA_OIF")]
+    if not routes:
+        raise AgentError("no default route to find the uplink by: name it with --iface")
+    best = min(routes, key=lambda route: route.get("RTA_PRIORITY") or 0)
+    with netlink.doing("find the default route's interface"):
+        return links[best.get("RTA_OIF")]

@@ -1,0 +1,121 @@
+"""The ways to name the uplink, on a host with two interfaces and a bridge of our own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+
+import pytest
+
+from ctl.errors import AgentError
+from ctl.host import Uplink
+from ctl.kernel.netlink import Netlink
+from ctl.kernel.uplink import Wish, find_uplink
+from tests.host import METRICS_PORT, Host
+from tests.lab import Lab, wait_until
+
+MGMT, WAN, SECOND = "192.168.77.11", "10.1.2.3", "10.1.2.4"
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    with Lab() as lab:
+        made = lab.host("a")
+        far = lab.namespace("far")
+        made.ip("link", "add", "wan0", "type", "veth", "peer", "name", "wan0", "netns", far.netns)
+        far.ip("link", "set", "wan0", "up")
+        made.ip("link", "set", "lo", "up")
+        for address in (WAN, SECOND):
+            made.ip("addr", "add", f"{address}/24", "dev", "wan0")
+        made.ip("link", "set", "wan0", "up")
+        made.ip("route", "add", "default", "via", "10.1.2.1")
+        made.ip("link", "add", "ovnet0", "type", "bridge")
+        made.ip("link", "set", "dev", "ovnet0", "alias", "ovnet")
+        made.ip("addr", "add", "172.17.1.1/24", "dev", "ovnet0")
+        made.ip("link", "set", "ovnet0", "up")
+        yield made
+
+
+def found(host: Host, wish: Wish, before: str = "") -> tuple[str, str]:
+    """Interface and address, as asked on the host."""
+
+    def ask() -> Uplink:
+        with Netlink() as netlink:
+            return find_uplink(netlink, wish, IPv4Address(before) if before else None)
+
+    uplink = host.call(ask)
+    return uplink.link.name, str(uplink.address)
+
+
+@pytest.mark.parametrize(
+    ("wish", "uplink"),
+    [
+        (Wish(), ("wan0", WAN)),
+        (Wish("eth0"), ("eth0", MGMT)),
+        (Wish(MGMT), ("eth0", MGMT)),
+        (Wish(SECOND), ("wan0", SECOND)),
+        (Wish("wan0", public_ip=IPv4Address(SECOND)), ("wan0", SECOND)),
+        (Wish("eth0", pattern="wan", can_reach=IPv4Address("10.1.2.9")), ("eth0", MGMT)),
+        (Wish(pattern=r"^192\.168\."), ("eth0", MGMT)),
+        (Wish(pattern=r"\.4$"), ("wan0", SECOND)),
+        (Wish(pattern="^wan"), ("wan0", WAN)),
+        (Wish(pattern="0", can_reach=IPv4Address(MGMT)), ("wan0", WAN)),  # an address before any name
+        (Wish(pattern=r"^(lo|ovnet0|eth0)$"), ("eth0", MGMT)),
+        (Wish(can_reach=IPv4Address("192.168.77.99")), ("eth0", MGMT)),
+        (Wish(can_reach=IPv4Address("10.1.2.9")), ("wan0", WAN)),
+        (Wish(can_reach=IPv4Address("8.8.8.8")), ("wan0", WAN)),
+    ],
+    ids=str,
+)
+def test_the_uplink_is_found(host: Host, wish: Wish, uplink: tuple[str, str]) -> None:
+    assert found(host, wish) == uplink
+
+
+@pytest.mark.parametrize(
+    ("wish", "complaint"),
+    [
+        (Wish("eth9"), "uplink eth9 does not exist: see --iface"),
+        (Wish("lo"), "uplink lo has no IPv4 address"),
+        (Wish("127.0.0.1"), "no interface has address 127.0.0.1"),
+        (Wish("10.1.2.9"), "no interface has address 10.1.2.9: see --iface"),
+        (Wish("eth0", public_ip=IPv4Address(WAN)), "uplink eth0 does not have 10.1.2.3: see --public-ip"),
+        (Wish(pattern=r"^(172|127)\."), "eth0 192.168.77.11, wan0 10.1.2.3 10.1.2.4; see --iface-regex"),
+        (Wish(can_reach=IPv4Address(MGMT)), f"no interface leads to {MGMT}: see --iface-can-reach"),
+        (Wish(can_reach=IPv4Address("203.0.113.1")), "route to 203.0.113.1: .*: see --iface-can-reach"),
+    ],
+    ids=str,
+)
+def test_an_uplink_that_cannot_be_is_named(host: Host, wish: Wish, complaint: str) -> None:
+    host.ip("route", "replace", "unreachable", "203.0.113.0/24")
+    with pytest.raises(AgentError, match=complaint):
+        found(host, wish)
+
+
+def test_the_address_that_we_had_stays_ours_while_it_fits(host: Host) -> None:
+    assert found(host, Wish("wan0"), SECOND) == ("wan0", SECOND)
+    assert found(host, Wish(), SECOND) == ("wan0", SECOND)
+    assert found(host, Wish(pattern=r"^10\."), SECOND) == ("wan0", SECOND)
+    assert found(host, Wish(WAN), SECOND) == ("wan0", WAN)
+    assert found(host, Wish("wan0"), "10.9.9.9") == ("wan0", WAN)
+
+
+def test_a_node_as_flannels_variables_describe_it(lab: Lab) -> None:
+    """Address instead of name, and probes that were written for flanneld."""
+    a = lab.host("a")
+    lab.init_network()
+    port = METRICS_PORT + 1
+    flannel = {"OVNET_IFACE": a.address, "FLANNELD_HEALTHZ_PORT": str(port)}
+    agent = a.agent("--bypass", "off", env=flannel | {"OVNET_METRICS_PORT": "0"}, wait=False)
+    url = f"http://127.0.0.1:{port}"
+
+    def ready() -> bool:
+        assert agent.poll() is None, agent.log()
+        try:
+            return a.http(f"{url}/readyz") == (200, "flanneld is ready")
+        except OSError:
+            return False
+
+    wait_until(ready, 30, agent.log)
+    assert a.http(f"{url}/healthz") == (200, "flanneld is running")
+    wait_until(lambda: a.status().get("uplink") == "eth0", 10, "the report is written")
+    assert "LISTEN" not in a.run("ss", "-Hltn", "src", a.address).stdout, "loopback unless told otherwise"
