@@ -25,7 +25,7 @@ from ctl.kernel.events import Ring
 from ctl.kernel.maps import RING_BYTES
 from ctl.kernel.monitor import EVERYTHING, Change, Monitor
 from ctl.lease import conflicts
-from ctl.leasing import Identity, LeaseHolder
+from ctl.leasing import LeaseHolder
 from ctl.model import Bypass, IPv4Network, Lease, Network, Snapshot
 from ctl.node import Node
 from ctl.notify import notify, watchdog_seconds
@@ -146,7 +146,7 @@ class Agent:
         self._network = network
         self._holder = LeaseHolder(
             self._store,
-            self._identity(network),
+            self._node.identity(network),
             ttl=self._settings.lease_ttl,
             margin=self._settings.renew_margin,
             clock=self._clock,
@@ -186,14 +186,10 @@ class Agent:
             network = self._store.read_network()
         return network
 
-    def _identity(self, network: Network) -> Identity:
-        host = self._node.uplink.address
-        assert self._node.backend is not None, "preflight() comes first"
-        mac, vni = self._node.backend.identity(host, network)
-        return Identity(host, mac, vni, self._settings.node_name, network.backend)
-
     def _previous(self) -> IPv4Network | None:
-        """The subnet of an earlier life, from subnet.env."""
+        """The subnet of an earlier life: flanneld's if its datapath is here, or from subnet.env."""
+        if self._node.takeover.subnet:
+            return self._node.takeover.subnet
         try:
             return parse_subnet_env(self._settings.subnet_file.read_text()).subnet
         except (OSError, ValueError):
@@ -324,7 +320,7 @@ class Agent:
         if not node.refresh_uplink():
             return False
         log.warning("uplink is now %s with %s", node.uplink.link.name, node.uplink.address)
-        self._holder.identity = self._identity(self._network)
+        self._holder.identity = node.identity(self._network)
         return True
 
     def _devices(self) -> tuple[int, int]:

@@ -5,6 +5,7 @@ status.json    ctl.report, after every reconcile
 subnet.env     what dockerd and CNI plugins read, in flannel's format
 sysctls.json   kernel settings as they were before us
 programs-*.json  compiled datapath
+vtep_mac       the tunnel device's, where it was taken over from flanneld
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ctl.errors import AgentError, ConfigError
 LOCK: Final = "agent.lock"
 REPORT: Final = "status.json"
 SYSCTLS: Final = "sysctls.json"
+VTEP_MAC: Final = "vtep_mac"
 
 
 class Lock:
