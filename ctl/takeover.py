@@ -35,6 +35,7 @@ from ctl.kernel.netlink import Netlink
 from ctl.kernel.rename import rename
 from ctl.kernel.tables import Routes
 from ctl.model import MacAddress, Network
+from ctl.plain import remove_tunnels
 from ctl.plan import Delta
 
 log = logging.getLogger(__name__)
@@ -168,19 +169,21 @@ def hand_over(settings: Settings, netlink: Netlink) -> list[str]:
     """Make tunnel device and routes what flanneld would have made; what was done, a line each. KernelError.
 
     Packets flow on meanwhile. flanneld then adopts the device with its MAC, and its lease by
-    the host's address.
+    the host's address. A forwarder of the udp backend ends: flanneld needs its port.
     """
+    links = netlink.links().values()
+    removed = remove_tunnels(netlink, (link for link in links if link.kind == "tun"), settings.state_dir)
+    done = [f"tunnel {name}" for name in removed]
+    for link in links:
+        if link.kind == "vxlan" and link.alias == OWNER:
+            name = flannel.device_name(int(link.name.rpartition(".")[2]))
+            rename(netlink, link, name, ours=False)
+            done.append(f"{link.name} is {name} now")
     routes = Routes(netlink).read()
     for subnet, route in routes.items():
         if int(route.via):
             flannel.give_route(netlink, subnet, route)
-    done = [f"{len(routes)} routes are flannel's"] if routes else []
-    for link in netlink.links().values():
-        if link.kind == "vxlan" and link.alias == OWNER:
-            name = flannel.device_name(int(link.name.rpartition(".")[2]))
-            rename(netlink, link, name, ours=False)
-            done.append(f"{link.name} is {name}")
-    return done
+    return [*done, f"{len(routes)} routes are flannel's now"] if routes else done
 
 
 # --- The VTEP's MAC, while the device lives ----------------------------------------

@@ -3,7 +3,7 @@
     with Lab() as lab:
         etcd, a = lab.etcd(), lab.host("a")
         daemon = Flanneld(a)        # a process named flanneld in a's namespace
-        a.cni()                     # the bridge, which is the CNI plugin's
+        cni_bridge(a)               # the bridge, which is the CNI plugin's
         daemon.stop()               # leaves everything, as flanneld does
 
 Made after flannel v0.28 (pkg/subnet/etcd, pkg/backend/vxlan and hostgw, pkg/trafficmngr/iptables)
@@ -95,7 +95,9 @@ class Registry:
     def leases(self) -> tuple[dict[str, Any], int]:
         """Attributes by key, and the revision."""
         found = self._client.call("/v3/kv/range", _span())
-        kvs = {b64decode(kv["key"]).decode(): json.loads(b64decode(kv["value"])) for kv in found.get("kvs", [])}
+        kvs = {
+            b64decode(kv["key"]).decode(): json.loads(b64decode(kv["value"])) for kv in found.get("kvs", [])
+        }
         return kvs, int(found["header"]["revision"])
 
     def put(self, key: str, attributes: dict[str, Any]) -> None:
@@ -149,7 +151,8 @@ class Daemon:
         self.kind = backend["Type"]
         self.vni, self.port = backend.get("VNI", 1), backend.get("Port", 8472)
         self.device = f"flannel.{self.vni}"
-        self.mtu = int(Path(f"/sys/class/net/{args.iface}/mtu").read_text())
+        (uplink,) = json.loads(sh("ip", "-j", "link", "show", args.iface))  # /sys shows another namespace
+        self.mtu: int = uplink["mtu"]
         self.attributes: dict[str, Any] = {"PublicIP": args.public_ip, "PublicIPv6": None}
         self.own = IPv4Network("0.0.0.0/0")
 
