@@ -56,6 +56,11 @@ class Flanneld:
         assert self.process.poll() is None, f"flanneld of {self.host.name} ended\n{self.process.log()}"
         return READY in self.process.out()
 
+    @property
+    def pid(self) -> int:
+        """Of the daemon itself: `nsenter` becomes it."""
+        return self.process.pid
+
     def stop(self) -> int:
         """SIGTERM; its exit code."""
         return self.process.stop()
