@@ -272,17 +272,22 @@ class Daemon:
         rules = [f"-{side} {self.network} {note} -j ACCEPT" for side in "sd"]
         self.restore("filter", "FORWARD", "FLANNEL-FWD", note, rules)
 
-    @staticmethod
-    def restore(table: str, base: str, chain: str, note: str, rules: list[str]) -> None:
+    def restore(self, table: str, base: str, chain: str, note: str, rules: list[str]) -> None:
         """The chain cleared, then filled; the jump appended if it is not there."""
-        jump = f"{note} -j {chain}"
         present = subprocess.run(
-            f"iptables -w -t {table} -C {base} {jump}", shell=True, capture_output=True, check=False
+            f"iptables -w -t {table} -C {base} {note} -j {chain}",
+            shell=True,
+            capture_output=True,
+            check=False,
         )
-        sh("iptables-restore", "-w", "--noflush", stdin="\n".join([
-            f"*{table}", f":{chain} - [0:0]", *(f"-A {chain} {rule}" for rule in rules),
-            *([f"-A {base} {jump}"] if present.returncode else []), "COMMIT", "",
-        ]))  # fmt: skip
+        text = self.restore_text(table, base, chain, note, rules, jump=present.returncode != 0)
+        sh("iptables-restore", "-w", "--noflush", stdin=text)
+
+    @staticmethod
+    def restore_text(table: str, base: str, chain: str, note: str, rules: list[str], *, jump: bool) -> str:
+        lines = [f"*{table}", f":{chain} - [0:0]", *(f"-A {chain} {rule}" for rule in rules)]
+        lines += [f"-A {base} {note} -j {chain}"] if jump else []
+        return "\n".join([*lines, "COMMIT", ""])
 
     def write_subnet_env(self) -> None:
         Path(self.args.subnet_file).write_text(

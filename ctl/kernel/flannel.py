@@ -60,7 +60,7 @@ def running(proc: Path = Path("/proc")) -> int | None:
     network is seen, if the agent sees the host's processes.
     """
     with suppress(OSError):
-        here = os.stat(proc / "self/ns/net")
+        here = os.stat(proc / "thread-self/ns/net")
         for each in proc.glob("[0-9]*"):
             with suppress(OSError):  # ended meanwhile
                 if PROCESS.fullmatch((each / "comm").read_text().strip()) and os.path.samestat(
@@ -202,7 +202,7 @@ def _nft_commands(network: IPv4Network) -> tuple[list[str], list[str]]:
 def _legacy_chain(table: str, chain: str, network: IPv4Network) -> bool:
     """Whether legacy iptables has the chain; asked only where it is in use, for asking makes its tables."""
     try:
-        tables = Path("/proc/net/ip_tables_names").read_text().split()
+        tables = Path("/proc/thread-self/net/ip_tables_names").read_text().split()
     except OSError:
         return False
     if table not in tables or not shutil.which("iptables-legacy"):
