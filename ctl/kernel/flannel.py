@@ -60,11 +60,13 @@ def running(proc: Path = Path("/proc")) -> int | None:
     network is seen, if the agent sees the host's processes.
     """
     with suppress(OSError):
-        here = os.stat(proc / "thread-self/ns/net")
+        # Each namespace has its own. ns/net would say the same, but not to an agent whose
+        # capabilities are fewer than flanneld's (ptrace(2), PTRACE_MODE_READ_FSCREDS).
+        here = os.stat(proc / "thread-self/net/dev")
         for each in proc.glob("[0-9]*"):
             with suppress(OSError):  # ended meanwhile
                 if PROCESS.fullmatch((each / "comm").read_text().strip()) and os.path.samestat(
-                    os.stat(each / "ns/net"), here
+                    os.stat(each / "net/dev"), here
                 ):
                     return int(each.name)
     return None

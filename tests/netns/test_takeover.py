@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from ipaddress import IPv4Network
 from typing import TypeVar
@@ -15,7 +16,7 @@ from ctl.kernel.netlink import Netlink
 from ctl.kernel.rename import rename
 from tests.flannel import Daemon
 from tests.host import Host
-from tests.lab import Lab
+from tests.lab import Lab, wait_until
 
 T = TypeVar("T")
 
@@ -52,6 +53,21 @@ def refused(host: Host, *flags: str) -> tuple[int, str]:
     assert host.footprint() == before
     (line,) = done.stderr.splitlines()
     return done.returncode, line
+
+
+NAMED = "open('/proc/self/comm', 'w').write('flanneld'); print(flush=True); import time; time.sleep(60)"
+
+
+def test_a_running_flanneld_is_seen_with_the_units_few_capabilities(lab: Lab) -> None:
+    a, b = lab.host("a"), lab.host("b")
+    daemon = a.popen(sys.executable, "-c", NAMED)
+    wait_until(daemon.out, 10, "it has its name")
+    look = (
+        "setpriv", "--bounding-set=-all,+net_admin,+bpf,+perfmon", sys.executable, "-c",
+        "from ctl.kernel.flannel import running; print(running())",
+    )  # fmt: skip
+    assert a.run(*look).stdout == f"{daemon.pid}\n"
+    assert b.run(*look).stdout == "None\n", "it is another host's"
 
 
 @pytest.mark.parametrize("live", [True, False], ids=["live", "before Linux 6.2"])

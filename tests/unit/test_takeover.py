@@ -60,9 +60,9 @@ def test_the_bridge_of_the_containers_has_to_be_named() -> None:
 def proc(tmp_path: Path) -> Path:
     """A /proc in which process 100 is in our network namespace and 200 in another."""
     for name, inode in (("thread-self", "ours"), ("100", "ours"), ("200", "theirs")):
-        (tmp_path / name / "ns").mkdir(parents=True)
+        (tmp_path / name / "net").mkdir(parents=True)
         (tmp_path / inode).touch()
-        os.link(tmp_path / inode, tmp_path / name / "ns" / "net")
+        os.link(tmp_path / inode, tmp_path / name / "net" / "dev")
         (tmp_path / name / "comm").write_text("bash\n")
     (tmp_path / "300").mkdir()  # one that ends just now
     return tmp_path
