@@ -169,6 +169,24 @@ def test_a_device_that_is_not_as_we_need_it_is_made_anew_with_its_mac(lab: Lab) 
     assert after["address"] == before["address"]
 
 
+def test_another_mtu_costs_no_neighbour(lab: Lab) -> None:
+    """To set a MAC, the same one too, would flush the neighbours, and packets stop until they are back."""
+    a, b = lab.host("a"), lab.host("b")
+    lab.init_network()
+    b.agent("--bypass=off")
+    (peer,) = b.json("lease", "list")
+    device(a)
+    a.ip("link", "set", "flannel.1", "mtu", "1400")
+    base = peer["subnet"].partition("/")[0]
+    a.ip("neigh", "replace", base, "lladdr", peer["vtep_mac"], "dev", "flannel.1", "nud", "permanent")
+    monitor = a.popen("ip", "monitor", "neigh", "dev", "flannel.1")
+    a.agent("--bypass=off")
+    assert "mtu 1450" in a.ip("link", "show", "ovnet.1")
+    # What is no peer of this cluster goes; the peer stays.
+    wait_until(lambda: f"Deleted {PEER} " in monitor.out(), 10, "neighbours are watched")
+    assert f"Deleted {base} " not in monitor.out()
+
+
 def test_a_blackhole_route_goes(lab: Lab) -> None:
     a = lab.host("a")
     lab.init_network()
