@@ -105,7 +105,7 @@ class Node:
                 kind = link.kind or "hardware"
                 raise ConfigError(f"{link.name} is no bridge but {kind}: choose another --bridge")
         backend.preflight(self.uplink)
-        self.takeover.look(network)
+        self.takeover.look(network, self.uplink)
         self.backend = backend
         return backend
 

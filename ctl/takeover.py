@@ -4,7 +4,7 @@ flanneld leaves its datapath behind when it stops, and that datapath works. So i
 as it stands, in steps each of which leaves it working; nothing is removed before its
 replacement is there:
 
-    routes     become ours, one by one and in place (another rtm_protocol)
+    routes     ours are set, then flannel's go
     device     is renamed: neighbours, FDB and address stay, and so does the VTEP's MAC, so
                that no peer has anything to learn
     the rest   what no lease asks for goes with the ordinary reconcile
@@ -21,6 +21,7 @@ device of another name, and ends with an error.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
@@ -29,7 +30,7 @@ from typing import Final
 from ctl import statedir
 from ctl.config import Settings
 from ctl.errors import AgentError, ConfigError
-from ctl.host import OWNER, Uplink
+from ctl.host import OWNER, Route, Uplink
 from ctl.kernel import flannel
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.rename import rename
@@ -48,14 +49,23 @@ class Leftovers:
     """What flanneld left of the network that we are to serve."""
 
     tunnel: flannel.Tunnel | None
+    routes: Mapping[IPv4Network, Route]
+    """Through the tunnel, and over the uplink where the network's backend has such."""
     rules: tuple[str, ...]
     bridges: tuple[tuple[str, IPv4Interface], ...]
     """Bridges with an address of the network."""
 
     @property
+    def carrying(self) -> str:
+        """What carries packets, for people."""
+        tunnel = (self.tunnel.link.name,) if self.tunnel else ()
+        routes = (f"{len(self.routes)} routes",) if self.routes else ()
+        return ", ".join((*tunnel, *routes))
+
+    @property
     def names(self) -> str:
-        """For people."""
-        return ", ".join((*((self.tunnel.link.name,) if self.tunnel else ()), *self.rules))
+        """All of it, for people; empty if there is nothing."""
+        return ", ".join((*((self.carrying,) if self.carrying else ()), *self.rules))
 
     def subnet(self, network: Network, bridge: str) -> IPv4Network | None:
         """The subnet that the host's containers have: by the tunnel's address, or by that of `bridge`."""
@@ -88,48 +98,47 @@ class Takeover:
 
     def __init__(self, settings: Settings, netlink: Netlink) -> None:
         self._settings, self._netlink = settings, netlink
-        self._left: Leftovers | None = None
+        self._done = True
+        """Nothing is left to take."""
         self.subnet: IPv4Network | None = None
         """The subnet that flanneld had; None: there are no leftovers, or they do not tell."""
         self.mac: MacAddress | None = read_mac(settings.state_dir)
         """The VTEP's, which flanneld has published and we go on with; None: choose one."""
 
-    def look(self, network: Network) -> None:
+    def look(self, network: Network, uplink: Uplink) -> None:
         """Find what there is. AgentError or ConfigError if it must not be taken over; nothing is changed."""
-        left = find(self._netlink, network)
+        left = find(self._netlink, network, uplink)
         if not left.names:
             return
         if why := refusal(left, network, flannel.running(), self._settings.bridge):
             raise (ConfigError if "--bridge" in why else AgentError)(why)
         log.info("taking over from flanneld: %s", left.names)
-        self._left = left
+        self._done = False
         self.subnet = left.subnet(network, self._settings.bridge)
-        mac = left.tunnel.link.mac if left.tunnel and left.tunnel.port else None
-        if mac and mac.is_unicast:
-            self.mac = mac
+        if left.tunnel and network.backend == "vxlan":
+            self.mac = left.tunnel.link.mac
 
     def take_devices(self, network: Network, uplink: Uplink) -> None:
-        """Routes and tunnel device become ours, without a moment in which they do not work. KernelError."""
-        left = self._left
-        if left is None:
+        """Once: routes and tunnel device become ours, and there is a way all the time. KernelError."""
+        if self._done:
             return
         if (pid := flannel.running()) is not None:
             raise AgentError(f"flanneld (pid {pid}) was started meanwhile: {STOP_IT}")
-        tunnel = left.tunnel if left.tunnel and left.tunnel.port else None
-        through = {uplink.link.ifindex, *((tunnel.link.ifindex,) if tunnel else ())}
-        found = flannel.routes(self._netlink, network.network)
-        ours = tuple((subnet, route) for subnet, route in found.items() if route.ifindex in through)
-        Routes(self._netlink).apply(Delta(puts=ours))
+        left = find(self._netlink, network, uplink)
+        self._take_routes(left.routes)
         flannel.remove_blackhole(self._netlink, network.network)
-        if tunnel:
-            self._take_tunnel(tunnel, f"ovnet.{network.vni}")
-        if ours or tunnel:
-            log.info("took over %d routes%s", len(ours), f" and {tunnel.link.name}" if tunnel else "")
-        self._left = None
+        if left.tunnel and self.mac and network.backend == "vxlan":
+            self._take_tunnel(left.tunnel, f"ovnet.{network.vni}", self.mac)
+        log.info("took over %s", left.carrying or "no device and no routes")
+        self._done = True
 
-    def _take_tunnel(self, tunnel: flannel.Tunnel, name: str) -> None:
-        assert self.mac is not None, "look() has taken the device's"
-        write_mac(self._settings.state_dir, self.mac)
+    def _take_routes(self, routes: Mapping[IPv4Network, Route]) -> None:
+        """Ours first, then away with flannel's."""
+        Routes(self._netlink).apply(Delta(puts=tuple(routes.items())))
+        flannel.remove_routes(self._netlink, routes)
+
+    def _take_tunnel(self, tunnel: flannel.Tunnel, name: str, mac: MacAddress) -> None:
+        write_mac(self._settings.state_dir, mac)
         if tunnel.learning:
             flannel.stop_learning(self._netlink, tunnel)
         rename(self._netlink, tunnel.link, name, ours=True)
@@ -145,24 +154,33 @@ class Takeover:
         return ()
 
 
-def find(netlink: Netlink, network: Network) -> Leftovers:
+def find(netlink: Netlink, network: Network, uplink: Uplink) -> Leftovers:
     """What is left of flanneld's for this network."""
-    links = netlink.links().values()
-    tunnel = None
-    if network.backend == "vxlan":
-        tunnel = flannel.vxlan_tunnel(netlink, network.vni)
-        if tunnel and tunnel.port != network.port:
-            tunnel = None  # of another network: it is not in our way
-    elif network.backend == "udp":
-        tunnel = flannel.tun(netlink)
+    tunnel = _tunnel(netlink, network)
+    through = {tunnel.link.ifindex} if tunnel else set()
+    if network.backend == "host-gw" or network.direct_routing:
+        through.add(uplink.link.ifindex)
+    routes = {
+        subnet: route
+        for subnet, route in flannel.routes(netlink, network.network).items()
+        if route.ifindex in through and subnet.prefixlen == network.subnet_len
+    }
     bridges = tuple(
         (link.name, address)
-        for link in links
+        for link in netlink.links().values()
         if link.kind == "bridge"
         for address in netlink.addresses(link.ifindex)
         if address.ip in network.network
     )
-    return Leftovers(tunnel, tuple(flannel.rules(network.network)), bridges)
+    return Leftovers(tunnel, routes, tuple(flannel.rules(network.network)), bridges)
+
+
+def _tunnel(netlink: Netlink, network: Network) -> flannel.Tunnel | None:
+    if network.backend == "vxlan":
+        found = flannel.vxlan_tunnel(netlink, network.vni)
+        # On another port it is of another network, and not in our way.
+        return found if found and found.port == network.port else None
+    return flannel.tun(netlink) if network.backend == "udp" else None
 
 
 def hand_over(settings: Settings, netlink: Netlink) -> list[str]:
@@ -179,10 +197,12 @@ def hand_over(settings: Settings, netlink: Netlink) -> list[str]:
             name = flannel.device_name(int(link.name.rpartition(".")[2]))
             rename(netlink, link, name, ours=False)
             done.append(f"{link.name} is {name} now")
-    routes = Routes(netlink).read()
+    table = Routes(netlink)
+    routes = table.read()
     for subnet, route in routes.items():
         if int(route.via):
             flannel.give_route(netlink, subnet, route)
+    table.apply(Delta(removals=tuple(routes)))
     return [*done, f"{len(routes)} routes are flannel's now"] if routes else done
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
@@ -21,7 +21,7 @@ from typing import Any, Final
 
 from ctl.host import Link, Route
 from ctl.kernel.command import run, succeeds
-from ctl.kernel.netlink import Netlink
+from ctl.kernel.netlink import Netlink, suppress_missing
 
 PROCESS: Final = re.compile(r"flanneld(-.*)?")
 """As it is installed, or as it is downloaded: flanneld-amd64."""
@@ -112,7 +112,7 @@ def _leftover_routes(netlink: Netlink, network: IPv4Network) -> Iterator[tuple[I
 
 
 def routes(netlink: Netlink, network: IPv4Network) -> Mapping[IPv4Network, Route]:
-    """Its routes to other hosts' subnets, through whichever device."""
+    """Routes of that form to other hosts' subnets, through whichever device."""
     return {
         subnet: Route(
             IPv4Address(message.get("RTA_GATEWAY")),
@@ -135,8 +135,16 @@ def remove_blackhole(netlink: Netlink, network: IPv4Network) -> bool:
     return bool(found)
 
 
+def remove_routes(netlink: Netlink, subnets: Iterable[IPv4Network]) -> None:
+    """Take its routes to these away, where ours have not replaced them."""
+    with netlink.doing("remove flannel's routes"):
+        for subnet in subnets:
+            with suppress_missing():
+                netlink.ipr.route("del", dst=str(subnet), proto=RTPROT_BOOT)
+
+
 def give_route(netlink: Netlink, subnet: IPv4Network, route: Route) -> None:
-    """Put a route as flanneld makes it in the place of ours, in one step."""
+    """A route as flanneld makes it; it goes before ours to the same subnet."""
     with netlink.doing(f"route {subnet}"):
         netlink.ipr.route(
             "replace",

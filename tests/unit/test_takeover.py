@@ -18,7 +18,7 @@ from tests.unit.strategies import NETWORK
 LINK = Link(7, "flannel.1", "vxlan", MacAddress(b"\2abcde"), 1450, True, 0, False, "", 0)
 TUNNEL = flannel.Tunnel(LINK, (IPv4Interface("172.17.9.0/32"),), 8472)
 GATEWAY = IPv4Interface("172.17.9.1/24")
-LEFT = Leftovers(TUNNEL, ("chain FLANNEL-FWD",), (("cni0", GATEWAY),))
+LEFT = Leftovers(TUNNEL, {}, ("chain FLANNEL-FWD",), (("cni0", GATEWAY),))
 
 
 def test_what_flanneld_left_of_our_network_is_taken_over() -> None:
