@@ -58,9 +58,10 @@ class Leftovers:
     @property
     def carrying(self) -> str:
         """What carries packets, for people."""
-        tunnel = (self.tunnel.link.name,) if self.tunnel else ()
-        routes = (f"{len(self.routes)} routes",) if self.routes else ()
-        return ", ".join((*tunnel, *routes))
+        found = [self.tunnel.link.name] if self.tunnel else []
+        if count := len(self.routes):
+            found.append(f"{count} route{'s' if count > 1 else ''}")
+        return ", ".join(found)
 
     @property
     def names(self) -> str:
