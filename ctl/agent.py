@@ -26,7 +26,7 @@ from ctl.errors import ConfigError, KernelError, LeaseConflict, OvnetError, Stor
 from ctl.kernel.events import Ring
 from ctl.kernel.maps import RING_BYTES
 from ctl.kernel.monitor import EVERYTHING, Change, Devices, Monitor
-from ctl.leasing import Identity, LeaseHolder
+from ctl.leasing import LeaseHolder
 from ctl.model import Bypass, IPv4Network, Lease, Network, Snapshot
 from ctl.node import Node
 from ctl.notify import notify, watchdog_seconds
@@ -160,7 +160,7 @@ class Agent:
         self._network = network
         self._holder = LeaseHolder(
             self._store,
-            self._identity(network),
+            self._node.identity(network),
             ttl=self._settings.lease_ttl,
             margin=self._settings.renew_margin,
             clock=self._clock,
@@ -202,14 +202,13 @@ class Agent:
             network = self._store.read_network()
         return network
 
-    def _identity(self, network: Network) -> Identity:
-        host = self._node.uplink.address
-        assert self._node.backend is not None, "preflight() comes first"
-        mac, vni = self._node.backend.identity(host, network)
-        return Identity(host, mac, vni, self._settings.node_name, network.backend)
-
     def _previous(self) -> IPv4Network | None:
-        """The subnet of an earlier life, from subnet.env, or from what is kept of it while fenced."""
+        """The subnet of an earlier life: flanneld's if its datapath is here, or from subnet.env.
+
+        While fenced, what is kept of that file.
+        """
+        if self._node.takeover.subnet:
+            return self._node.takeover.subnet
         for path in (self._settings.subnet_file, self._settings.state_dir / statedir.FENCED):
             with suppress(OSError, ValueError):
                 return parse_subnet_env(path.read_text()).subnet
@@ -361,7 +360,7 @@ class Agent:
         if not node.refresh_uplink():
             return False
         log.warning("uplink is now %s with %s", node.uplink.link.name, node.uplink.address)
-        self._holder.identity = self._identity(self._network)
+        self._holder.identity = node.identity(self._network)
         return True
 
     def _devices(self) -> Devices:

@@ -19,8 +19,10 @@ from ctl.kernel import firewall, loader, maps, sysctl
 from ctl.kernel.monitor import Change
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.uplink import Wish, find_uplink
+from ctl.leasing import Identity
 from ctl.model import MIN_MTU, IPv4Address, Lease, MacAddress, Network
 from ctl.site import Seen, Site
+from ctl.takeover import Takeover
 from ctl.udp import UdpBackend
 from ctl.vxlan import VxlanBackend
 from ctl.wire import SubnetEnv, format_subnet_env
@@ -85,6 +87,7 @@ class Node:
         self.seen: Final = Seen()
         self._wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip)
         self.uplink: Uplink = find_uplink(netlink, self._wish)
+        self.takeover: Final = Takeover(settings, netlink)
         self._firewall = firewall.Firewall()
         self.bridge = 0
         """ifindex of the bridge; 0: not made yet."""
@@ -115,8 +118,17 @@ class Node:
                 kind = link.kind or "hardware"
                 raise ConfigError(f"{link.name} is no bridge but {kind}: choose another --bridge")
         backend.preflight(self.uplink)
+        self.takeover.look(network, self.uplink)
         self.backend = backend
         return backend
+
+    def identity(self, network: Network) -> Identity:
+        """What the node publishes of itself. A VTEP MAC taken over from flanneld is kept."""
+        assert self.backend is not None, "preflight() comes first"
+        host = self.uplink.address
+        mac, vni = self.backend.identity(host, network)
+        mac = mac and (self.takeover.mac or mac)
+        return Identity(host, mac, vni, self.settings.node_name, network.backend)
 
     def _inner_mtu(self, network: Network, backend: Backend) -> int:
         """Largest inner IP packet, bytes. AgentError if it is too small to be of use."""
@@ -144,6 +156,7 @@ class Node:
         """Kernel settings, tunnel device, bridge, and what others are told of them."""
         assert self.backend is not None, "preflight() comes first"
         self.mtu = self._inner_mtu(network, self.backend)
+        self.takeover.take_devices(network, self.uplink)
         links = self.netlink.links()
         sysctl.ensure(sysctl.FORWARDING, self.settings.state_dir / statedir.SYSCTLS)
         self.backend.ensure_device(self.site(network, lease), links)
@@ -184,3 +197,4 @@ class Node:
         masquerade = self.settings.ip_masq
         if self._firewall.ensure(network.network, lease.subnet, masquerade=masquerade, tunnel=tunnel):
             self.seen.count("firewall", 1)
+        self.seen.problems["flanneld"] = self.takeover.remove_rules(network)

@@ -6,6 +6,7 @@ subnet.env     what dockerd and CNI plugins read, in flannel's format
 fenced.env     what subnet.env said, while another host holds the subnet
 sysctls.json   kernel settings as they were before us
 programs-*.json  compiled datapath
+vtep_mac       the tunnel device's, where it was taken over from flanneld
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ LOCK: Final = "agent.lock"
 REPORT: Final = "status.json"
 FENCED: Final = "fenced.env"
 SYSCTLS: Final = "sysctls.json"
+VTEP_MAC: Final = "vtep_mac"
 
 
 class Lock:

@@ -6,11 +6,12 @@ from ctl import statedir
 from ctl.config import Settings
 from ctl.errors import AgentError
 from ctl.host import OWNER
-from ctl.kernel import firewall, maps, sysctl
+from ctl.kernel import firewall, flannel, maps, sysctl
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.tables import Filters, Routes
 from ctl.plain import remove_tunnels
 from ctl.plan import diff
+from ctl.takeover import hand_over
 
 
 def teardown(settings: Settings, netlink: Netlink) -> list[str]:
@@ -25,15 +26,30 @@ def teardown(settings: Settings, netlink: Netlink) -> list[str]:
     if firewall.remove():
         done.append("masquerade and forwarding rules")
     sysctl.restore(settings.state_dir / statedir.SYSCTLS)
-    return done + _files(settings)
+    # A flanneld that runs again has written the file anew, where both are told the same place.
+    return done + _files(settings, keep_env=flannel.running() is not None)
 
 
-def _filters(netlink: Netlink) -> list[str]:
+def give_to_flannel(settings: Settings, netlink: Netlink) -> list[str]:
+    """Leave a datapath that flanneld adopts; returns what was done, a line each. KernelError, AgentError.
+
+    What flanneld replaces only once it runs stays until then: rules, kernel settings, and
+    subnet.env. An ordinary teardown takes these away afterwards.
+    """
+    done = _filters(netlink, keep_clsact=True)
+    if maps.unpin_all(settings.bpffs):
+        done.append(f"pins under {settings.bpffs}")
+    done += hand_over(settings, netlink)
+    return done + _files(settings, keep_env=True)
+
+
+def _filters(netlink: Netlink, *, keep_clsact: bool = False) -> list[str]:
     filters = Filters(netlink)
     links = netlink.links()
     found = filters.read_on(links)
     filters.apply(diff({}, found))
-    filters.remove_clsact({key.ifindex for key in found})
+    if not keep_clsact:
+        filters.remove_clsact({key.ifindex for key in found})
     names = sorted({links[key.ifindex].name for key in found})
     return [f"programs on {', '.join(names)}"] if names else []
 
@@ -61,12 +77,14 @@ def _devices(settings: Settings, netlink: Netlink) -> list[str]:
     return done
 
 
-def _files(settings: Settings) -> list[str]:
+def _files(settings: Settings, *, keep_env: bool = False) -> list[str]:
     state, env = settings.state_dir, settings.subnet_file
+    ours = (state / name for name in (statedir.REPORT, statedir.VTEP_MAC, statedir.FENCED))
+    named = [*ours, *(() if keep_env else (env,))]
     try:
         paths = sorted(
             {
-                *(path for path in (state / statedir.REPORT, state / statedir.FENCED, env) if path.exists()),
+                *(path for path in named if path.exists()),
                 *state.glob("programs-*.json"),
                 *statedir.leftovers(state),
                 *statedir.leftovers(env.parent, env.name),

@@ -32,6 +32,11 @@ def vtep_mac(host: IPv4Address, vni: int) -> MacAddress:
     return MacAddress.local(hashlib.sha256(f"ovnet vtep {host} {vni}".encode()).digest()[:6])
 
 
+def _published_mac(site: Site) -> MacAddress:
+    """What the lease says is what the device has: peers send to nothing else."""
+    return site.lease.vtep_mac or vtep_mac(site.uplink.address, site.network.vni)
+
+
 class VxlanBackend:
     """VXLAN between hosts. One thread's, like its Netlink."""
 
@@ -90,7 +95,7 @@ class VxlanBackend:
             port=network.port,
             local=uplink.address,
             uplink=uplink.link.ifindex,
-            mac=vtep_mac(uplink.address, network.vni),
+            mac=_published_mac(site),
             mtu=site.mtu,
             address=IPv4Interface((site.lease.vtep_ip, 32)),
         )
@@ -142,7 +147,7 @@ class VxlanBackend:
             vni=network.vni,
             uplink_ifindex=site.uplink.link.ifindex,
             mtu=site.mtu,
-            vtep_mac=vtep_mac(site.uplink.address, network.vni),
+            vtep_mac=_published_mac(site),
             port=network.port,
             source_ports=sysctl.source_ports(),
             bypass=self._settings.bypass,

@@ -2,6 +2,10 @@
 
 The lease stays until it ends, so that the node gets its subnet again
 (`ovctl lease release` gives it up).
+
+`--to-flannel` gives the host back to flanneld: tunnel device and routes stay, in the form
+that flanneld adopts, and carry packets until it runs. Start it, then run teardown once more
+without the flag for the rest.
 """
 
 from __future__ import annotations
@@ -18,6 +22,9 @@ def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) ->
     """Add the subcommand."""
     parser = subparsers.add_parser("teardown", help="remove the node's datapath", description=__doc__)
     add_options(parser, SETTINGS)
+    parser.add_argument(
+        "--to-flannel", action="store_true", help="leave tunnel and routes for flanneld to adopt"
+    )
     parser.set_defaults(func=run)
 
 
@@ -29,10 +36,12 @@ def run(args: argparse.Namespace) -> int:
     require_capabilities()
     from ctl import statedir
     from ctl.kernel.netlink import Netlink
-    from ctl.teardown import teardown
+    from ctl.teardown import give_to_flannel, teardown
 
-    with statedir.Lock(settings.state_dir), Netlink() as netlink:
-        done = teardown(settings, netlink)
+    with statedir.Lock(settings.state_dir) as lock, Netlink() as netlink:
+        if args.to_flannel:
+            lock.keep()  # rules and settings of the kernel are noted there
+        done = give_to_flannel(settings, netlink) if args.to_flannel else teardown(settings, netlink)
     for line in done or ["nothing to remove"]:
         print(line)
     return 0

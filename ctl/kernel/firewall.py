@@ -9,12 +9,11 @@ what is forwarded from and to the overlay (Docker sets FORWARD's policy to DROP)
 from __future__ import annotations
 
 import shutil
-import subprocess
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-from ctl.errors import KernelError
+from ctl.kernel.command import run, succeeds
 
 TABLE: Final = "ovnet"
 CHAIN: Final = "OVNET-FWD"
@@ -80,42 +79,42 @@ class Firewall:
         changed = wanted != self._applied or _show() != self._shown
         if changed:
             # Declared, deleted, made anew: all in one transaction, whether it was there or not.
-            _run("nft", "-f", "-", text=f"table ip {TABLE}\ndelete table ip {TABLE}\n{wanted}")
+            run("nft", "-f", "-", text=f"table ip {TABLE}\ndelete table ip {TABLE}\n{wanted}")
             self._applied, self._shown = wanted, _show()
         return _ensure_forwarding(network) or changed
 
 
 def _show() -> str:
     """Our table as nft lists it, without the counters' values; empty if it is not there."""
-    return _run("nft", "-s", "list", "table", "ip", TABLE, check=False)
+    return run("nft", "-s", "list", "table", "ip", TABLE, check=False)
 
 
 def _ensure_forwarding(network: IPv4Network) -> bool:
     if not shutil.which("iptables"):
         return False
     rules = [f"-A {CHAIN} -{side} {network} -j ACCEPT" for side in "sd"]
-    present = _run("iptables", "-w", "-S", CHAIN, check=False).splitlines()
-    jump = _run("iptables", "-w", "-S", "FORWARD").splitlines()
+    present = run("iptables", "-w", "-S", CHAIN, check=False).splitlines()
+    jump = run("iptables", "-w", "-S", "FORWARD").splitlines()
     if present == [f"-N {CHAIN}", *rules] and f"-A FORWARD -j {CHAIN}" in jump:
         return False
     text = "\n".join(["*filter", f":{CHAIN} - [0:0]", *rules, "COMMIT", ""])
-    _run("iptables-restore", "-w", "--noflush", text=text)
+    run("iptables-restore", "-w", "--noflush", text=text)
     if f"-A FORWARD -j {CHAIN}" not in jump:
         # Appended: Docker's isolation chains keep their say.
-        _run("iptables", "-w", "-A", "FORWARD", "-j", CHAIN)
+        run("iptables", "-w", "-A", "FORWARD", "-j", CHAIN)
     return True
 
 
 def remove() -> bool:
     """Take our table and chain away; False if there was no table."""
-    there = _succeeds("nft", "list", "table", "ip", TABLE)
+    there = succeeds("nft", "list", "table", "ip", TABLE)
     if there:
-        _run("nft", "delete", "table", "ip", TABLE)
+        run("nft", "delete", "table", "ip", TABLE)
     if shutil.which("iptables"):
-        while _succeeds("iptables", "-w", "-D", "FORWARD", "-j", CHAIN):
+        while succeeds("iptables", "-w", "-D", "FORWARD", "-j", CHAIN):
             pass
-        _succeeds("iptables", "-w", "-F", CHAIN)
-        _succeeds("iptables", "-w", "-X", CHAIN)
+        succeeds("iptables", "-w", "-F", CHAIN)
+        succeeds("iptables", "-w", "-X", CHAIN)
         if shutil.which("nft"):
             _remove_empty_filter_table()
     return there
@@ -127,45 +126,10 @@ def _remove_empty_filter_table() -> None:
     Bare: no rule, no chain but built-in ones, and these accept. Without it all packets
     fare the same.
     """
-    listing = _run("nft", "list", "table", "ip", "filter", check=False)
+    listing = run("nft", "list", "table", "ip", "filter", check=False)
     lines = [line.strip() for line in listing.splitlines()]
     frame = ("table ip filter {", "chain INPUT {", "chain FORWARD {", "chain OUTPUT {", "}", "")
     if lines and all(
         line in frame or (line.startswith("type filter") and "accept" in line) for line in lines
     ):
-        _succeeds("nft", "delete", "table", "ip", "filter")
-
-
-def _succeeds(*command: str) -> bool:
-    """Whether a command works; one that is not installed does not."""
-    try:
-        return subprocess.run(command, capture_output=True, check=False, timeout=_TIMEOUT_S).returncode == 0
-    except FileNotFoundError:
-        return False
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _did_not_run(command[0], error) from error
-
-
-_TIMEOUT_S: Final = 30
-
-
-def _run(*command: str, text: str = "", check: bool = True) -> str:
-    """Stdout of a command; KernelError with its own words if it fails."""
-    try:
-        done = subprocess.run(
-            command, input=text, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
-        )
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise _did_not_run(command[0], error) from error
-    if check and done.returncode:
-        words = (done.stderr.strip().splitlines() or ["no message"])[0]
-        raise KernelError(f"{' '.join(command)}: {words}")
-    return done.stdout
-
-
-def _did_not_run(command: str, error: OSError | subprocess.TimeoutExpired) -> KernelError:
-    if isinstance(error, subprocess.TimeoutExpired):
-        return KernelError(f"{command} did not answer within {_TIMEOUT_S} s")
-    if isinstance(error, FileNotFoundError):
-        return KernelError(f"{command} is not installed: install nftables")
-    return KernelError(f"cannot run {command}: {error.strerror}")
+        succeeds("nft", "delete", "table", "ip", "filter")

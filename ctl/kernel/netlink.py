@@ -115,15 +115,11 @@ class Netlink:
             if found is None:
                 self._add_vxlan(want)
             ifindex: int = self.ipr.link_lookup(ifname=want.name)[0]
-            if found is None or (found.mac, found.mtu, found.up, found.alias) != (
-                want.mac,
-                want.mtu,
-                True,
-                OWNER,
-            ):
-                self.ipr.link(
-                    "set", index=ifindex, address=str(want.mac), mtu=want.mtu, ifalias=OWNER, state="up"
-                )
+            if found is None or (found.mtu, found.up, found.alias) != (want.mtu, True, OWNER):
+                self.ipr.link("set", index=ifindex, mtu=want.mtu, ifalias=OWNER, state="up")
+            if found and found.mac != want.mac:
+                # Only then: to set even the same MAC flushes the neighbours, permanent ones too.
+                self.ipr.link("set", index=ifindex, address=str(want.mac))
             self._only_address(ifindex, want.address)
         return ifindex
 

@@ -25,6 +25,7 @@ from ctl.errors import (
 )
 from ctl.host import Link, Uplink
 from ctl.kernel.monitor import EVERYTHING, Change, Monitor
+from ctl.leasing import Identity
 from ctl.model import Lease, MacAddress, Network, Snapshot
 from ctl.node import Node
 from ctl.report import health, readiness
@@ -91,6 +92,7 @@ class FakeKernel:
     bridge: int = 3
     mtu: int = 1450
     device: int = 4
+    takeover: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(subnet=None))
     maps: None = None
     programs: None = None
     overhead: int = 50
@@ -109,8 +111,9 @@ class FakeKernel:
     def preflight(self, network: object) -> FakeKernel:
         return self
 
-    def identity(self, host: IPv4Address, network: Network) -> tuple[MacAddress, int]:
-        return MacAddress(b"\2\0" + host.packed), network.vni
+    def identity(self, network: Network) -> Identity:
+        host = self.uplink.address
+        return Identity(host, MacAddress(b"\2\0" + host.packed), network.vni, self.settings.node_name)
 
     def refresh_uplink(self) -> bool:
         self._step("refresh_uplink")

@@ -1,0 +1,233 @@
+"""What flanneld leaves in a host's kernel, and whether it still runs.
+
+All of it outlives flanneld's process, and has no mark but its form: the vxlan device
+`flannel.<VNI>`, routes of protocol boot, iptables chains of these names (0.20 and newer)
+or one nftables table. So each is held against the network that we are to serve: what
+belongs to another flannel network is not ours to touch.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from pathlib import Path
+from socket import AF_INET
+from typing import Any, Final
+
+from ctl.host import Link, Route
+from ctl.kernel.command import run, succeeds
+from ctl.kernel.netlink import Netlink, suppress_missing
+
+PROCESS: Final = re.compile(r"flanneld(-.*)?")
+"""As it is installed, or as it is downloaded: flanneld-amd64."""
+TABLE: Final = "flannel-ipv4"
+"""With EnableNFTables."""
+CHAINS: Final = (("nat", "POSTROUTING", "FLANNEL-POSTRTG"), ("filter", "FORWARD", "FLANNEL-FWD"))
+"""Table, built-in chain, flannel's chain."""
+
+RTPROT_BOOT: Final = 3
+"""rtm_protocol of flannel's routes: what its netlink library takes when told nothing."""
+_RTN_UNICAST: Final = 1
+_RTN_BLACKHOLE: Final = 6
+_RT_TABLE_MAIN: Final = 254
+_RTNH_F_ONLINK: Final = 4
+
+
+def device_name(vni: int) -> str:
+    """What flanneld calls its vxlan device."""
+    return f"flannel.{vni}"
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A vxlan device of flannel's name, or flannel0, the TUN device of its udp backend."""
+
+    link: Link
+    addresses: tuple[IPv4Interface, ...]
+    port: int = 0
+    learning: bool = False
+
+
+def running(proc: Path = Path("/proc")) -> int | None:
+    """The pid of a flanneld in this network namespace; None if there is none.
+
+    A flanneld of another namespace is another host's. One in a container with the host's
+    network is seen, if the agent sees the host's processes.
+    """
+    with suppress(OSError):
+        # Each namespace has its own. ns/net would say the same, but not to an agent whose
+        # capabilities are fewer than flanneld's (ptrace(2), PTRACE_MODE_READ_FSCREDS).
+        here = os.stat(proc / "thread-self/net/dev")
+        for each in proc.glob("[0-9]*"):
+            with suppress(OSError):  # ended meanwhile
+                if PROCESS.fullmatch((each / "comm").read_text().strip()) and os.path.samestat(
+                    os.stat(each / "net/dev"), here
+                ):
+                    return int(each.name)
+    return None
+
+
+def vxlan_tunnel(netlink: Netlink, vni: int) -> Tunnel | None:
+    """The device `flannel.<VNI>`, if it is a vxlan device with that VNI."""
+    for link in netlink.links().values():
+        if link.name != device_name(vni) or link.kind != "vxlan":
+            continue
+        with netlink.doing(f"look at {link.name}"):
+            data = netlink.ipr.get_links(link.ifindex)[0].get(("linkinfo", "data"))
+        if data.get("IFLA_VXLAN_ID") == vni:
+            addresses = tuple(netlink.addresses(link.ifindex))
+            return Tunnel(link, addresses, data.get("IFLA_VXLAN_PORT"), bool(data.get("IFLA_VXLAN_LEARNING")))
+    return None
+
+
+def stop_learning(netlink: Netlink, tunnel: Tunnel) -> None:
+    """As ours is; flannel's `Learning` can be changed while the device is up."""
+    with netlink.doing(f"stop {tunnel.link.name} learning"):
+        netlink.ipr.link("set", index=tunnel.link.ifindex, kind="vxlan", vxlan_learning=0)
+
+
+def tun(netlink: Netlink) -> Tunnel | None:
+    """The udp backend's device, which is there only while flanneld runs."""
+    for link in netlink.links().values():
+        if link.name == "flannel0" and link.kind == "tun":
+            return Tunnel(link, tuple(netlink.addresses(link.ifindex)))
+    return None
+
+
+def _leftover_routes(netlink: Netlink, network: IPv4Network) -> Iterator[tuple[IPv4Network, Any]]:
+    """Routes of the main table that flanneld may have made: into the network, protocol boot, no metric."""
+    with netlink.doing("list routes"):
+        for message in netlink.ipr.get_routes(family=AF_INET, proto=RTPROT_BOOT):
+            target = message.get("RTA_DST")
+            if target is None or message.get("RTA_TABLE") != _RT_TABLE_MAIN or message.get("RTA_PRIORITY"):
+                continue
+            subnet = IPv4Network((target, message["dst_len"]))
+            if message["proto"] == RTPROT_BOOT and subnet != network and subnet.subnet_of(network):
+                yield subnet, message
+
+
+def routes(netlink: Netlink, network: IPv4Network) -> Mapping[IPv4Network, Route]:
+    """Routes of that form to other hosts' subnets, through whichever device."""
+    return {
+        subnet: Route(
+            IPv4Address(message.get("RTA_GATEWAY")),
+            message.get("RTA_OIF"),
+            bool(message["flags"] & _RTNH_F_ONLINK),
+        )
+        for subnet, message in _leftover_routes(netlink, network)
+        if message["type"] == _RTN_UNICAST and message.get("RTA_GATEWAY") and message.get("RTA_OIF")
+    }
+
+
+def remove_blackhole(netlink: Netlink, network: IPv4Network) -> bool:
+    """Take away what `--ip-blackhole-route` has set; True if there was any."""
+    found = [
+        subnet for subnet, message in _leftover_routes(netlink, network) if message["type"] == _RTN_BLACKHOLE
+    ]
+    with netlink.doing("remove flannel's blackhole route"):
+        for subnet in found:
+            netlink.ipr.route("del", dst=str(subnet), type="blackhole", proto=RTPROT_BOOT)
+    return bool(found)
+
+
+def remove_routes(netlink: Netlink, subnets: Iterable[IPv4Network]) -> None:
+    """Take its routes to these away, where ours have not replaced them."""
+    with netlink.doing("remove flannel's routes"):
+        for subnet in subnets:
+            with suppress_missing():
+                netlink.ipr.route("del", dst=str(subnet), proto=RTPROT_BOOT)
+
+
+def give_route(netlink: Netlink, subnet: IPv4Network, route: Route) -> None:
+    """A route as flanneld makes it; it goes before ours to the same subnet."""
+    with netlink.doing(f"route {subnet}"):
+        netlink.ipr.route(
+            "replace",
+            dst=str(subnet),
+            gateway=str(route.via),
+            oif=route.ifindex,
+            flags=_RTNH_F_ONLINK if route.onlink else 0,
+            proto=RTPROT_BOOT,
+        )
+
+
+# --- Rules -----------------------------------------------------------------------
+
+
+def remove_rules(network: IPv4Network) -> list[str]:
+    """Remove flannel's masquerade and forwarding rules for `network`; their chains' and tables' names.
+
+    Chains of another network stay. nftables in one transaction, legacy iptables one for
+    each table. KernelError.
+    """
+    commands, names = _nft_commands(network)
+    if commands:
+        run("nft", "-f", "-", text="\n".join(commands) + "\n")
+    return names + _remove_legacy(network)
+
+
+def rules(network: IPv4Network) -> list[str]:
+    """The names of its chains and tables that speak of `network`."""
+    legacy = [chain for table, _, chain in CHAINS if _legacy_chain(table, chain, network)]
+    return _nft_commands(network)[1] + legacy
+
+
+def _speaks_of(text: str, network: IPv4Network) -> bool:
+    return re.search(rf"(?<![\d.]){re.escape(str(network))}(?!\d)", text) is not None
+
+
+def _nft_commands(network: IPv4Network) -> tuple[list[str], list[str]]:
+    """Nft's commands that remove the rules, and what they remove.
+
+    iptables-nft's chains are nftables' own, and need no iptables to be seen or removed.
+    """
+    commands: list[str] = []
+    names: list[str] = []
+    there = run("nft", "list", "chains", "ip")
+    if f"table ip {TABLE} " in there and _speaks_of(run("nft", "list", "table", "ip", TABLE), network):
+        commands.append(f"delete table ip {TABLE}")
+        names.append(f"table {TABLE}")
+        if succeeds("nft", "list", "table", "ip6", "flannel-ipv6") and "chain" not in run(
+            "nft", "list", "table", "ip6", "flannel-ipv6"
+        ):
+            commands.append("delete table ip6 flannel-ipv6")  # it comes along, empty
+    for table, base, chain in CHAINS:
+        if f"chain {chain} " not in there:
+            continue
+        if not _speaks_of(run("nft", "list", "chain", "ip", table, chain, check=False), network):
+            continue
+        listing = run("nft", "-a", "list", "chain", "ip", table, base, check=False)
+        handles = re.findall(rf"jump {chain} .*# handle (\d+)", listing)
+        commands += [f"delete rule ip {table} {base} handle {handle}" for handle in handles]
+        commands += [f"flush chain ip {table} {chain}", f"delete chain ip {table} {chain}"]
+        names.append(f"chain {chain}")
+    return commands, names
+
+
+def _legacy_chain(table: str, chain: str, network: IPv4Network) -> bool:
+    """Whether legacy iptables has the chain; asked only where it is in use, for asking makes its tables."""
+    try:
+        tables = Path("/proc/thread-self/net/ip_tables_names").read_text().split()
+    except OSError:
+        return False
+    if table not in tables or not shutil.which("iptables-legacy"):
+        return False
+    return _speaks_of(run("iptables-legacy", "-w", "-t", table, "-S", chain, check=False), network)
+
+
+def _remove_legacy(network: IPv4Network) -> list[str]:
+    names = []
+    for table, base, chain in CHAINS:
+        if not _legacy_chain(table, chain, network):
+            continue
+        present = run("iptables-legacy", "-w", "-t", table, "-S", base).splitlines()
+        jumps = [line.replace("-A ", "-D ", 1) for line in present if line.endswith(f"-j {chain}")]
+        text = "\n".join([f"*{table}", *jumps, f"-F {chain}", f"-X {chain}", "COMMIT", ""])
+        run("iptables-legacy-restore", "-w", "--noflush", text=text)
+        names.append(f"chain {chain} (legacy iptables)")
+    return names
