@@ -100,6 +100,7 @@ def test_the_last_of_equal_keys_wins_and_null_sets_nothing() -> None:
         ({"EnableIPv4": False}, "only IPv4"),
         ({"EnableIPv4": "yes"}, "EnableIPv4 must be true or false"),
         ({"Backend": "vxlan"}, "Backend must be an object"),
+        ({"Backend": None}, "Backend must be an object"),
         ({"Backend": {}}, "Backend has no Type"),
         ({"Backend": {"Type": "vxlan", "VNI": 1 << 24}}, "VNI 16777216"),
         ({"Backend": {"Type": "vxlan", "Port": 65536}}, "Port 65536"),
