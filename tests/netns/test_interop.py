@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
@@ -151,3 +151,41 @@ def test_a_source_that_the_peer_does_not_hold_is_refused(mixed: Mixed) -> None:
     mixed.on_plain.run("ping", "-c2", "-i0.1", "-W1", "-I", forged, mixed.on_node.address, check=False)
     mixed.on_plain.ip("address", "del", f"{forged}/32", "dev", "eth0")
     assert mixed.node.counters().get(("from_wire", "spoofed_source"), 0) - before >= 2
+
+
+def reboot(mixed: Mixed, mac: str) -> None:
+    """What flanneld does after one: a device with another, random MAC, and the same key put again."""
+    mixed.plain.ip("link", "set", "flannel.1", "address", mac)
+    (ours,) = [row for row in mixed.node.json("lease", "list") if row["host"] == mixed.node.address]
+    flannel_peer(mixed.plain, ours)  # its neighbours went with the address
+    store = open_store(mixed.node.lab.store_url)
+    (lease,) = [each for each in store.snapshot().leases if each.subnet == SUBNET]
+    store.put(replace(lease, vtep_mac=MacAddress.parse(mac)), lease)
+    wait_until(lambda: mac in str(mixed.node.json("map", "dump", "peers")), 10, "the map follows")
+
+
+def test_a_flannel_host_that_rebooted_is_followed_to_its_new_mac(mixed: Mixed) -> None:
+    stream = UdpStream(mixed.on_node, mixed.on_plain, mixed.on_plain.address)
+    stream.advance(0.5)  # eBPF has an approval for it
+    try:
+        reboot(mixed, "02:11:22:33:44:66")
+        stream.advance(0.5)  # returns when datagrams arrive again
+        mixed.on_plain.run("ping", "-c2", "-i0.05", "-W2", mixed.on_node.address)
+        assert "02:11:22:33:44:66" in mixed.node.ip("neigh", "show", "dev", "ovnet.1")
+        assert VTEP_MAC not in mixed.node.run("bridge", "fdb", "show", "dev", "ovnet.1").stdout
+    finally:
+        stream.finish()
+        reboot(mixed, VTEP_MAC)
+
+
+def test_a_reservation_that_nobody_uses_yet_is_no_peer_and_harms_none(mixed: Mixed) -> None:
+    """It has a host, and no MAC that one could send to."""
+    store, before = open_store(mixed.node.lab.store_url), mixed.node.json("map", "dump", "peers")
+    reserved = store.put(Lease(IPv4Network("172.17.210.0/24"), IPv4Address("192.168.77.99")), None)
+    try:
+        wait_until(lambda: "172.17.210.0/24" in mixed.node.ovctl("status").stdout, 10, "it is told of")
+        assert mixed.node.json("map", "dump", "peers") == before
+        assert "172.17.210.0" not in mixed.node.ip("route")
+        mixed.on_node.run("ping", "-c2", "-i0.05", "-W2", mixed.on_plain.address)
+    finally:
+        store.delete(reserved)
