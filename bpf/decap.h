@@ -18,6 +18,14 @@ struct inner_header {
 	struct iphdr  ip;
 } __attribute__((packed, aligned(2)));
 
+/* Has the NIC or GRO verified the outer UDP checksum? GRO verifies before it merges, and
+ * marks the merged packet as it marks one that this machine sends: CHECKSUM_PARTIAL, which
+ * bpf_csum_level() does not tell from unverified. udp_rcv() takes both unseen. */
+static __always_inline int checksum_verified(struct __sk_buff *skb)
+{
+	return skb->gso_size || bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) >= 0;
+}
+
 /* What to do with a packet of nobody that we know: refuse it, but only if we know all. */
 static __always_inline enum reason nobodys(const struct node *self, enum reason refusal)
 {
@@ -185,9 +193,8 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 	if (bpf_ntohs(ip->tot_len) != skb->len - sizeof(*eth) ||
 	    bpf_ntohs(udp->len) != bpf_ntohs(ip->tot_len) - sizeof(*ip))
 		held = REASON_TRUNCATED; /* padding, or a lie */
-	else if (ip_checksum(ip) ||
-		 (udp->check && bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) < 0))
-		held = REASON_OUTER_CHECKSUM; /* no NIC has verified it, and we cannot */
+	else if (ip_checksum(ip) || (udp->check && !checksum_verified(skb)))
+		held = REASON_OUTER_CHECKSUM; /* the kernel can, and we cannot */
 	else if (skb->vlan_present)
 		held = REASON_VLAN;
 	vxlan = take(&cur, sizeof(*vxlan));

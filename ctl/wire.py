@@ -33,8 +33,11 @@ Fields = Mapping[str, Any]
 
 
 def _fold(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object as Go reads it: keys in any case, the last one wins, null sets nothing."""
-    return {key.lower(): value for key, value in pairs if value is not None}
+    """An object as Go reads it: keys in any case, the last one wins, null sets nothing.
+
+    Except for Backend, which flannel keeps as raw text: null is one, and no type.
+    """
+    return {key.lower(): value for key, value in pairs if value is not None or key.lower() == "backend"}
 
 
 _DECODER: Final = json.JSONDecoder(object_pairs_hook=_fold)

@@ -124,6 +124,7 @@ def test_the_last_of_equal_keys_wins_and_null_sets_nothing() -> None:
         ({"EnableIPv4": "yes"}, "EnableIPv4 must be true or false"),
         ({"Backend": "vxlan"}, "Backend must be an object"),
         ({"Backend": ["vxlan"]}, "Backend must be an object"),
+        ({"Backend": None}, "Backend must be an object"),
         ({"Backend": {}}, "Backend has no Type"),
         ({"Backend": {"Type": None}}, "Backend has no Type"),
         ({"Backend": {"Type": 5}}, "Type must be a string, not 5"),
