@@ -1,4 +1,4 @@
-"""Real etcd for tests: Debian's 3.4 and PyPI's 3.5, one member or three, on loopback.
+"""Real etcd for tests: Debian's 3.4 and PyPI's 3.5, one member or three, on loopback or on a host of a lab.
 
     with Etcd("3.5", directory) as etcd:
         etcd.start()
@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from tests.namespace import Netns
 from tests.process import Process, run, wait_until
 
 START_SECONDS = 30.0
@@ -57,12 +58,13 @@ class Member:
 
     @property
     def endpoint(self) -> str:
-        return f"{self._cluster.scheme}://127.0.0.1:{self.port}"
+        return f"{self._cluster.scheme}://{self._cluster.address}:{self.port}"
 
     def start(self) -> None:
         """Start, again with the same data; does not wait."""
         self._runs += 1
-        self.process = Process(self._argv(), self._cluster.directory / f"{self.name}-{self._runs}")
+        argv = self._cluster.inside(self._argv())
+        self.process = Process(argv, self._cluster.directory / f"{self.name}-{self._runs}")
 
     def _argv(self) -> list[str]:
         peer = f"http://127.0.0.1:{self.peer}"
@@ -94,7 +96,7 @@ class Member:
 
 
 class Etcd:
-    """A cluster. `flags` go to every member."""
+    """A cluster. `flags` go to every member; `place` and `address` are where clients reach it."""
 
     def __init__(
         self,
@@ -104,14 +106,21 @@ class Etcd:
         members: int = 1,
         flags: Sequence[str] = (),
         scheme: str = "http",
+        place: Netns | None = None,
+        address: str = "127.0.0.1",
     ) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self.version, self.directory, self.scheme = version, directory, scheme
+        self.place, self.address = place, address
         self.flags = list(flags)
         self.ctl_flags: list[str] = []
         self.token = "first"
         ports = free_ports(2 * members)
         self.members = [Member(self, f"m{n}", ports[2 * n], ports[2 * n + 1]) for n in range(members)]
+
+    def inside(self, argv: list[str]) -> list[str]:
+        """`argv`, run where the cluster is."""
+        return self.place.argv(*argv) if self.place else argv
 
     @property
     def initial(self) -> str:
@@ -121,7 +130,7 @@ class Etcd:
     def url(self) -> str:
         """What `--store` takes."""
         kind = "etcds" if self.scheme == "https" else "etcd"
-        return f"{kind}://" + ",".join(f"127.0.0.1:{member.port}" for member in self.members)
+        return f"{kind}://" + ",".join(f"{self.address}:{member.port}" for member in self.members)
 
     def __enter__(self) -> Self:
         return self
@@ -129,6 +138,10 @@ class Etcd:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Kill what runs of it. Twice is fine."""
         for member in self.members:
             if member.process is not None:
                 member.kill()
@@ -143,10 +156,10 @@ class Etcd:
 
     def ctl_argv(self, *arguments: str, endpoints: Sequence[str] = ()) -> list[str]:
         chosen = endpoints or [member.endpoint for member in self.members]
-        return [
+        return self.inside([
             "env", "ETCDCTL_API=3", _bundled("etcdctl"), "--endpoints", ",".join(chosen),
             "--command-timeout", "10s", *self.ctl_flags, *arguments,
-        ]  # fmt: skip
+        ])  # fmt: skip
 
     def ctl(self, *arguments: str, stdin: str | None = None) -> str:
         """Run etcdctl; what it printed."""

@@ -35,6 +35,7 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Self
 
+from tests.etcd import Etcd
 from tests.host import Container, Host, ovctl_argv
 from tests.namespace import REPOSITORY, Namespace, alive, end_processes
 from tests.process import CommandFailed, Process, TimedOut, run, wait_until
@@ -56,15 +57,13 @@ class Lab:
         self.store = self.dir / "leases.sqlite"
         self.settings = self.dir / "ovnet.toml"
         self.settings.write_text("")  # so that the machine's own settings do not count
+        self.store_url = f"sqlite://{self.store}"
+        """What `--store` takes."""
         self.hosts: list[Host] = []
         self._wire: Namespace | None = None
+        self._etcd: Etcd | None = None
         self._undo: list[Callable[[], None]] = [self._remove_dir]
         self._old_sigterm: SignalHandler = signal.SIG_DFL
-
-    @property
-    def store_url(self) -> str:
-        """What `--store` takes."""
-        return f"sqlite://{self.store}"
 
     def __enter__(self) -> Self:
         atexit.register(self.close)
@@ -137,6 +136,14 @@ class Lab:
         """A host that all hosts reach over the underlay, and that knows no overlay."""
         return self.host(name, str(UNDERLAY.broadcast_address - 1))
 
+    def etcd(self, version: str = "3.5") -> Etcd:
+        """A running etcd on a host of its own; it is the lab's store from now on."""
+        host = self.host("etcd", str(UNDERLAY.broadcast_address - 2))
+        self._etcd = Etcd(version, self.dir / "etcd-data", place=host, address=host.address)
+        self.at_close(self._etcd.stop)
+        self.store_url = self._etcd.start().url
+        return self._etcd
+
     def _host(self, name: str, address: str | None) -> Host:
         chosen = IPv4Address(address) if address else UNDERLAY.network_address + 11 + len(self.hosts)
         host = Host(self, name, chosen, UNDERLAY.prefixlen)
@@ -146,11 +153,13 @@ class Lab:
 
     def init_network(self, network: str = "172.17.0.0/16", subnet_len: int = 24, *flags: str) -> str:
         """`ovctl network init` in the lab's store; returns what it printed."""
+        argv = [*ovctl_argv(), "network", "init", "--network", network, "--subnet-len", str(subnet_len),
+                "--store", self.store_url, *flags]  # fmt: skip
         return run(
-            [*ovctl_argv(), "network", "init", "--network", network, "--subnet-len", str(subnet_len),
-             "--store", self.store_url, *flags],
-            cwd=REPOSITORY, env={**os.environ, "OVNET_CONFIG": str(self.settings)},
-        ).stdout  # fmt: skip
+            self._etcd.inside(argv) if self._etcd else argv,
+            cwd=REPOSITORY,
+            env={**os.environ, "OVNET_CONFIG": str(self.settings)},
+        ).stdout
 
     def leftovers(self) -> list[str]:
         """What of this lab exists on the machine, for people; empty after `close`."""
