@@ -18,7 +18,16 @@ from ctl.kernel.netlink import Netlink
 from ctl.kernel.tables import Fdb, Filters, Routes, VtepNeighbours
 from ctl.model import VXLAN_OVERHEAD, Bypass, IPv4Address, Lease, MacAddress, Network
 from ctl.plain import remove_tunnels
-from ctl.plan import Hops, PeerPlan, diff, plan_endpoints, plan_filters, plan_peers, remote_leases
+from ctl.plan import (
+    Hops,
+    PeerPlan,
+    diff,
+    plan_endpoints,
+    plan_filters,
+    plan_peers,
+    plan_questions,
+    remote_leases,
+)
 from ctl.ports import Table
 from ctl.report import KernelPort
 from ctl.site import Seen, Site, apply, apply_in_order, fitting
@@ -198,9 +207,10 @@ class VxlanBackend:
         ports = self._sort_ports(links, site.bridge)
         bridge = links.get(site.bridge)
         if bridge is not None:
-            self._endpoints(self.maps, plan_endpoints(
-                self._netlink.neighbours(site.bridge), ports, bridge, site.lease.subnet
-            ))  # fmt: skip
+            seen = self._netlink.neighbours(site.bridge)
+            self._endpoints(self.maps, plan_endpoints(seen, ports, bridge, site.lease.subnet))
+            for address in plan_questions(seen, site.lease.subnet) if ports else ():
+                self._netlink.ask(site.bridge, address)
         self._attach(site, ports, links)
 
     def _endpoints(self, opened: maps.Maps, found: dict[IPv4Address, EndpointEntry]) -> None:

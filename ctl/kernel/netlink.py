@@ -21,6 +21,8 @@ from ctl.model import MacAddress
 _IFF_UP: Final = 1
 NUD_USABLE: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 """Reachable, stale, delay, probe, permanent: there is a MAC (linux/neighbour.h)."""
+_NUD_UNASKED: Final = 0x02 | 0x04
+"""Reachable, stale."""
 _NUD_PERMANENT: Final = 0x80
 _RTM_F_FIB_MATCH: Final = 0x2000
 _RTN_UNICAST: Final = 1
@@ -131,13 +133,19 @@ class Netlink:
                 for m in entries
                 if m["state"] & NUD_USABLE and m.get("NDA_LLADDR")
             }
+            unasked = frozenset(IPv4Address(m.get("NDA_DST")) for m in entries if m["state"] & _NUD_UNASKED)
             ports = {
                 MacAddress.parse(m.get("NDA_LLADDR")): m["ifindex"]
                 for m in self.ipr.get_neighbours(family=AF_BRIDGE)
                 # Permanent: the port's own address, not that of something behind it.
                 if m.get("NDA_MASTER") == bridge and not m["state"] & _NUD_PERMANENT
             }
-        return Neighbours(macs, ports)
+        return Neighbours(macs, ports, unasked)
+
+    def ask(self, bridge: int, address: IPv4Address) -> None:
+        """Have the kernel verify a container's MAC by ARP, now."""
+        with self.doing(f"ask for {address}"), suppress_missing():
+            self.ipr.neigh("change", dst=str(address), ifindex=bridge, state="probe")
 
     def ensure_vxlan(self, want: VxlanDevice, links: dict[int, Link]) -> int:
         """Make the vxlan device what it has to be; returns its ifindex.
@@ -263,7 +271,7 @@ def words(error: NetlinkError) -> str:
 
 @contextmanager
 def suppress_missing() -> Iterator[None]:
-    """What is to be removed may be gone already."""
+    """What is to be removed, or asked for, may be gone already."""
     try:
         yield
     except NetlinkError as error:

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 from ctl.abi import PEER_F_KERNEL_PATH
 from ctl.host import FilterKey, Hop, Link, Neighbours, Route
 from ctl.model import Lease, MacAddress
-from ctl.plan import plan_endpoints, plan_filters, plan_peers, plan_routes, remote_leases
+from ctl.plan import (
+    plan_endpoints,
+    plan_filters,
+    plan_peers,
+    plan_questions,
+    plan_routes,
+    remote_leases,
+)
 from tests.unit.strategies import NETWORK, leases
 
 OWN = Lease(IPv4Network("172.17.1.0/24"), IPv4Address("10.0.0.1"), MacAddress.local(bytes(6)), 1)
@@ -168,6 +175,16 @@ def test_a_container_is_where_bridge_and_neighbour_table_say() -> None:
 )
 def test_a_container_half_known_is_not_bypassed(seen: Neighbours) -> None:
     assert plan_endpoints(seen, {5: link(5)}, BRIDGE, OWN.subnet) == {}
+
+
+def test_a_container_on_no_port_is_asked_for_once() -> None:
+    macs = {CONTAINER: CONTAINER_MAC}
+    lost = Neighbours(macs, {}, frozenset(macs))
+    assert plan_questions(lost, OWN.subnet) == [CONTAINER]
+    assert plan_questions(replace(lost, unasked=frozenset()), OWN.subnet) == [], "it is being asked"
+    assert plan_questions(replace(lost, ports={CONTAINER_MAC: 5}), OWN.subnet) == []
+    stranger = IPv4Address("192.168.0.2")
+    assert plan_questions(Neighbours({stranger: CONTAINER_MAC}, {}, frozenset({stranger})), OWN.subnet) == []
 
 
 def test_programs_hang_on_uplink_vxlan_device_and_ports() -> None:
