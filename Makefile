@@ -12,6 +12,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  make demo DOCKER=1      the demo with real dockerd on both hosts"
+	@echo "  make demo STORY=1       all backends, and what each puts on the wire"
 	@echo "  make test-unit ARGS='-k lease -x'"
 
 .PHONY: setup
@@ -28,7 +29,7 @@ ready:
 
 .PHONY: demo
 demo: ready ## two hosts, containers, the registry story, in under two minutes (root)
-	@$(BIN)/python -m tests.demo $(if $(DOCKER),--docker)
+	@$(BIN)/python -m tests.demo $(if $(DOCKER),--docker) $(if $(STORY),--story)
 
 .PHONY: test
 test: lint ## lint, then all rings of tests, cheapest first (root)

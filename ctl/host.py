@@ -88,6 +88,8 @@ class Neighbours:
     macs: dict[IPv4Address, MacAddress]
     ports: dict[MacAddress, int]
     """Port's ifindex by MAC, from the bridge's forwarding database."""
+    unasked: frozenset[IPv4Address] = frozenset()
+    """Of `macs`, those whose MAC the kernel takes for granted for now: reachable or stale."""
 
 
 @dataclass(frozen=True, slots=True)

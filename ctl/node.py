@@ -194,7 +194,12 @@ class Node:
         """Masquerade, forwarding, and what may come in as VXLAN."""
         assert self.backend is not None, "preflight() comes first"
         tunnel = self.backend.tunnel(self.site(network, lease))
-        masquerade = self.settings.ip_masq
-        if self._firewall.ensure(network.network, lease.subnet, masquerade=masquerade, tunnel=tunnel):
+        if self._firewall.ensure(
+            network.network,
+            lease.subnet,
+            masquerade=self.settings.ip_masq,
+            tunnel=tunnel,
+            bridge=self.settings.bridge,
+        ):
             self.seen.count("firewall", 1)
         self.seen.problems["flanneld"] = self.takeover.remove_rules(network)

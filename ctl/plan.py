@@ -61,6 +61,15 @@ def plan_endpoints(
     return found
 
 
+def plan_questions(seen: Neighbours, subnet: IPv4Network) -> list[IPv4Address]:
+    """Containers of ours to ask for by ARP: the bridge does not know where their MAC is.
+
+    So it is after a container took the address, and so the MAC, of one that is gone, and
+    only listens: the kernel believes the old answer for a minute, and the bridge floods.
+    """
+    return sorted(a for a in seen.unasked if a in subnet and seen.macs.get(a) not in seen.ports)
+
+
 def plan_filters(
     programs: Mapping[str, int], uplink: int, vxlan: int, ports: Iterable[int]
 ) -> dict[FilterKey, Filter]:

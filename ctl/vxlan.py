@@ -20,7 +20,7 @@ from ctl.kernel.tables import Filters
 from ctl.model import VXLAN_OVERHEAD, Bypass, IPv4Address, Lease, MacAddress, Network
 from ctl.peering import Peering
 from ctl.plain import remove_tunnels
-from ctl.plan import diff, plan_endpoints, plan_filters
+from ctl.plan import diff, plan_endpoints, plan_filters, plan_questions
 from ctl.report import KernelPort
 from ctl.site import Seen, Site, apply, apply_fitting
 
@@ -173,9 +173,11 @@ class VxlanBackend:
         ports = self._sort_ports(links, site.bridge)
         bridge = links.get(site.bridge)
         if bridge is not None:
-            self._endpoints(self.maps, {} if site.fenced else plan_endpoints(
-                self._netlink.neighbours(site.bridge), ports, bridge, site.lease.subnet
-            ))  # fmt: skip
+            seen = self._netlink.neighbours(site.bridge)
+            found = {} if site.fenced else plan_endpoints(seen, ports, bridge, site.lease.subnet)
+            self._endpoints(self.maps, found)
+            for address in plan_questions(seen, site.lease.subnet) if ports else ():
+                self._netlink.ask(site.bridge, address)
         self._attach(site, ports, links)
 
     def _endpoints(self, opened: maps.Maps, found: dict[IPv4Address, EndpointEntry]) -> None:

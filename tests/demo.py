@@ -1,4 +1,4 @@
-"""The product at work, from nothing to nothing: `make demo`, `make demo DOCKER=1`.
+"""The product at work, from nothing to nothing: `make demo`, `make demo DOCKER=1`, `make demo STORY=1`.
 
 Two hosts and an outside one in network namespaces, a container on each host, and eight
 steps. Each shows the commands that it runs and what they print, and checks what it
@@ -21,6 +21,7 @@ from tests.docker import DockerContainer, Dockerd, flags_from_lease
 from tests.host import METRICS_PORT, Agent
 from tests.lab import CommandFailed, Container, Host, Lab, TimedOut, wait_until
 from tests.screen import ClaimFailed, expect, heading, show, tell
+from tests.story import Story
 from tests.stream import UdpStream
 
 NETWORK = IPv4Network("172.17.0.0/16")
@@ -241,7 +242,7 @@ class DockerDemo(Demo):
             docker.remove()
 
 
-def tell_story(kind: type[Demo], lab: Lab) -> None:
+def tell_story(kind: type[Demo] | type[Story], lab: Lab) -> None:
     """All steps on a new lab; it is removed also when one fails."""
     with lab:
         demo = kind(lab)
@@ -250,11 +251,11 @@ def tell_story(kind: type[Demo], lab: Lab) -> None:
                 step()
 
 
-def run(docker: bool) -> int:
+def run(kind: type[Demo] | type[Story]) -> int:
     """The demo, then what is left of it; returns the exit code."""
     started, lab, code = time.monotonic(), Lab(), 0
     try:
-        tell_story(DockerDemo if docker else Demo, lab)
+        tell_story(kind, lab)
     except (ClaimFailed, CommandFailed, TimedOut) as error:
         print(f"\ndemo: FAILED: {error}", file=sys.stderr)
         code = 1
@@ -274,11 +275,15 @@ def run(docker: bool) -> int:
 def main() -> int:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(prog="python -m tests.demo", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--docker", action="store_true", help="containers by dockerd on both hosts")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--docker", action="store_const", dest="kind", const=DockerDemo, default=Demo,
+                       help="containers by dockerd on both hosts")  # fmt: skip
+    which.add_argument("--story", action="store_const", dest="kind", const=Story,
+                       help="the backends one after the other, and what is on the wire")  # fmt: skip
     args = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("demo: needs root, for network namespaces and BPF: run it as root")
-    return run(args.docker)
+    return run(args.kind)
 
 
 if __name__ == "__main__":

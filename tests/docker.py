@@ -37,13 +37,24 @@ class DockerContainer(Netns):
 
     def __init__(self, docker: Dockerd, name: str) -> None:
         self.name, self.docker = name, docker
-        shown = docker.docker("inspect", "--format", "{{.NetworkSettings.IPAddress}} {{.State.Pid}}", name)
-        self.address, pid = shown.split()
-        super().__init__(Path(f"/proc/{pid}/ns/net"), docker.host.lab.dir)
+        self.address, path = self._look()
+        super().__init__(path, docker.host.lab.dir)
+
+    def _look(self) -> tuple[str, Path]:
+        """Its address (it is on one network only) and its network namespace, now."""
+        address = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}"
+        shown = self.docker.docker("inspect", "--format", f"{address} {{{{.State.Pid}}}}", self.name)
+        address, pid = shown.split()
+        return address, Path(f"/proc/{pid}/ns/net")
 
     @property
     def label(self) -> str:
         return f"docker-{self.name}"
+
+    @property
+    def id(self) -> str:
+        """Docker's, whole."""
+        return self.docker.docker("inspect", "--format", "{{.Id}}", self.name).strip()
 
     def execute(self, *command: str) -> str:
         """`docker exec`; returns its stdout."""
@@ -52,6 +63,16 @@ class DockerContainer(Netns):
     def logs(self) -> str:
         """What its main process printed on stdout."""
         return self.docker.docker("logs", self.name)
+
+    def stop(self) -> None:
+        """Kill its processes; it gives its address back."""
+        self.stop_processes()
+        self.docker.docker("stop", "--time", "0", self.name)
+
+    def start(self) -> None:
+        """Start it again, stopped or running, with the address that is its now."""
+        self.docker.docker("restart", "--time", "0", self.name)
+        self.address, self.path = self._look()
 
     def remove(self) -> None:
         self.stop_processes()
@@ -64,6 +85,7 @@ class Dockerd:
     def __init__(self, host: Host, *flags: str) -> None:
         """Start it with the flags given; see `flags_from_lease`. Returns when it answers."""
         self.host = host
+        self.containers: list[DockerContainer] = []
         self.root = host.lab.dir / f"docker-{host.name}"
         self.root.mkdir()
         (self.root / "daemon.json").write_text("{}")  # not the machine's own
@@ -108,10 +130,13 @@ class Dockerd:
         self.docker("run", "--detach", "--name", name,
                     "--volume", "/usr:/usr:ro", "--volume", f"{REPOSITORY}:/ovnet:ro", "--workdir", "/ovnet",
                     *options, IMAGE, *command)  # fmt: skip
-        return DockerContainer(self, name)
+        self.containers.append(DockerContainer(self, name))
+        return self.containers[-1]
 
     def remove(self) -> None:
         """Remove its containers, stop it, delete its files and control groups. Twice is fine."""
+        for container in self.containers:
+            container.stop_processes()  # these are in its network namespace only
         if self.daemon.poll() is None:
             names = self.docker("ps", "--all", "--quiet").split()
             if names:

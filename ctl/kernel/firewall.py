@@ -9,6 +9,7 @@ what is forwarded from and to the overlay (Docker sets FORWARD's policy to DROP)
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
@@ -68,7 +69,13 @@ class Firewall:
         self._applied = self._shown = ""
 
     def ensure(
-        self, network: IPv4Network, own: IPv4Network, *, masquerade: bool, tunnel: Tunnel | None = None
+        self,
+        network: IPv4Network,
+        own: IPv4Network,
+        *,
+        masquerade: bool,
+        tunnel: Tunnel | None = None,
+        bridge: str = "",
     ) -> bool:
         """Make the rules what they have to be; True if something was changed. KernelError.
 
@@ -81,7 +88,7 @@ class Firewall:
             # Declared, deleted, made anew: all in one transaction, whether it was there or not.
             run("nft", "-f", "-", text=f"table ip {TABLE}\ndelete table ip {TABLE}\n{wanted}")
             self._applied, self._shown = wanted, _show()
-        return _ensure_forwarding(network) or changed
+        return _ensure_forwarding(network, bridge) or changed
 
 
 def _show() -> str:
@@ -89,12 +96,24 @@ def _show() -> str:
     return run("nft", "-s", "list", "table", "ip", TABLE, check=False)
 
 
-def _ensure_forwarding(network: IPv4Network) -> bool:
+def forward_rules(network: IPv4Network, bridge: str, forward: Sequence[str]) -> list[str]:
+    """Our chain, as iptables lists it, beside these rules of FORWARD.
+
+    dockerd --icc=false appends its drop, which with br_netfilter is about bridged packets
+    too: behind our jump, where an accept of ours would forestall it.
+    """
+    rules = [f"-A {CHAIN} -{side} {network} -j ACCEPT" for side in "sd"]
+    if f"-A FORWARD -i {bridge} -o {bridge} -j DROP" in forward:
+        rules.insert(0, f"-A {CHAIN} -i {bridge} -o {bridge} -j RETURN")
+    return rules
+
+
+def _ensure_forwarding(network: IPv4Network, bridge: str) -> bool:
     if not shutil.which("iptables"):
         return False
-    rules = [f"-A {CHAIN} -{side} {network} -j ACCEPT" for side in "sd"]
     present = run("iptables", "-w", "-S", CHAIN, check=False).splitlines()
     jump = run("iptables", "-w", "-S", "FORWARD").splitlines()
+    rules = forward_rules(network, bridge, jump)
     if present == [f"-N {CHAIN}", *rules] and f"-A FORWARD -j {CHAIN}" in jump:
         return False
     text = "\n".join(["*filter", f":{CHAIN} - [0:0]", *rules, "COMMIT", ""])

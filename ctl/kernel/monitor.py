@@ -261,8 +261,11 @@ class Monitor:
 
 
 def classify_rules(data: bytes) -> frozenset[Change]:
-    """What nftables' messages (nfnetlink) may have changed: only those that name us count."""
-    ours = any(name.encode() + b"\0" in data for name in (TABLE, CHAIN))
+    """What nftables' messages (nfnetlink) may have changed.
+
+    Only those count that name us, or iptables' chain in which we stand with others.
+    """
+    ours = any(name.encode() + b"\0" in data for name in (TABLE, CHAIN, "FORWARD"))
     return frozenset({Change.FIREWALL}) if ours else frozenset()
 
 

@@ -33,6 +33,8 @@ from ctl.model import MacAddress
 _IFF_UP: Final = 1
 NUD_USABLE: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 """Reachable, stale, delay, probe, permanent: there is a MAC (linux/neighbour.h)."""
+_NUD_UNASKED: Final = 0x02 | 0x04
+"""Reachable, stale."""
 _NUD_PERMANENT: Final = 0x80
 GONE: Final = (0, errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EINVAL)
 """How the kernel answers a removal that worked, or that someone else was quicker with."""
@@ -81,15 +83,14 @@ class Netlink:
     def neighbours(self, bridge: int) -> Neighbours:
         """Containers' addresses and MACs, as bridge and neighbour table know them."""
         which = bridge.to_bytes(4, sys.byteorder)
-        addresses = self.rtnl.dump(
-            RTM_GETNEIGH, NDMSG.pack(AF_INET, 0, 0, 0, 0) + attribute(NDA_IFINDEX, which)
-        )
+        request = NDMSG.pack(AF_INET, 0, 0, 0, 0) + attribute(NDA_IFINDEX, which)
+        addresses = list(map(_neighbour, self.rtnl.dump(RTM_GETNEIGH, request)))
         # By the bridge, or the kernel would list every peer's entry of the vxlan device too.
         ports = self.rtnl.dump(RTM_GETNEIGH, NDMSG.pack(AF_BRIDGE, 0, 0, 0, 0) + attribute(NDA_MASTER, which))
         return Neighbours(
             {
                 IPv4Address(found[NDA_DST]): MacAddress(found[NDA_LLADDR])
-                for _, state, found in map(_neighbour, addresses)
+                for _, state, found in addresses
                 if state & NUD_USABLE and NDA_LLADDR in found
             },
             {
@@ -98,7 +99,13 @@ class Netlink:
                 # Permanent: the port's own address, not that of something behind it.
                 if found.get(NDA_MASTER) == which and not state & _NUD_PERMANENT
             },
+            frozenset(IPv4Address(found[NDA_DST]) for _, state, found in addresses if state & _NUD_UNASKED),
         )
+
+    def ask(self, bridge: int, address: IPv4Address) -> None:
+        """Have the kernel verify a container's MAC by ARP, now."""
+        with self.doing(f"ask for {address}"), suppress_missing():
+            self.ipr.neigh("change", dst=str(address), ifindex=bridge, state="probe")
 
     def ensure_vxlan(self, want: VxlanDevice, links: dict[int, Link]) -> int:
         """Make the vxlan device what it has to be; returns its ifindex.
@@ -226,7 +233,7 @@ def words(error: NetlinkError) -> str:
 
 @contextmanager
 def suppress_missing() -> Iterator[None]:
-    """What is to be removed may be gone already."""
+    """What is to be removed, or asked for, may be gone already."""
     try:
         yield
     except NetlinkError as error:

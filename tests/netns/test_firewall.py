@@ -42,10 +42,15 @@ class Site:
     sink: socket.socket
 
     def ensure(self, tunnel: Tunnel | None = TUNNEL) -> bool:
-        return self.host.call(lambda: self.rules.ensure(NETWORK, OWN, masquerade=True, tunnel=tunnel))
+        return self.host.call(
+            lambda: self.rules.ensure(NETWORK, OWN, masquerade=True, tunnel=tunnel, bridge="inner0")
+        )
 
     def listing(self) -> str:
         return self.host.run("nft", "-s", "list", "table", "ip", "ovnet", check=False).stdout
+
+    def chain(self) -> list[str]:
+        return self.host.run("iptables", "-S", "OVNET-FWD").stdout.splitlines()
 
     def delivered(self, sender: Namespace, to: str, vni: int = VNI) -> bool:
         """Whether a VXLAN packet sent to `to` comes out of the host's vxlan device, or is dropped."""
@@ -188,6 +193,20 @@ def test_what_others_changed_is_mended(site: Site, damage: str) -> None:
     site.rules = Firewall()
     site.ensure()
     assert site.listing() == before
+
+
+def test_a_drop_between_containers_of_the_bridge_is_not_forestalled(site: Site) -> None:
+    """Dockerd --icc=false appends its rule, so behind our jump if the agent was first."""
+    site.ensure()
+    rule = ("FORWARD", "-i", "inner0", "-o", "inner0", "-j", "DROP")
+    accepts = [f"-A OVNET-FWD -{side} {NETWORK} -j ACCEPT" for side in "sd"]
+    site.host.run("iptables", "-A", *rule)
+    assert site.ensure() is True
+    assert site.chain() == ["-N OVNET-FWD", "-A OVNET-FWD -i inner0 -o inner0 -j RETURN", *accepts]
+    assert site.ensure() is False
+    site.host.run("iptables", "-D", *rule)
+    assert site.ensure() is True
+    assert site.chain() == ["-N OVNET-FWD", *accepts]
 
 
 def test_our_rules_go_and_no_others(site: Site) -> None:

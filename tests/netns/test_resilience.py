@@ -281,6 +281,21 @@ def test_second_agent_in_the_same_namespace_is_refused(lab: Lab) -> None:
     pair.agents["a"] = a.agent(*FAST)
 
 
+def test_a_silent_container_that_took_anothers_address_is_bypassed_soon(pair: Pair) -> None:
+    """The host need not ask for its MAC, the bridge knows no port of it and floods."""
+    address = str(pair.b.gateway.ip + 99)
+    first = pair.b.container("first", address)
+    pair.on_a.run("ping", "-c3", "-i0.05", "-W2", address)
+    first.remove()
+    second = pair.b.container("second", address)
+    stream = UdpStream(pair.on_a, second, address)
+    before = pair.b.bypassed()[0]
+    wait_until(lambda: pair.b.bypassed()[0] - before > 500, SOON, "eBPF carries it")
+    sent, tally = stream.finish()
+    assert tally.received > 0 and tally.duplicates == 0
+    second.remove()
+
+
 def test_deleted_bridge_is_made_again(pair: Pair) -> None:
     a = pair.a
     address = str(a.gateway)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
 from ctl.host import FilterKey, Link, Neighbours
 from ctl.model import MacAddress
-from ctl.plan import plan_endpoints, plan_filters
+from ctl.plan import plan_endpoints, plan_filters, plan_questions
 
 OWN_SUBNET = IPv4Network("172.17.1.0/24")
 
@@ -42,6 +43,16 @@ def test_a_container_is_where_bridge_and_neighbour_table_say() -> None:
 )
 def test_a_container_half_known_is_not_bypassed(seen: Neighbours) -> None:
     assert plan_endpoints(seen, {5: link(5)}, BRIDGE, OWN_SUBNET) == {}
+
+
+def test_a_container_on_no_port_is_asked_for_once() -> None:
+    macs = {CONTAINER: CONTAINER_MAC}
+    lost = Neighbours(macs, {}, frozenset(macs))
+    assert plan_questions(lost, OWN_SUBNET) == [CONTAINER]
+    assert plan_questions(replace(lost, unasked=frozenset()), OWN_SUBNET) == [], "it is being asked"
+    assert plan_questions(replace(lost, ports={CONTAINER_MAC: 5}), OWN_SUBNET) == []
+    stranger = IPv4Address("192.168.0.2")
+    assert plan_questions(Neighbours({stranger: CONTAINER_MAC}, {}, frozenset({stranger})), OWN_SUBNET) == []
 
 
 def test_programs_hang_on_uplink_vxlan_device_and_ports() -> None:
