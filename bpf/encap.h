@@ -13,8 +13,7 @@
 		     BPF_F_ADJ_ROOM_ENCAP_L2(sizeof(struct ethhdr)) |                  \
 		     BPF_F_ADJ_ROOM_ENCAP_L2_ETH)
 
-/* Does what leaves fit the underlay? A GSO packet leaves as segments. Padding counts: it
- * is not trimmed here, as ip_rcv() would. */
+/* Does what leaves fit the underlay? A GSO packet leaves as segments. */
 static __always_inline int oversize(const struct __sk_buff *skb, const struct node *self,
 				    const struct iphdr *ip, const struct l4 *l4)
 {

@@ -50,7 +50,7 @@ _TABLE: Final = (
     Reason(15, "peer_kernel_path", _PASS, "peer has no route that eBPF may use"),
     Reason(16, "bypass_off", _PASS, "bypass is off"),
     Reason(17, "not_routed", _PASS, "frame not addressed to the gateway"),
-    Reason(18, "truncated", _PASS, "shorter than its headers say"),
+    Reason(18, "truncated", _PASS, "length is not what its headers say"),
     Reason(19, "protocol", _PASS, "not TCP, UDP or ICMP echo"),
     Reason(20, "vxlan_header", _PASS, "VXLAN flags or VNI not ours"),
     Reason(21, "inner_mac", _PASS, "inner MAC addresses not of this VTEP"),

@@ -250,15 +250,9 @@ def test_cut_at_every_byte_it_never_leaves(datapath: Datapath) -> None:
         assert (result.action, result.reason) == (Action.UNSPEC, "truncated")
 
 
-def test_padding_goes_along(datapath: Datapath) -> None:
-    tunnel = carried(datapath, sent() + bytes(10), flow_out())
-    assert tunnel.frame[14:] == forwarded(sent()[14:]) + bytes(10)
-    assert tunnel.ip.total == len(sent()) + 10 + 36
-
-
 def test_any_total_length_is_either_right_or_refused(datapath: Datapath) -> None:
     datapath.approve(flow_out())
     lengths = random.Random(1).sample(range(0x10000), 200) + list(range(60))
     for total in lengths:
         result = datapath.run("from_container", sent(total=total))
-        assert result.reason == ("encap" if 28 <= total <= len(sent()) - 14 else "truncated")
+        assert result.reason == ("encap" if total == len(sent()) - 14 else "truncated")
