@@ -103,6 +103,8 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct n
 	why = ip_obstacle(ip, len - sizeof(*eth));
 	if (why)
 		return why;
+	if (ip_checksum(ip))
+		return REASON_INNER_CHECKSUM;
 	endpoint = endpoint_of(ip->daddr);
 	if (!endpoint)
 		return REASON_NO_ENDPOINT;

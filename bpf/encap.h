@@ -122,6 +122,9 @@ static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
 	why = ip_obstacle(ip, skb->len - sizeof(*eth));
 	if (why)
 		return why;
+	/* ip_rcv() would drop it; we would forward it, damage and all. */
+	if (ip_checksum(ip))
+		return REASON_INNER_CHECKSUM;
 	source = endpoint_of(ip->saddr);
 	if (!source || source->ifindex != skb->ifindex)
 		return REASON_NO_ENDPOINT; /* unknown yet, or another container's address */
