@@ -126,8 +126,9 @@ static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
 	if (ip_checksum(ip))
 		return REASON_INNER_CHECKSUM;
 	source = endpoint_of(ip->saddr);
-	if (!source || source->ifindex != skb->ifindex)
-		return REASON_NO_ENDPOINT; /* unknown yet, or another container's address */
+	/* Unknown yet, another container's address, or a MAC that is for the bridge to judge. */
+	if (!source || source->ifindex != skb->ifindex || !same_mac(eth->h_source, source->mac))
+		return REASON_NO_ENDPOINT;
 	if (!same_mac(eth->h_dest, source->bridge_mac))
 		return REASON_NOT_ROUTED;
 	why = take_flow(&cur, ip, DIR_OUT, skb->ifindex, &key, &l4);

@@ -144,6 +144,8 @@ OUT = [
          lambda d: (node(approval_ttl_ns=10**9)(d), approved(age_s=1.1)(d))),
     Case("source of nobody", "from_container", "no_endpoint", sent(src=IPv4Address("10.1.1.99")), approved()),
     Case("source of a container on another port", "from_container", "no_endpoint", sent(src=OTHER)),
+    Case("from another MAC", "from_container", "no_endpoint",
+         FRAME[:6] + b"\2\x99\0\0\0\1" + FRAME[12:], approved()),
     Case("source of the peer", "from_container", "no_endpoint", sent(src=REMOTE)),
     Case("kernel path only", "from_container", "peer_kernel_path", FRAME,
          lambda d: (approved()(d), peer(flags=PEER_F_KERNEL_PATH)(d))),
