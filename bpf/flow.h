@@ -34,12 +34,16 @@ static __always_inline enum reason take_l4(struct cursor *cur, const struct iphd
 		key->dport = tcp->dest;
 		l4->header_len = tcp->doff * 4;
 		l4->control = tcp->syn | tcp->fin | tcp->rst;
-		return 0;
+		/* With none of these and no ACK it is of no connection (tcp_valid_flags of
+		 * conntrack), so there is nothing to forget either. */
+		return l4->control | tcp->ack ? 0 : REASON_TCP_CONTROL;
 	}
 	if (ip->protocol == IPPROTO_UDP) {
 		struct udphdr *udp = take_udp(cur);
 
-		if (!udp)
+		/* conntrack calls a length that cannot be invalid. */
+		if (!udp || bpf_ntohs(udp->len) < sizeof(*udp) ||
+		    bpf_ntohs(udp->len) > bpf_ntohs(ip->tot_len) - sizeof(*ip))
 			return REASON_TRUNCATED;
 		key->sport = udp->source;
 		key->dport = udp->dest;

@@ -42,7 +42,7 @@ _TABLE: Final = (
     Reason(7, "fragment", _PASS, "fragment of a container's packet"),
     Reason(8, "ttl", _PASS, "TTL runs out at this node"),
     Reason(9, "oversize", _PASS, "larger than the overlay's MTU"),
-    Reason(10, "tcp_control", _PASS, "TCP SYN, FIN or RST"),
+    Reason(10, "tcp_control", _PASS, "TCP SYN, FIN or RST, or no ACK"),
     Reason(11, "flow_unknown", _PASS, "flow not approved yet"),
     Reason(12, "flow_expired", _PASS, "approval expired: one packet renews it"),
     Reason(13, "no_endpoint", _PASS, "container address not known on any port"),
