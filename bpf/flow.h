@@ -86,6 +86,16 @@ static __always_inline enum reason take_flow(struct cursor *cur, const struct ip
 	return 0;
 }
 
+/* Is an IP packet of `len` bytes larger than the overlay's MTU? A GSO packet counts as
+ * its segments. */
+static __always_inline int oversize(const struct node *self, const struct l4 *l4, __u32 len,
+				    __u32 gso_size)
+{
+	if (gso_size)
+		len = sizeof(struct iphdr) + l4->header_len + gso_size;
+	return len > self->mtu;
+}
+
 /* Keyed 64-bit multiply-and-fold mix of all 20 bytes. Never 0, which means "none". */
 static __always_inline __u32 flow_hash(const struct flow_key *key, __u64 seed)
 {
