@@ -25,7 +25,7 @@ class HostGwBackend(PlainBackend):
     def reconcile_routes(self, site: Site, leases: Sequence[Lease]) -> None:
         """A route to each host on our link; the others are named as problems."""
         remote, problems = remote_leases(leases, site.lease, site.network)
-        hops = {each.host: self._netlink.hop(each.host, site.uplink) for each in remote}
+        hops = {each.host: self._netlink.hop(each.host, site.uplink, site.mtu) for each in remote}
         plan = plan_routes(remote, hops)
         table = Routes(self._netlink)
         apply("routes", table, diff(plan.routes, table.read()), self._seen)

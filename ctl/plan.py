@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from ctl.abi import PEER_F_KERNEL_PATH, EndpointEntry, PeerEntry
 from ctl.host import Filter, FilterKey, Hop, Link, Neighbours, Route
-from ctl.model import Lease, MacAddress, Network
+from ctl.model import VXLAN_OVERHEAD, Lease, MacAddress, Network
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -120,7 +120,7 @@ def plan_routes(leases: Iterable[Lease], hops: Hops) -> PeerPlan:
     for lease in leases:
         hop = hops.get(lease.host)
         if hop is not None and hop.next_hop == lease.host:
-            plan.routes[lease.subnet] = Route(lease.host, hop.ifindex)
+            plan.routes[lease.subnet] = Route(lease.host, hop.ifindex, mtu=hop.mtu)
         else:
             name = lease.node or lease.host
             problems.append(f"lease {lease.subnet} of {name} not routed: {lease.host} is not on our link")
@@ -141,11 +141,15 @@ def plan_peers(leases: Iterable[Lease], network: Network, hops: Hops, vxlan: int
         hop = hops.get(lease.host)
         direct = network.direct_routing and hop is not None and hop.next_hop == lease.host
         if hop is not None and direct:
-            plan.routes[lease.subnet] = Route(lease.host, hop.ifindex)
+            plan.routes[lease.subnet] = Route(lease.host, hop.ifindex, mtu=hop.mtu)
         else:
-            plan.routes[lease.subnet] = Route(lease.vtep_ip, vxlan, onlink=True)
+            # Without it the device would fragment outside, where VTEPs must not (RFC 7348, 4.3).
+            inner = hop.mtu - VXLAN_OVERHEAD if hop is not None and hop.mtu else 0
+            plan.routes[lease.subnet] = Route(lease.vtep_ip, vxlan, onlink=True, mtu=inner)
         plan.vteps[lease.host] = True
-        for block, entry in _blocks(lease, network, None if direct else hop):
+        # The programs know one MTU for all peers: who has a smaller one is the kernel path's.
+        usable = hop if hop is not None and not direct and not hop.mtu else None
+        for block, entry in _blocks(lease, network, usable):
             plan.peers[block] = _merge(plan.peers.get(block), entry)
     return plan
 

@@ -114,7 +114,12 @@ class VxlanBackend:
         ipsec = xfrm.has_policies()
         text = "IPsec policies are set: all peers by the kernel path, which meets them"
         self._seen.problems["ipsec"] = (text,) if ipsec else ()
-        return {} if ipsec else {each.host: self._netlink.hop(each.host, site.uplink) for each in remote}
+        underlay = site.mtu + self.overhead
+        return (
+            {}
+            if ipsec
+            else {each.host: self._netlink.hop(each.host, site.uplink, underlay) for each in remote}
+        )
 
     def load(self, site: Site) -> None:
         """Maps and programs: adopted, or made. The kernel path is in place already."""

@@ -98,11 +98,11 @@ class Netlink:
         with self.doing("find the default route's interface"):
             return links[best.get("RTA_OIF")]
 
-    def hop(self, host: IPv4Address, uplink: Uplink) -> Hop | None:
-        """How the FIB takes packets from `uplink`'s address to `host`; None if eBPF cannot.
+    def hop(self, host: IPv4Address, uplink: Uplink, mtu: int) -> Hop | None:
+        """How the FIB takes packets from `uplink`'s address to `host`; None if we cannot say.
 
         That is: no route, a local or unreachable one, one over several interfaces, over
-        an IPv6 neighbour or another tunnel, or with a smaller MTU than the uplink's.
+        an IPv6 neighbour or another tunnel. `mtu`: of the largest packets that we send.
         """
         try:
             # The route itself, not one path that was picked of it.
@@ -113,14 +113,13 @@ class Netlink:
             raise KernelError(f"route to {host}: {words(error)}") from error
         if reply["type"] != _RTN_UNICAST or reply.get("RTA_VIA") or reply.get("RTA_ENCAP"):
             return None
-        mtu = reply.get(("metrics", "mtu"))
-        if mtu and mtu < uplink.link.mtu:
-            return None
+        own = reply.get(("metrics", "mtu")) or mtu
+        smaller = own if own < mtu else 0
         if paths := reply.get("RTA_MULTIPATH"):
             interfaces = {path["oif"] for path in paths}
-            return Hop(interfaces.pop(), None) if len(interfaces) == 1 else None
+            return Hop(interfaces.pop(), None, smaller) if len(interfaces) == 1 else None
         gateway = reply.get("RTA_GATEWAY")
-        return Hop(reply.get("RTA_OIF"), IPv4Address(gateway) if gateway else host)
+        return Hop(reply.get("RTA_OIF"), IPv4Address(gateway) if gateway else host, smaller)
 
     def neighbours(self, bridge: int) -> Neighbours:
         """Containers' addresses and MACs, as bridge and neighbour table know them."""

@@ -72,6 +72,7 @@ class Routes:
                     IPv4Address(m.get("RTA_GATEWAY") or 0),
                     m.get("RTA_OIF") or 0,
                     bool(m["flags"] & _RTNH_F_ONLINK),
+                    m.get(("metrics", "mtu")) or 0,
                 )
                 for m in found
                 if m.get("RTA_DST")
@@ -87,6 +88,7 @@ class Routes:
             **({"gateway": str(route.via)} if int(route.via) else {"scope": _RT_SCOPE_LINK}),
             oif=route.ifindex,
             flags=_RTNH_F_ONLINK if route.onlink else 0,
+            **({"metrics": {"mtu": route.mtu}} if route.mtu else {}),
             proto=ROUTE_PROTOCOL,
         )
 

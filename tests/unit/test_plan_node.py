@@ -118,6 +118,19 @@ def test_with_direct_routing_only_hosts_behind_routers_need_the_tunnel() -> None
     assert set(plan.vteps) == {PEER.host, OTHER.host}, "either may still send VXLAN"
 
 
+def test_a_smaller_mtu_on_the_way_is_the_overlays_routes_too() -> None:
+    plan = plan_peers([PEER], NETWORK, {PEER.host: replace(HOP, mtu=1300)}, VXLAN)
+    assert plan.routes == {PEER.subnet: Route(PEER.vtep_ip, VXLAN, onlink=True, mtu=1250)}
+    assert plan.peers[PEER.vtep_ip].flags == PEER_F_KERNEL_PATH, "the programs know one MTU for all"
+
+
+def test_a_plain_route_has_the_mtu_of_the_way() -> None:
+    direct = {PEER.host: Hop(2, PEER.host, mtu=1300)}
+    routes = {PEER.subnet: Route(PEER.host, 2, mtu=1300)}
+    assert plan_peers([PEER], replace(NETWORK, direct_routing=True), direct, VXLAN).routes == routes
+    assert plan_routes([replace(PEER, backend="host-gw")], direct).routes == routes
+
+
 HOST_GW = replace(NETWORK, backend="host-gw")
 
 
