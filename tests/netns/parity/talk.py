@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import select
 import socket
+import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from ipaddress import IPv4Address
 from typing import Final
 
 from tests.namespace import Netns
@@ -19,7 +21,8 @@ from tests.namespace import Netns
 PORT: Final = 9100
 ROUNDS: Final = 8
 CHUNK: Final = 40_000
-IP_RECVERR: Final = 11
+IP_MTU_DISCOVER, IP_RECVERR = 10, 11
+IP_PMTUDISC_PROBE: Final = 3
 """linux/in.h"""
 LOST: Final = 0.4
 """Seconds after which what has not come is lost. It comes in microseconds."""
@@ -70,6 +73,36 @@ def talk(
         _attempt(partial(_udp, client, to, answering, rounds)),
         _attempt(partial(_tcp, client, to, answering, rounds)),
     )
+
+
+def probe(client: Netns, to: tuple[str, int], size: int, answering: Mapping[str, Server]) -> str:
+    """What becomes of a datagram that makes an IP packet of `size` bytes with DF set.
+
+    Small ones of the same flow go first, so that it is approved.
+    """
+    with client.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sock:
+        sock.setsockopt(socket.IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE)
+        sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        sinks = {name: each.udp for name, each in answering.items()}
+        for _ in range(3):
+            sock.sendto(b"small", to)
+            _first(sinks, sock)[1].recv(100)
+        sock.sendto(bytes(size - 28), to)
+        try:
+            name, server = _first(sinks, sock)
+        except TimeoutError:
+            return "lost"
+        except OSError:
+            return _error_of(sock)
+        return f"{name} got {len(server.recv(1 << 16)) + 28}"
+
+
+def _error_of(sock: socket.socket) -> str:
+    """The ICMP error in a socket's queue."""
+    _, ancillary, _, _ = sock.recvmsg(0, 200, socket.MSG_ERRQUEUE)
+    (data,) = (data for level, kind, data in ancillary if (level, kind) == (socket.IPPROTO_IP, IP_RECVERR))
+    _, _, kind, code, info, family_port, offender = struct.unpack_from("=IBBBxI4xI4s", data)
+    return f"ICMP {kind}.{code} of {IPv4Address(offender)}" + (f", MTU {info}" if info else "")
 
 
 def _attempt(conversation: Callable[[], Iterator[str]]) -> tuple[str, ...]:
