@@ -111,7 +111,7 @@ class Site:
     def __init__(self, *flags: str, mtu: int = 1500, network: Sequence[str] = ()) -> None:
         """`flags`: the agents'; `network`: of `ovctl network init`."""
         self.lab = Lab()
-        self._flags, self._mtu, self._network = flags, mtu, network
+        self.flags, self._mtu, self._network = flags, mtu, network
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -132,7 +132,7 @@ class Site:
         for host in (self.a, self.b):
             host.ip("link", "set", "eth0", "address", UPLINK_MACS[host.name])
             host.ovctl("lease", "reserve", SUBNETS[host.name], "--host", host.address)
-        self.agents = {host.name: host.agent(*self._flags) for host in (self.a, self.b)}
+        self.agents = {host.name: host.agent(*self.flags) for host in (self.a, self.b)}
         for host in (self.a, self.b):
             wait_until(partial(knows_a_peer, host), 10, f"{host.name} knows its peer")
         self.one, self.two = self.a.container("one"), self.b.container("two")
@@ -160,7 +160,7 @@ class Site:
         """Neighbours are resolved, endpoints known."""
         for source, sink in ((self.one, self.two), (self.near, self.far)):
             source.run("ping", "-c2", "-i0.1", "-W2", sink.address)
-        if "off" in self._flags:
+        if "off" in self.flags:
             return  # no programs, so nobody needs to know
         for name, container in (("a", self.one), ("b", self.two), ("a", self.near), ("b", self.far)):
             wait_until(partial(knows, self.maps[name], container), 10, f"{container.address} is known")
