@@ -12,8 +12,8 @@ from tests.netns.parity.site import Site
 
 LEARNED = {"learned": ("--bypass", "learned", "--approval-ttl", "60")}
 """Ways to run the default mode, as flags of the agent: heeding what netfilter does."""
-MODES = {**LEARNED, "always": ("--bypass", "always")}
-"""All ways for eBPF to carry packets; each is compared with --bypass=off."""
+ALWAYS = {"always": ("--bypass", "always")}
+"""Ways to run without approvals. Both are compared with --bypass=off."""
 Sites = Callable[[tuple[str, ...]], Site]
 
 
@@ -30,13 +30,13 @@ def kernel(sites: Sites) -> Site:
     return sites(("--bypass", "off"))
 
 
-@pytest.fixture(scope="package", params=MODES)
-def ebpf(request: pytest.FixtureRequest, sites: Sites) -> Site:
-    """Nodes on which eBPF carries what it may."""
-    return sites(MODES[request.param])
-
-
 @pytest.fixture(scope="package", params=LEARNED)
 def learned(request: pytest.FixtureRequest, sites: Sites) -> Site:
-    """The same in the default mode, which is the only one to heed rules."""
+    """Nodes in the default mode, which heeds what netfilter does."""
     return sites(LEARNED[request.param])
+
+
+@pytest.fixture(scope="package", params=ALWAYS)
+def always(request: pytest.FixtureRequest, sites: Sites) -> Site:
+    """Nodes on which eBPF carries what it can, whatever netfilter says."""
+    return sites(ALWAYS[request.param])

@@ -181,14 +181,14 @@ class Site:
         the tap shows its inner header as the receiver's kernel has marked it: they share it.
         """
         self.at_one.frames(), self.at_two.frames(), self.wire.frames()
-        before = self._counters()
+        before = self.counters()
         with one_cpu():
             act()
             at_two: list[tuple[bool, bytes]] = []
             for turn in range(2):  # the second one is sent when the first has come: nothing is held back
                 at_two += self._mark(turn)
         on_wire = self._until_marks()
-        counted = {hook: now - before[hook] for hook, now in self._counters().items()}
+        counted = {hook: now - before[hook] for hook, now in self.counters().items()}
         return Seen(
             wire=[frame for out, frame in on_wire if not_ours(frame) and (out or from_a)],
             two=[frame for out, frame in at_two if not out and not_ours(frame)],
@@ -210,7 +210,7 @@ class Site:
 
     def carried(self, name: str) -> int:
         """Packets that eBPF has sent and delivered on node `name`."""
-        counted = self._counters()
+        counted = self.counters()
         return counted[name, "from_container"]["encap"] + counted[name, "from_wire"]["decap"]
 
     def _until_marks(self) -> list[tuple[bool, bytes]]:
@@ -224,7 +224,7 @@ class Site:
         wait_until(complete, SECONDS, "the exchange shows on the wire", every=0.001)
         return found
 
-    def _counters(self) -> dict[tuple[str, str], Counter[str]]:
+    def counters(self) -> dict[tuple[str, str], Counter[str]]:
         found = {(name, hook.name.lower()): Counter[str]() for name in self.maps for hook in Hook}
         for name, maps in self.maps.items():
             for (hook, number), counter in maps.counters().items():

@@ -85,12 +85,20 @@ def carry(kernel: Site, ebpf: Site, row: Row, port: int) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(SENT)), ids=[row.name for row in SENT])
-def test_sent(kernel: Site, ebpf: Site, number: int) -> None:
-    carry(kernel, ebpf, SENT[number], FIRST_PORT + number)
+def test_sent(kernel: Site, learned: Site, number: int) -> None:
+    carry(kernel, learned, SENT[number], FIRST_PORT + number)
+
+
+CARRIED = [number for number, row in enumerate(SENT) if "encap" in row.out]
+
+
+@pytest.mark.parametrize("number", CARRIED, ids=[SENT[number].name for number in CARRIED])
+def test_sent_without_approval(kernel: Site, always: Site, number: int) -> None:
+    carry(kernel, always, SENT[number], FIRST_PORT + 8000 + number)
 
 
 @pytest.mark.parametrize("number", range(len(ARRIVING)), ids=[row.name for row in ARRIVING])
-def test_arriving(kernel: Site, ebpf: Site, number: int) -> None:
+def test_arriving(kernel: Site, learned: Site, number: int) -> None:
     row: Outer = ARRIVING[number]
 
     def act(site: Site) -> Callable[[], None]:
@@ -101,14 +109,14 @@ def test_arriving(kernel: Site, ebpf: Site, number: int) -> None:
             shoot, site.at_a, row.send(ends(site, FIRST_PORT + 5000 + number), macs + vteps, hosts)
         )
 
-    seen = compare(kernel, ebpf, act, from_a=False)
+    seen = compare(kernel, learned, act, from_a=False)
     assert counted(seen, "b", "from_wire", row.into), seen.reasons()
 
 
 @pytest.fixture
-def strict(kernel: Site, ebpf: Site) -> Iterator[None]:
+def strict(kernel: Site, learned: Site) -> Iterator[None]:
     """Both nodes of both sites drop what conntrack calls invalid, as kube-proxy's do."""
-    hosts = [host for site in (kernel, ebpf) for host in (site.a, site.b)]
+    hosts = [host for site in (kernel, learned) for host in (site.a, site.b)]
     with ExitStack() as stack:
         for host in hosts:
             stack.enter_context(rules(host, "strict", forward("ct state invalid drop")))
@@ -117,23 +125,23 @@ def strict(kernel: Site, ebpf: Site) -> Iterator[None]:
 
 @pytest.mark.parametrize("number", range(len(INVALID)), ids=[row.name for row in INVALID])
 def test_invalid_is_dropped_where_the_firewall_says_so(
-    kernel: Site, ebpf: Site, strict: None, number: int
+    kernel: Site, learned: Site, strict: None, number: int
 ) -> None:
     row = INVALID[number]
-    carry(kernel, ebpf, replace(row, into="decap"), FIRST_PORT + 7000 + number)
+    carry(kernel, learned, replace(row, into="decap"), FIRST_PORT + 7000 + number)
 
 
 @pytest.fixture(scope="module", params=UNDERLAYS)
-def underlay(request: pytest.FixtureRequest, kernel: Site, ebpf: Site) -> Iterator[int]:
+def underlay(request: pytest.FixtureRequest, kernel: Site, learned: Site) -> Iterator[int]:
     """Both sites' cables with these features; its number."""
     features = UNDERLAYS[request.param]
-    for site in (kernel, ebpf):
+    for site in (kernel, learned):
         site.underlay(features)
     yield list(UNDERLAYS).index(request.param)
-    for site in (kernel, ebpf):
+    for site in (kernel, learned):
         site.underlay(dict.fromkeys(features, None))
 
 
 @pytest.mark.parametrize("number", range(len(OFFLOADED)), ids=[row.name for row in OFFLOADED])
-def test_offloads(kernel: Site, ebpf: Site, underlay: int, number: int) -> None:
-    carry(kernel, ebpf, OFFLOADED[number], FIRST_PORT + 6000 + 100 * underlay + number)
+def test_offloads(kernel: Site, learned: Site, underlay: int, number: int) -> None:
+    carry(kernel, learned, OFFLOADED[number], FIRST_PORT + 6000 + 100 * underlay + number)
