@@ -111,12 +111,17 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct n
 	why = ip_obstacle(ip, len - sizeof(*eth));
 	if (why)
 		return why;
+	if (ip_checksum(ip))
+		return REASON_INNER_CHECKSUM;
 	endpoint = endpoint_of(ip->daddr);
 	if (!endpoint)
 		return REASON_NO_ENDPOINT;
 	why = take_flow(cur, ip, DIR_IN, endpoint->ifindex, &key, &l4);
 	if (why)
 		return why;
+	/* A peer may have a larger MTU. The bridge would refuse it and send ICMP. */
+	if (oversize(self, &l4, len - sizeof(*eth), skb->gso_size))
+		return REASON_OVERSIZE;
 	tos = ecn_decapsulate(outer_tos, ip->tos);
 	if (l4.control) {
 		forget_flow(&key);

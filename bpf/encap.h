@@ -13,16 +13,6 @@
 		     BPF_F_ADJ_ROOM_ENCAP_L2(sizeof(struct ethhdr)) |                  \
 		     BPF_F_ADJ_ROOM_ENCAP_L2_ETH)
 
-/* Does what leaves fit the underlay? A GSO packet leaves as segments. Padding counts: it
- * is not trimmed here, as ip_rcv() would. */
-static __always_inline int oversize(const struct __sk_buff *skb, const struct node *self,
-				    const struct iphdr *ip, const struct l4 *l4)
-{
-	if (skb->gso_size)
-		return sizeof(*ip) + l4->header_len + skb->gso_size > self->mtu;
-	return skb->len - sizeof(struct ethhdr) > self->mtu;
-}
-
 /* Everything in front of the container's packet; `header->inner_ip` is filled already.
  * `len`: of the container's frame. */
 static __always_inline void fill_header(struct overlay_header *header, const struct node *self,
@@ -123,9 +113,13 @@ static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
 	why = ip_obstacle(ip, skb->len - sizeof(*eth));
 	if (why)
 		return why;
+	/* ip_rcv() would drop it; we would forward it, damage and all. */
+	if (ip_checksum(ip))
+		return REASON_INNER_CHECKSUM;
 	source = endpoint_of(ip->saddr);
-	if (!source || source->ifindex != skb->ifindex)
-		return REASON_NO_ENDPOINT; /* unknown yet, or another container's address */
+	/* Unknown yet, another container's address, or a MAC that is for the bridge to judge. */
+	if (!source || source->ifindex != skb->ifindex || !same_mac(eth->h_source, source->mac))
+		return REASON_NO_ENDPOINT;
 	if (!same_mac(eth->h_dest, source->bridge_mac))
 		return REASON_NOT_ROUTED;
 	why = take_flow(&cur, ip, DIR_OUT, skb->ifindex, &key, &l4);
@@ -133,7 +127,7 @@ static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
 		return why;
 	if (peer->flags & PEER_F_KERNEL_PATH)
 		return REASON_PEER_KERNEL_PATH;
-	if (oversize(skb, self, ip, &l4))
+	if (oversize(self, &l4, skb->len - sizeof(*eth), skb->gso_size))
 		return REASON_OVERSIZE;
 	hash = flow_hash(&key, self->flow_seed);
 	if (l4.control) {

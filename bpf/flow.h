@@ -34,12 +34,16 @@ static __always_inline enum reason take_l4(struct cursor *cur, const struct iphd
 		key->dport = tcp->dest;
 		l4->header_len = tcp->doff * 4;
 		l4->control = tcp->syn | tcp->fin | tcp->rst;
-		return 0;
+		/* With none of these and no ACK it is of no connection (tcp_valid_flags of
+		 * conntrack), so there is nothing to forget either. */
+		return l4->control | tcp->ack ? 0 : REASON_TCP_CONTROL;
 	}
 	if (ip->protocol == IPPROTO_UDP) {
 		struct udphdr *udp = take_udp(cur);
 
-		if (!udp)
+		/* conntrack calls a length that cannot be invalid. */
+		if (!udp || bpf_ntohs(udp->len) < sizeof(*udp) ||
+		    bpf_ntohs(udp->len) > bpf_ntohs(ip->tot_len) - sizeof(*ip))
 			return REASON_TRUNCATED;
 		key->sport = udp->source;
 		key->dport = udp->dest;
@@ -80,6 +84,16 @@ static __always_inline enum reason take_flow(struct cursor *cur, const struct ip
 	key->direction = direction;
 	key->dscp = ip->tos >> 2;
 	return 0;
+}
+
+/* Is an IP packet of `len` bytes larger than the overlay's MTU? A GSO packet counts as
+ * its segments. */
+static __always_inline int oversize(const struct node *self, const struct l4 *l4, __u32 len,
+				    __u32 gso_size)
+{
+	if (gso_size)
+		len = sizeof(struct iphdr) + l4->header_len + gso_size;
+	return len > self->mtu;
 }
 
 /* Keyed 64-bit multiply-and-fold mix of all 20 bytes. Never 0, which means "none". */

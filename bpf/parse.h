@@ -92,7 +92,8 @@ static __always_inline enum reason ip_obstacle(const struct iphdr *ip, __u32 roo
 		return REASON_NOT_IPV4;
 	if (ip->ihl != 5)
 		return REASON_IP_OPTIONS;
-	if (total < sizeof(*ip) || total > room)
+	/* Padding is for ip_rcv() to trim: nobody behind a bypass would. */
+	if (total < sizeof(*ip) || total != room)
 		return REASON_TRUNCATED;
 	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
 		return REASON_FRAGMENT;

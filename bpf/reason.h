@@ -44,6 +44,7 @@ enum reason {
 	REASON_OUTER_CHECKSUM    = 28, /* damaged, or only the kernel can verify it */
 	REASON_UDP_GSO           = 29, /* decap cannot take the tunnel's marks off segments */
 	REASON_PEERS_INCOMPLETE  = 30, /* perhaps of a peer that did not fit the map */
+	REASON_INNER_CHECKSUM    = 31, /* a container's IP header, damaged */
 
 	/* Dropped: ours, but wrong. */
 	REASON_UNKNOWN_VTEP      = 40,

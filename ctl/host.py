@@ -46,6 +46,8 @@ class Hop:
     ifindex: int
     next_hop: IPv4Address | None
     """The neighbour to send to; None: several paths, ask the FIB for each packet."""
+    mtu: int = 0
+    """The route's own, if it is smaller than what we send; 0: it is not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class Route:
     ifindex: int
     onlink: bool = False
     """`via` is taken to be on the link although no address of ours says so."""
+    mtu: int = 0
+    """Of packets that take it; 0: the interface's."""
 
 
 @dataclass(frozen=True, slots=True)

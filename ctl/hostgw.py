@@ -48,10 +48,12 @@ class HostGwBackend(PlainBackend):
         moves = self._roster.update(leases)
         usable = self._roster.usable.values()
         asked = self._roster.hosts() if Change.HOPS in changes else {lease.host for lease in moves.new}
-        self._hops |= fib.hops(self._netlink.rtnl, asked, site.uplink)
+        self._hops |= fib.hops(self._netlink.rtnl, asked, site.uplink, site.mtu)
         hops = {lease: on_link(lease, self._hops[lease.host]) for lease in usable}
         near = ((lease, hop) for lease, hop in hops.items() if hop)
-        self._routes.want({RouteKey.of(each.subnet): Route(each.host, hop.ifindex) for each, hop in near})
+        self._routes.want(
+            {RouteKey.of(each.subnet): Route(each.host, hop.ifindex, mtu=hop.mtu) for each, hop in near}
+        )
         if Change.PEERS in changes:
             self._routes.doubt()
         far = tuple(_not_routed(lease) for lease, hop in hops.items() if not hop)

@@ -16,7 +16,7 @@ from ctl.kernel.maps import Maps
 from ctl.kernel.monitor import Change
 from ctl.kernel.rtnl import Rtnl
 from ctl.kernel.tables import Fdb, Routes, VtepNeighbours
-from ctl.model import Lease, Network
+from ctl.model import VXLAN_OVERHEAD, Lease, Network
 from ctl.peers import PeerTables
 from ctl.roster import Moves, Roster
 from ctl.site import Seen, Site, Tracked, apply_fitting, settle
@@ -82,7 +82,8 @@ class Peering:
         self._seen.problems["ipsec"] = (text,) if ipsec else ()
         new = {lease.host for lease in moves.new if lease.host not in self._hops}
         hosts = set(self._roster.hosts()) if everyone else new
-        found = dict.fromkeys(hosts) if ipsec else fib.hops(self._rtnl, hosts, site.uplink)
+        underlay = site.mtu + VXLAN_OVERHEAD
+        found = dict.fromkeys(hosts) if ipsec else fib.hops(self._rtnl, hosts, site.uplink, underlay)
         changed = [host for host, hop in found.items() if self._hops.get(host, hop) != hop]
         if everyone:
             self._hops = found

@@ -13,7 +13,7 @@ from typing import Final
 
 from ctl.abi import PEER_F_KERNEL_PATH, PeerEntry
 from ctl.host import Hop, Removed, Route, RouteKey
-from ctl.model import Lease, MacAddress, Network
+from ctl.model import VXLAN_OVERHEAD, Lease, MacAddress, Network
 from ctl.roster import Moves, Roster, blocks
 from ctl.tracker import Tracker
 
@@ -77,11 +77,16 @@ class PeerTables:
         self.fdb.put(mac, lease.host)
         direct = on_link(lease, hop) if self._network.direct_routing else None
         if direct:
-            self.routes.put(RouteKey.of(lease.subnet), Route(lease.host, direct.ifindex))
+            route = Route(lease.host, direct.ifindex, mtu=direct.mtu)
         else:
-            self.routes.put(RouteKey.of(lease.subnet), Route(lease.vtep_ip, self._vxlan, onlink=True))
+            # Without it the device would fragment outside, where VTEPs must not (RFC 7348, 4.3).
+            inner = hop.mtu - VXLAN_OVERHEAD if hop is not None and hop.mtu else 0
+            route = Route(lease.vtep_ip, self._vxlan, onlink=True, mtu=inner)
+        self.routes.put(RouteKey.of(lease.subnet), route)
         self.vteps.put(lease.host, True)
-        self._put_blocks(lease, self._entry(lease, mac, None if direct else hop))
+        # The programs know one MTU for all peers: who has a smaller one is the kernel path's.
+        usable = hop if hop is not None and not direct and not hop.mtu else None
+        self._put_blocks(lease, self._entry(lease, mac, usable))
 
     def _remove(self, lease: Lease) -> None:
         assert lease.vtep_mac is not None

@@ -22,11 +22,11 @@ _RTAX_MTU: Final = 2
 _NO_ROUTE: Final = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
 
 
-def hops(rtnl: Rtnl, hosts: Iterable[IPv4Address], uplink: Uplink) -> dict[IPv4Address, Hop | None]:
-    """How the FIB takes packets from `uplink`'s address to each host; None if eBPF cannot.
+def hops(rtnl: Rtnl, hosts: Iterable[IPv4Address], uplink: Uplink, mtu: int) -> dict[IPv4Address, Hop | None]:
+    """How the FIB takes packets from `uplink`'s address to each host; None if we cannot say.
 
     That is: no route, a local or unreachable one, one over several interfaces, over an IPv6
-    neighbour or another tunnel, or with a smaller MTU than the uplink's. KernelError.
+    neighbour or another tunnel. `mtu`: of the largest packets that we send. KernelError.
     """
     asked = list(hosts)
     # The route itself, not one path that was picked of it.
@@ -37,23 +37,22 @@ def hops(rtnl: Rtnl, hosts: Iterable[IPv4Address], uplink: Uplink) -> dict[IPv4A
     for host, (code, body) in zip(asked, rtnl.ask(requests), strict=True):
         if code and code not in _NO_ROUTE:
             raise KernelError(f"route to {host}: {os.strerror(code)}")
-        found[host] = None if code else _hop(body, host, uplink)
+        found[host] = None if code else _hop(body, host, mtu)
     return found
 
 
-def _hop(body: bytes, host: IPv4Address, uplink: Uplink) -> Hop | None:
+def _hop(body: bytes, host: IPv4Address, mtu: int) -> Hop | None:
     route = attributes(body, RTMSG.size)
     if RTMSG.unpack_from(body)[7] != _RTN_UNICAST or _RTA_VIA in route or _RTA_ENCAP in route:
         return None
-    mtu = attributes(route.get(_RTA_METRICS, b"")).get(_RTAX_MTU)
-    if mtu and int.from_bytes(mtu, sys.byteorder) < uplink.link.mtu:
-        return None
+    own = int.from_bytes(attributes(route.get(_RTA_METRICS, b"")).get(_RTAX_MTU, b""), sys.byteorder)
+    smaller = own if own < mtu else 0
     if paths := route.get(_RTA_MULTIPATH):
         interfaces = set(_path_interfaces(paths))
-        return Hop(interfaces.pop(), None) if len(interfaces) == 1 else None
+        return Hop(interfaces.pop(), None, smaller) if len(interfaces) == 1 else None
     gateway = route.get(_RTA_GATEWAY)
     ifindex = int.from_bytes(route.get(_RTA_OIF, b""), sys.byteorder)
-    return Hop(ifindex, IPv4Address(gateway) if gateway else host)
+    return Hop(ifindex, IPv4Address(gateway) if gateway else host, smaller)
 
 
 def _path_interfaces(paths: bytes) -> Iterator[int]:

@@ -53,7 +53,8 @@ _RTNH_F_ONLINK: Final = 4
 _RTN_UNICAST: Final = 1
 _RT_TABLE_MAIN: Final = 254
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 0, 253, 255
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY = 1, 4, 5, 6
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS = 1, 4, 5, 6, 8
+_RTAX_MTU: Final = 2
 _NTF_SELF: Final = 2
 _NUD_PERMANENT: Final = 0x80
 _PUT: Final = NLM_F_CREATE | NLM_F_REPLACE
@@ -111,7 +112,9 @@ def _route(body: bytes) -> Route:
     found = attributes(body, RTMSG.size)
     via = IPv4Address(found.get(_RTA_GATEWAY, bytes(4)))
     ifindex = int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder)
-    return Route(via, ifindex, bool(RTMSG.unpack_from(body)[-1] & _RTNH_F_ONLINK))
+    mtu = attributes(found.get(_RTA_METRICS, b"")).get(_RTAX_MTU, b"")
+    onlink = bool(RTMSG.unpack_from(body)[-1] & _RTNH_F_ONLINK)
+    return Route(via, ifindex, onlink, int.from_bytes(mtu, sys.byteorder))
 
 
 def _route_body(key: RouteKey, route: Route | None = None) -> bytes:
@@ -123,6 +126,8 @@ def _route_body(key: RouteKey, route: Route | None = None) -> bytes:
     if route is None:
         return RTMSG.pack(*head, _RT_SCOPE_NOWHERE, 0, 0) + named
     named += attribute(_RTA_OIF, route.ifindex.to_bytes(4, sys.byteorder))
+    if route.mtu:
+        named += attribute(_RTA_METRICS, attribute(_RTAX_MTU, route.mtu.to_bytes(4, sys.byteorder)))
     if not int(route.via):
         return RTMSG.pack(*head, _RT_SCOPE_LINK, _RTN_UNICAST, 0) + named
     flags = _RTNH_F_ONLINK if route.onlink else 0

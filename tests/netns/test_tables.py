@@ -41,7 +41,10 @@ class Place:
     uplink: Uplink
 
     def routes(self) -> dict[RouteKey, Route]:
-        return {RouteKey.of(each): Route(each.network_address, self.vxlan, onlink=True) for each in SUBNETS}
+        return {
+            RouteKey.of(each): Route(each.network_address, self.vxlan, True, 1300 + number % 2)
+            for number, each in enumerate(SUBNETS)
+        }
 
 
 @pytest.fixture(scope="module")
@@ -129,19 +132,19 @@ def test_hops_are_as_the_fib_says(place: Place) -> None:
     host.ip("route", "add", "10.5.0.0/16", "via", "192.168.77.1", "mtu", "1400")
     host.ip("route", "add", "10.6.0.0/16", "dev", "vx", "scope", "link")
     asked = (near, far, nowhere, spread, two, small, tunnel, place.uplink.address, IPv4Address("203.0.113.1"))
-    assert fib.hops(place.rtnl, asked, place.uplink) == {
+    assert fib.hops(place.rtnl, asked, place.uplink, 1500) == {
         near: Hop(eth0, near),
         far: Hop(eth0, IPv4Address("192.168.77.1")),
         nowhere: None,
         spread: Hop(eth0, None),
         two: None,
-        small: None,
+        small: Hop(eth0, IPv4Address("192.168.77.1"), 1400),
         tunnel: Hop(place.vxlan, tunnel),
         place.uplink.address: None,
         IPv4Address("203.0.113.1"): None,
     }
     hosts = [IPv4Address(int(near) - 50 + number % 100) for number in range(1000)]
-    assert set(fib.hops(place.rtnl, hosts, place.uplink)) == set(hosts)
+    assert set(fib.hops(place.rtnl, hosts, place.uplink, 1500)) == set(hosts)
 
 
 def test_the_monitor_hears_of_what_others_remove_and_not_of_our_work(place: Place) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.docs import OPERATING, renewed
+from tests.netns.parity import document
 
 ROOT = OPERATING.parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -20,3 +21,8 @@ def test_settings_table_is_current() -> None:
 def test_links_lead_to_files(document: Path) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", document.read_text())
     assert [target for target in targets if not (document.parent / target).exists()] == []
+
+
+def test_parity_tables_are_current() -> None:
+    text = document.PARITY.read_text()
+    assert document.renewed(text) == text, "run: python -m tests.netns.parity.document"

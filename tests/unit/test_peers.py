@@ -94,6 +94,19 @@ def test_with_direct_routing_only_hosts_behind_routers_need_the_tunnel() -> None
     assert set(made.vteps.desired) == {PEER.host, OTHER.host}, "either may still send VXLAN"
 
 
+def test_a_smaller_mtu_on_the_way_is_the_overlays_routes_too() -> None:
+    made = tables([PEER], {PEER.host: replace(HOP, mtu=1300)})
+    assert made.routes.desired == {
+        RouteKey.of(PEER.subnet): Route(PEER.vtep_ip, VXLAN, onlink=True, mtu=1250)
+    }
+    assert made.slow() == 1, "the programs know one MTU for all"
+
+
+def test_a_plain_route_has_the_mtu_of_the_way() -> None:
+    made = tables([PEER], {PEER.host: Hop(2, PEER.host, mtu=1300)}, replace(NETWORK, direct_routing=True))
+    assert made.routes.desired == {RouteKey.of(PEER.subnet): Route(PEER.host, 2, mtu=1300)}
+
+
 def test_a_removal_is_missed_only_where_the_entry_is_wanted() -> None:
     made = tables([PEER], {PEER.host: HOP})
     assert PEER.vtep_mac is not None

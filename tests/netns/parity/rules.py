@@ -1,0 +1,228 @@
+"""The table of firewalls: rules on either node, who talks to whom, and whether eBPF may take part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+ONE, TWO, NEAR, FAR = "172.17.20.2", "172.17.30.2", "172.17.20.3", "172.17.30.3"
+"""Containers: one and near on node a, two and far on node b."""
+A, B = "192.168.77.11", "192.168.77.12"
+GATEWAY_A, GATEWAY_B = "172.17.20.1", "172.17.30.1"
+SERVICE: Final = "10.96.0.1"
+PORT: Final = 9100
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """One row: what both nodes are told, and what is then said."""
+
+    name: str
+    on_a: str = ""
+    """Chains of a table of family `ip`."""
+    on_b: str = ""
+    to: tuple[str, int] = (TWO, PORT)
+    client: str = "one"
+    carried: str = "a b"
+    """The nodes on which eBPF carries some of it."""
+    sysctls: Mapping[str, str] = field(default_factory=dict)
+    """On both nodes; br_netfilter is off unless it says otherwise."""
+    iptables: str = ""
+    """For iptables-restore, on both nodes."""
+
+
+def chain(hook: str, priority: str, *rules: str, kind: str = "filter", policy: str = "accept") -> str:
+    """A base chain. Its name is the hook's, with the priority."""
+    name = f"{hook}_{priority.split(maxsplit=1)[0].replace('-', 'm')}"
+    return (f"chain {name} {{ type {kind} hook {hook} priority {priority}; policy {policy};\n"
+            + "\n".join(rules) + "\n}\n")  # fmt: skip
+
+
+def forward(*rules: str, policy: str = "accept") -> str:
+    return chain("forward", "filter", *rules, policy=policy)
+
+
+def dnat(*rules: str) -> str:
+    return chain("prerouting", "dstnat", *rules, kind="nat")
+
+
+def snat(*rules: str) -> str:
+    return chain("postrouting", "srcnat - 1", *rules, kind="nat")
+
+
+def raw(*rules: str) -> str:
+    return chain("prerouting", "raw", *rules)
+
+
+L4: Final = "meta l4proto { tcp, udp }"
+TO_SERVICE: Final = f"ip daddr {SERVICE} {L4} th dport 80"
+BY_TURNS: Final = f"dnat to numgen inc mod 2 map {{ 0 : {NEAR}, 1 : {FAR} }} : {PORT}"
+
+# What kube-proxy writes for one service with a cluster address and a node port, two
+# endpoints, and traffic from outside to be masqueraded (its nftables mode, and its
+# iptables mode), as far as it concerns packets between containers.
+KUBE_NFT: Final = f"""
+chain mark_for_masquerade {{ meta mark set meta mark or 0x4000; }}
+chain endpoints {{
+	ip saddr {NEAR} jump mark_for_masquerade
+	ip saddr {FAR} jump mark_for_masquerade
+	{L4} dnat to numgen inc mod 2 map {{ 0 : {NEAR}, 1 : {FAR} }} : {PORT}
+}}
+chain service {{
+	ip saddr != 172.17.0.0/16 jump mark_for_masquerade
+	goto endpoints
+}}
+chain external {{
+	jump mark_for_masquerade
+	goto endpoints
+}}
+chain services {{
+	{TO_SERVICE} goto service
+	fib daddr type local {L4} th dport 30080 goto external
+}}
+chain prerouting {{ type nat hook prerouting priority dstnat; jump services; }}
+chain postrouting {{ type nat hook postrouting priority srcnat - 1;
+	meta mark & 0x4000 == 0 return
+	meta mark set meta mark xor 0x4000
+	masquerade fully-random
+}}
+chain forward {{ type filter hook forward priority filter;
+	ct state invalid drop
+	meta mark & 0x4000 == 0x4000 accept
+	ct state established,related accept
+}}
+"""
+KUBE_IPTABLES: Final = f"""
+*nat
+:KUBE-SERVICES - [0:0]
+:KUBE-NODEPORTS - [0:0]
+:KUBE-POSTROUTING - [0:0]
+:KUBE-MARK-MASQ - [0:0]
+:KUBE-SVC-DEMO - [0:0]
+:KUBE-EXT-DEMO - [0:0]
+:KUBE-SEP-NEAR - [0:0]
+:KUBE-SEP-FAR - [0:0]
+-A PREROUTING -j KUBE-SERVICES
+-A OUTPUT -j KUBE-SERVICES
+-A POSTROUTING -j KUBE-POSTROUTING
+-A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
+-A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
+-A KUBE-POSTROUTING -j MARK --xor-mark 0x4000
+-A KUBE-POSTROUTING -j MASQUERADE --random-fully
+-A KUBE-SERVICES -d {SERVICE}/32 -p udp --dport 80 -j KUBE-SVC-DEMO
+-A KUBE-SERVICES -d {SERVICE}/32 -p tcp --dport 80 -j KUBE-SVC-DEMO
+-A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
+-A KUBE-NODEPORTS -p udp --dport 30080 -j KUBE-EXT-DEMO
+-A KUBE-NODEPORTS -p tcp --dport 30080 -j KUBE-EXT-DEMO
+-A KUBE-EXT-DEMO -j KUBE-MARK-MASQ
+-A KUBE-EXT-DEMO -j KUBE-SVC-DEMO
+-A KUBE-SVC-DEMO ! -s 172.17.0.0/16 -j KUBE-MARK-MASQ
+-A KUBE-SVC-DEMO -m statistic --mode nth --every 2 --packet 0 -j KUBE-SEP-NEAR
+-A KUBE-SVC-DEMO -j KUBE-SEP-FAR
+-A KUBE-SEP-NEAR -s {NEAR}/32 -j KUBE-MARK-MASQ
+-A KUBE-SEP-NEAR -p udp -j DNAT --to-destination {NEAR}:{PORT}
+-A KUBE-SEP-NEAR -p tcp -j DNAT --to-destination {NEAR}:{PORT}
+-A KUBE-SEP-FAR -s {FAR}/32 -j KUBE-MARK-MASQ
+-A KUBE-SEP-FAR -p udp -j DNAT --to-destination {FAR}:{PORT}
+-A KUBE-SEP-FAR -p tcp -j DNAT --to-destination {FAR}:{PORT}
+COMMIT
+*filter
+:KUBE-FORWARD - [0:0]
+-A FORWARD -j KUBE-FORWARD
+-A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
+-A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT
+-A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+COMMIT
+"""
+CALL_IPTABLES: Final = "net.bridge.bridge-nf-call-iptables"
+BRIDGED: Final = {CALL_IPTABLES: "1"}
+STRICT_PATH: Final = {"net.ipv4.conf.all.rp_filter": "1", "net.ipv4.conf.default.rp_filter": "1"}
+
+NODE_PORT_A = f"ip daddr {GATEWAY_A} {L4} th dport 30080"
+NODE_PORT_B = f"ip daddr {GATEWAY_B} {L4} th dport 30080"
+NODE_PORT_HOST = f"ip daddr {B} {L4} th dport 30080"
+TO_TWO: Final = f"dnat to {TWO}:{PORT}"
+INVALID: Final = forward("ct state invalid drop")
+TRACKED: Final = forward("ct state established,new accept", policy="drop")
+NO_TRACK: Final = raw("ip saddr 172.17.0.0/16 notrack")
+MARKS: Final = chain("prerouting", "mangle", "ct mark set 5", "meta mark set ct mark")
+CLUSTER: Final = (SERVICE, 80)
+AT_B: Final = (GATEWAY_B, 30080)
+
+
+def zone(number: int) -> str:
+    """Both directions of what concerns node a's containers."""
+    return raw(
+        f"ip saddr 172.17.20.0/24 ct zone set {number}", f"ip daddr 172.17.20.0/24 ct zone set {number}"
+    )
+
+
+FIREWALLS: Final = (
+    Rules("no rules"),
+    Rules("ct state invalid drop, on both nodes", INVALID, INVALID),
+    Rules("only established and new connections, policy drop", TRACKED, TRACKED),
+    Rules("drop on the sender's node", forward(f"ip daddr {TWO} drop"), carried=""),
+    Rules("drop on the receiver's node", on_b=forward(f"ip daddr {TWO} drop"), carried=""),
+    Rules("drop of the answers on the sender's node", forward(f"ip daddr {ONE} drop"), carried=""),
+    Rules("drop of the answers on the receiver's node", on_b=forward(f"ip saddr {TWO} drop"), carried=""),
+    Rules("reject on the sender's node", forward(f"ip daddr {TWO} reject"), carried=""),
+    Rules("reject on the receiver's node", on_b=forward(f"ip daddr {TWO} reject"), carried=""),
+    Rules("reset on the receiver's node",
+          on_b=forward(f"ip daddr {TWO} tcp dport {PORT} reject with tcp reset")),
+    Rules("new connections from the other side only", on_b=forward(f"ip saddr {ONE} ct state new drop"),
+          carried=""),
+    Rules("drop before routing", chain("prerouting", "mangle", f"ip daddr {TWO} drop"), carried=""),
+    Rules("drop behind routing", chain("postrouting", "mangle", f"ip daddr {TWO} drop"), carried=""),
+    Rules("service on the client's node", dnat(f"{TO_SERVICE} {TO_TWO}"), to=CLUSTER, carried="b"),
+    Rules("service on the client's node, two endpoints by turns", dnat(f"{TO_SERVICE} {BY_TURNS}"),
+          to=CLUSTER, carried="b"),
+    Rules("service whose endpoint is the client (hairpin)", dnat(f"{TO_SERVICE} dnat to {ONE}:{PORT}")
+          + snat(f"ip saddr {ONE} ip daddr {ONE} masquerade"), to=CLUSTER, carried=""),
+    Rules("node port of the receiver's node", on_b=dnat(f"{NODE_PORT_B} {TO_TWO}"), to=AT_B, carried="a"),
+    Rules("node port of the client's node", dnat(f"{NODE_PORT_A} {TO_TWO}"), to=(GATEWAY_A, 30080),
+          carried="b"),
+    Rules("node port that leads back over the overlay (hairpin)",
+          on_b=dnat(f"{NODE_PORT_B} dnat to {NEAR}:{PORT}")
+          + snat(f"ip daddr {NEAR} masquerade"), to=AT_B, carried="a"),
+    Rules("node port, from outside", on_b=dnat(f"{NODE_PORT_HOST} dnat to {NEAR}:{PORT}"), to=(B, 30080),
+          client="outside", carried="a"),
+    Rules("SNAT on the sender's node", snat(f"ip daddr {TWO} snat to {GATEWAY_A}"), carried="b"),
+    Rules("SNAT of ports only", snat(f"ip daddr {TWO} {L4} snat to {ONE}:40000-40100"), carried="b"),
+    Rules("SNAT on the receiver's node", on_b=snat(f"ip daddr {TWO} snat to {GATEWAY_B}"), carried="a"),
+    Rules("DNAT on both nodes", dnat(f"{TO_SERVICE} dnat to {GATEWAY_B}:30080"),
+          dnat(f"{NODE_PORT_B} {TO_TWO}"),
+          to=CLUSTER, carried=""),
+    Rules("redirect of a port on the receiver's node",
+          on_b=dnat(f"ip daddr {TWO} {L4} th dport 81 dnat to :{PORT}"), to=(TWO, 81), carried="a"),
+    Rules("conntrack zones", zone(7), zone(9)),
+    Rules("zones, and invalid dropped", zone(7) + INVALID, zone(9) + INVALID),
+    Rules("notrack", NO_TRACK, NO_TRACK),
+    Rules("marks on packets and connections", MARKS, MARKS),
+    Rules("smaller MSS", forward("tcp flags syn tcp option maxseg size set 536")),
+    Rules("rp_filter strict", sysctls=STRICT_PATH),
+    Rules("br_netfilter", sysctls=BRIDGED),
+    Rules("br_netfilter, and a drop rule", forward(f"ip daddr {TWO} drop"), sysctls=BRIDGED, carried=""),
+    Rules("br_netfilter, and a service whose endpoint is the client",
+          dnat(f"{TO_SERVICE} dnat to {ONE}:{PORT}")
+          + snat(f"ip saddr {ONE} ip daddr {ONE} masquerade"), to=CLUSTER, sysctls=BRIDGED, carried=""),
+    Rules("br_netfilter, and a service", dnat(f"{TO_SERVICE} {BY_TURNS}"), to=CLUSTER, sysctls=BRIDGED,
+          carried="b"),
+    Rules("br_netfilter, and invalid dropped", INVALID, INVALID, sysctls=BRIDGED),
+    Rules("kube-proxy (nftables): service", KUBE_NFT, KUBE_NFT, to=CLUSTER, carried="b"),
+    Rules("kube-proxy (nftables): straight to an endpoint", KUBE_NFT, KUBE_NFT),
+    Rules("kube-proxy (nftables): node port", KUBE_NFT, KUBE_NFT, to=AT_B, carried="a"),
+    Rules("kube-proxy (nftables): node port from outside", KUBE_NFT, KUBE_NFT, to=(A, 30080),
+          client="outside", carried="b"),
+    Rules("kube-proxy (nftables): an endpoint is the client", KUBE_NFT, KUBE_NFT, to=CLUSTER, client="near",
+          carried="b"),
+    Rules("kube-proxy (iptables): service", iptables=KUBE_IPTABLES, to=CLUSTER, carried="b"),
+    Rules("kube-proxy (iptables): straight to an endpoint", iptables=KUBE_IPTABLES),
+    Rules("kube-proxy (iptables): node port", iptables=KUBE_IPTABLES, to=AT_B, carried="a"),
+    Rules("kube-proxy (iptables): node port from outside", iptables=KUBE_IPTABLES, to=(A, 30080),
+          client="outside", carried="b"),
+    Rules("kube-proxy (iptables): an endpoint is the client", iptables=KUBE_IPTABLES, to=CLUSTER,
+          client="near", carried="b"),
+    Rules("kube-proxy (iptables) under br_netfilter", iptables=KUBE_IPTABLES, to=CLUSTER, sysctls=BRIDGED,
+          carried="b"),
+)  # fmt: skip

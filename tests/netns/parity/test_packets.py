@@ -1,0 +1,147 @@
+"""Each packet of the table arrives by eBPF as by the kernel path, and looks the same on the wire."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from ipaddress import IPv4Address
+
+import pytest
+
+from ctl.model import MacAddress
+from ctl.vxlan import vtep_mac
+from tests.netns.parity.capture import Shot, Tap
+from tests.netns.parity.rows import ARRIVING, INVALID, SENT, Ends, Outer, Row
+from tests.netns.parity.site import UPLINK_MACS, Seen, Site
+from tests.netns.test_netfilter import forward, rules
+
+FIRST_PORT = 20000
+OFFLOADED = [row for row in SENT if row.offloads]
+UNDERLAYS = {
+    "no checksums": {"tx": False, "rx": False},
+    "no TSO": {"tso": False, "tx-udp_tnl-segmentation": False},
+    "no scatter-gather": {"sg": False},
+    "GRO": {"gro": True},
+    "GRO, no checksums": {"gro": True, "tx": False},
+}
+"""Features of the uplinks, and of the switch's ports, that are not as the kernel sets them."""
+
+
+def ends(site: Site, port: int) -> Ends:
+    return Ends(*site.addresses(), MacAddress.parse(site.one.mac), site.gateway, port)
+
+
+def shoot(tap: Tap, shots: list[Shot]) -> None:
+    for shot in shots:
+        tap.send(shot)
+
+
+def compare(
+    kernel: Site,
+    ebpf: Site,
+    act: Callable[[Site], Callable[[], None]],
+    *,
+    mixed: bool = False,
+    from_a: bool = True,
+) -> Seen:
+    """Twice on either site; what the second time showed where eBPF is.
+
+    The first time, packets overtake those that have approved their flow, so order counts
+    the second time. `from_a`: see Site.exchange.
+    """
+    for turn in ("first", "second"):
+        by_kernel, ours = (site.exchange(act(site), from_a=from_a) for site in (kernel, ebpf))
+        assert ours.differences(by_kernel, ordered=turn == "second" and not mixed) == [], (
+            f"the {turn} time; {ours.reasons()}"
+        )
+    return ours
+
+
+def counted(seen: Seen, host: str, hook: str, wanted: str) -> bool:
+    """Whether all words of `wanted` were counted and nothing else; `x|y`: either of them.
+
+    The two that end the exchange do not count, nor does ARP of the row's neighbours.
+    """
+    words = [set(word.split("|")) for word in wanted.split()]
+    found = set(seen.counted[host, hook] - Counter({"protocol": 2}))
+    if "not_ipv4" not in wanted:
+        found.discard("not_ipv4")
+    return found <= set().union(*words) and all(found & word for word in words)
+
+
+def carry(kernel: Site, ebpf: Site, row: Row, port: int) -> None:
+    def act(site: Site) -> Callable[[], None]:
+        return partial(shoot, site.at_one, row.send(ends(site, port)))
+
+    with kernel.container_mtu(row.mtu), ebpf.container_mtu(row.mtu):
+        seen = compare(kernel, ebpf, act, mixed=row.mixed)
+    assert counted(seen, "a", "from_container", row.out), seen.reasons()
+    if row.out == "encap":  # then all packets of a flow have one port, on either path
+        assert {flow: ports for flow, ports in seen.source_ports().items() if len(ports) > 1} == {}
+    assert counted(seen, "b", "from_wire", row.into), seen.reasons()
+
+
+@pytest.mark.parametrize("number", range(len(SENT)), ids=[row.name for row in SENT])
+def test_sent(kernel: Site, learned: Site, number: int) -> None:
+    carry(kernel, learned, SENT[number], FIRST_PORT + number)
+
+
+CARRIED = [number for number, row in enumerate(SENT) if "encap" in row.out]
+
+
+@pytest.mark.parametrize("number", CARRIED, ids=[SENT[number].name for number in CARRIED])
+def test_sent_without_approval(kernel: Site, always: Site, number: int) -> None:
+    carry(kernel, always, SENT[number], FIRST_PORT + 8000 + number)
+
+
+@pytest.mark.parametrize("number", range(len(ARRIVING)), ids=[row.name for row in ARRIVING])
+def test_arriving(kernel: Site, learned: Site, number: int) -> None:
+    row: Outer = ARRIVING[number]
+
+    def act(site: Site) -> Callable[[], None]:
+        hosts = tuple(IPv4Address(host.address) for host in (site.a, site.b))
+        macs = tuple(MacAddress.parse(UPLINK_MACS[name]) for name in "ab")
+        vteps = tuple(vtep_mac(host, 1) for host in hosts)
+        return partial(
+            shoot, site.at_a, row.send(ends(site, FIRST_PORT + 5000 + number), macs + vteps, hosts)
+        )
+
+    seen = compare(kernel, learned, act, from_a=False)
+    assert counted(seen, "b", "from_wire", row.into), seen.reasons()
+
+
+@pytest.fixture
+def strict(kernel: Site, learned: Site) -> Iterator[None]:
+    """Both nodes of both sites drop what conntrack calls invalid, as kube-proxy's do."""
+    hosts = [host for site in (kernel, learned) for host in (site.a, site.b)]
+    with ExitStack() as stack:
+        for host in hosts:
+            stack.enter_context(rules(host, "strict", forward("ct state invalid drop")))
+        yield
+
+
+@pytest.mark.parametrize("number", range(len(INVALID)), ids=[row.name for row in INVALID])
+def test_invalid_is_dropped_where_the_firewall_says_so(
+    kernel: Site, learned: Site, strict: None, number: int
+) -> None:
+    row = INVALID[number]
+    carry(kernel, learned, replace(row, into="decap"), FIRST_PORT + 7000 + number)
+
+
+@pytest.fixture(scope="module", params=UNDERLAYS)
+def underlay(request: pytest.FixtureRequest, kernel: Site, learned: Site) -> Iterator[int]:
+    """Both sites' cables with these features; its number."""
+    features = UNDERLAYS[request.param]
+    for site in (kernel, learned):
+        site.underlay(features)
+    yield list(UNDERLAYS).index(request.param)
+    for site in (kernel, learned):
+        site.underlay(dict.fromkeys(features, None))
+
+
+@pytest.mark.parametrize("number", range(len(OFFLOADED)), ids=[row.name for row in OFFLOADED])
+def test_offloads(kernel: Site, learned: Site, underlay: int, number: int) -> None:
+    carry(kernel, learned, OFFLOADED[number], FIRST_PORT + 6000 + 100 * underlay + number)
