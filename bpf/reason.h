@@ -45,6 +45,9 @@ enum reason {
 	REASON_UDP_GSO           = 29, /* decap cannot take the tunnel's marks off segments */
 	REASON_PEERS_INCOMPLETE  = 30, /* perhaps of a peer that did not fit the map */
 
+	/* Carried by eBPF, too: the numbers above were taken. */
+	REASON_DELIVERED         = 31, /* decapsulated by XDP before */
+
 	/* Dropped: ours, but wrong. */
 	REASON_UNKNOWN_VTEP      = 40,
 	REASON_SPOOFED_SOURCE    = 41, /* inner source is not that VTEP's */
