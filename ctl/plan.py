@@ -17,7 +17,7 @@ from typing import Generic, TypeVar
 
 from ctl.abi import PEER_F_KERNEL_PATH, EndpointEntry, PeerEntry
 from ctl.host import Filter, FilterKey, Hop, Link, Neighbours, Route
-from ctl.model import Lease, MacAddress, Network
+from ctl.model import HookMode, Lease, MacAddress, Network
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -209,3 +209,12 @@ def plan_filters(
     # Last: until everything else is in place, what arrives takes the kernel path.
     places[FilterKey(uplink, True)] = "from_wire"
     return {key: Filter(name, programs[name]) for key, name in places.items()}
+
+
+def wants_xdp(mode: HookMode, uplink: Link) -> bool:
+    """Whether to try XDP on this uplink.
+
+    On a veth it costs more than it saves: the peer loses its segmentation offload, and
+    packets are copied. So `auto` leaves those to tc.
+    """
+    return mode is HookMode.XDP or (mode is HookMode.AUTO and uplink.kind != "veth")

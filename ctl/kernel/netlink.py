@@ -31,7 +31,7 @@ class Netlink:
     """An rtnetlink session. Failures are KernelError with what was being done."""
 
     def __init__(self) -> None:
-        self.ipr: Final = IPRoute()
+        self.ipr: Final = IPRoute(ext_ack=True)  # drivers say why they refuse XDP
 
     def __enter__(self) -> Self:
         return self

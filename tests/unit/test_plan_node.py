@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from ctl.abi import PEER_F_KERNEL_PATH
 from ctl.host import FilterKey, Hop, Link, Neighbours, Route
-from ctl.model import Lease, MacAddress
-from ctl.plan import plan_endpoints, plan_filters, plan_peers, plan_routes, remote_leases
+from ctl.model import HookMode, Lease, MacAddress
+from ctl.plan import plan_endpoints, plan_filters, plan_peers, plan_routes, remote_leases, wants_xdp
 from tests.unit.strategies import NETWORK, leases
 
 OWN = Lease(IPv4Network("172.17.1.0/24"), IPv4Address("10.0.0.1"), MacAddress.local(bytes(6)), 1)
@@ -168,6 +168,22 @@ def test_a_container_is_where_bridge_and_neighbour_table_say() -> None:
 )
 def test_a_container_half_known_is_not_bypassed(seen: Neighbours) -> None:
     assert plan_endpoints(seen, {5: link(5)}, BRIDGE, OWN.subnet) == {}
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "wanted"),
+    [
+        (HookMode.TC, "", False),
+        (HookMode.TC, "veth", False),
+        (HookMode.XDP, "", True),
+        (HookMode.XDP, "veth", True),
+        (HookMode.AUTO, "", True),
+        (HookMode.AUTO, "bond", True),
+        (HookMode.AUTO, "veth", False),
+    ],
+)
+def test_xdp_is_tried_where_it_is_asked_for(mode: HookMode, kind: str, wanted: bool) -> None:
+    assert wants_xdp(mode, link(2, "eth0", kind)) is wanted
 
 
 def test_programs_hang_on_uplink_vxlan_device_and_ports() -> None:
