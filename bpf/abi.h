@@ -15,14 +15,15 @@
 
 #include <linux/types.h>
 
-#define OVNET_LAYOUT 1
+#define OVNET_LAYOUT 2
 
-/* Where a program runs. The order is that of the packet's journey. */
+/* Where a program runs. Append only, as the counters' places hang on it. */
 enum hook {
 	HOOK_FROM_CONTAINER = 0, /* tc ingress of a port */
 	HOOK_TO_OVERLAY     = 1, /* tc egress of the vxlan device */
 	HOOK_FROM_WIRE      = 2, /* tc ingress of the uplink */
 	HOOK_TO_CONTAINER   = 3, /* tc egress of a port */
+	HOOK_FROM_WIRE_XDP  = 4, /* XDP of the uplink, before from_wire */
 	HOOK_MAX            = 8,
 };
 
@@ -102,12 +103,15 @@ struct node {
 	__u64  approval_ttl_ns;
 	__u64  flow_seed;       /* secret: keys the flow hashes */
 	__u32  flags;           /* NODE_F_* */
-	__u32  pad;
+	__u8   uplink_mac[6];   /* XDP has no pkt_type to tell it what is for this host */
+	__u8   pad[6];
 };
-_Static_assert(sizeof(struct node) == 72, "struct node is ABI");
+_Static_assert(sizeof(struct node) == 80, "struct node is ABI");
 
 /* Not all peers fit the maps: who is in none of them may be a peer all the same. */
 #define NODE_F_PEERS_INCOMPLETE (1U << 0)
+/* XDP is in front of from_wire: for people, the programs do not ask. */
+#define NODE_F_XDP (1U << 1)
 
 /* counters: hook * REASON_MAX + reason, per CPU -> counter */
 struct counter {

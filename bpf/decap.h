@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* From the uplink to a container's port. */
+/* From the uplink to a container's port: what tc and XDP have in common, and tc's. */
 #ifndef OVNET_DECAP_H
 #define OVNET_DECAP_H
 
@@ -51,15 +51,159 @@ static __always_inline enum reason check_source(const struct node *self, __be32 
 	return nobodys(self, REASON_SPOOFED_SOURCE);
 }
 
-static __always_inline enum reason decap(struct __sk_buff *skb, const struct endpoint *endpoint,
-					 const struct iphdr *ip, int tos)
+/* A VXLAN packet for us, as far as it has been read and believed. */
+struct arrival {
+	struct peer_stats *stats; /* of the sending host */
+	struct endpoint *endpoint;
+	struct iphdr *ip; /* inner */
+	__be32 host;      /* outer source, a known VTEP */
+	__u32  len;       /* bytes of the inner frame */
+	int    tos;       /* that the inner packet is to have; -1: none will do */
+	enum reason held; /* why only the kernel path may take it, if its source is right */
+	struct flow_key key;
+	struct l4 l4;
+	__u8 outer_tos;
+};
+
+/* The outer headers of a frame of `len` bytes that is for this host. 0 if the cursor stands
+ * behind the VXLAN header of a known VTEP. `skb`: 0 in XDP, which sees tags only in the
+ * data, and no verdict of the NIC on checksums. */
+static __always_inline enum reason read_outer(const struct node *self, struct cursor *cur,
+					      __u32 len, struct __sk_buff *skb,
+					      struct arrival *in)
 {
+	struct ethhdr *eth = take_eth(cur);
+	struct iphdr *ip = take_ip(cur);
+	struct vxlanhdr *vxlan;
+	struct udphdr *udp;
+	__u32 options;
+
+	if (!eth || !ip)
+		return REASON_TRUNCATED;
+	if (is_vlan(eth->h_proto) && (!skb || skb->vlan_present))
+		return skb ? REASON_TAGGED : REASON_VLAN;
+	if (eth->h_proto != bpf_htons(ETH_P_IP))
+		return REASON_NOT_IPV4;
+	if (ip->version != 4 || ip->protocol != IPPROTO_UDP || ip->daddr != self->host)
+		return REASON_NOT_OVERLAY;
+	/* Without its first fragment, which is the one that shows the port, the rest
+	 * dies in reassembly. So the source check cannot be dodged by fragmenting. */
+	if (ip->frag_off & bpf_htons(IP_OFFSET))
+		return REASON_NOT_OVERLAY;
+	options = ip->ihl * 4 - sizeof(*ip);
+	if (options > MAX_OPTIONS || !take(cur, options))
+		return REASON_TRUNCATED;
+	udp = take_udp(cur);
+	if (!udp)
+		return REASON_TRUNCATED;
+	if (udp->dest != self->port)
+		return REASON_NOT_OVERLAY;
+	if (ip->frag_off & bpf_htons(IP_MF))
+		return REASON_OUTER_FRAGMENT;
+	if (options)
+		return REASON_OUTER_OPTIONS;
+	/* For the kernel path to sort out, but not before the source check. */
+	if (bpf_ntohs(ip->tot_len) != len - sizeof(*eth) ||
+	    bpf_ntohs(udp->len) != bpf_ntohs(ip->tot_len) - sizeof(*ip))
+		in->held = REASON_TRUNCATED; /* padding, or a lie */
+	else if (ip_checksum(ip) || (udp->check && !(skb && checksum_verified(skb))))
+		in->held = REASON_OUTER_CHECKSUM; /* the kernel can, and we cannot */
+	else if (skb && skb->vlan_present)
+		in->held = REASON_VLAN;
+	vxlan = take(cur, sizeof(*vxlan));
+	if (!vxlan)
+		return REASON_TRUNCATED;
+	/* Another vxlan device may share the port with another VNI. */
+	if (vxlan->flags != VXLAN_FLAGS || vxlan->vni != bpf_htonl(self->vni << 8))
+		return REASON_VXLAN_HEADER;
+	in->host = ip->saddr;
+	in->outer_tos = ip->tos;
+	in->len = len - TUNNEL_LEN;
+	in->stats = stats_of(ip->saddr);
+	return in->stats ? 0 : nobodys(self, REASON_UNKNOWN_VTEP);
+}
+
+/* The inner packet behind them, as segments of `gso_size` if that is not 0. 0 if it is from
+ * whom it says, and for a container that we know: then there is a flow to be signed or
+ * bypassed. */
+static __always_inline enum reason read_inner(const struct node *self, struct cursor *cur,
+					      __u32 gso_size, struct arrival *in)
+{
+	struct ethhdr *eth = take_eth(cur);
+	struct iphdr *ip;
+	enum reason why;
+
+	if (!eth)
+		return REASON_TRUNCATED;
+	/* The kernel would take the tag off and believe the packet behind it. */
+	if (is_vlan(eth->h_proto))
+		return REASON_TAGGED;
+	if (eth->h_proto != bpf_htons(ETH_P_IP))
+		return REASON_NOT_IPV4;
+	ip = take_ip(cur);
+	if (!ip)
+		return REASON_TRUNCATED;
+	why = check_source(self, in->host, ip->saddr);
+	if (why)
+		return why;
+	/* The device drops what is not for its MAC, and its own MAC as a loop. */
+	if (!same_mac(eth->h_dest, self->vtep_mac) || same_mac(eth->h_source, self->vtep_mac))
+		return REASON_INNER_MAC;
+	if (self->bypass == BYPASS_OFF)
+		return REASON_BYPASS_OFF;
+	if (in->held)
+		return in->held;
+	why = ip_obstacle(ip, in->len - sizeof(*eth));
+	if (why)
+		return why;
+	if (ip_checksum(ip))
+		return REASON_INNER_CHECKSUM;
+	in->endpoint = endpoint_of(ip->daddr);
+	if (!in->endpoint)
+		return REASON_NO_ENDPOINT;
+	in->ip = ip;
+	in->tos = ecn_decapsulate(in->outer_tos, ip->tos);
+	why = take_flow(cur, ip, DIR_IN, in->endpoint->ifindex, &in->key, &in->l4);
+	if (why)
+		return why;
+	/* A peer may have a larger MTU. The bridge would refuse it and send ICMP. */
+	return oversize(self, &in->l4, in->len - sizeof(*eth), gso_size) ? REASON_OVERSIZE : 0;
+}
+
+/* May its flow bypass? 0, or why not. */
+static __always_inline enum reason admit(const struct node *self, const struct arrival *in,
+					 __u32 packets)
+{
+	if (in->l4.control)
+		return REASON_TCP_CONTROL;
+	if (in->tos < 0)
+		return REASON_ECN;
+	if (self->bypass == BYPASS_LEARNED)
+		return check_approval(self, &in->key, packets, 0);
+	return 0;
+}
+
+/* The inner IP header as the container gets it. */
+static __always_inline void route(struct inner_header *header, const struct arrival *in)
+{
+	header->ip = *in->ip;
+	ip_decrease_ttl(&header->ip);
+	ip_set_tos(&header->ip, in->tos);
+}
+
+static __always_inline void credit(const struct arrival *in, __u32 packets)
+{
+	in->stats->rx_packets += packets;
+	in->stats->rx_bytes += in->len;
+}
+
+static __always_inline enum reason decap(struct __sk_buff *skb, const struct arrival *in)
+{
+	const struct endpoint *endpoint = in->endpoint;
 	struct inner_header header = {};
 
-	/* Copied before the packet moves: adjust_room invalidates `ip`. */
-	header.ip = *ip;
-	ip_decrease_ttl(&header.ip);
-	ip_set_tos(&header.ip, tos);
+	/* Copied before the packet moves: adjust_room invalidates `in->ip`. */
+	route(&header, in);
 	__builtin_memcpy(header.eth.h_dest, endpoint->mac, ETH_ALEN);
 	__builtin_memcpy(header.eth.h_source, endpoint->bridge_mac, ETH_ALEN);
 	header.eth.h_proto = bpf_htons(ETH_P_IP);
@@ -73,91 +217,13 @@ static __always_inline enum reason decap(struct __sk_buff *skb, const struct end
 	return REASON_DECAP;
 }
 
-/* The inner packet, with the cursor behind the VXLAN header of a known peer. */
-static __always_inline enum reason deliver(struct __sk_buff *skb, const struct node *self,
-					   struct cursor *cur, const struct iphdr *outer,
-					   struct peer_stats *stats, enum reason held)
-{
-	__u32 len = skb->len - TUNNEL_LEN, packets = packets_of(skb);
-	struct ethhdr *eth = take_eth(cur);
-	struct endpoint *endpoint;
-	struct flow_key key = {};
-	__u8 outer_tos = outer->tos;
-	struct l4 l4 = {};
-	struct iphdr *ip;
-	enum reason why;
-	int tos;
-
-	if (!eth)
-		return REASON_TRUNCATED;
-	/* The kernel would take the tag off and believe the packet behind it. */
-	if (is_vlan(eth->h_proto))
-		return REASON_TAGGED;
-	if (eth->h_proto != bpf_htons(ETH_P_IP))
-		return REASON_NOT_IPV4;
-	ip = take_ip(cur);
-	if (!ip)
-		return REASON_TRUNCATED;
-	why = check_source(self, outer->saddr, ip->saddr);
-	if (why)
-		return why;
-	/* The device drops what is not for its MAC, and its own MAC as a loop. */
-	if (!same_mac(eth->h_dest, self->vtep_mac) || same_mac(eth->h_source, self->vtep_mac))
-		return REASON_INNER_MAC;
-	if (self->bypass == BYPASS_OFF)
-		return REASON_BYPASS_OFF;
-	if (held)
-		return held;
-	why = ip_obstacle(ip, len - sizeof(*eth));
-	if (why)
-		return why;
-	if (ip_checksum(ip))
-		return REASON_INNER_CHECKSUM;
-	endpoint = endpoint_of(ip->daddr);
-	if (!endpoint)
-		return REASON_NO_ENDPOINT;
-	why = take_flow(cur, ip, DIR_IN, endpoint->ifindex, &key, &l4);
-	if (why)
-		return why;
-	/* A peer may have a larger MTU. The bridge would refuse it and send ICMP. */
-	if (oversize(self, &l4, len - sizeof(*eth), skb->gso_size))
-		return REASON_OVERSIZE;
-	tos = ecn_decapsulate(outer_tos, ip->tos);
-	if (l4.control) {
-		forget_flow(&key);
-		why = REASON_TCP_CONTROL;
-	} else if (ip->protocol == IPPROTO_UDP && skb->gso_size) {
-		/* adjust_room leaves SKB_GSO_UDP_TUNNEL set, for which the container's
-		 * UDP drops segments; its TCP does not mind. */
-		why = REASON_UDP_GSO;
-	} else if (tos < 0) {
-		why = REASON_ECN;
-	} else if (self->bypass == BYPASS_LEARNED) {
-		why = check_approval(self, &key, packets, 0);
-	}
-	if (why) {
-		bpf_set_hash(skb, flow_hash(&key, self->flow_seed));
-		return why;
-	}
-	why = decap(skb, endpoint, ip, tos);
-	if (why == REASON_DECAP) {
-		stats->rx_packets += packets;
-		stats->rx_bytes += len;
-	}
-	return why;
-}
-
 static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 {
 	struct cursor cur = cursor_of(skb, sizeof(struct overlay_header) + sizeof(struct tcphdr));
 	struct node *self = this_node();
-	struct peer_stats *stats;
-	struct vxlanhdr *vxlan;
-	struct udphdr *udp;
-	struct ethhdr *eth;
-	struct iphdr *ip;
-	enum reason held = 0;
-	__u32 options;
+	__u32 packets = packets_of(skb);
+	struct arrival in = {};
+	enum reason why;
 
 	if (!self)
 		return REASON_NOT_CONFIGURED;
@@ -168,50 +234,27 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 	/* Seen because the interface is promiscuous; ip_rcv() would not take it. */
 	if (skb->pkt_type != PACKET_HOST)
 		return REASON_NOT_OVERLAY;
-	eth = take_eth(&cur);
-	ip = take_ip(&cur);
-	if (!eth || !ip)
-		return REASON_TRUNCATED;
-	if (skb->vlan_present && is_vlan(eth->h_proto))
-		return REASON_TAGGED;
-	if (eth->h_proto != bpf_htons(ETH_P_IP))
-		return REASON_NOT_IPV4;
-	if (ip->version != 4 || ip->protocol != IPPROTO_UDP || ip->daddr != self->host)
-		return REASON_NOT_OVERLAY;
-	/* Without its first fragment, which is the one that shows the port, the rest
-	 * dies in reassembly. So the source check cannot be dodged by fragmenting. */
-	if (ip->frag_off & bpf_htons(IP_OFFSET))
-		return REASON_NOT_OVERLAY;
-	options = ip->ihl * 4 - sizeof(*ip);
-	if (options > MAX_OPTIONS || !take(&cur, options))
-		return REASON_TRUNCATED;
-	udp = take_udp(&cur);
-	if (!udp)
-		return REASON_TRUNCATED;
-	if (udp->dest != self->port)
-		return REASON_NOT_OVERLAY;
-	if (ip->frag_off & bpf_htons(IP_MF))
-		return REASON_OUTER_FRAGMENT;
-	if (options)
-		return REASON_OUTER_OPTIONS;
-	/* For the kernel path to sort out, but not before the source check. */
-	if (bpf_ntohs(ip->tot_len) != skb->len - sizeof(*eth) ||
-	    bpf_ntohs(udp->len) != bpf_ntohs(ip->tot_len) - sizeof(*ip))
-		held = REASON_TRUNCATED; /* padding, or a lie */
-	else if (ip_checksum(ip) || (udp->check && !checksum_verified(skb)))
-		held = REASON_OUTER_CHECKSUM; /* the kernel can, and we cannot */
-	else if (skb->vlan_present)
-		held = REASON_VLAN;
-	vxlan = take(&cur, sizeof(*vxlan));
-	if (!vxlan)
-		return REASON_TRUNCATED;
-	/* Another vxlan device may share the port with another VNI. */
-	if (vxlan->flags != VXLAN_FLAGS || vxlan->vni != bpf_htonl(self->vni << 8))
-		return REASON_VXLAN_HEADER;
-	stats = stats_of(ip->saddr);
-	if (!stats)
-		return nobodys(self, REASON_UNKNOWN_VTEP);
-	return deliver(skb, self, &cur, ip, stats, held);
+	why = read_outer(self, &cur, skb->len, skb, &in);
+	if (!why)
+		why = read_inner(self, &cur, skb->gso_size, &in);
+	if (why)
+		return why;
+	/* adjust_room leaves SKB_GSO_UDP_TUNNEL set, for which the container's UDP drops
+	 * segments; its TCP does not mind. */
+	if (in.ip->protocol == IPPROTO_UDP && skb->gso_size)
+		why = REASON_UDP_GSO;
+	else
+		why = admit(self, &in, packets);
+	if (why == REASON_TCP_CONTROL)
+		forget_flow(&in.key);
+	if (why) {
+		bpf_set_hash(skb, flow_hash(&in.key, self->flow_seed));
+		return why;
+	}
+	why = decap(skb, &in);
+	if (why == REASON_DECAP)
+		credit(&in, packets);
+	return why;
 }
 
 #endif

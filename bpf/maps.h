@@ -56,29 +56,41 @@ static __always_inline struct peer_stats *stats_of(__be32 host)
  * not push the interesting ones out of the ring. */
 #define EVENT_INTERVAL_NS 100000000ULL
 
-static __always_inline void report_drop(struct __sk_buff *skb, enum hook hook,
-					enum reason reason, struct counter *counter)
+/* An event of a drop, without the packet's bytes; 0: not now. */
+static __always_inline struct event *new_event(enum hook hook, enum reason reason, __u32 ifindex,
+					       __u32 len, struct counter *counter)
 {
 	__u64 now = bpf_ktime_get_ns();
 	struct event *event;
-	__u64 len = skb->len;
 
 	if (counter->sampled_ns && now - counter->sampled_ns < EVENT_INTERVAL_NS)
-		return;
+		return 0;
 	counter->sampled_ns = now;
 	event = events.ringbuf_reserve(sizeof(*event));
 	if (!event)
-		return;
+		return 0;
 	event->time_ns = now;
-	event->ifindex = skb->ifindex;
+	event->ifindex = ifindex;
 	event->packet_len = len;
 	event->reason = reason;
 	event->hook = hook;
+	event->captured_len = 0;
 	event->pad = 0;
+	return event;
+}
+
+static __always_inline void report_drop(struct __sk_buff *skb, enum hook hook,
+					enum reason reason, struct counter *counter)
+{
+	struct event *event = new_event(hook, reason, skb->ifindex, skb->len, counter);
+	__u64 len = skb->len;
+
+	if (!event)
+		return;
 	if (len > EVENT_BYTES)
 		len = EVENT_BYTES;
 	/* The verifier wants to see a length of at least one, in the register that is
-	 * passed; left alone, the compiler tests a copy. */
+	 * passed; left alone, or with 32 bits, the compiler tests a copy. */
 	asm volatile("" : "+r"(len));
 	if (len < 1 || bpf_skb_load_bytes(skb, 0, event->data, len))
 		len = 0;
@@ -86,10 +98,8 @@ static __always_inline void report_drop(struct __sk_buff *skb, enum hook hook,
 	events.ringbuf_submit(event, 0);
 }
 
-/* Count a packet that leaves `hook` for `reason`, and say what tc shall do with it.
- * UNSPEC rather than OK: filters of others behind ours still get their turn. */
-static __always_inline int finish(struct __sk_buff *skb, enum hook hook, __u32 bytes,
-				  __u32 packets, enum reason reason)
+static __always_inline struct counter *count(enum hook hook, enum reason reason, __u32 bytes,
+					     __u32 packets)
 {
 	__u32 index = hook * REASON_MAX + reason;
 	struct counter *counter = counters.lookup(&index);
@@ -97,10 +107,20 @@ static __always_inline int finish(struct __sk_buff *skb, enum hook hook, __u32 b
 	if (counter) {
 		counter->packets += packets;
 		counter->bytes += bytes;
-		if (reason >= REASON_UNKNOWN_VTEP)
-			report_drop(skb, hook, reason, counter);
 	}
-	if (reason <= REASON_DECAP)
+	return counter;
+}
+
+/* Count a packet that leaves `hook` for `reason`, and say what tc shall do with it.
+ * UNSPEC rather than OK: filters of others behind ours still get their turn. */
+static __always_inline int finish(struct __sk_buff *skb, enum hook hook, __u32 bytes,
+				  __u32 packets, enum reason reason)
+{
+	struct counter *counter = count(hook, reason, bytes, packets);
+
+	if (counter && reason >= REASON_UNKNOWN_VTEP)
+		report_drop(skb, hook, reason, counter);
+	if (reason <= REASON_DECAP || reason == REASON_DELIVERED)
 		return TC_ACT_REDIRECT;
 	if (reason >= REASON_UNKNOWN_VTEP)
 		return TC_ACT_SHOT;

@@ -46,6 +46,9 @@ enum reason {
 	REASON_PEERS_INCOMPLETE  = 30, /* perhaps of a peer that did not fit the map */
 	REASON_INNER_CHECKSUM    = 31, /* a container's IP header, damaged */
 
+	/* Carried by eBPF, too: the numbers above were taken. */
+	REASON_DELIVERED         = 32, /* decapsulated by XDP before */
+
 	/* Dropped: ours, but wrong. */
 	REASON_UNKNOWN_VTEP      = 40,
 	REASON_SPOOFED_SOURCE    = 41, /* inner source is not that VTEP's */

@@ -14,7 +14,7 @@ from typing import Final
 
 from ctl.model import Bypass, MacAddress
 
-LAYOUT: Final = 1
+LAYOUT: Final = 2
 """OVNET_LAYOUT: part of the pin directory's name."""
 
 REASON_MAX: Final = 64
@@ -23,12 +23,13 @@ EVENT_BYTES: Final = 96
 
 
 class Hook(IntEnum):
-    """enum hook: the four places where a program runs."""
+    """enum hook: the places where a program runs."""
 
     FROM_CONTAINER = 0
     TO_OVERLAY = 1
     FROM_WIRE = 2
     TO_CONTAINER = 3
+    FROM_WIRE_XDP = 4
 
     @property
     def label(self) -> str:
@@ -43,11 +44,14 @@ class Direction(IntEnum):
     IN = 1
 
 
+NO_MAC: Final = MacAddress(bytes(6))
+
 PerCpu = list[bytes]
 """A value of a per-CPU map: one a CPU."""
 
 PEER_F_KERNEL_PATH: Final = 1 << 0
 NODE_F_PEERS_INCOMPLETE: Final = 1 << 0
+NODE_F_XDP: Final = 1 << 1
 PEER_FLAGS: Final = {PEER_F_KERNEL_PATH: "kernel-path"}
 
 BYPASS_CODE: Final = {Bypass.OFF: 0, Bypass.LEARNED: 1, Bypass.ALWAYS: 2}
@@ -57,7 +61,7 @@ PEER: Final = struct.Struct("=4s6s2sII4sI")
 ENDPOINT: Final = struct.Struct("=I6s6s")
 FLOW_KEY: Final = struct.Struct("=4s4s2s2sIBBBB")
 FLOW: Final = struct.Struct("=QQQII")
-NODE: Final = struct.Struct("=4s4s4s4s4sIII6s2sHHIQQII")
+NODE: Final = struct.Struct("=4s4s4s4s4sIII6s2sHHIQQI6s6x")
 COUNTER: Final = struct.Struct("=QQQ")
 PEER_STATS: Final = struct.Struct("=QQQQ")
 EVENT: Final = struct.Struct(f"=QIIHBB{EVENT_BYTES}sI")
@@ -203,6 +207,8 @@ class NodeEntry:
     approval_ttl_ns: int
     flow_seed: int
     flags: int = 0
+    uplink_mac: MacAddress = NO_MAC
+    """Frames to another one are none of XDP's business."""
 
     def pack(self) -> bytes:
         return NODE.pack(
@@ -221,7 +227,7 @@ class NodeEntry:
             self.approval_ttl_ns,
             self.flow_seed,
             self.flags,
-            0,
+            self.uplink_mac.packed,
         )
 
     @classmethod
@@ -244,7 +250,7 @@ class NodeEntry:
             ttl,
             seed,
             flags,
-            _,
+            uplink_mac,
         ) = NODE.unpack(raw)
         if not any(host):
             return None
@@ -262,6 +268,7 @@ class NodeEntry:
             ttl,
             seed,
             flags,
+            MacAddress(uplink_mac),
         )
 
 

@@ -520,6 +520,8 @@ class Agent:
             uplink=node.uplink.link.name,
             bypass=settings.bypass,
             approval_ttl=settings.approval_ttl,
+            hook=seen.hook.value,
+            hook_refused=seen.hook_refused,
             program=backend.programs.digest if backend and backend.programs else "",
             ready=not not_ready,
             not_ready=tuple(not_ready),

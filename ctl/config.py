@@ -26,7 +26,7 @@ from ctl.endpoint import (
     parse_store_url,
 )
 from ctl.errors import ConfigError
-from ctl.model import Bypass
+from ctl.model import Bypass, HookMode
 
 DEFAULT_FILE: Final = Path("/etc/ovnet/ovnet.toml")
 """Read if it exists and no other file is named."""
@@ -63,6 +63,7 @@ class Settings:
     """Underlay address; None: the uplink's first one."""
     bridge: str
     bypass: Bypass
+    hook: HookMode
     approval_ttl: float
     state_dir: Path
     bpffs: Path
@@ -194,6 +195,13 @@ SETTINGS: Final = (
     ),
     Setting("bridge", values.ifname, "ovnet0", "bridge of the containers; an existing one is adopted", "DEV"),
     Setting("bypass", values.bypass, "learned", "what eBPF may carry: learned, always or off", "MODE"),
+    Setting(
+        "hook",
+        values.hook,
+        "tc",
+        "where it decapsulates: tc, xdp, or auto (xdp if the driver has it)",
+        "HOOK",
+    ),
     Setting(
         "approval_ttl", values.number(0.1, 3600, "seconds"), "5", "life of a flow's approval, s", "S", NUMBER
     ),

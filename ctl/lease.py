@@ -111,7 +111,7 @@ def choose(
     `leases` are the live ones. Of several leases of ours, a reservation goes first, then
     `previous`, then the lowest. NetworkExhausted if no subnet is free.
     """
-    leases = tuple(leases)
+    leases = sorted(leases, key=rank)
     ours = [lease for lease in leases if lease.host == host]
     ours.sort(key=lambda lease: (lease.expires_at is not None, lease.subnet != previous, lease.subnet))
     for lease in ours:
@@ -119,7 +119,11 @@ def choose(
             return Keep(lease)
     if ours:
         return Replace(ours[0])
-    if previous is not None and fits(network, previous) and holder(sorted(leases, key=rank), previous) is None:
+    if (
+        previous is not None
+        and fits(network, previous)
+        and holder(leases, previous) is None
+    ):
         return Create(previous)
     return Create(_pick_free(network, leases, pick))
 

@@ -83,6 +83,16 @@ class Bypass(StrEnum):
     ALWAYS = "always"
 
 
+class HookMode(StrEnum):
+    """Where packets from the uplink are decapsulated."""
+
+    TC = "tc"
+    XDP = "xdp"
+    """before tc, where the driver lets us; else at tc"""
+    AUTO = "auto"
+    """as xdp on hardware, as tc on a veth"""
+
+
 @dataclass(frozen=True, slots=True)
 class Network:
     """The big network and how it is cut. Made valid by `ctl.wire.parse_network`."""

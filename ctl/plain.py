@@ -10,7 +10,7 @@ from ctl.backend.udp.agent import UdpBackend as Forwarder
 from ctl.backend.udp.files import device_port
 from ctl.config import Settings
 from ctl.host import OWNER, Link, Uplink
-from ctl.kernel import maps
+from ctl.kernel import maps, xdp
 from ctl.kernel.loader import Programs
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.tables import Filters
@@ -65,8 +65,9 @@ class PlainBackend:
     def load(self, _site: Site) -> None:
         """Take the programs and pins of an earlier life away."""
         if not self._clean:
-            filters = Filters(self._netlink)
-            filters.apply(diff({}, filters.read_on(self._netlink.links())))
+            filters, links = Filters(self._netlink), self._netlink.links()
+            xdp.remove_all(self._netlink, links, self._settings.bpffs)
+            filters.apply(diff({}, filters.read_on(links)))
             maps.unpin_all(self._settings.bpffs)
             self._clean = True
 

@@ -18,6 +18,7 @@ from typing import Generic, TypeVar
 
 from ctl.abi import EndpointEntry
 from ctl.host import Filter, FilterKey, Link, Neighbours
+from ctl.model import HookMode
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -83,3 +84,12 @@ def plan_filters(
     # Last: until everything else is in place, what arrives takes the kernel path.
     places[FilterKey(uplink, True)] = "from_wire"
     return {key: Filter(name, programs[name]) for key, name in places.items()}
+
+
+def wants_xdp(mode: HookMode, uplink: Link) -> bool:
+    """Whether to try XDP on this uplink.
+
+    On a veth it costs more than it saves: the peer loses its segmentation offload, and
+    packets are copied. So `auto` leaves those to tc.
+    """
+    return mode is HookMode.XDP or (mode is HookMode.AUTO and uplink.kind != "veth")

@@ -108,6 +108,9 @@ class AgentReport:
     bypass: Bypass = Bypass.LEARNED
     approval_ttl: float = 0.0
     hook: str = "tc"
+    """In use at the uplink."""
+    hook_refused: str = ""
+    """Why XDP that was asked for is not; one line."""
     program: str = ""
     """Digest of the loaded programs; empty: none is loaded."""
     ready: bool = False

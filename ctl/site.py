@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ctl.host import Uplink
-from ctl.model import Lease, Network
+from ctl.model import HookMode, Lease, Network
 from ctl.plan import Delta, diff
 from ctl.ports import Table
 from ctl.report import KernelPort
@@ -49,6 +49,10 @@ class Seen:
     peers_kernel_path: int = 0
     ports: tuple[str, ...] = ()
     kernel_ports: tuple[KernelPort, ...] = ()
+    hook: HookMode = HookMode.TC
+    """In use at the uplink."""
+    hook_refused: str = ""
+    """Why XDP that was asked for is not; empty if it is, or was not asked for."""
 
     def count(self, table: str, operations: int) -> None:
         self.operations[table] = self.operations.get(table, 0) + operations

@@ -6,7 +6,7 @@ from ctl import statedir
 from ctl.config import Settings
 from ctl.errors import AgentError
 from ctl.host import OWNER
-from ctl.kernel import firewall, flannel, maps, sysctl
+from ctl.kernel import firewall, flannel, maps, sysctl, xdp
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.tables import Filters, Routes
 from ctl.plain import remove_tunnels
@@ -19,7 +19,7 @@ def teardown(settings: Settings, netlink: Netlink) -> list[str]:
 
     Programs first: from then on the kernel path carries alone, until its devices go.
     """
-    done = [*_filters(netlink), *_routes(netlink)]
+    done = [*_programs(settings, netlink), *_routes(netlink)]
     if maps.unpin_all(settings.bpffs):
         done.append(f"pins under {settings.bpffs}")
     done += _devices(settings, netlink)
@@ -36,21 +36,23 @@ def give_to_flannel(settings: Settings, netlink: Netlink) -> list[str]:
     What flanneld replaces only once it runs stays until then: rules, kernel settings, and
     subnet.env. An ordinary teardown takes these away afterwards.
     """
-    done = _filters(netlink, keep_clsact=True)
+    done = _programs(settings, netlink, keep_clsact=True)
     if maps.unpin_all(settings.bpffs):
         done.append(f"pins under {settings.bpffs}")
     done += hand_over(settings, netlink)
     return done + _files(settings, keep_env=True)
 
 
-def _filters(netlink: Netlink, *, keep_clsact: bool = False) -> list[str]:
+def _programs(settings: Settings, netlink: Netlink, *, keep_clsact: bool = False) -> list[str]:
     filters = Filters(netlink)
     links = netlink.links()
+    # First: what it has decapsulated is for from_wire to deliver.
+    ahead = xdp.remove_all(netlink, links, settings.bpffs)
     found = filters.read_on(links)
     filters.apply(diff({}, found))
     if not keep_clsact:
         filters.remove_clsact({key.ifindex for key in found})
-    names = sorted({links[key.ifindex].name for key in found})
+    names = sorted({*ahead, *(links[key.ifindex].name for key in found)})
     return [f"programs on {', '.join(names)}"] if names else []
 
 

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 from ctl.endpoint import ETCD_PREFIX, is_etcd, parse_store_url
-from ctl.model import Bypass, host_address
+from ctl.model import Bypass, HookMode, host_address
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
@@ -64,6 +64,11 @@ def boolean(text: str) -> bool:
 def bypass(text: str) -> Bypass:
     """What eBPF may carry."""
     return Bypass(choice(*Bypass)(text))
+
+
+def hook(text: str) -> HookMode:
+    """A hook by name."""
+    return HookMode(choice(*HookMode)(text))
 
 
 def ifname(text: str) -> str:

@@ -9,15 +9,17 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Interface
 from typing import Final
 
-from ctl.abi import NODE_F_PEERS_INCOMPLETE, EndpointEntry, NodeEntry
+from ctl.abi import NO_MAC, NODE_F_PEERS_INCOMPLETE, NODE_F_XDP, EndpointEntry, NodeEntry
 from ctl.config import Settings
 from ctl.errors import ForeignProgram
-from ctl.host import Link, Removed, Uplink, VxlanDevice
+from ctl.hook import UplinkHook
+from ctl.host import FilterKey, Link, Removed, Uplink, VxlanDevice
 from ctl.kernel import bpffs, firewall, loader, maps, sysctl
 from ctl.kernel.monitor import Change
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.tables import Filters
-from ctl.model import VXLAN_OVERHEAD, Bypass, IPv4Address, Lease, MacAddress, Network
+from ctl.kernel.xdp import PROGRAM as XDP_PROGRAM
+from ctl.model import VXLAN_OVERHEAD, Bypass, HookMode, IPv4Address, Lease, MacAddress, Network
 from ctl.peering import Peering
 from ctl.plain import remove_tunnels
 from ctl.plan import diff, plan_endpoints, plan_filters, plan_questions
@@ -49,6 +51,7 @@ class VxlanBackend:
         """ifindex of the vxlan device; 0: not made yet."""
         self._settings, self._netlink, self._seen = settings, netlink, seen
         self._filters = Filters(netlink)
+        self._hook = UplinkHook(settings, netlink, seen)
         self._peering = Peering(netlink.rtnl, seen, settings.peers_max)
         self._first_look = True
         """Programs of an earlier life may hang on any interface."""
@@ -63,11 +66,7 @@ class VxlanBackend:
         if self._settings.bypass is Bypass.OFF:
             return
         link = uplink.link
-        if link.xdp:
-            raise ForeignProgram(
-                f"{link.name} carries an XDP program that is not ours (id {link.xdp}): "
-                f"remove it (ip link set dev {link.name} xdp off), or run with --bypass=off"
-            )
+        self._hook.preflight(link)
         if why := self._filters.foreign(link.ifindex, ingress=True):
             raise ForeignProgram(f"{link.name}: {why}: remove it, or run with --bypass=off")
 
@@ -119,6 +118,7 @@ class VxlanBackend:
                 # Running programs keep the old maps until new ones take their place.
                 log.warning("pinned maps do not fit (%s): making new ones", why)
                 maps.unpin_all(settings.bpffs)
+                self._hook.keep()
             self.maps = maps.create_or_adopt(settings.bpffs, wanted)
         elif self.maps.repin(settings.bpffs):
             log.warning("pins of maps under %s were gone: pinned again", settings.bpffs)
@@ -153,7 +153,9 @@ class VxlanBackend:
             bypass=self._settings.bypass,
             approval_ttl_ns=int(self._settings.approval_ttl * 1e9),
             flow_seed=before.flow_seed if before else secrets.randbits(64) | 1,
-            flags=0 if self._peering.fits() else NODE_F_PEERS_INCOMPLETE,
+            flags=(0 if self._peering.fits() else NODE_F_PEERS_INCOMPLETE)
+            | (NODE_F_XDP if self._seen.hook is HookMode.XDP else 0),
+            uplink_mac=site.uplink.link.mac or NO_MAC,
         )
         if entry != before:
             opened.write_node(entry)
@@ -192,10 +194,26 @@ class VxlanBackend:
         ids = {name: p.id for name, p in self.programs.by_name.items()} if self.programs else {}
         wanted = plan_filters(ids, site.uplink.link.ifindex, self.device, ports)
         present = self._filters.read_on({*links} if self._first_look else {key.ifindex for key in wanted})
-        apply("filters", self._filters, diff(wanted, present), self._seen)
+        place = FilterKey(site.uplink.link.ifindex, True)
+        if place not in wanted:
+            self._hook.reconcile(links, place.ifindex, None)
+        try:
+            apply("filters", self._filters, diff(wanted, present), self._seen)
+        finally:
+            if place in wanted:
+                delivers = self._filters.read().get(place) == wanted[place]
+                self._attach_xdp(site, links, delivers)
         if self._first_look:
             loader.drop_others(self._settings.bpffs, self.programs.digest if self.programs else "")
+            maps.unpin_other_layouts(self._settings.bpffs)
             self._first_look = False
+
+    def _attach_xdp(self, site: Site, links: Mapping[int, Link], delivers: bool) -> None:
+        """XDP in front of from_wire, if that is there to deliver."""
+        assert self.programs is not None and self.maps is not None
+        program = self.programs.by_name[XDP_PROGRAM] if delivers else None
+        self._hook.reconcile(links, site.uplink.link.ifindex, program)
+        self._write_node(self.maps, site)
 
     def _sort_ports(self, links: Mapping[int, Link], bridge: int) -> dict[int, Link]:
         """The bridge's ports that can have our programs; the rest is noted in `seen`."""

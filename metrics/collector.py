@@ -67,7 +67,10 @@ def _packets(datapath: Datapath) -> Iterable[Sample]:
 
 def _drops(datapath: Datapath) -> Iterable[Sample]:
     """Known drops are there from the start, at 0: an alert must see the first one rise."""
-    packets = {(Hook.FROM_WIRE, number): 0 for number, row in REASONS.items() if row.verdict in _DROPPED}
+    hooks = {Hook.FROM_WIRE} | {hook for hook, _ in datapath.counters if hook is Hook.FROM_WIRE_XDP}
+    packets = {
+        (hook, number): 0 for hook in hooks for number, row in REASONS.items() if row.verdict in _DROPPED
+    }
     packets |= {
         (hook, number): counter.packets
         for (hook, number), counter in datapath.counters.items()
@@ -111,6 +114,7 @@ def _forwarder(counters: Mapping[str, int]) -> Iterable[Sample]:
 def _node(report: AgentReport) -> Iterable[Sample]:
     yield names.BUILD_INFO, 1, (report.version, report.program)
     yield names.BYPASS_INFO, 1, (report.bypass.value, report.hook)
+    yield names.HOOK_REFUSED, bool(report.hook_refused), ()
     yield names.NODE_INFO, 1, _identity(report)
     yield names.START_TIME, report.started_at, ()
     yield names.READY, report.ready, ()

@@ -23,13 +23,13 @@ from ctl.abi import Direction, EndpointEntry, FlowEntry, FlowKey, Hook, NodeEntr
 from ctl.kernel import bpf
 from ctl.kernel.loader import compile_text, load_program
 from ctl.kernel.maps import Maps, Spec, specs
-from ctl.kernel.source import PROGRAMS, source
+from ctl.kernel.source import PROGRAMS, XDP_SUFFIX, source
 from ctl.model import Bypass, MacAddress
 from ctl.reasons import REASONS
 from tests import packets
 
 PROBES: Final = Path(__file__).parent / "bpf" / "probes.c"
-PROBED: Final = tuple(f"probe_{name}" for name in PROGRAMS)
+PROBED: Final = tuple(f"probe_{name}" for name in PROGRAMS if not name.endswith(XDP_SUFFIX))
 
 LO: Final = 1
 """The ifindex that a packet of a test run has unless told otherwise."""
@@ -78,17 +78,27 @@ class Action(IntEnum):
     REDIRECT = 7
 
 
+class XdpAction(IntEnum):
+    """What XDP shall do (linux/bpf.h)."""
+
+    ABORTED = 0
+    DROP = 1
+    PASS = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """What a program made of a packet."""
 
-    action: Action
+    action: Action | XdpAction
     reason: str
     packet: bytes
     counted: tuple[int, int]
     """Packets and bytes that its counter rose by."""
     hash: int
     """skb->hash afterwards; only of a probe."""
+    note: bytes = b""
+    """Metadata in front of the packet; only of XDP."""
 
     @property
     def tunnel(self) -> packets.Tunnel:
@@ -99,7 +109,7 @@ class Result:
 @cache
 def objects() -> dict[str, Any]:
     """Programs and probes, compiled once for a run of pytest."""
-    names = (*PROGRAMS, *PROBED, "probe_aborted")
+    names = (*PROGRAMS, *PROBED, "probe_delivery", "probe_aborted")
     text = f'{source()}\n#line 1 "{PROBES.name}"\n{PROBES.read_text()}'
     built: dict[str, Any] = json.loads(compile_text(text, names))["programs"]
     return built
@@ -121,6 +131,7 @@ class Datapath:
         other: Mapping[str, Spec] | None = None,
     ) -> None:
         """Capacities in entries; `other`: maps to be something else than a node's."""
+        objects()  # now: compiling may take longer than an approval lasts
         wanted = specs(peers, endpoints, flows)
         wanted["counters"] = replace(wanted["counters"], kind="array")
         wanted |= other or {}
@@ -199,14 +210,35 @@ class Datapath:
         ctx = _context((hash, cut, vlan, int(encapsulated), 0), ifindex, gso_size, gso_segs)
         before = self._counters[:]
         result, out, ctx_out, _ = bpf.prog_test_run(self.fd(name), packet, ctx=ctx)
-        index, counted = _difference(before, self._counters[:])
-        hook = (
-            abi.Hook.FROM_WIRE if program == "probe_aborted" else Hook[program.removeprefix("probe_").upper()]
-        )
-        assert index // abi.REASON_MAX == hook, f"{program} counted at another hook: {index}"
-        assert counted[0] == max(gso_segs, 1)
-        reason = REASONS[index % abi.REASON_MAX].label
+        hook = Hook.FROM_WIRE if program == "probe_aborted" else Hook[program.removeprefix("probe_").upper()]
+        reason, counted = self._counted(before, hook, max(gso_segs, 1))
         return Result(Action(result), reason, out, counted, struct.unpack_from("=I", ctx_out, _CB + 16)[0])
+
+    def xdp(self, packet: bytes, *, meta: bytes = b"") -> Result:
+        """One packet through from_wire_xdp, with metadata of someone's already in front of it."""
+        before = self._counters[:]
+        ctx = struct.pack("=6I", len(meta), len(meta) + len(packet), 0, 0, 0, 0)
+        result, out, ctx_out, _ = bpf.prog_test_run(self.fd("from_wire_xdp"), meta + packet, ctx=ctx)
+        reason, counted = self._counted(before, Hook.FROM_WIRE_XDP, 1)
+        (start,) = struct.unpack_from("=I", ctx_out)
+        return Result(XdpAction(result), reason, out[start:], counted, 0, out[:start])
+
+    def deliver(
+        self, packet: bytes, note: bytes, *, vlan: int = 0, gso_size: int = 0, gso_segs: int = 0
+    ) -> Result:
+        """from_wire on a packet with this metadata (as much of it as is the note)."""
+        before = self._counters[:]
+        ctx = _context(struct.unpack("=5I", note), 0, gso_size, gso_segs, mark=vlan)
+        result, out, _, _ = bpf.prog_test_run(self.fd("probe_delivery"), packet, ctx=ctx)
+        reason, counted = self._counted(before, Hook.FROM_WIRE, max(gso_segs, 1))
+        return Result(Action(result), reason, out, counted, 0)
+
+    def _counted(self, before: bytes, hook: Hook, packets: int) -> tuple[str, tuple[int, int]]:
+        """The reason of a packet that `hook` has just seen, with packets and bytes."""
+        index, counted = _difference(before, self._counters[:])
+        assert index // abi.REASON_MAX == hook, f"{hook.label} counted at another hook: {index}"
+        assert counted[0] == packets
+        return REASONS[index % abi.REASON_MAX].label, counted
 
 
 def _create(name: str, spec: Spec) -> int:
@@ -219,11 +251,12 @@ _MONOTONIC_COARSE: Final = 6
 """The programs' clock (linux/time.h); the fine one is ahead of it, in their future."""
 
 # Offsets in struct __sk_buff (linux/bpf.h) of what a test run takes from its context.
-_IFINDEX, _CB, _GSO_SEGS, _GSO_SIZE, _CTX_SIZE = 40, 48, 164, 176, 192
+_MARK, _IFINDEX, _CB, _GSO_SEGS, _GSO_SIZE, _CTX_SIZE = 8, 40, 48, 164, 176, 192
 
 
-def _context(cb: tuple[int, ...], ifindex: int, gso_size: int, gso_segs: int) -> bytes:
+def _context(cb: tuple[int, ...], ifindex: int, gso_size: int, gso_segs: int, *, mark: int = 0) -> bytes:
     raw = bytearray(_CTX_SIZE)
+    struct.pack_into("=I", raw, _MARK, mark)
     struct.pack_into("=I", raw, _IFINDEX, ifindex)
     struct.pack_into("=5I", raw, _CB, *cb)
     struct.pack_into("=I", raw, _GSO_SEGS, gso_segs)

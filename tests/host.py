@@ -106,6 +106,10 @@ class Host(Namespace):
         self.ip("addr", "add", f"{self.address}/{self._prefix_len}", "dev", device)
         self.ip("link", "set", device, "up")
 
+    def like_a_wire(self) -> None:
+        """Let eth0 send what a wire can carry: finished checksums, no super-packets; and merge what comes."""
+        self.run("ethtool", "-K", "eth0", "tx", "off", "gro", "on")
+
     @property
     def env(self) -> dict[str, str]:
         """The node's settings, as every ovctl command on this host gets them."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Final
 
 from ctl.abi import (
+    NODE_F_XDP,
     Counter,
     EndpointEntry,
     FlowEntry,
@@ -70,6 +71,7 @@ COLUMNS: Final[Mapping[str, tuple[Column | str, ...]]] = {
         "mtu",
         Column("vtep_mac", "VTEP MAC"),
         "bypass",
+        "hook",
         Column("approval_ttl", "APPROVAL TTL", show=_age),
         Column("source_ports", "SOURCE PORTS", wide=True),
     ),
@@ -170,6 +172,7 @@ def node_rows(node: NodeEntry | None, name: DeviceName) -> list[Row]:
         "vtep_mac": str(node.vtep_mac),
         "source_ports": list(node.source_ports),
         "bypass": node.bypass.value,
+        "hook": "xdp" if node.flags & NODE_F_XDP else "tc",
         "approval_ttl": node.approval_ttl_ns / 1e9,
     }
     return [row]

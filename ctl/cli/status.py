@@ -199,6 +199,9 @@ def _node(report: AgentReport, now: float) -> Iterable[tuple[str, str]]:
     yield "ports", f"{len(report.ports)} attached, {len(report.kernel_ports)} on the kernel path only"
     for port in report.kernel_ports:
         yield "", f"{port.name}: {port.why}"
+    refused = f": {report.hook_refused}" if report.hook_refused else ""
+    if report.program:
+        yield "hook", f"{report.hook}{refused}"
     if report.reconcile.error:
         yield (
             "reconcile",
@@ -211,7 +214,7 @@ def _details(report: AgentReport, now: float) -> Iterable[tuple[str, str]]:
     last = "never" if reconcile.last_success is None else f"{ago(now - reconcile.last_success)} ago"
     yield "bridge", f"{report.bridge}, MTU {report.mtu}"
     yield "attached", ", ".join(report.ports) or "-"
-    yield "bypass", f"{report.bypass.value}, approvals last {report.approval_ttl:g} s, hook {report.hook}"
+    yield "bypass", f"{report.bypass.value}, approvals last {report.approval_ttl:g} s"
     yield "program", report.program or "none"
     yield "reconcile", f"{reconcile.ok} ok, {reconcile.failed} failed, last success {last}"
     yield (

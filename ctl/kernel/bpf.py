@@ -20,7 +20,7 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = 0, 1, 2, 3, 4
 PROG_LOAD, OBJ_PIN, OBJ_GET, PROG_TEST_RUN = 5, 6, 7, 10
-OBJ_INFO = 15
+PROG_BY_ID, OBJ_INFO = 13, 15
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
 
 PROG_TYPE_SCHED_CLS: Final = 3
@@ -93,6 +93,11 @@ def obj_get(path: str) -> int:
         return _bpf(OBJ_GET, struct.pack("=QII", address, 0, 0))
     finally:
         del buffer
+
+
+def prog_get(ident: int) -> int:
+    """Open a loaded program by its id; returns a file descriptor. EPERM without CAP_SYS_ADMIN."""
+    return _bpf(PROG_BY_ID, struct.pack("=III", ident, 0, 0))
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,7 @@ from ctl.errors import KernelError
 from ctl.kernel import bpf, bpffs
 from ctl.kernel.maps import Maps, layout_dir
 from ctl.kernel.maptable import refused
-from ctl.kernel.source import PROGRAMS, digest, source
+from ctl.kernel.source import PROGRAMS, XDP_SUFFIX, digest, source
 
 log = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """The four programs of one build."""
+    """The programs of one build."""
 
     digest: str
     by_name: Mapping[str, Program]
@@ -199,7 +199,7 @@ def load_program(name: str, program: Mapping[str, Any], maps: Maps) -> Program:
         # The immediate of BPF_LD_IMM64 with BPF_PSEUDO_MAP_FD.
         struct.pack_into("=i", code, index * 8 + 4, maps.fd(map_name))
     try:
-        fd = bpf.prog_load(bytes(code), name)
+        fd = bpf.prog_load(bytes(code), name, _kind(name))
     except bpf.VerifierError as error:
         for line in error.log.splitlines()[-40:]:
             log.error("verifier: %s", line)
@@ -209,6 +209,10 @@ def load_program(name: str, program: Mapping[str, Any], maps: Maps) -> Program:
     except OSError as error:
         raise KernelError(f"cannot load program {name}: {error.strerror}") from error
     return Program(name, fd, bpf.prog_info(fd).id)
+
+
+def _kind(name: str) -> int:
+    return bpf.PROG_TYPE_XDP if name.endswith(XDP_SUFFIX) else bpf.PROG_TYPE_SCHED_CLS
 
 
 def _pin(home: Path, programs: Mapping[str, Program]) -> None:

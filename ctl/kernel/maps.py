@@ -292,6 +292,15 @@ def unpin_all(root: str | Path) -> bool:
         return bpffs.remove_empty(top) or any(removed)
 
 
+def unpin_other_layouts(root: str | Path) -> None:
+    """Remove what another version has pinned below `root`: last, when nobody uses it. KernelError."""
+    top = Path(root)
+    with refused(f"cannot remove the pins under {top}"):
+        for path in top.iterdir():
+            if _LAYOUT.fullmatch(path.name) and path != layout_dir(root) and _is_own_dir(path):
+                _unpin_layout(path)
+
+
 _LAYOUT: Final = re.compile(r"v[0-9]+")
 
 

@@ -44,7 +44,7 @@ class Netlink:
     """An rtnetlink session. Failures are KernelError with what was being done."""
 
     def __init__(self) -> None:
-        self.ipr: Final = IPRoute()
+        self.ipr: Final = IPRoute(ext_ack=True)  # drivers say why they refuse XDP
         self.rtnl: Final = Rtnl()
         """For what there are thousands of."""
 

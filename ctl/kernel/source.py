@@ -17,7 +17,9 @@ from typing import Final
 
 from ctl.errors import KernelError
 
-PROGRAMS: Final = ("from_container", "to_overlay", "from_wire", "to_container")
+PROGRAMS: Final = ("from_container", "to_overlay", "from_wire", "to_container", "from_wire_xdp")
+XDP_SUFFIX: Final = "_xdp"
+"""Programs named so are of type XDP, the others tc classifiers."""
 MAPS: Final = ("peers", "endpoints", "flows", "node", "counters", "peer_stats", "events")
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"')

@@ -1,10 +1,13 @@
 """The bench: every path side by side in one run.
 
-    python -m tests.bench [--rounds N] [--seconds S] [--paths A,B] [--output FILE]
+    python -m tests.bench [--rounds N] [--seconds S] [--paths A,B] [--wire] [--output FILE]
+
+With --wire the underlay is like a wire: finished checksums, frames of at most the MTU, GRO. On a
+bare veth XDP is at a loss, as it takes the sender's offloads away.
 
 Builds the paths, measures them in rotated order, prints a table and writes JSON:
 
-    {"paths": {"offloads-on/<path>": {"<measure>": {"median", "stdev", "values", "unit"}}},
+    {"paths": {"<setting>/<path>": {"<measure>": {"median", "stdev", "values", "unit"}}},
      "ratios": {"ebpf": {"<measure>": {"kernel-vxlan": x, ...}}}, "machine": {...}}
 """
 
@@ -22,7 +25,8 @@ from tests.bench.paths import PATHS, Path
 from tests.bench.results import Results, Series, ratios, table
 from tests.lab import Lab
 
-SETTING = "offloads-on"
+OFFLOADS_ON, WIRE = "offloads-on", "wire"
+"""Settings of the underlay."""
 OUTPUT = FilePath(__file__).parent / "results" / "latest.json"
 
 
@@ -54,24 +58,26 @@ def progress(done: int, total: int, what: str) -> None:
         print(f"\r\033[K[{bar:<30}] {what}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
-def document(results: Results) -> dict[str, object]:
+def document(results: Results, setting: str = OFFLOADS_ON) -> dict[str, object]:
     """The results file's content."""
     overlay = [path for path in results if path.startswith("ebpf")]
     return {
         "machine": {"kernel": platform.release(), "cpus": os.cpu_count(), "machine": platform.machine()},
         "paths": {
-            f"{SETTING}/{path}": {name: series.json() for name, series in found.items()}
+            f"{setting}/{path}": {name: series.json() for name, series in found.items()}
             for path, found in results.items()
         },
         "ratios": {path: ratios(results, path) for path in overlay},
     }
 
 
-def run(names: list[str], rounds: int, seconds: float) -> Results:
+def run(names: list[str], rounds: int, seconds: float, setting: str = OFFLOADS_ON) -> Results:
     """Build the named paths, measure, remove them again."""
     with Lab() as lab:
         lab.init_network()
         paths = [PATHS[name](lab) for name in names]
+        for host in (host for path in paths for host in path.hosts if setting == WIRE):
+            host.like_a_wire()
         for path in paths:  # neighbours, learning, caches
             path.client.run("ping", "-c2", "-i0.1", path.server_address)
         return measure(paths, rounds, seconds)
@@ -83,15 +89,17 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--paths", default=",".join(PATHS), help="comma-separated, of: " + ", ".join(PATHS))
+    parser.add_argument("--wire", action="store_true", help="an underlay like a wire (see above)")
     parser.add_argument("--output", type=FilePath, default=OUTPUT)
     args = parser.parse_args()
     names = args.paths.split(",")
     if unknown := set(names) - set(PATHS):
         parser.error(f"no such path: {', '.join(sorted(unknown))}")
-    results = run(names, args.rounds, args.seconds)
+    setting = WIRE if args.wire else OFFLOADS_ON
+    results = run(names, args.rounds, args.seconds, setting)
     print("\n".join(table(results)))
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(document(results), indent=1, sort_keys=True) + "\n")
+    args.output.write_text(json.dumps(document(results, setting), indent=1, sort_keys=True) + "\n")
     print(f"\nraw values: {args.output}", file=sys.stderr)
     return 0
 

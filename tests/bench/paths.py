@@ -63,11 +63,11 @@ def _plug(lab: Lab, host: Host, name: str, prefix: str) -> Namespace:
     return end
 
 
-def _overlay(name: str, stem: str, bypass: str) -> Callable[[Lab], Path]:
+def _overlay(name: str, stem: str, bypass: str, hook: str = "tc") -> Callable[[Lab], Path]:
     def build(lab: Lab) -> Path:
         first, second = lab.pair(f"{stem}a", f"{stem}b")
         for host in (first, second):
-            host.agent("--bypass", bypass)
+            host.agent("--bypass", bypass, "--hook", hook)
         client, server = first.container(f"{stem}c"), second.container(f"{stem}s")
         return Path(name, client, server, server.address, (first, second))
 
@@ -80,5 +80,6 @@ PATHS: dict[str, Callable[[Lab], Path]] = {
     "kernel-vxlan": _overlay("kernel-vxlan", "k", "off"),
     "ebpf": _overlay("ebpf", "e", "learned"),
     "ebpf-always": _overlay("ebpf-always", "w", "always"),
+    "ebpf-xdp": _overlay("ebpf-xdp", "x", "learned", "xdp"),
 }
 """Builders by name, in the order of the table."""

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tests.bench.__main__ import document, run
+from tests.bench.__main__ import WIRE, document, run
 from tests.bench.results import Series, differs, ratios, table
 
 FAST, SLOW = Series((10.0, 11.0, 12.0), "Gb/s"), Series((5.0, 5.5, 6.0), "Gb/s")
@@ -28,11 +28,11 @@ def test_no_difference_is_claimed_within_the_noise() -> None:
 
 
 def test_a_short_run_yields_every_measure() -> None:
-    results = run(["kernel-vxlan", "ebpf"], rounds=1, seconds=1)
+    results = run(["ebpf", "ebpf-xdp"], rounds=1, seconds=1, setting=WIRE)
     for found in results.values():
         assert set(found) == {"tcp_1", "tcp_rr_p50", "tcp_rr_p99", "udp_rr_p50", "udp_pps_64"}
         assert all(series.median > 0 for series in found.values())
-    assert "offloads-on/ebpf" in json.loads(json.dumps(document(results)))["paths"]
+    assert "wire/ebpf-xdp" in json.loads(json.dumps(document(results, WIRE)))["paths"]
 
 
 def test_an_unknown_path_is_refused() -> None:

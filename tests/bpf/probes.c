@@ -39,6 +39,20 @@ PROBE(to_overlay, HOOK_TO_OVERLAY, learn(skb, DIR_OUT))
 PROBE(from_wire, HOOK_FROM_WIRE, wire_to_container(skb))
 PROBE(to_container, HOOK_TO_CONTAINER, learn(skb, DIR_IN))
 
+/* from_wire on a packet with metadata: cb is the note, mark a VLAN to push beside the data. */
+int probe_delivery(struct __sk_buff *skb)
+{
+	__u32 len, words[5] = { skb->cb[0], skb->cb[1], skb->cb[2], skb->cb[3], skb->cb[4] };
+	struct delivery note;
+
+	__builtin_memcpy(&note, words, sizeof(note));
+	if (skb->mark)
+		bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), skb->mark);
+	len = skb->len;
+	return finish(skb, HOOK_FROM_WIRE, len, packets_of(skb),
+		      is_ours(&note) ? deliver(skb, &note) : wire_to_container(skb));
+}
+
 /* An exit that no packet can take: see tests/bpf/test_reasons.py. */
 int probe_aborted(struct __sk_buff *skb)
 {

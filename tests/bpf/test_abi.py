@@ -112,7 +112,7 @@ FLOW_FIELDS = {"approved_ns": host(8, 1), "last_seen_ns": host(8, 2), "packets":
                "mark": host(4, 4), "priority": host(4, 5)}  # fmt: skip
 NODE = NodeEntry(
     IPv4Address("1.2.3.4"), IPv4Network("10.0.0.0/8"), IPv4Network("10.9.8.0/24"), 0x112233, 44, 1450, MAC,
-    8472, (1000, 2000), Bypass.ALWAYS, 1 << 40, 0xDEADBEEF00112233, 1,
+    8472, (1000, 2000), Bypass.ALWAYS, 1 << 40, 0xDEADBEEF00112233, 1, OTHER_MAC,
 )  # fmt: skip
 NODE_FIELDS = {
     "host": bytes([1, 2, 3, 4]), "network": bytes([10, 0, 0, 0]), "network_mask": bytes([255, 0, 0, 0]),
@@ -120,7 +120,7 @@ NODE_FIELDS = {
     "uplink_ifindex": host(4, 44), "mtu": host(4, 1450), "vtep_mac": MAC.packed,
     "port": (8472).to_bytes(2, "big"), "source_port_min": host(2, 1000), "source_port_max": host(2, 2000),
     "bypass": host(4, 2), "approval_ttl_ns": host(8, 1 << 40), "flow_seed": host(8, 0xDEADBEEF00112233),
-    "flags": host(4, 1), "pad": bytes(4),
+    "flags": host(4, 1), "uplink_mac": OTHER_MAC.packed, "pad": bytes(6),
 }  # fmt: skip
 
 
@@ -233,4 +233,7 @@ def test_constants_are_the_same() -> None:
     flags = {name: value for name, value in defined.items() if name.startswith("PEER_F_")}
     assert flags == {"PEER_F_KERNEL_PATH": "(1U << 0)"}
     assert set(abi.PEER_FLAGS) == {abi.PEER_F_KERNEL_PATH} == {1}
+    flags = {name: value for name, value in defined.items() if name.startswith("NODE_F_")}
+    assert flags == {"NODE_F_PEERS_INCOMPLETE": "(1U << 0)", "NODE_F_XDP": "(1U << 1)"}
+    assert (abi.NODE_F_PEERS_INCOMPLETE, abi.NODE_F_XDP) == (1, 2)
     assert max(REASONS) < abi.REASON_MAX

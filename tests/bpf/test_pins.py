@@ -12,7 +12,15 @@ import pytest
 from ctl import abi
 from ctl.errors import KernelError
 from ctl.kernel import bpf, bpffs
-from ctl.kernel.maps import create_or_adopt, layout_dir, mismatch, open_maps, specs, unpin_all
+from ctl.kernel.maps import (
+    create_or_adopt,
+    layout_dir,
+    mismatch,
+    open_maps,
+    specs,
+    unpin_all,
+    unpin_other_layouts,
+)
 
 SPECS = specs(64, 64, 64)
 
@@ -40,6 +48,16 @@ def test_unpin_all_leaves_nothing_of_any_layout(pins: Path, foreign: int) -> Non
     assert unpin_all(pins) is True
     assert not pins.exists()
     assert unpin_all(pins) is False
+
+
+def test_what_another_version_left_is_removed_and_ours_stays(pins: Path, foreign: int) -> None:
+    create_or_adopt(pins, SPECS).close()
+    for place in ("v1/maps", "v1/progs-0123456789abcdef", "v99/maps", "theirs/maps"):
+        (pins / place).mkdir(parents=True)
+        bpf.obj_pin(foreign, str(pins / place / "from_wire"))
+    unpin_other_layouts(pins)
+    assert sorted(path.name for path in pins.iterdir()) == ["theirs", f"v{abi.LAYOUT}"]
+    assert mismatch(pins, SPECS) is None
 
 
 def test_unpin_all_leaves_what_is_not_ours(pins: Path, foreign: int) -> None:

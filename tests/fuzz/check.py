@@ -9,7 +9,7 @@ from typing import Self
 
 from ctl.reasons import REASONS, Verdict
 from tests import packets
-from tests.datapath import ENDPOINT, LOCAL, NODE, PEER, REMOTE, Action, Datapath, Result
+from tests.datapath import ENDPOINT, LOCAL, NODE, PEER, REMOTE, Action, Datapath, Result, XdpAction
 from tests.fuzz.mutator import PORTS, draw, furnish
 
 VERDICTS = {row.label: row.verdict for row in REASONS.values()}
@@ -18,6 +18,13 @@ ACTIONS = {
     Verdict.PASS: Action.UNSPEC,
     Verdict.DROP: Action.SHOT,
     Verdict.ABORT: Action.SHOT,
+}
+XDP = "from_wire_xdp"
+XDP_ACTIONS = {
+    Verdict.BYPASS: XdpAction.PASS,
+    Verdict.PASS: XdpAction.PASS,
+    Verdict.DROP: XdpAction.DROP,
+    Verdict.ABORT: XdpAction.ABORTED,
 }
 FURNISH_EVERY = 1000
 """Packets after which approvals that RST and FIN have withdrawn are given again."""
@@ -45,8 +52,12 @@ class Campaign:
                 furnish(self._datapath)
             program, frame, signature = draw(self._rng)
             try:
-                result = self._datapath.run(program, frame, hash=signature)
-                check(program, frame, result)
+                if program == XDP:
+                    result = self._datapath.xdp(frame)
+                    check_xdp(self._datapath, frame, result)
+                else:
+                    result = self._datapath.run(program, frame, hash=signature)
+                    check(program, frame, result)
             except (AssertionError, ValueError) as error:
                 where = f"seed {self.seed}, packet {self.done}: {program}, hash {signature}, {frame.hex()}"
                 raise AssertionError(f"{where}: {error}") from error
@@ -65,6 +76,21 @@ def check(program: str, frame: bytes, result: Result) -> None:
         check_encap(frame, result)
     else:
         check_decap(frame, result)
+
+
+def check_xdp(datapath: Datapath, frame: bytes, result: Result) -> None:
+    """In the end it is for tc as if there were no XDP: the same verdict, the same packet."""
+    at_tc = datapath.run("from_wire", frame)
+    assert result.counted == (1, len(frame))
+    assert result.action == XDP_ACTIONS[VERDICTS[result.reason]], f"{result.action} for {result.reason}"
+    # A tag in the data would be one beside it by then.
+    assert (result.reason, at_tc.reason) == ("vlan", "not_ipv4") or result.reason == at_tc.reason
+    if result.reason != "decap":
+        assert (result.packet, result.note) == (frame, b""), "changed and not decapsulated"
+        return
+    delivered = datapath.deliver(result.packet, result.note)
+    assert (delivered.reason, delivered.packet) == ("delivered", at_tc.packet)
+    check("from_wire", frame, at_tc)
 
 
 def check_encap(frame: bytes, result: Result) -> None:

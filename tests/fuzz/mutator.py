@@ -55,12 +55,20 @@ def furnish(datapath: Datapath) -> Datapath:
 def draw(rng: Random) -> tuple[str, bytes, int]:
     """A program, a frame for it, and the signature (skb->hash) that it carries, or 0."""
     program = rng.choice(PROGRAMS)
+    return program, _damaged(rng, program), rng.choice(SIGNATURES) if program in LEARNING else 0
+
+
+def draw_wire(rng: Random) -> bytes:
+    """A frame for the uplink."""
+    return _damaged(rng, "from_wire")
+
+
+def _damaged(rng: Random, program: str) -> bytes:
     frame = _frame(rng, program)
     for _ in range(rng.choice((0, 0, 1, 1, 2, 4))):
         frame = rng.choice(MUTATIONS)(rng, frame)
     # Less than an IP header, a test run does not take.
-    whole = frame[:LARGEST].ljust(packets.ETH_LEN + packets.IP_LEN + 20, b"\0")
-    return program, whole, rng.choice(SIGNATURES) if program in LEARNING else 0
+    return frame[:LARGEST].ljust(packets.ETH_LEN + packets.IP_LEN + 20, b"\0")
 
 
 def _frame(rng: Random, program: str) -> bytes:

@@ -53,6 +53,7 @@ def refused(
         (["--bogus"], "--bogus"),
         (["--bypas", "off"], "--bypas"),
         (["--bypass", "sideways"], "sideways"),
+        (["--hook", "kprobe"], "kprobe"),
         (["--approval-ttl", "soon"], "soon"),
         (["--metrics-port", "70000"], "70000"),
         (["--state-dir", "relative/path"], "relative/path"),

@@ -63,8 +63,9 @@ def test_filter_before_ours_is_lived_with(host: Host) -> None:
     assert host.run("tc", "filter", "show", "dev", "eth0", "ingress").stdout == before
 
 
-def test_xdp_program_is_named_and_left(xdp: Host) -> None:
-    refused(xdp, FAILED, "eth0", "XDP")
+@pytest.mark.parametrize("hook", ["tc", "xdp", "auto"])
+def test_xdp_program_is_named_and_left(xdp: Host, hook: str) -> None:
+    refused(xdp, FAILED, "eth0", "XDP", command=("agent", "--hook", hook))
     assert "xdp" in xdp.ip("link", "show", "eth0")
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from ctl.config import BY_NAME, SETTINGS, Setting, Settings, add_options, resolve
 from ctl.endpoint import Endpoint, parse_endpoints
 from ctl.errors import ConfigError
-from ctl.model import Bypass
+from ctl.model import Bypass, HookMode
 
 
 def settings(
@@ -53,6 +53,7 @@ def test_the_defaults() -> None:
         public_ip=None,
         bridge="ovnet0",
         bypass=Bypass.LEARNED,
+        hook=HookMode.TC,
         approval_ttl=5.0,
         state_dir=Path("/run/ovnet"),
         bpffs=Path("/sys/fs/bpf/ovnet"),
@@ -90,6 +91,7 @@ VALUES = {
     "public_ip": ("10.0.0.1", "10.0.0.2", "10.0.0.3"),
     "bridge": ("docker0", "br1", "br2"),
     "bypass": ("off", "always", "learned"),
+    "hook": ("xdp", "auto", "tc"),
     "approval_ttl": ("1", "2.5", "3"),
     "state_dir": ("/a", "/b", "/c"),
     "bpffs": ("/a", "/b", "/c"),

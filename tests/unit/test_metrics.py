@@ -92,6 +92,18 @@ def test_drops_are_there_before_the_first_one() -> None:
     assert set(found.values()) == {0}
 
 
+def test_drops_of_xdp_are_there_where_xdp_is() -> None:
+    found = samples(families(NodeSnapshot(None, Datapath({(Hook.FROM_WIRE_XDP, 5): Counter(1, 60)}))))
+    for hook in ("from_wire", "from_wire_xdp"):
+        assert found["ovnet_drop_packets_total", "reason=unknown_vtep", f"hook={hook}"] == 0
+
+
+def test_a_hook_that_the_driver_refused_is_a_number() -> None:
+    refused = replace(REPORT, hook_refused="eth0: XDP: no")
+    assert samples(families(NodeSnapshot(REPORT)))["ovnet_hook_refused",] == 0
+    assert samples(families(NodeSnapshot(refused)))["ovnet_hook_refused",] == 1
+
+
 def test_only_what_counted_is_exposed_and_a_newer_reason_is_not_hidden() -> None:
     snapshot = NodeSnapshot(None, Datapath({(Hook.TO_OVERLAY, 63): Counter(5, 6)}))
     packets = {key: value for key, value in samples(families(snapshot)).items() if "packets_total" in key[0]}

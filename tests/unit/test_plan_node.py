@@ -8,8 +8,8 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from ctl.host import FilterKey, Link, Neighbours
-from ctl.model import MacAddress
-from ctl.plan import plan_endpoints, plan_filters, plan_questions
+from ctl.model import HookMode, MacAddress
+from ctl.plan import plan_endpoints, plan_filters, plan_questions, wants_xdp
 
 OWN_SUBNET = IPv4Network("172.17.1.0/24")
 
@@ -53,6 +53,22 @@ def test_a_container_on_no_port_is_asked_for_once() -> None:
     assert plan_questions(replace(lost, ports={CONTAINER_MAC: 5}), OWN_SUBNET) == []
     stranger = IPv4Address("192.168.0.2")
     assert plan_questions(Neighbours({stranger: CONTAINER_MAC}, {}, frozenset({stranger})), OWN_SUBNET) == []
+
+
+@pytest.mark.parametrize(
+    ("mode", "kind", "wanted"),
+    [
+        (HookMode.TC, "", False),
+        (HookMode.TC, "veth", False),
+        (HookMode.XDP, "", True),
+        (HookMode.XDP, "veth", True),
+        (HookMode.AUTO, "", True),
+        (HookMode.AUTO, "bond", True),
+        (HookMode.AUTO, "veth", False),
+    ],
+)
+def test_xdp_is_tried_where_it_is_asked_for(mode: HookMode, kind: str, wanted: bool) -> None:
+    assert wants_xdp(mode, link(2, "eth0", kind)) is wanted
 
 
 def test_programs_hang_on_uplink_vxlan_device_and_ports() -> None:

@@ -156,5 +156,12 @@ def test_share_counts_overlay_packets_at_the_entrances_only() -> None:
     }
     shares = bypass_share(counters)
     assert shares == {Direction.OUT: Share(90, 10), Direction.IN: Share(0, 0)}
+    xdp = {
+        (Hook.FROM_WIRE_XDP, 2): Counter(30, 0),  # decap
+        (Hook.FROM_WIRE, 31): Counter(30, 0),  # delivered: the same packets again
+        (Hook.FROM_WIRE_XDP, 11): Counter(10, 0),
+        (Hook.FROM_WIRE, 11): Counter(10, 0),
+    }
+    assert bypass_share(counters | xdp)[Direction.IN] == Share(30, 10)
     assert shares[Direction.OUT].percent == 90
     assert shares[Direction.IN].percent is None

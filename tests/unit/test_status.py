@@ -42,6 +42,12 @@ def test_a_failing_reconcile_is_shown_before_it_is_overdue() -> None:
     )
 
 
+def test_the_hook_and_why_it_is_not_another() -> None:
+    assert "hook        tc\n" in as_text(Status(alive=True, report=REPORT), NOW)
+    refused = report(hook_refused="eth0: XDP: no")
+    assert "hook        tc: eth0: XDP: no\n" in as_text(Status(alive=True, report=refused), NOW)
+
+
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("known", [None, EARLY, REPORT])
 @pytest.mark.parametrize("alive", [False, True])

@@ -1,0 +1,172 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/*
+ * Decapsulation in XDP, before there is an skb, in two halves:
+ *
+ *   from_wire_xdp takes the tunnel off approved packets, leaves a note in front of them
+ *   and passes them on to the stack, which merges them (GRO) as if they had come so;
+ *   from_wire at tc ingress of the same device finds the note and delivers.
+ *
+ * What XDP does not bypass goes on to from_wire as it came: only there can it be signed.
+ */
+#ifndef OVNET_XDP_H
+#define OVNET_XDP_H
+
+#include "decap.h"
+
+/* The note, in the metadata area of the packet. GRO merges only packets whose metadata are
+ * equal, so it says nothing that differs within a flow. Programs of two builds meet while
+ * one replaces the other: a change of it needs a new OVNET_LAYOUT. */
+struct delivery {
+	__u32 key;           /* delivery_key() */
+	__u32 ifindex;       /* where to */
+	__u8  mac[6];        /* of the container */
+	__u8  bridge_mac[6];
+};
+_Static_assert(sizeof(struct delivery) == 20, "at most 32 bytes, a multiple of 4");
+
+/* Drivers and other programs write metadata, too: only who knows the node's secret can
+ * have written this. */
+static __always_inline __u32 delivery_key(const struct node *self, const struct delivery *note)
+{
+	__u64 hash = self->flow_seed ^ note->ifindex;
+
+	hash = (hash ^ hash >> 32) * 0x9e3779b97f4a7c15ULL;
+	hash = (hash ^ hash >> 29 ^ self->flow_seed >> 32) * 0xbf58476d1ce4e5b9ULL;
+	return hash >> 32;
+}
+
+/* A frame of fixed length as XDP sees it: programs without BPF_F_XDP_HAS_FRAGS get
+ * packets in one piece only. */
+static __always_inline struct cursor xdp_cursor(struct xdp_md *xdp)
+{
+	return (struct cursor){ (void *)(long)xdp->data, (void *)(long)xdp->data_end };
+}
+
+static __always_inline __u32 xdp_len(const struct xdp_md *xdp)
+{
+	return xdp->data_end - xdp->data;
+}
+
+static __always_inline enum reason xdp_decap(struct xdp_md *xdp, const struct node *self,
+					     const struct arrival *in)
+{
+	struct cursor cur = xdp_cursor(xdp);
+	struct ethhdr *outer = take_eth(&cur);
+	struct inner_header header = {}, *to;
+	struct delivery *note;
+
+	if (!outer)
+		return REASON_TRUNCATED;
+	/* The MACs stay those of the outer frame until it is delivered: the stack must
+	 * go on taking it for this host's. */
+	header.eth = *outer;
+	route(&header, in);
+	/* First the step that a driver may refuse: then nothing has happened yet. */
+	if (bpf_xdp_adjust_meta(xdp, -(int)sizeof(*note)))
+		return REASON_NO_ROOM;
+	if (bpf_xdp_adjust_head(xdp, TUNNEL_LEN))
+		return REASON_ABORTED;
+	cur = xdp_cursor(xdp);
+	to = take(&cur, sizeof(*to));
+	note = (void *)(long)xdp->data_meta;
+	if (!to || (void *)(note + 1) > (void *)to)
+		return REASON_ABORTED;
+	*to = header;
+	note->ifindex = in->endpoint->ifindex;
+	__builtin_memcpy(note->mac, in->endpoint->mac, ETH_ALEN);
+	__builtin_memcpy(note->bridge_mac, in->endpoint->bridge_mac, ETH_ALEN);
+	note->key = delivery_key(self, note);
+	return REASON_DECAP;
+}
+
+static __always_inline enum reason wire_to_stack(struct xdp_md *xdp)
+{
+	struct cursor cur = xdp_cursor(xdp);
+	struct node *self = this_node();
+	struct arrival in = {};
+	enum reason why;
+
+	if (!self)
+		return REASON_NOT_CONFIGURED;
+	/* What tc asks of pkt_type. */
+	if (cur.pos + ETH_ALEN <= cur.end && !same_mac(cur.pos, self->uplink_mac))
+		return REASON_NOT_OVERLAY;
+	why = read_outer(self, &cur, xdp_len(xdp), 0, &in);
+	if (!why)
+		why = read_inner(self, &cur, 0, &in);
+	/* Control packets take approvals back: from_wire, which sees them next, does. */
+	if (!why)
+		why = admit(self, &in, 1);
+	if (!why)
+		why = xdp_decap(xdp, self, &in);
+	if (why == REASON_DECAP)
+		credit(&in, 1);
+	return why;
+}
+
+static __always_inline int is_ours(const struct delivery *note)
+{
+	struct node *self = this_node();
+
+	return self && note->key == delivery_key(self, note);
+}
+
+/* The second half, in from_wire. */
+static __always_inline enum reason deliver(struct __sk_buff *skb, const struct delivery *note)
+{
+	__u32 ifindex = note->ifindex;
+	__u8 macs[2 * ETH_ALEN];
+
+	/* A NIC that takes tags off the data hid this one from XDP. */
+	if (skb->vlan_present && skb->vlan_tci & VLAN_VID)
+		return REASON_TAGGED;
+	__builtin_memcpy(macs, note->mac, sizeof(macs));
+	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
+		return REASON_ABORTED;
+	bpf_redirect_peer(ifindex, 0);
+	return REASON_DELIVERED;
+}
+
+static __always_inline enum reason from_wire_or_xdp(struct __sk_buff *skb)
+{
+	struct delivery *note = (void *)(long)skb->data_meta;
+
+	if ((void *)(note + 1) <= (void *)(long)skb->data && is_ours(note))
+		return deliver(skb, note);
+	return wire_to_container(skb);
+}
+
+/* There is bpf_xdp_load_bytes() only from 5.18 on. */
+static __always_inline void xdp_report_drop(struct xdp_md *xdp, enum reason reason,
+					    struct counter *counter)
+{
+	struct event *event = new_event(HOOK_FROM_WIRE_XDP, reason, xdp->ingress_ifindex,
+					xdp_len(xdp), counter);
+	struct cursor cur = xdp_cursor(xdp);
+
+	if (!event)
+		return;
+	for (__u32 i = 0; i < EVENT_BYTES; i++) {
+		__u8 *byte = take(&cur, 1);
+
+		if (!byte)
+			break;
+		event->data[i] = *byte;
+		event->captured_len = i + 1;
+	}
+	events.ringbuf_submit(event, 0);
+}
+
+/* As finish(), for XDP. */
+static __always_inline int xdp_finish(struct xdp_md *xdp, __u32 bytes, enum reason reason)
+{
+	struct counter *counter = count(HOOK_FROM_WIRE_XDP, reason, bytes, 1);
+
+	if (reason < REASON_UNKNOWN_VTEP)
+		return XDP_PASS;
+	if (counter)
+		xdp_report_drop(xdp, reason, counter);
+	return reason == REASON_ABORTED ? XDP_ABORTED : XDP_DROP;
+}
+
+#endif

@@ -1,0 +1,94 @@
+"""The uplink's hook: tc alone, or XDP in front of it.
+
+from_wire at tc ingress does all that XDP leaves to it, and delivers what XDP has
+decapsulated. So XDP comes after it and goes before it, and whichever is in use may change
+under traffic.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Final
+
+from ctl.config import Settings
+from ctl.errors import ForeignProgram, KernelError
+from ctl.host import Link
+from ctl.kernel.loader import Program
+from ctl.kernel.netlink import Netlink
+from ctl.kernel.xdp import Xdp
+from ctl.model import HookMode
+from ctl.plan import wants_xdp
+from ctl.site import Seen
+
+log = logging.getLogger(__name__)
+
+
+class UplinkHook:
+    """XDP on the uplink as `--hook` has it, as far as the driver goes along."""
+
+    def __init__(self, settings: Settings, netlink: Netlink, seen: Seen) -> None:
+        self._mode: Final = settings.hook
+        self._xdp = Xdp(netlink, settings.bpffs)
+        self._seen = seen
+        self._refused: tuple[int, int, int] | None = None
+        """(ifindex, MTU, program) that a driver has refused: attaching may reset it, so not again."""
+
+    def preflight(self, link: Link) -> None:
+        """ForeignProgram if someone else's XDP program would see the packets first."""
+        if why := self._foreign(link):
+            raise ForeignProgram(f"{why}, or run with --bypass=off")
+
+    def keep(self) -> None:
+        """The pins are gone, but not the program of an earlier life. KernelError."""
+        self._xdp.keep()
+
+    def _foreign(self, link: Link) -> str:
+        if not link.xdp or self._xdp.is_ours(link.xdp):
+            return ""
+        return (
+            f"{link.name} carries an XDP program that is not ours (id {link.xdp}): "
+            f"remove it (ip link set dev {link.name} xdp off)"
+        )
+
+    def reconcile(self, links: Mapping[int, Link], uplink: int, program: Program | None) -> None:
+        """Bring the interfaces in line. KernelError if ours cannot be removed.
+
+        `program`: what may hang on `uplink`, where from_wire is in place; None: nothing.
+        """
+        link = links.get(uplink)
+        wanted = program if link and wants_xdp(self._mode, link) else None
+        if not wanted:
+            self._refused, self._seen.hook_refused = None, ""
+        for other in links.values():
+            if other.xdp and not (wanted and other.ifindex == uplink) and self._xdp.is_ours(other.xdp):
+                self._xdp.remove(other)
+                self._seen.count("xdp", 1)
+                log.info("XDP taken off %s", other.name)
+        self._seen.problems["xdp"] = (why,) if link and program and (why := self._foreign(link)) else ()
+        attached = bool(link and wanted and not self._seen.problems["xdp"] and self._attach(link, wanted))
+        self._seen.hook = HookMode.XDP if attached else HookMode.TC
+
+    def _attach(self, link: Link, program: Program) -> bool:
+        """Whether the program is on the link in the end."""
+        this = (link.ifindex, link.mtu, program.id)
+        if link.xdp == program.id:
+            return True
+        if self._refused != this:
+            try:
+                self._xdp.put(link, program)
+            except KernelError as error:
+                self._refuse(link, this, str(error))
+            else:
+                self._refused, self._seen.hook_refused = None, ""
+                self._seen.count("xdp", 1)
+                log.info("XDP attached to %s", link.name)
+                return True
+        return False
+
+    def _refuse(self, link: Link, this: tuple[int, int, int], why: str) -> None:
+        """From_wire goes on alone, with `auto` perhaps only because the driver has no XDP."""
+        self._refused = this
+        self._seen.hook_refused = f"{why} (MTU {link.mtu}): from_wire stays at tc"
+        level = logging.WARNING if self._mode is HookMode.XDP else logging.INFO
+        log.log(level, "%s", self._seen.hook_refused)

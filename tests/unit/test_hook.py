@@ -1,0 +1,131 @@
+"""XDP on the uplink: when it is tried, what is said of a refusal, and what is left alone."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from ctl.config import resolve
+from ctl.errors import ForeignProgram, KernelError
+from ctl.hook import UplinkHook
+from ctl.host import Link
+from ctl.kernel.loader import Program
+from ctl.site import Seen
+
+ETH0 = Link(2, "eth0", "", None, 1500, True, 0, False, "", 0)
+ETH1 = replace(ETH0, ifindex=3, name="eth1")
+PROGRAM, OLD, FOREIGN = Program("from_wire_xdp", 9, 100), 99, 7
+
+
+class Driver:
+    """The part of Xdp that the hook uses; `refuses` is what the driver says."""
+
+    def __init__(self) -> None:
+        self.links = {2: ETH0, 3: ETH1}
+        self.refuses = ""
+        self.tries = 0
+
+    def is_ours(self, ident: int) -> bool:
+        return ident in (PROGRAM.id, OLD)
+
+    def put(self, link: Link, program: Program) -> None:
+        self.tries += 1
+        if self.refuses:
+            raise KernelError(f"{link.name}: XDP: {self.refuses}")
+        self.set(link, xdp=program.id)
+
+    def remove(self, link: Link) -> None:
+        self.set(link, xdp=0)
+
+    def set(self, link: Link, **changes: Any) -> None:
+        self.links[link.ifindex] = replace(self.links[link.ifindex], **changes)
+
+
+@pytest.fixture
+def driver() -> Driver:
+    return Driver()
+
+
+def hook(driver: Driver, mode: str) -> tuple[UplinkHook, Seen]:
+    netlink: Any = None
+    xdp: Any = driver
+    made = UplinkHook(resolve(Namespace(hook=mode), {}, None), netlink, seen := Seen())
+    made._xdp = xdp
+    return made, seen
+
+
+@pytest.mark.parametrize(("mode", "attached"), [("tc", 0), ("xdp", PROGRAM.id), ("auto", PROGRAM.id)])
+@pytest.mark.parametrize("before", [0, OLD, PROGRAM.id])
+def test_the_uplink_ends_as_asked(driver: Driver, mode: str, attached: int, before: int) -> None:
+    driver.set(ETH0, xdp=before)
+    made, seen = hook(driver, mode)
+    for _ in range(2):
+        made.reconcile(driver.links, 2, PROGRAM)
+        assert driver.links[2].xdp == attached
+        assert seen.hook == ("xdp" if attached else "tc")
+    assert driver.tries == int(attached not in (0, before)), "what is in place is left alone"
+
+
+def test_a_refusal_is_not_tried_again_until_something_has_changed(
+    driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.refuses = "MTU too large"
+    made, seen = hook(driver, "xdp")
+    for _ in range(3):
+        made.reconcile(driver.links, 2, PROGRAM)
+        assert (seen.hook, driver.tries) == ("tc", 1)
+        assert seen.hook_refused == "eth0: XDP: MTU too large (MTU 1500): from_wire stays at tc"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    driver.set(ETH0, mtu=1400)
+    made.reconcile(driver.links, 2, PROGRAM)
+    assert driver.tries == 2
+    driver.refuses = ""
+    made.reconcile(driver.links, 2, PROGRAM)
+    assert driver.tries == 2, "nothing has changed that we know of"
+    driver.set(ETH0, mtu=1300)
+    made.reconcile(driver.links, 2, PROGRAM)
+    assert (seen.hook, seen.hook_refused) == ("xdp", "")
+
+
+def test_with_auto_a_driver_without_xdp_is_no_warning(
+    driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.refuses = "not supported"
+    made, seen = hook(driver, "auto")
+    made.reconcile(driver.links, 2, PROGRAM)
+    assert "not supported" in seen.hook_refused
+    assert not [record for record in caplog.records if record.levelname != "INFO"]
+
+
+@pytest.mark.parametrize("mode", ["tc", "xdp", "auto"])
+def test_someone_elses_is_left_and_named(driver: Driver, mode: str) -> None:
+    driver.set(ETH0, xdp=FOREIGN)
+    driver.set(ETH1, xdp=FOREIGN)
+    made, seen = hook(driver, mode)
+    with pytest.raises(ForeignProgram, match="eth0 carries an XDP program that is not ours"):
+        made.preflight(driver.links[2])
+    made.reconcile(driver.links, 2, PROGRAM)
+    assert [link.xdp for link in driver.links.values()] == [FOREIGN, FOREIGN]
+    assert "not ours" in seen.problems["xdp"][0]
+    driver.set(ETH0, xdp=0)
+    made.reconcile(driver.links, 2, PROGRAM)
+    assert seen.problems["xdp"] == ()
+
+
+def test_ours_is_taken_off_where_it_does_not_belong(driver: Driver) -> None:
+    made, seen = hook(driver, "xdp")
+    made.reconcile(driver.links, 2, PROGRAM)
+    made.reconcile(driver.links, 3, PROGRAM)
+    assert [link.xdp for link in driver.links.values()] == [0, PROGRAM.id]
+    made.reconcile(driver.links, 3, None)
+    assert [link.xdp for link in driver.links.values()] == [0, 0]
+    assert seen.hook == "tc"
+
+
+def test_an_uplink_that_is_gone_is_no_error(driver: Driver) -> None:
+    made, seen = hook(driver, "xdp")
+    made.reconcile({}, 2, PROGRAM)
+    assert seen.hook == "tc"
