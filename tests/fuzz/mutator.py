@@ -59,7 +59,7 @@ def draw(rng: Random) -> tuple[str, bytes, int]:
     for _ in range(rng.choice((0, 0, 1, 1, 2, 4))):
         frame = rng.choice(MUTATIONS)(rng, frame)
     # Less than an IP header, a test run does not take.
-    whole = frame[:LARGEST].ljust(packets.ETH_LEN + packets.IP_LEN + 20, b"\0")
+    whole = frame[:LARGEST].ljust(packets.ETH_LEN + packets.IP_LEN, b"\0")
     return program, whole, rng.choice(SIGNATURES) if program in LEARNING else 0
 
 
