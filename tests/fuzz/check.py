@@ -125,10 +125,12 @@ def approved(ip: packets.Ip, frame: bytes) -> bool:
 
 
 def check_routed(before: packets.Ip, after: bytes, original: bytes) -> None:
-    """The inner packet: TTL one less, a checksum as right as it was, the rest untouched."""
+    """The inner packet was whole and right; TTL one less, the rest untouched."""
     ip = packets.Ip.parse(after[packets.ETH_LEN :])
     assert ip.ttl == before.ttl - 1 > 0
-    assert ip.valid == before.valid
+    assert ip.valid
+    assert before.valid
+    assert before.total == len(original) - packets.ETH_LEN, "padding is the kernel's to trim"
     assert ip.tos & ~3 == before.tos & ~3
     assert (ip.src, ip.dst, ip.proto, ip.total, ip.ident, ip.fragment) == (
         before.src, before.dst, before.proto, before.total, before.ident, before.fragment,

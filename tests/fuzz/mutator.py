@@ -68,7 +68,7 @@ def _damaged(rng: Random, program: str) -> bytes:
     for _ in range(rng.choice((0, 0, 1, 1, 2, 4))):
         frame = rng.choice(MUTATIONS)(rng, frame)
     # Less than an IP header, a test run does not take.
-    return frame[:LARGEST].ljust(packets.ETH_LEN + packets.IP_LEN + 20, b"\0")
+    return frame[:LARGEST].ljust(packets.ETH_LEN + packets.IP_LEN, b"\0")
 
 
 def _frame(rng: Random, program: str) -> bytes:

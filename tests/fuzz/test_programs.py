@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from tests.fuzz.check import Campaign
 
-PACKETS = 20_000
+PACKETS = 60_000
 REACHED = {
     ("from_container", "encap"),
     ("from_container", "tcp_control"),

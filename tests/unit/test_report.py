@@ -158,7 +158,7 @@ def test_share_counts_overlay_packets_at_the_entrances_only() -> None:
     assert shares == {Direction.OUT: Share(90, 10), Direction.IN: Share(0, 0)}
     xdp = {
         (Hook.FROM_WIRE_XDP, 2): Counter(30, 0),  # decap
-        (Hook.FROM_WIRE, 31): Counter(30, 0),  # delivered: the same packets again
+        (Hook.FROM_WIRE, 32): Counter(30, 0),  # delivered: the same packets again
         (Hook.FROM_WIRE_XDP, 11): Counter(10, 0),
         (Hook.FROM_WIRE, 11): Counter(10, 0),
     }
