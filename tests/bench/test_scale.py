@@ -1,0 +1,13 @@
+"""The measure of many peers runs, with few; what it finds is asserted only where it is no time."""
+
+from __future__ import annotations
+
+from tests.bench.scale import LIMITS, measure
+
+
+def test_a_short_run_yields_every_figure() -> None:
+    figures = measure(nodes=500)
+    print(figures)
+    assert set(LIMITS) < set(figures)
+    assert all(value >= 0 for value in figures.values())
+    assert figures["RSS after MB"] < LIMITS["RSS MB"]
