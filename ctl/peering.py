@@ -59,10 +59,12 @@ class Peering:
         anew, self._place = place != self._place, None
         if anew:
             self._roster = Roster(site.lease, site.network)
-            self._tables = PeerTables(self._roster, site.network, device)
-        assert self._tables is not None
         moves = self._roster.update(leases)
         rehopped = self._follow_hops(moves, site, everyone=anew or Change.HOPS in changes)
+        # Not before: without their entries the maps, which follow, would refuse all peers.
+        if anew:
+            self._tables = PeerTables(self._roster, site.network, device)
+        assert self._tables is not None
         self._tables.move(moves, rehopped, self._hops)
         self._place = place
         if Change.PEERS in changes:
