@@ -59,7 +59,8 @@ class HostGwBackend(PlainBackend):
         self._routes.want(
             {RouteKey.of(each.subnet): Route(each.host, hop.ifindex, mtu=hop.mtu) for each, hop in near}
         )
-        if Change.PEERS in changes:
+        # An interface that goes down, or loses its address, takes routes along without a word.
+        if changes & {Change.PEERS, Change.HOPS}:
             self._routes.doubt()
         far = tuple(_not_routed(lease) for lease, hop in hops.items() if not hop)
         self._seen.peers_kernel_path = len(self._routes.desired)

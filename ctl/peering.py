@@ -69,6 +69,9 @@ class Peering:
         self._place = place
         if Change.PEERS in changes:
             self._tables.doubt()
+        elif Change.HOPS in changes and site.network.direct_routing:
+            # The underlay's interfaces take plain routes along without a word: down, or no address.
+            self._tables.routes.doubt()
         self._seen.problems["leases"] = self._roster.problems
         self._seen.peers_ebpf, self._seen.peers_kernel_path = 0, len(self._roster.usable)
         if device:

@@ -104,3 +104,33 @@ def test_host_gw_begins_anew_after_a_failure(kernel: Fib, monkeypatch: pytest.Mo
     kernel.answers = True
     backend.reconcile_routes(site(network), [peer, other], LEASES)
     assert {route.via for route in table.rows.values()} == {peer.host, other.host}
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+def test_plain_routes_that_went_without_a_word_are_set_again(
+    kernel: Fib, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """As when an interface of the underlay was down: afterwards all hosts are reached as before."""
+    table, netlink = Rows(), SimpleNamespace(rtnl=None)
+    for module in (hostgw, peering):
+        monkeypatch.setattr(module, "Routes", lambda _: table)
+    for other in ("Fdb", "VtepNeighbours"):
+        monkeypatch.setattr(peering, other, Rows)
+    network = replace(NETWORK, backend=backend, direct_routing=backend == "vxlan")
+    lease = replace(PEER, backend=backend)
+
+    vxlan = peering.Peering(SimpleNamespace(), Seen(), 10)  # type: ignore[arg-type]
+    plain = hostgw.HostGwBackend(resolve(argparse.Namespace(), {}, None), netlink, Seen())  # type: ignore[arg-type]
+
+    def reconcile(changes: frozenset[Change]) -> None:
+        if backend == "vxlan":
+            vxlan.reconcile_routes(site(network), 7, [lease], changes)
+        else:
+            plain.reconcile_routes(site(network), [lease], changes)
+
+    reconcile(EVERYTHING)
+    before = table.read()
+    assert [route.via for route in before.values()] == [PEER.host]
+    table.rows.clear()
+    reconcile(frozenset({Change.HOPS}))
+    assert table.rows == before
