@@ -47,9 +47,9 @@ class Peering:
         return tables is not None and tables.wants(entry)
 
     def fits(self) -> bool:
-        """Whether the maps have room for all peers."""
+        """Whether the maps have room for all peers; False as long as nobody knows who they are."""
         tables = self._tables
-        return tables is None or max(len(tables.peers.desired), len(tables.vteps.desired)) <= self._room
+        return tables is not None and max(len(tables.peers.desired), len(tables.vteps.desired)) <= self._room
 
     def reconcile_routes(
         self, site: Site, device: int, leases: Sequence[Lease], changes: frozenset[Change]

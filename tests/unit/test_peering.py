@@ -88,6 +88,21 @@ def test_a_plan_that_fails_leaves_the_maps_as_they_are(kernel: Fib) -> None:
     assert set(maps.vtep_table.rows) == {PEER.host, OTHER.host}
 
 
+def test_nobody_is_refused_before_it_is_known_who_the_peers_are(kernel: Fib) -> None:
+    """What an earlier life left in the maps may be a part of them only."""
+    plan = peering.Peering(SimpleNamespace(), Seen(), 1)  # type: ignore[arg-type]
+    assert not plan.fits()
+    kernel.answers = False
+    with pytest.raises(KernelError):
+        plan.reconcile_routes(site(), 0, [PEER], EVERYTHING)
+    assert not plan.fits()
+    kernel.answers = True
+    plan.reconcile_routes(site(), 0, [PEER], EVERYTHING)
+    assert plan.fits()
+    plan.reconcile_routes(site(), 0, [PEER, OTHER], LEASES)
+    assert not plan.fits()
+
+
 def test_host_gw_begins_anew_after_a_failure(kernel: Fib, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever came in the pass that failed is asked for in the next one, whatever that is about."""
     table = Rows()
