@@ -58,14 +58,14 @@ class UplinkHook:
         """
         link = links.get(uplink)
         wanted = program if link and wants_xdp(self._mode, link) else None
-        if not wanted:
-            self._refused, self._seen.hook_refused = None, ""
         for other in links.values():
             if other.xdp and not (wanted and other.ifindex == uplink) and self._xdp.is_ours(other.xdp):
                 self._xdp.remove(other)
                 self._seen.count("xdp", 1)
                 log.info("XDP taken off %s", other.name)
         self._seen.problems["xdp"] = (why,) if link and program and (why := self._foreign(link)) else ()
+        if not wanted or self._seen.problems["xdp"]:
+            self._refused, self._seen.hook_refused = None, ""
         attached = bool(link and wanted and not self._seen.problems["xdp"] and self._attach(link, wanted))
         self._seen.hook = HookMode.XDP if attached else HookMode.TC
 
@@ -84,6 +84,8 @@ class UplinkHook:
                 self._seen.count("xdp", 1)
                 log.info("XDP attached to %s", link.name)
                 return True
+        if link.xdp:  # an older build's, whose notes this from_wire may not know
+            self._xdp.remove(link)
         return False
 
     def _refuse(self, link: Link, this: tuple[int, int, int], why: str) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address
 from typing import Final
 
 from ctl.config import Settings
@@ -27,8 +28,8 @@ class HostGwBackend(PlainBackend):
 
     def __init__(self, settings: Settings, netlink: Netlink, seen: Seen) -> None:
         super().__init__(settings, netlink, seen)
-        self._place: tuple[Network, IPv4Network, Uplink] | None = None
-        """What the roster was made for."""
+        self._place: tuple[Network, Lease, Uplink] | None = None
+        """What the roster was made for; None: there is none to go on from."""
         self._roster: Roster
         self._hops: dict[IPv4Address, Hop | None] = {}
         self._routes = Tracker[RouteKey, Route]()
@@ -42,19 +43,24 @@ class HostGwBackend(PlainBackend):
 
         A host behind a router cannot be one: the router does not know the subnets.
         """
-        place = site.network, site.lease.subnet, site.uplink
-        if place != self._place:
-            self._roster, self._hops, self._place = Roster(site.lease, site.network), {}, place
+        place = site.network, replace(site.lease, expires_at=None), site.uplink
+        anew, self._place = place != self._place, None
+        if anew:
+            self._roster, self._hops = Roster(site.lease, site.network), {}
         moves = self._roster.update(leases)
         usable = self._roster.usable.values()
-        asked = self._roster.hosts() if Change.HOPS in changes else {lease.host for lease in moves.new}
-        self._hops |= fib.hops(self._netlink.rtnl, asked, site.uplink, site.mtu)
+        everyone = anew or Change.HOPS in changes
+        asked = self._roster.hosts() if everyone else {lease.host for lease in moves.new}
+        found = fib.hops(self._netlink.rtnl, asked, site.uplink, site.mtu)
+        self._hops = found if everyone else self._hops | found
+        self._place = place
         hops = {lease: on_link(lease, self._hops[lease.host]) for lease in usable}
         near = ((lease, hop) for lease, hop in hops.items() if hop)
         self._routes.want(
             {RouteKey.of(each.subnet): Route(each.host, hop.ifindex, mtu=hop.mtu) for each, hop in near}
         )
-        if Change.PEERS in changes:
+        # An interface that goes down, or loses its address, takes routes along without a word.
+        if changes & {Change.PEERS, Change.HOPS}:
             self._routes.doubt()
         far = tuple(_not_routed(lease) for lease, hop in hops.items() if not hop)
         self._seen.peers_kernel_path = len(self._routes.desired)

@@ -119,11 +119,7 @@ def choose(
             return Keep(lease)
     if ours:
         return Replace(ours[0])
-    if (
-        previous is not None
-        and fits(network, previous)
-        and holder(leases, previous) is None
-    ):
+    if previous is not None and fits(network, previous) and holder(leases, previous) is None:
         return Create(previous)
     return Create(_pick_free(network, leases, pick))
 

@@ -47,9 +47,9 @@ class Peering:
         return tables is not None and tables.wants(entry)
 
     def fits(self) -> bool:
-        """Whether the maps have room for all peers."""
+        """Whether the maps have room for all peers; False as long as nobody knows who they are."""
         tables = self._tables
-        return tables is None or max(len(tables.peers.desired), len(tables.vteps.desired)) <= self._room
+        return tables is not None and max(len(tables.peers.desired), len(tables.vteps.desired)) <= self._room
 
     def reconcile_routes(
         self, site: Site, device: int, leases: Sequence[Lease], changes: frozenset[Change]
@@ -59,14 +59,19 @@ class Peering:
         anew, self._place = place != self._place, None
         if anew:
             self._roster = Roster(site.lease, site.network)
-            self._tables = PeerTables(self._roster, site.network, device)
-        assert self._tables is not None
         moves = self._roster.update(leases)
         rehopped = self._follow_hops(moves, site, everyone=anew or Change.HOPS in changes)
+        # Not before: without their entries the maps, which follow, would refuse all peers.
+        if anew:
+            self._tables = PeerTables(self._roster, site.network, device)
+        assert self._tables is not None
         self._tables.move(moves, rehopped, self._hops)
         self._place = place
         if Change.PEERS in changes:
             self._tables.doubt()
+        elif Change.HOPS in changes and site.network.direct_routing:
+            # The underlay's interfaces take plain routes along without a word: down, or no address.
+            self._tables.routes.doubt()
         self._seen.problems["leases"] = self._roster.problems
         self._seen.peers_ebpf, self._seen.peers_kernel_path = 0, len(self._roster.usable)
         if device:

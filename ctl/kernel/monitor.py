@@ -13,7 +13,7 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
@@ -141,15 +141,18 @@ class Classifier:
     def _peers_if_wanted(self, entry: Removed) -> frozenset[Change]:
         return frozenset({Change.PEERS}) if self._wanted(entry) else frozenset()
 
+    def _own_neighbour(self, kind: int, family: int, found: Mapping[int, bytes]) -> frozenset[Change]:
+        if kind == _NEW_NEIGH or family not in (socket.AF_INET, socket.AF_BRIDGE):
+            return frozenset()  # IPv6, say: the device has it by default, and entries without a MAC
+        if family == socket.AF_INET:
+            return self._peers_if_wanted(IPv4Address(found[NDA_DST]))
+        return self._peers_if_wanted(MacAddress(found[NDA_LLADDR]))
+
     def _neighbour(self, kind: int, body: bytes) -> frozenset[Change]:
         family, ifindex, state, _, _ = NDMSG.unpack_from(body)
         found = attributes(body, NDMSG.size)
         if ifindex == self.devices.tunnel:
-            if kind == _NEW_NEIGH:
-                return frozenset()
-            if family == socket.AF_INET:
-                return self._peers_if_wanted(IPv4Address(found[NDA_DST]))
-            return self._peers_if_wanted(MacAddress(found[NDA_LLADDR]))
+            return self._own_neighbour(kind, family, found)
         if family != socket.AF_INET or ifindex != self.devices.bridge:
             return frozenset({Change.PORTS}) if family == socket.AF_BRIDGE else frozenset()
         key = (ifindex, found.get(NDA_DST, b""))

@@ -64,6 +64,25 @@ def test_plain_routes_carry_plain_packets(lab: Lab, network: tuple[str, ...]) ->
     assert a.subnet_env()["FLANNEL_MTU"] == expected
 
 
+@pytest.mark.parametrize(
+    "network", [("--backend", "host-gw"), ("--direct-routing",)], ids=["host-gw", "direct routing"]
+)
+def test_plain_routes_come_back_that_went_with_an_address(lab: Lab, network: tuple[str, ...]) -> None:
+    """As when a DHCP client sets it anew: the kernel says nothing of the routes it takes along."""
+    a, b, one, two = two_nodes(lab, *network)
+    ping(one, two)
+
+    def routes() -> str:
+        return a.ip("route", "show", "proto", "147")
+
+    before = routes()
+    assert f"via {b.address}" in before
+    address = f"{a.address}/24 dev eth0"
+    a.run("ip", "-batch", "-", stdin=f"addr del {address}\naddr add {address}\n")
+    wait_until(lambda: routes() == before, 10, lambda: f"the routes are back: {routes()}")
+    ping(one, two)
+
+
 def test_host_gw_publishes_what_flannel_does_and_has_no_tunnel(lab: Lab) -> None:
     a, _, _, _ = two_nodes(lab, "--backend", "host-gw")
     assert "vxlan" not in a.ip("-d", "link")

@@ -108,6 +108,7 @@ def test_of_neighbours_only_what_is_new_counts() -> None:
         (GONE, neighbour(VXLAN, 128, b"\2peer.", address="172.17.10.0"), set()),
         (GONE, neighbour(VXLAN, 128, b"\2peer.", family=7), {Change.PEERS}),
         (GONE, neighbour(VXLAN, 128, one, family=7), set()),
+        (GONE, neighbour(VXLAN, FAILED, family=10), set()),
     ]
     for step, (kind, body, expected) in enumerate(story):
         assert memory.classify(kind, body) == expected, step

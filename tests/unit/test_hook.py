@@ -90,6 +90,27 @@ def test_a_refusal_is_not_tried_again_until_something_has_changed(
     assert (seen.hook, seen.hook_refused) == ("xdp", "")
 
 
+def test_an_older_build_does_not_stay_where_the_new_one_is_refused(driver: Driver) -> None:
+    driver.set(ETH0, xdp=OLD)
+    driver.refuses = "no memory"
+    made, seen = hook(driver, "xdp")
+    made.reconcile(driver.links, 2, PROGRAM)
+    assert (driver.links[2].xdp, seen.hook) == (0, "tc")
+    assert "no memory" in seen.hook_refused
+
+
+def test_what_was_refused_for_someone_elses_program_is_tried_when_that_is_gone(driver: Driver) -> None:
+    """It came between our look and our try."""
+    driver.refuses = "File exists"
+    made, seen = hook(driver, "xdp")
+    made.reconcile(driver.links, 2, PROGRAM)
+    driver.refuses = ""
+    for there, expected in ((FOREIGN, ("tc", "")), (0, ("xdp", ""))):
+        driver.set(ETH0, xdp=there)
+        made.reconcile(driver.links, 2, PROGRAM)
+        assert (seen.hook, seen.hook_refused) == expected
+
+
 def test_with_auto_a_driver_without_xdp_is_no_warning(
     driver: Driver, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,0 +1,151 @@
+"""What becomes of the peers when the kernel fails half way."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from ipaddress import IPv4Address
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ctl import hostgw, peering
+from ctl.config import resolve
+from ctl.errors import KernelError
+from ctl.host import Hop, Link, Uplink
+from ctl.kernel import fib, xfrm
+from ctl.kernel.monitor import EVERYTHING, Change
+from ctl.model import Network
+from ctl.plan import Delta
+from ctl.site import Seen, Site
+from tests.unit.strategies import NETWORK
+from tests.unit.test_roster import OTHER, OWN, PEER
+
+LEASES = frozenset({Change.LEASES})
+ETH0 = Link(2, "eth0", "", None, 1500, True, 0, False, "", 0)
+
+
+def site(network: Network = NETWORK, mtu: int = 1500) -> Site:
+    uplink = Uplink(replace(ETH0, mtu=mtu), OWN.host)
+    return Site(network, OWN, uplink, 1450, 3, Path("/nowhere"))
+
+
+class Rows:
+    """A table in memory."""
+
+    def __init__(self, *_: Any) -> None:
+        self.rows: dict[Any, Any] = {}
+
+    def read(self) -> Mapping[Any, Any]:
+        return dict(self.rows)
+
+    def apply(self, delta: Delta[Any, Any]) -> None:
+        for key in delta.removals:
+            self.rows.pop(key, None)
+        self.rows.update(delta.puts)
+
+
+class Fib:
+    """Every host is on the link, unless the kernel does not answer."""
+
+    answers = True
+
+    def hops(self, _rtnl: object, hosts: Iterable[IPv4Address], *_: object) -> dict[IPv4Address, Hop | None]:
+        if not self.answers:
+            raise KernelError("rtnetlink: No buffer space available")
+        return {host: Hop(2, host) for host in hosts}
+
+
+@pytest.fixture
+def kernel(monkeypatch: pytest.MonkeyPatch) -> Fib:
+    made = Fib()
+    monkeypatch.setattr(fib, "hops", made.hops)
+    monkeypatch.setattr(xfrm, "has_policies", lambda: False)
+    return made
+
+
+def test_a_plan_that_fails_leaves_the_maps_as_they_are(kernel: Fib) -> None:
+    """An uplink that has changed asks for a new plan; an empty one would refuse every peer."""
+    plan = peering.Peering(SimpleNamespace(), Seen(), 10)  # type: ignore[arg-type]
+    maps: Any = SimpleNamespace(vtep_table=Rows(), peer_table=Rows())
+    plan.reconcile_routes(site(), 0, [PEER], EVERYTHING)
+    plan.reconcile_maps(maps, bypassing=True)
+    assert list(maps.vtep_table.rows) == [PEER.host]
+    before = maps.peer_table.read()
+
+    kernel.answers = False
+    with pytest.raises(KernelError):
+        plan.reconcile_routes(site(mtu=1400), 0, [PEER, OTHER], EVERYTHING)
+    plan.reconcile_maps(maps, bypassing=True)
+    assert (list(maps.vtep_table.rows), maps.peer_table.rows) == ([PEER.host], before)
+
+    kernel.answers = True
+    plan.reconcile_routes(site(mtu=1400), 0, [PEER, OTHER], LEASES)
+    plan.reconcile_maps(maps, bypassing=True)
+    assert set(maps.vtep_table.rows) == {PEER.host, OTHER.host}
+
+
+def test_nobody_is_refused_before_it_is_known_who_the_peers_are(kernel: Fib) -> None:
+    """What an earlier life left in the maps may be a part of them only."""
+    plan = peering.Peering(SimpleNamespace(), Seen(), 1)  # type: ignore[arg-type]
+    assert not plan.fits()
+    kernel.answers = False
+    with pytest.raises(KernelError):
+        plan.reconcile_routes(site(), 0, [PEER], EVERYTHING)
+    assert not plan.fits()
+    kernel.answers = True
+    plan.reconcile_routes(site(), 0, [PEER], EVERYTHING)
+    assert plan.fits()
+    plan.reconcile_routes(site(), 0, [PEER, OTHER], LEASES)
+    assert not plan.fits()
+
+
+def test_host_gw_begins_anew_after_a_failure(kernel: Fib, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever came in the pass that failed is asked for in the next one, whatever that is about."""
+    table = Rows()
+    monkeypatch.setattr(hostgw, "Routes", lambda _: table)
+    netlink: Any = SimpleNamespace(rtnl=None)
+    backend = hostgw.HostGwBackend(resolve(argparse.Namespace(), {}, None), netlink, Seen())
+    network = replace(NETWORK, backend="host-gw")
+    peer, other = (replace(each, backend="host-gw") for each in (PEER, OTHER))
+    backend.reconcile_routes(site(network), [peer], EVERYTHING)
+
+    kernel.answers = False
+    with pytest.raises(KernelError):
+        backend.reconcile_routes(site(network), [peer, other], LEASES)
+    kernel.answers = True
+    backend.reconcile_routes(site(network), [peer, other], LEASES)
+    assert {route.via for route in table.rows.values()} == {peer.host, other.host}
+
+
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+def test_plain_routes_that_went_without_a_word_are_set_again(
+    kernel: Fib, monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    """As when an interface of the underlay was down: afterwards all hosts are reached as before."""
+    table, netlink = Rows(), SimpleNamespace(rtnl=None)
+    for module in (hostgw, peering):
+        monkeypatch.setattr(module, "Routes", lambda _: table)
+    for other in ("Fdb", "VtepNeighbours"):
+        monkeypatch.setattr(peering, other, Rows)
+    network = replace(NETWORK, backend=backend, direct_routing=backend == "vxlan")
+    lease = replace(PEER, backend=backend)
+
+    vxlan = peering.Peering(SimpleNamespace(), Seen(), 10)  # type: ignore[arg-type]
+    plain = hostgw.HostGwBackend(resolve(argparse.Namespace(), {}, None), netlink, Seen())  # type: ignore[arg-type]
+
+    def reconcile(changes: frozenset[Change]) -> None:
+        if backend == "vxlan":
+            vxlan.reconcile_routes(site(network), 7, [lease], changes)
+        else:
+            plain.reconcile_routes(site(network), [lease], changes)
+
+    reconcile(EVERYTHING)
+    before = table.read()
+    assert [route.via for route in before.values()] == [PEER.host]
+    table.rows.clear()
+    reconcile(frozenset({Change.HOPS}))
+    assert table.rows == before
