@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ctl.errors import KernelError
 from ctl.host import Uplink
 from ctl.model import HookMode, Lease, Network
 from ctl.plan import Delta, diff
@@ -80,7 +81,8 @@ def settle(tables: Sequence[Tracked], seen: Seen, *, stale_first: bool = False) 
 
     What is new goes in in this order, what is stale comes out in the reverse one: an
     entry never points at one of an earlier table that is not there. `stale_first` makes
-    room before, for tables that can be full. After a failure the table is in doubt.
+    room before, for tables that can be full. After a failure the table is in doubt, and the
+    others have their turn all the same: one entry that the kernel refuses keeps no peer out.
     """
     due = [each for each in tables if each.tracker]
     for each in due:
@@ -89,10 +91,19 @@ def settle(tables: Sequence[Tracked], seen: Seen, *, stale_first: bool = False) 
     deltas = [(each, each.tracker.delta()) for each in due]
     new = [(each, replace(delta, removals=())) for each, delta in deltas]
     stale = [(each, replace(delta, puts=())) for each, delta in reversed(deltas)]
+    failed: list[str] = []
     for each, delta in (*stale, *new) if stale_first else (*new, *stale):
+        known = each.tracker.known
         each.tracker.doubt()
-        apply(each.name, each.table, delta, seen)
-        each.tracker.done(delta)
+        try:
+            apply(each.name, each.table, delta, seen)
+        except KernelError as error:
+            failed.append(str(error))
+        else:
+            if known:  # not after the first half has failed
+                each.tracker.done(delta)
+    if failed:
+        raise KernelError("; ".join(dict.fromkeys(failed)))
 
 
 def apply_fitting(name: str, table: Table[K, V], desired: Mapping[K, V], room: int, seen: Seen) -> int:

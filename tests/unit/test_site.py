@@ -1,0 +1,65 @@
+"""Tables brought in line together: order, and what a failure does to the others."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from ctl.errors import KernelError
+from ctl.plan import Delta
+from ctl.site import Seen, Tracked, settle
+from ctl.tracker import Tracker
+
+
+class Fake:
+    """A table that writes down what it is told, and refuses one key."""
+
+    def __init__(self, name: str, story: list[str], refuses: int = 0) -> None:
+        self.name, self.story, self.refuses = name, story, refuses
+        self.there: dict[int, int] = {}
+
+    def read(self) -> Mapping[int, int]:
+        return dict(self.there)
+
+    def apply(self, delta: Delta[int, int]) -> None:
+        self.story.append(f"{self.name} +{len(delta.puts)} -{len(delta.removals)}")
+        for key in delta.removals:
+            self.there.pop(key, None)
+        self.there.update((key, value) for key, value in delta.puts if key != self.refuses)
+        if any(key == self.refuses for key, _ in delta.puts):
+            raise KernelError(f"{self.name}: 1 entries not applied")
+
+
+def tracked(*tables: Fake) -> list[Tracked]:
+    made = []
+    for table in tables:
+        tracker = Tracker[int, int]()
+        tracker.want({1: 1, 2: 2})
+        made.append(Tracked(table.name, table, tracker))
+    return made
+
+
+def test_new_in_order_stale_in_reverse() -> None:
+    story: list[str] = []
+    first, second = Fake("first", story), Fake("second", story)
+    first.there = second.there = {9: 9}
+    tables = tracked(first, second)
+    settle(tables, Seen())
+    assert story == ["first +2 -0", "second +2 -0", "second +0 -1", "first +0 -1"]
+    story.clear()
+    settle(tables, Seen())
+    assert story == []
+
+
+def test_one_entry_that_is_refused_keeps_no_other_out() -> None:
+    story: list[str] = []
+    first, second = Fake("first", story, refuses=1), Fake("second", story)
+    tables = tracked(first, second)
+    with pytest.raises(KernelError, match="first: 1 entries not applied"):
+        settle(tables, Seen())
+    assert (first.there, second.there) == ({2: 2}, {1: 1, 2: 2})
+    assert not tables[0].tracker.known, "what is there has to be read again"
+    first.refuses = 0
+    settle(tables, Seen())
+    assert first.there == {1: 1, 2: 2}
