@@ -196,7 +196,7 @@ def hand_over(settings: Settings, netlink: Netlink) -> list[str]:
     done = [f"tunnel {name}" for name in removed]
     for link in links:
         if link.kind == "vxlan" and link.alias == OWNER:
-            name = flannel.device_name(int(link.name.rpartition(".")[2]))
+            name = flannel.device_name(flannel.vni_of(netlink, link))
             rename(netlink, link, name, ours=False)
             done.append(f"{link.name} is {name} now")
     table = Routes(netlink.rtnl)

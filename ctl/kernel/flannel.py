@@ -85,6 +85,13 @@ def vxlan_tunnel(netlink: Netlink, vni: int) -> Tunnel | None:
     return None
 
 
+def vni_of(netlink: Netlink, link: Link) -> int:
+    """Of a vxlan device, whatever its name. KernelError."""
+    with netlink.doing(f"look at {link.name}"):
+        found: int = netlink.ipr.get_links(link.ifindex)[0].get(("linkinfo", "data")).get("IFLA_VXLAN_ID")
+        return found
+
+
 def stop_learning(netlink: Netlink, tunnel: Tunnel) -> None:
     """As ours is; flannel's `Learning` can be changed while the device is up."""
     with netlink.doing(f"stop {tunnel.link.name} learning"):

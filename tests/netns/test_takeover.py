@@ -254,3 +254,14 @@ def test_nftables_tables_go(lab: Lab) -> None:
     listing = a.run("nft", "list", "ruleset").stdout
     assert "flannel" not in listing
     assert "table ip others" in listing
+
+
+def test_a_device_that_somebody_renamed_is_given_to_flannel_all_the_same(lab: Lab) -> None:
+    a = lab.host("a")
+    lab.init_network()
+    a.agent().stop()
+    a.ip("link", "set", "ovnet.1", "down")
+    a.ip("link", "set", "ovnet.1", "name", "mine")
+    a.ip("link", "set", "mine", "up")
+    a.ovctl("teardown", "--to-flannel")
+    assert "vxlan id 1 " in a.ip("-d", "link", "show", "flannel.1")
