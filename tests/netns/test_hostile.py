@@ -396,3 +396,33 @@ def test_the_true_flow_goes_by_ebpf(site: Site) -> None:
     before = carried()
     site.send_true()
     assert carried() == before + (not site.off)
+
+
+def test_arp_spoofing_is_the_bridges_business(site: Site) -> None:
+    """Who answers for an address gets its packets, from eBPF as from the kernel."""
+    victim, gateway = site.pair.on_a, site.pair.a.gateway.ip
+    site.evil.ip("addr", "add", f"{victim.address}/32", "dev", "eth0")
+    try:
+        bridge_mac, mac = device_mac(site.pair.a, site.pair.a.bridge), MacAddress.parse(site.evil.mac)
+        reply = struct.pack("!HHBBH", 1, packets.IPV4, 6, 4, 2)
+        reply += mac.packed + IPv4Address(victim.address).packed + bridge_mac.packed + gateway.packed
+        lie = packets.ether(reply, mac, bridge_mac, packets.ARP)
+        site.seen.clear()
+
+        def stolen() -> bool:
+            send(site.evil, lie)
+            send(site.pair.outside, site.true.frame())
+            site.look()
+            return "evil" in site.seen
+
+        wait_until(stolen, SOON, lambda: site.pair.a.ip("neigh"))
+    finally:
+        site.evil.ip("addr", "del", f"{victim.address}/32", "dev", "eth0")
+        site.pair.a.ip("neigh", "flush", "dev", site.pair.a.bridge)
+
+    def restored() -> bool:
+        victim.run("ping", "-c1", "-W1", str(gateway), check=False)
+        send(site.pair.outside, replace(site.true, payload=GOOD).frame())
+        return site.look()
+
+    wait_until(restored, SOON, "the victim has its address again")
