@@ -33,7 +33,8 @@ _MASQUERADE: Final = """\
 
 # The vxlan device asks neither where a packet came in nor whom it was for. The bits:
 # behind UDP's 64 and VXLAN's flags, 24 of VNI (RFC 7348, section 5). Whom a packet out of
-# the tunnel was sent to is asked before a service may translate it.
+# the tunnel was sent to is asked before a service may translate it. `disguise`: someone
+# else's masquerade, Docker's for its other bridges, would make their VXLAN look like ours.
 _VTEP: Final = """\
 	chain vtep {{
 		type filter hook input priority raw; policy accept;
@@ -43,6 +44,11 @@ _VTEP: Final = """\
 	chain relay {{
 		type filter hook prerouting priority raw; policy accept;
 		iifname "{device}" ip daddr {network} ip daddr != {own} counter drop comment "no relaying"
+	}}
+	chain disguise {{
+		type filter hook postrouting priority srcnat + 1; policy accept;
+		{vxlan} ip saddr {host} ct direction original ct original ip saddr != {host} \\
+			counter drop comment "VXLAN masqueraded as ours"
 	}}
 """
 

@@ -426,3 +426,32 @@ def test_arp_spoofing_is_the_bridges_business(site: Site) -> None:
         return site.look()
 
     wait_until(restored, SOON, "the victim has its address again")
+
+
+def test_no_masquerade_makes_vxlan_ours(site: Site) -> None:
+    """A guest behind another bridge, as Docker has them, that sends what a peer would believe of us."""
+    a, guest = site.pair.a, site.pair.lab.namespace("guest")
+    a.ip("link", "add", "other0", "type", "veth", "peer", "name", "eth0", "netns", guest.netns)
+    a.ip("addr", "add", "10.99.0.1/24", "dev", "other0")
+    a.ip("link", "set", "other0", "up")
+    guest.ip("addr", "add", "10.99.0.2/24", "dev", "eth0")
+    guest.ip("link", "set", "eth0", "up")
+    guest.ip("route", "add", "default", "via", "10.99.0.1")
+    chain = "type nat hook postrouting priority srcnat; ip saddr 10.99.0.0/24 masquerade"
+    a.nft(f"table ip theirs {{ chain post {{ {chain}\n}}\n}}")
+    site.seen.clear()
+    why = "VXLAN masqueraded as ours"
+    before = site.counted(why)
+
+    def speak() -> None:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+            sender.sendto(tunnel_to_b(site), (site.pair.b.address, VXLAN_PORT))
+
+    try:
+        guest.call(speak)
+        wait_until(lambda: site.look() or site.seen or site.counted(why) > before, SOON, "its fate is known")
+        site.send_true()
+        assert (site.seen, site.counted(why)) == (set(), before + 1)
+    finally:
+        a.nft("delete table ip theirs")
+        a.ip("link", "del", "other0")
