@@ -78,7 +78,8 @@ class VxlanBackend:
     def tunnel(site: Site) -> firewall.Tunnel:
         """VXLAN is taken from the uplink and for our own address only."""
         network, uplink = site.network, site.uplink
-        return firewall.Tunnel(network.port, network.vni, uplink.link.name, uplink.address)
+        name = device_name(network)
+        return firewall.Tunnel(network.port, network.vni, uplink.link.name, uplink.address, name)
 
     def ensure_device(self, site: Site, links: dict[int, Link]) -> None:
         """The vxlan device, and no other tunnel of ours."""
@@ -89,7 +90,7 @@ class VxlanBackend:
     def _wanted(self, site: Site) -> VxlanDevice:
         network, uplink = site.network, site.uplink
         return VxlanDevice(
-            name=f"ovnet.{network.vni}",
+            name=device_name(network),
             vni=network.vni,
             port=network.port,
             local=uplink.address,
@@ -241,3 +242,8 @@ class VxlanBackend:
     def forget_filters(self) -> None:
         """Someone touched filters: look at all of them again."""
         self._filters.forget()
+
+
+def device_name(network: Network) -> str:
+    """What the vxlan device is called."""
+    return f"ovnet.{network.vni}"

@@ -35,6 +35,12 @@ def ensure(directory: str) -> None:
         raise KernelError(f"cannot create {directory}: {error.strerror}") from error
 
 
+def make_private(directory: Path) -> None:
+    """A directory of pins, and its layout's above it, for root alone whatever the umask. OSError."""
+    directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    directory.mkdir(exist_ok=True, mode=0o700)
+
+
 def _below(path: Path, root: Path) -> bool:
     return path == root or root in path.parents
 

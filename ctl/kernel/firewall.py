@@ -32,12 +32,32 @@ _MASQUERADE: Final = """\
 """
 
 # The vxlan device asks neither where a packet came in nor whom it was for. The bits:
-# behind UDP's 64 and VXLAN's flags, 24 of VNI (RFC 7348, section 5).
+# behind UDP's 64 and VXLAN's flags, 24 of VNI (RFC 7348, section 5). Whom a packet out of
+# the tunnel was sent to is asked before a service may translate it. `disguise`: someone
+# else's masquerade, Docker's for its other bridges, would make their VXLAN look like ours.
 _VTEP: Final = """\
 	chain vtep {{
 		type filter hook input priority raw; policy accept;
 		{vxlan} iifname != "{uplink}" counter drop comment "VXLAN not from the underlay"
 		{vxlan} ip daddr != {host} counter drop comment "VXLAN not for the VTEP's address"
+	}}
+	chain relay {{
+		type filter hook prerouting priority raw; policy accept;
+		iifname "{device}" ip daddr {network} ip daddr != {own} counter drop comment "no relaying"
+	}}
+	chain disguise {{
+		type filter hook postrouting priority srcnat + 1; policy accept;
+		{vxlan} ip saddr {host} ct direction original ct original ip saddr != {host} \\
+			counter drop comment "VXLAN masqueraded as ours"
+	}}
+"""
+
+# Masqueraded, it would have our address and be believed by every peer. VXLAN inside the
+# network is an overlay of the containers' own.
+_CONTAINERS: Final = """\
+	chain containers {{
+		type filter hook forward priority raw; policy accept;
+		{vxlan} iifname "{bridge}" ip daddr != {network} counter drop comment "VXLAN of a container"
 	}}
 """
 
@@ -51,14 +71,26 @@ class Tunnel:
     uplink: str
     """An interface's name."""
     host: IPv4Address
+    device: str
+    """The vxlan device's name."""
 
 
-def ruleset(network: IPv4Network, own: IPv4Network, *, masquerade: bool, tunnel: Tunnel | None = None) -> str:
+def ruleset(
+    network: IPv4Network,
+    own: IPv4Network,
+    *,
+    masquerade: bool,
+    tunnel: Tunnel | None = None,
+    bridge: str = "",
+) -> str:
     """Our table as nft text."""
     body = _MASQUERADE.format(network=network, own=own) if masquerade else ""
     if tunnel:
         vxlan = f"udp dport {tunnel.port} @th,96,24 {tunnel.vni}"
-        body += _VTEP.format(vxlan=vxlan, uplink=tunnel.uplink, host=tunnel.host)
+        names = {"vxlan": vxlan, "network": network, "own": own, "bridge": bridge}
+        body += _VTEP.format(uplink=tunnel.uplink, host=tunnel.host, device=tunnel.device, **names)
+        if bridge:
+            body += _CONTAINERS.format(**names)
     return f"table ip {TABLE} {{\n{body}}}\n"
 
 
@@ -82,7 +114,7 @@ class Firewall:
         The first call always puts the table in place: what an earlier life left may have
         been changed since.
         """
-        wanted = ruleset(network, own, masquerade=masquerade, tunnel=tunnel)
+        wanted = ruleset(network, own, masquerade=masquerade, tunnel=tunnel, bridge=bridge)
         changed = wanted != self._applied or _show() != self._shown
         if changed:
             # Declared, deleted, made anew: all in one transaction, whether it was there or not.

@@ -220,6 +220,6 @@ def _pin(home: Path, programs: Mapping[str, Program]) -> None:
     with refused(f"cannot pin the programs under {home}"):
         if home.exists():
             bpffs.unpin(home)
-        home.mkdir(parents=True, mode=0o700)
+        bpffs.make_private(home)
         for name, program in programs.items():
             bpf.obj_pin(program.fd, str(home / name))

@@ -260,7 +260,7 @@ def create_or_adopt(root: str | Path, wanted: Mapping[str, Spec]) -> Maps:
     directory = layout_dir(root) / "maps"
     raw: dict[str, bpf.Map] = {}
     try:
-        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        bpffs.make_private(directory)
         for name, spec in wanted.items():
             raw[name] = bpf.Map(_open_or_create(directory / name, name, spec))
     except OSError as error:

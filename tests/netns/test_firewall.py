@@ -27,7 +27,7 @@ from tests.process import wait_until
 NETWORK, OWN = IPv4Network("172.17.0.0/16"), IPv4Network("172.17.8.0/24")
 VNI, PORT, SINK = 7, 8472, 5555
 HOST, GATEWAY, INSIDE = "192.168.77.11", "172.17.8.1", "172.17.8.0"
-TUNNEL = Tunnel(PORT, VNI, "eth0", IPv4Address(HOST))
+TUNNEL = Tunnel(PORT, VNI, "eth0", IPv4Address(HOST), "tunnel")
 VTEP_MAC = "02:00:00:00:00:11"
 
 
@@ -163,7 +163,7 @@ def test_rules_that_are_in_place_are_left_alone(site: Site) -> None:
     assert not site.delivered(site.guest, HOST), "so that there is a count"
     assert site.ensure() is False
     assert site.listing() == before
-    assert site.ensure(Tunnel(PORT, VNI + 1, "eth0", TUNNEL.host)) is True
+    assert site.ensure(Tunnel(PORT, VNI + 1, "eth0", TUNNEL.host, TUNNEL.device)) is True
     assert site.listing() != before
     assert site.ensure(tunnel=None) is True
     assert "vtep" not in site.listing()
