@@ -93,7 +93,7 @@ class Routes:
     def read(self) -> Mapping[RouteKey, Route]:
         request = RTMSG.pack(AF_INET, 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0)
         ours = (body for body in self._rtnl.dump(RTM_GETROUTE, request) if body[4] == _RT_TABLE_MAIN)
-        return {route_key(body): _route(body) for body in ours}
+        return dict(map(_route, ours))
 
     def apply(self, delta: Delta[RouteKey, Route]) -> None:
         removals = [Message(RTM_DELROUTE, 0, _route_body(key)) for key in delta.removals]
@@ -103,18 +103,18 @@ class Routes:
 
 def route_key(body: bytes) -> RouteKey:
     """Which route a message is about (struct rtmsg and its attributes)."""
+    return _route(body)[0]
+
+
+def _route(body: bytes) -> tuple[RouteKey, Route]:
     found = attributes(body, RTMSG.size)
     subnet = IPv4Network((found.get(_RTA_DST, bytes(4)), body[1]))
-    return RouteKey(subnet, int.from_bytes(found.get(_RTA_PRIORITY, b""), sys.byteorder))
-
-
-def _route(body: bytes) -> Route:
-    found = attributes(body, RTMSG.size)
+    key = RouteKey(subnet, int.from_bytes(found.get(_RTA_PRIORITY, b""), sys.byteorder))
     via = IPv4Address(found.get(_RTA_GATEWAY, bytes(4)))
     ifindex = int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder)
     mtu = attributes(found.get(_RTA_METRICS, b"")).get(_RTAX_MTU, b"")
     onlink = bool(RTMSG.unpack_from(body)[-1] & _RTNH_F_ONLINK)
-    return Route(via, ifindex, onlink, int.from_bytes(mtu, sys.byteorder))
+    return key, Route(via, ifindex, onlink, int.from_bytes(mtu, sys.byteorder))
 
 
 def _route_body(key: RouteKey, route: Route | None = None) -> bytes:
