@@ -17,7 +17,7 @@ from typing import Final, TypeVar
 
 from ctl.endpoint import ETCD_PREFIX, Endpoint
 from ctl.errors import ConfigError, StoreAway, StoreDenied, StoreError
-from ctl.store.etcd_http import TRANSPORT_ERRORS, Channel, Json, Stream, tls_context
+from ctl.store.etcd_http import TRANSPORT_ERRORS, Channel, HandshakeClosed, Json, Stream, tls_context
 
 T = TypeVar("T")
 
@@ -227,7 +227,9 @@ class EtcdClient:
 
 def _is_refusal(error: BaseException) -> bool:
     """Whether TLS failed over certificates or settings, which waiting does not mend."""
-    return isinstance(error, ssl.SSLError) and not isinstance(error, (ssl.SSLEOFError, TimeoutError))
+    return isinstance(error, ssl.SSLError) and not isinstance(
+        error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, TimeoutError)
+    )
 
 
 def _reason(error: BaseException) -> str:
@@ -237,6 +239,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, ssl.SSLError):
         words = (error.reason or str(error)).lower().replace("_", " ")
         return f"TLS: {words}" + ("; see --etcd-certfile" if "alert" in words else "")
+    if isinstance(error, HandshakeClosed):
+        return str(error)
     if isinstance(error, TimeoutError):
         return "timed out"
     if isinstance(error, OSError) and error.strerror:

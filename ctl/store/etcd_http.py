@@ -30,6 +30,13 @@ TRANSPORT_ERRORS: Final = (OSError, http.client.HTTPException)
 """What a member that is away, or is no etcd, looks like from here."""
 
 
+class HandshakeClosed(ConnectionError):
+    """The other end took the connection, and closed it instead of speaking TLS.
+
+    A server without TLS does so, or one that is just going down: which of the two cannot be told.
+    """
+
+
 def tls_context(cafile: str, certfile: str, keyfile: str) -> ssl.SSLContext:
     """Verifying context; "" means the system's CAs, and no client certificate. ConfigError names the file."""
     context = ssl.create_default_context()
@@ -119,11 +126,13 @@ def _send(connection: http.client.HTTPConnection, path: str, body: Json, headers
     data = json.dumps(body, separators=(",", ":")).encode()
     try:
         connection.request("POST", path, data, {"Content-Type": "application/json", **headers})
-    except (ssl.SSLEOFError, ConnectionError):
+    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
         # In TLS 1.3 a client's certificate is refused after the handshake: the alert that
         # says so may lie unread in front of the end that the write ran into.
         if isinstance(connection.sock, ssl.SSLSocket):
             connection.sock.recv(1)
+        elif isinstance(connection, http.client.HTTPSConnection) and connection.sock is not None:
+            raise HandshakeClosed("TLS: closed in the handshake; a server without TLS?") from None
         raise
 
 
