@@ -65,8 +65,9 @@ def require_capabilities() -> None:
 def _run(settings: Settings) -> int:
     # Heavy, so only where they are needed: pyroute2 and prometheus_client cost 25 MB.
     from ctl import statedir
-    from ctl.agent import Agent, Signal
+    from ctl.agent import Agent
     from ctl.kernel.netlink import Netlink
+    from ctl.mailbox import Signal
     from ctl.node import Node
     from ctl.store import open_store
 

@@ -12,7 +12,8 @@ from typing import Any, cast
 
 import pytest
 
-from ctl.agent import BACK_OFF_MAX_S, BACK_OFF_MIN_S, TICK_S, Agent, Signal
+from ctl.agent import TICK_S, Agent
+from ctl.backoff import BACK_OFF_MAX_S, BACK_OFF_MIN_S
 from ctl.config import Settings, resolve
 from ctl.errors import (
     AgentError,
@@ -26,6 +27,7 @@ from ctl.errors import (
 from ctl.host import Link, Uplink
 from ctl.kernel.monitor import EVERYTHING, Change, Monitor
 from ctl.leasing import Identity
+from ctl.mailbox import Signal
 from ctl.model import Lease, MacAddress, Network, Snapshot
 from ctl.node import Node
 from ctl.report import health, readiness
@@ -264,8 +266,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def own(world: World) -> Lease:
-    assert world.agent._holder is not None and world.agent._holder.lease is not None
-    return world.agent._holder.lease
+    return world.agent._joined.lease
 
 
 # --- Time ------------------------------------------------------------------------
@@ -424,13 +425,13 @@ def test_pause_is_as_long_as_the_next_thing_due_lets_it(world: World) -> None:
     assert world.agent._pause(now + 1) == 1
     world.clock.now = own(world).expires_at - MARGIN - 2  # type: ignore[operator]
     assert world.agent._pause(world.clock.now + RESYNC) == pytest.approx(2)
-    assert not world.agent._renewal_due(world.clock.now)
-    assert world.agent._renewal_due(world.clock.now + 3)
+    assert world.agent._next_try() == pytest.approx(2)
     world.store.away = "store is away"
     world.clock.now += 3
+    assert world.agent._next_try() <= 0
     world.agent._sync_store()
     assert world.agent._pause(world.clock.now + RESYNC) > 0.3, "until the back-off ends"
-    assert not world.agent._renewal_due(world.clock.now)
+    assert world.agent._next_try() > 0
 
 
 # --- The store --------------------------------------------------------------------
@@ -817,7 +818,7 @@ def test_a_lost_lease_is_told_and_the_rest_goes_on(world: World) -> None:
     assert "10.9.9.9" in world.report.lease.conflict
     assert len(world.kernel.routed[-1]) == 2
     with pytest.raises(LeaseConflict):
-        world.agent._holder.keep()  # type: ignore[union-attr]
+        world.agent._joined._holder.keep()
 
 
 def test_a_node_whose_subnet_another_holds_is_fenced(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -887,6 +888,6 @@ def test_a_node_does_not_start_on_a_subnet_that_another_holds(world: World) -> N
         f"FLANNEL_NETWORK=172.17.0.0/16\nFLANNEL_SUBNET={stolen.subnet}\nFLANNEL_MTU=1450\nFLANNEL_IPMASQ=true\n"
     )
     assert world.agent._previous() == stolen.subnet
-    again = world.agent._holder.acquire(wide, world.agent._previous())  # type: ignore[union-attr]
+    again = world.agent._joined._holder.acquire(wide, world.agent._previous())
     assert again.subnet == IPv4Network("172.17.2.0/24")
     assert stolen in world.store.snapshot().leases

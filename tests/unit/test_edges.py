@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from ctl import statedir
-from ctl.agent import Mailbox, Signal
 from ctl.errors import AgentError, ConfigError
 from ctl.host import RouteKey
 from ctl.kernel.firewall import ruleset
@@ -20,6 +19,7 @@ from ctl.kernel.monitor import EVERYTHING, Change, Classifier, Devices
 from ctl.kernel.rtnl import NDMSG, attribute
 from ctl.kernel.source import source
 from ctl.kernel.tables import ROUTE_PROTOCOL
+from ctl.mailbox import Mailbox, Signal
 from ctl.model import IPv4Address, MacAddress
 from ctl.notify import notify, watchdog_seconds
 from ctl.vxlan import vtep_mac

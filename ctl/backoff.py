@@ -1,0 +1,37 @@
+"""When to try again what failed."""
+
+from __future__ import annotations
+
+import random
+from typing import Final
+
+BACK_OFF_MIN_S: Final = 0.5
+BACK_OFF_MAX_S: Final = 30.0
+
+
+class BackOff:
+    """Twice as long after every failure in a row, with jitter: nodes must not march in step."""
+
+    def __init__(self) -> None:
+        self.wait = 0.0
+        """Seconds, without the jitter, that the next try waits for; 0: nothing has failed."""
+        self._at = 0.0
+
+    def failed(self, now: float) -> float:
+        """Seconds from `now` until the next try."""
+        self.wait = min(max(self.wait * 2, BACK_OFF_MIN_S), BACK_OFF_MAX_S)
+        wait = self.wait * random.uniform(0.75, 1.25)
+        self._at = now + wait
+        return wait
+
+    def succeeded(self) -> None:
+        self.wait = 0.0
+
+    @property
+    def pending(self) -> bool:
+        """Whether a next try is waiting for its time."""
+        return bool(self.wait)
+
+    def left(self, now: float) -> float:
+        """Seconds until the pending try; 0 or less: it is due."""
+        return self._at - now
