@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -20,11 +20,13 @@ from ctl.report import KernelPort
 from ctl.site import Seen, Site
 
 
-def remove_tunnels(netlink: Netlink, links: Iterable[Link], state_dir: Path, keep: str = "") -> list[str]:
+def remove_tunnels(
+    netlink: Netlink, links: Iterable[Link], state_dir: Path, keep: Collection[str] = ()
+) -> list[str]:
     """Remove the tunnel devices of ours but `keep`, with what serves them; returns their names."""
     removed = []
     for link in links:
-        if link.name == keep:
+        if link.name in keep:
             continue
         if link.kind == "vxlan" and link.alias == OWNER:
             netlink.remove(link)

@@ -31,7 +31,7 @@ from ctl import statedir
 from ctl.config import Settings
 from ctl.errors import AgentError, ConfigError
 from ctl.host import OWNER, Route, RouteKey, Uplink
-from ctl.kernel import flannel
+from ctl.kernel import flannel, headroom
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.rename import rename
 from ctl.kernel.tables import Routes
@@ -192,10 +192,11 @@ def hand_over(settings: Settings, netlink: Netlink) -> list[str]:
     the host's address. A forwarder of the udp backend ends: flanneld needs its port.
     """
     links = netlink.links().values()
-    removed = remove_tunnels(netlink, (link for link in links if link.kind == "tun"), settings.state_dir)
-    done = [f"tunnel {name}" for name in removed]
-    for link in links:
-        if link.kind == "vxlan" and link.alias == OWNER:
+    ours = [link for link in links if link.kind == "vxlan" and link.alias == OWNER]
+    kept = {link.name for link in ours} - {headroom.DEVICE}
+    done = [f"tunnel {name}" for name in remove_tunnels(netlink, links, settings.state_dir, kept)]
+    for link in ours:
+        if link.name in kept:
             name = flannel.device_name(flannel.vni_of(netlink, link))
             rename(netlink, link, name, ours=False)
             done.append(f"{link.name} is {name} now")

@@ -66,8 +66,9 @@ def _routes(netlink: Netlink) -> list[str]:
 def _devices(settings: Settings, netlink: Netlink) -> list[str]:
     """Devices that carry our mark, by whatever name; a bridge only when nothing is plugged in any more."""
     links = netlink.links()
-    done = [f"tunnel {name}" for name in remove_tunnels(netlink, links.values(), settings.state_dir)]
-    busy = {link.master for link in links.values()}
+    gone = remove_tunnels(netlink, links.values(), settings.state_dir)
+    done = [f"tunnel {name}" for name in gone]
+    busy = {link.master for link in links.values() if link.name not in gone}
     for link in links.values():
         if link.alias != OWNER or link.kind != "bridge":
             continue

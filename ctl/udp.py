@@ -43,7 +43,7 @@ class UdpBackend(PlainBackend):
         key = site.uplink.address, site.network.port
         if self._forwarder is None or self._key != key:
             self._forwarder, self._key = Forwarder(self._settings.state_dir, *key), key
-        remove_tunnels(self._netlink, links.values(), self._settings.state_dir, self._forwarder.device)
+        remove_tunnels(self._netlink, links.values(), self._settings.state_dir, {self._forwarder.device})
 
     def reconcile_routes(self, site: Site, leases: Sequence[Lease], _changes: frozenset[Change]) -> None:
         """The forwarder, by these leases, its device, and one route for the whole network."""

@@ -14,7 +14,7 @@ from ctl.config import Settings
 from ctl.errors import ForeignProgram
 from ctl.hook import UplinkHook
 from ctl.host import FilterKey, Link, Removed, Uplink, VxlanDevice
-from ctl.kernel import bpffs, firewall, loader, maps, sysctl
+from ctl.kernel import bpffs, firewall, headroom, loader, maps, sysctl
 from ctl.kernel.monitor import Change
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.tables import Filters
@@ -84,7 +84,8 @@ class VxlanBackend:
     def ensure_device(self, site: Site, links: dict[int, Link]) -> None:
         """The vxlan device, and no other tunnel of ours."""
         wanted = self._wanted(site)
-        remove_tunnels(self._netlink, links.values(), self._settings.state_dir, wanted.name)
+        keep = {wanted.name, headroom.DEVICE}
+        remove_tunnels(self._netlink, links.values(), self._settings.state_dir, keep)
         self.device = self._netlink.ensure_vxlan(wanted, links)
 
     def _wanted(self, site: Site) -> VxlanDevice:
@@ -172,6 +173,8 @@ class VxlanBackend:
         if self.maps is None:
             return
         links = self._netlink.links()
+        if site.bridge:
+            headroom.ensure(self._netlink, site.bridge, site.mtu, links)
         self._filters.gone(links)
         ports = self._sort_ports(links, site.bridge)
         bridge = links.get(site.bridge)
@@ -220,7 +223,7 @@ class VxlanBackend:
         """The bridge's ports that can have our programs; the rest is noted in `seen`."""
         ours, others = {}, []
         for link in links.values():
-            if link.master != bridge or not bridge:
+            if link.master != bridge or not bridge or link.name == headroom.DEVICE:
                 continue
             if why := self._why_not(link):
                 others.append(KernelPort(link.name, why))

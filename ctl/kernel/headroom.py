@@ -1,0 +1,36 @@
+"""Room in front of containers' packets for the headers that encapsulation puts there.
+
+A container's UDP packet has 2 bytes free in front of its Ethernet header: each one was copied
+to a larger buffer to be encapsulated (pskb_expand_head), by eBPF and by the vxlan device
+alike. A bridge asks its ports for as much headroom as the neediest of them needs
+(update_headroom in net/bridge/br_if.c), and a veth port passes that on to the container's end
+(veth_set_rx_headroom). So one more port is enough, of a kind that needs what VXLAN needs.
+It is never up: it opens no socket, and the bridge sends nothing to it.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from ctl.errors import KernelError
+from ctl.host import OWNER, Link
+from ctl.kernel.netlink import Netlink
+
+DEVICE: Final = "ovnet-room"
+_VNI: Final = (1 << 24) - 1
+_PORT: Final = 1
+"""Never used. Only a vxlan device that has the same VNI and port would be in the way."""
+
+
+def ensure(netlink: Netlink, bridge: int, mtu: int, links: dict[int, Link]) -> None:
+    """Have the bridge's ports leave room for VXLAN headers. KernelError. `mtu`: bytes, the bridge's."""
+    found = next((link for link in links.values() if link.name == DEVICE), None)
+    if found and found.kind != "vxlan":
+        raise KernelError(f"{DEVICE} exists and is not ours: remove it")
+    if found and (found.master, found.mtu, found.alias) == (bridge, mtu, OWNER):
+        return
+    with netlink.doing(f"create {DEVICE}"):
+        if found is None:
+            netlink.ipr.link("add", ifname=DEVICE, kind="vxlan", vxlan_id=_VNI, vxlan_port=_PORT)
+        ifindex: int = netlink.ipr.link_lookup(ifname=DEVICE)[0]
+        netlink.ipr.link("set", index=ifindex, mtu=mtu, ifalias=OWNER, master=bridge)

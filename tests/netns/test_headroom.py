@@ -1,0 +1,66 @@
+"""Containers leave room for VXLAN headers, so that no packet is copied for them."""
+
+from __future__ import annotations
+
+import struct
+
+from ctl.kernel.rtnl import Rtnl, attributes
+from tests.lab import Container, Lab
+from tests.namespace import Namespace
+from tests.process import wait_until
+
+RTM_GETLINK = 18
+IFLA_IFNAME, IFLA_HEADROOM = 3, 68
+"""linux/if_link.h; the second since Linux 6.16 or so."""
+ROOM = 64
+"""Of 50 bytes and an Ethernet header, as vxlan_config_apply() has it."""
+
+
+def headroom(place: Namespace, device: str) -> int:
+    """net_device.needed_headroom, bytes."""
+
+    def look() -> int:
+        rtnl = Rtnl()
+        found = (
+            attributes(body, 16) for body in rtnl.dump(RTM_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0))
+        )
+        (each,) = (link for link in found if link[IFLA_IFNAME].rstrip(b"\0").decode() == device)
+        rtnl.close()
+        return int(struct.unpack("=H", each[IFLA_HEADROOM])[0])
+
+    return place.call(look)
+
+
+def leaves_room(container: Container) -> None:
+    wait_until(lambda: headroom(container, "eth0") == ROOM, 10, f"{container.name} leaves room")
+
+
+def test_containers_leave_room_whatever_happens_to_the_bridge(lab: Lab) -> None:
+    a = lab.host("a")
+    lab.init_network()
+    agent = a.agent()
+    first = a.container("one")
+    leaves_room(first)
+    agent.stop()
+    leaves_room(a.container("two"))  # without an agent
+    a.agent()
+    a.ip("link", "del", "ovnet-room")
+    leaves_room(first)
+    a.ip("link", "del", "ovnet0")
+    wait_until(
+        lambda: "master ovnet0" in a.ip("link", "show", "ovnet-room"), 10, "it is a port of the new one"
+    )
+    leaves_room(a.container("three"))
+    assert all(port["name"] != "ovnet-room" for port in a.status()["kernel_ports"])
+
+
+def test_a_device_of_that_name_that_is_not_ours_is_named_and_kept(lab: Lab) -> None:
+    a = lab.host("a")
+    lab.init_network()
+    a.ip("link", "add", "ovnet-room", "type", "bridge")
+    a.agent(wait=False)
+    line = "ovnet-room exists and is not ours: remove it"
+    wait_until(lambda: a.state_dir.joinpath("status.json").exists() and line in str(a.status()), 20, line)
+    assert "bridge" in a.ip("-d", "link", "show", "ovnet-room")
+    a.ip("link", "del", "ovnet-room")
+    leaves_room(a.container("one"))
