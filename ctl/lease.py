@@ -130,9 +130,17 @@ def _pick_free(network: Network, leases: Iterable[Lease], pick: Pick) -> IPv4Net
     if not candidates:
         raise NetworkExhausted(
             f"no /{network.subnet_len} of {network.network} is free between {network.subnet_min}"
-            f" and {network.subnet_max}: release a lease or make the network larger"
+            f" and {network.subnet_max}: {_remedy(network, leases)}"
         )
     return pick(candidates)
+
+
+def _remedy(network: Network, leases: Iterable[Lease]) -> str:
+    """What makes room; the largest lease by name, if it holds more than one of the subnets."""
+    largest = min(leases, key=lambda lease: (lease.subnet.prefixlen, rank(lease)), default=None)
+    if largest is None or largest.subnet.prefixlen >= network.subnet_len:
+        return "release a lease or make the network larger"
+    return f"release {claim(largest)}, which holds more than one of them, or make the network larger"
 
 
 def claim(lease: Lease) -> str:

@@ -33,6 +33,7 @@ class Peering:
 
     def __init__(self, rtnl: Rtnl, seen: Seen, room: int) -> None:
         self._rtnl, self._seen, self._room = rtnl, seen, room
+        self._policies = xfrm.Policies()
         self._place: Place | None = None
         """What the plan is for; None: there is none to go on from."""
         self._roster: Roster
@@ -82,7 +83,7 @@ class Peering:
 
         None by eBPF where IPsec has a say.
         """
-        ipsec = xfrm.has_policies()
+        ipsec = self._policies.any()
         text = "IPsec policies are set: all peers by the kernel path, which meets them"
         self._seen.problems["ipsec"] = (text,) if ipsec else ()
         new = {lease.host for lease in moves.new if lease.host not in self._hops}

@@ -6,7 +6,7 @@ tables.routes.delta(), ...                           what is to be done (see ctl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
@@ -120,7 +120,7 @@ class PeerTables:
         for block in blocks(lease.subnet, self._network):
             if self._shared(lease):
                 self._parts.setdefault(block, {})[lease.subnet] = entry
-                self._put_block(block, _merged(self._parts[block].values()))
+                self._put_block(block, _merged(self._parts[block]))
             else:
                 self._put_block(block, entry)
 
@@ -133,16 +133,19 @@ class PeerTables:
             parts = self._parts.get(block, {})
             parts.pop(lease.subnet, None)
             if parts:
-                self._put_block(block, _merged(parts.values()))
+                self._put_block(block, _merged(parts))
             else:
                 self._parts.pop(block, None)
                 self.peers.drop(block)
                 self._slow.discard(block)
 
 
-def _merged(entries: Collection[PeerEntry]) -> PeerEntry:
-    """Several hosts in one block: host 0 tells the source check to let all of them through."""
-    first = next(iter(entries))
-    if all(entry.host == first.host for entry in entries):
+def _merged(parts: Mapping[IPv4Network, PeerEntry]) -> PeerEntry:
+    """Several hosts in one block: host 0 tells the source check to let all of them through.
+
+    The rest is the first subnet's, in whatever order they came.
+    """
+    first = parts[min(parts)]
+    if all(entry.host == first.host for entry in parts.values()):
         return first
     return replace(first, host=IPv4Address(0), flags=PEER_F_KERNEL_PATH)

@@ -15,12 +15,16 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from operator import is_
+from typing import Final
 
 from ctl.lease import Conflict, rank, span
 from ctl.model import Lease, MacAddress, Network
 
 Claim = IPv4Address | MacAddress
 """What only one lease can have: a block of the network, by its base address, or a VTEP MAC."""
+
+MOST_BLOCKS: Final = 256
+"""Of a lease that is believed. Somebody's mistake must not cost each node as much as 65,536 peers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,6 +184,8 @@ class Roster:
             return f"its backend is {lease.backend}, not {network.backend}"
         if not _within(lease.subnet, network.network):
             return f"it is not in {network.network}"
+        if lease.subnet.prefixlen < network.subnet_len and count_blocks(lease.subnet, network) > MOST_BLOCKS:
+            return f"it is larger than {MOST_BLOCKS} subnets of /{network.subnet_len}"
         if lease.host == own.host:
             return f"it carries our own host address {own.host}"
         if network.backend == "vxlan" and (why := self._wrong_vtep(lease)):
@@ -202,6 +208,11 @@ def blocks(subnet: IPv4Network, network: Network) -> Iterable[IPv4Address]:
     size = 1 << (32 - network.subnet_len)
     first, last = span(subnet)
     return map(IPv4Address, range(first & -size, last + 1, size))
+
+
+def count_blocks(subnet: IPv4Network, network: Network) -> int:
+    """How many blocks `subnet` has a part in."""
+    return 1 << max(network.subnet_len - subnet.prefixlen, 0)
 
 
 def _overlap(one: IPv4Network, other: IPv4Network) -> bool:

@@ -53,6 +53,8 @@ class VxlanBackend:
         self._filters = Filters(netlink)
         self._hook = UplinkHook(settings, netlink, seen)
         self._peering = Peering(netlink.rtnl, seen, settings.peers_max)
+        self._ahead: loader.Compiler | None = None
+        """At work since `preflight`, if there is something to compile."""
         self._first_look = True
         """Programs of an earlier life may hang on any interface."""
 
@@ -69,6 +71,7 @@ class VxlanBackend:
         self._hook.preflight(link)
         if why := self._filters.foreign(link.ifindex, ingress=True):
             raise ForeignProgram(f"{link.name}: {why}: remove it, or run with --bypass=off")
+        self._ahead = loader.compile_ahead(self._settings.bpffs, self._settings.state_dir)
 
     def intact(self) -> bool:
         """All of it is in the kernel."""
@@ -128,7 +131,8 @@ class VxlanBackend:
         if self.programs and self.programs.repin(settings.bpffs):
             log.warning("pins of programs under %s were gone: pinned again", settings.bpffs)
         if self.programs is None and settings.bypass is not Bypass.OFF:
-            self.programs = loader.load(self.maps, settings.bpffs, settings.state_dir)
+            ahead, self._ahead = self._ahead, None
+            self.programs = loader.load(self.maps, settings.bpffs, settings.state_dir, ahead)
             self._filters.fds = {name: program.fd for name, program in self.programs.by_name.items()}
             log.info("datapath %s loaded", self.programs.digest)
 

@@ -63,7 +63,7 @@ def require_capabilities() -> None:
 
 
 def _run(settings: Settings) -> int:
-    # Heavy, so only where they are needed: pyroute2 and prometheus_client cost 25 MB.
+    # Heavy, so only where they are needed.
     from ctl import statedir
     from ctl.agent import Agent
     from ctl.kernel.netlink import Netlink
@@ -73,8 +73,6 @@ def _run(settings: Settings) -> int:
 
     # Peers are tens of thousands of objects in no cycles: do not look for any after every few hundred.
     gc.set_threshold(20_000, 20, 20)
-    for noisy in ("pyroute2", "asyncio"):  # after importing it: pyroute2 sets its own level
-        logging.getLogger(noisy).setLevel(logging.WARNING)
     with statedir.Lock(settings.state_dir) as lock, Netlink() as netlink:
         store = open_store(settings)
         node = Node(settings, netlink)

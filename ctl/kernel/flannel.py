@@ -13,15 +13,18 @@ import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from socket import AF_INET
-from typing import Any, Final
+from typing import Final
 
-from ctl.host import Link, Route
+from ctl.host import Link, Route, RouteKey
 from ctl.kernel.command import run, succeeds
+from ctl.kernel.link import not_learning
 from ctl.kernel.netlink import Netlink, suppress_missing
+from ctl.kernel.rtnl import NLM_F_CREATE, NLM_F_REPLACE, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE, RTMSG
+from ctl.kernel.tables import parse_route, route_body
 
 PROCESS: Final = re.compile(r"flanneld(-.*)?")
 """As it is installed, or as it is downloaded: flanneld-amd64."""
@@ -35,7 +38,6 @@ RTPROT_BOOT: Final = 3
 _RTN_UNICAST: Final = 1
 _RTN_BLACKHOLE: Final = 6
 _RT_TABLE_MAIN: Final = 254
-_RTNH_F_ONLINK: Final = 4
 
 
 def device_name(vni: int) -> str:
@@ -78,24 +80,22 @@ def vxlan_tunnel(netlink: Netlink, vni: int) -> Tunnel | None:
         if link.name != device_name(vni) or link.kind != "vxlan":
             continue
         with netlink.doing(f"look at {link.name}"):
-            data = netlink.ipr.get_links(link.ifindex)[0].get(("linkinfo", "data"))
-        if data.get("IFLA_VXLAN_ID") == vni:
-            addresses = tuple(netlink.addresses(link.ifindex))
-            return Tunnel(link, addresses, data.get("IFLA_VXLAN_PORT"), bool(data.get("IFLA_VXLAN_LEARNING")))
+            found = netlink.vxlan(link.ifindex)
+        if found.vni == vni:
+            return Tunnel(link, tuple(netlink.addresses(link.ifindex)), found.port, found.learning)
     return None
 
 
 def vni_of(netlink: Netlink, link: Link) -> int:
     """Of a vxlan device, whatever its name. KernelError."""
     with netlink.doing(f"look at {link.name}"):
-        found: int = netlink.ipr.get_links(link.ifindex)[0].get(("linkinfo", "data")).get("IFLA_VXLAN_ID")
-        return found
+        return netlink.vxlan(link.ifindex).vni
 
 
 def stop_learning(netlink: Netlink, tunnel: Tunnel) -> None:
     """As ours is; flannel's `Learning` can be changed while the device is up."""
     with netlink.doing(f"stop {tunnel.link.name} learning"):
-        netlink.ipr.link("set", index=tunnel.link.ifindex, kind="vxlan", vxlan_learning=0)
+        netlink.change(not_learning(tunnel.link.ifindex))
 
 
 def tun(netlink: Netlink) -> Tunnel | None:
@@ -106,39 +106,38 @@ def tun(netlink: Netlink) -> Tunnel | None:
     return None
 
 
-def _leftover_routes(netlink: Netlink, network: IPv4Network) -> Iterator[tuple[IPv4Network, Any]]:
-    """Routes of the main table that flanneld may have made: into the network, protocol boot, no metric."""
+def _leftover_routes(netlink: Netlink, network: IPv4Network) -> Iterator[tuple[IPv4Network, int, Route]]:
+    """Routes of the main table that flanneld may have made: into the network, protocol boot, no metric.
+
+    Subnet, type (RTN_*), and where it leads to.
+    """
     with netlink.doing("list routes"):
-        for message in netlink.ipr.get_routes(family=AF_INET, proto=RTPROT_BOOT):
-            target = message.get("RTA_DST")
-            if target is None or message.get("RTA_TABLE") != _RT_TABLE_MAIN or message.get("RTA_PRIORITY"):
+        asked = RTMSG.pack(AF_INET, 0, 0, 0, 0, RTPROT_BOOT, 0, 0, 0)
+        for body in netlink.rtnl.dump(RTM_GETROUTE, asked):
+            _, length, _, _, table, protocol, _, kind, _ = RTMSG.unpack_from(body)
+            if (table, protocol) != (_RT_TABLE_MAIN, RTPROT_BOOT) or not length:
                 continue
-            subnet = IPv4Network((target, message["dst_len"]))
-            if message["proto"] == RTPROT_BOOT and subnet != network and subnet.subnet_of(network):
-                yield subnet, message
+            key, route = parse_route(body)
+            if not key.metric and key.subnet != network and key.subnet.subnet_of(network):
+                yield key.subnet, kind, route
 
 
 def routes(netlink: Netlink, network: IPv4Network) -> Mapping[IPv4Network, Route]:
     """Routes of that form to other hosts' subnets, through whichever device."""
     return {
-        subnet: Route(
-            IPv4Address(message.get("RTA_GATEWAY")),
-            message.get("RTA_OIF"),
-            bool(message["flags"] & _RTNH_F_ONLINK),
-        )
-        for subnet, message in _leftover_routes(netlink, network)
-        if message["type"] == _RTN_UNICAST and message.get("RTA_GATEWAY") and message.get("RTA_OIF")
+        subnet: replace(route, mtu=0)
+        for subnet, kind, route in _leftover_routes(netlink, network)
+        if kind == _RTN_UNICAST and int(route.via) and route.ifindex
     }
 
 
 def remove_blackhole(netlink: Netlink, network: IPv4Network) -> bool:
     """Take away what `--ip-blackhole-route` has set; True if there was any."""
-    found = [
-        subnet for subnet, message in _leftover_routes(netlink, network) if message["type"] == _RTN_BLACKHOLE
-    ]
+    found = [subnet for subnet, kind, _ in _leftover_routes(netlink, network) if kind == _RTN_BLACKHOLE]
     with netlink.doing("remove flannel's blackhole route"):
         for subnet in found:
-            netlink.ipr.route("del", dst=str(subnet), type="blackhole", proto=RTPROT_BOOT)
+            body = route_body(RouteKey(subnet, 0), protocol=RTPROT_BOOT, kind=_RTN_BLACKHOLE)
+            netlink.rtnl.do(RTM_DELROUTE, 0, body)
     return bool(found)
 
 
@@ -147,20 +146,14 @@ def remove_routes(netlink: Netlink, subnets: Iterable[IPv4Network]) -> None:
     with netlink.doing("remove flannel's routes"):
         for subnet in subnets:
             with suppress_missing():
-                netlink.ipr.route("del", dst=str(subnet), proto=RTPROT_BOOT)
+                netlink.rtnl.do(RTM_DELROUTE, 0, route_body(RouteKey(subnet, 0), protocol=RTPROT_BOOT))
 
 
 def give_route(netlink: Netlink, subnet: IPv4Network, route: Route) -> None:
     """A route as flanneld makes it; it goes before ours to the same subnet."""
     with netlink.doing(f"route {subnet}"):
-        netlink.ipr.route(
-            "replace",
-            dst=str(subnet),
-            gateway=str(route.via),
-            oif=route.ifindex,
-            flags=_RTNH_F_ONLINK if route.onlink else 0,
-            proto=RTPROT_BOOT,
-        )
+        body = route_body(RouteKey(subnet, 0), replace(route, mtu=0), protocol=RTPROT_BOOT)
+        netlink.rtnl.do(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
 # --- Rules -----------------------------------------------------------------------

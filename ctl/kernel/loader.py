@@ -17,6 +17,7 @@ import os
 import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ _COMPILER: Final = "/usr/bin/python3"
 """Debian's python3-bpfcc is for this interpreter only."""
 
 _TIMEOUT_S: Final = 120
+_NO_CACHE: Final = {"PYTHONDONTWRITEBYTECODE": "1"}
+"""The installed tree is not ours to write to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,17 +68,31 @@ class Programs:
         return bpffs.pin_missing(_home(root, self.digest), fds)
 
 
-def load(maps: Maps, root: str | Path, cache_dir: Path) -> Programs:
+def compile_ahead(root: str | Path, cache_dir: Path) -> Compiler | None:
+    """Start the compiler, if `load` will need it: 0.8 s, in which the rest of a start gets done.
+
+    None if the programs are pinned or compiled already, or if it does not start: `load` tells.
+    """
+    text = source()
+    build = digest(text, _compiler_version())
+    if _home(root, build).exists() or _read_cache(_cache(cache_dir, build)) is not None:
+        return None
+    with suppress(KernelError):
+        return Compiler(text)
+    return None
+
+
+def load(maps: Maps, root: str | Path, cache_dir: Path, ahead: Compiler | None = None) -> Programs:
     """Adopt the pinned programs of this very source on these maps, else build, load and pin them.
 
-    KernelError with the compiler's or the verifier's own words.
+    `ahead`: of `compile_ahead`. KernelError with the compiler's or the verifier's own words.
     """
     text = source()
     build = digest(text, _compiler_version())
     home = _home(root, build)
     if adopted := _adopt(home, maps.ids()):
         return Programs(build, adopted)
-    objects = _compiled(text, cache_dir / f"programs-{build}.json")
+    objects = _compiled(text, _cache(cache_dir, build), ahead)
     loaded = {name: load_program(name, objects["programs"][name], maps) for name in PROGRAMS}
     _pin(home, loaded)
     return Programs(build, loaded)
@@ -91,6 +108,10 @@ def drop_others(root: str | Path, keep: str) -> None:
 
 def _home(root: str | Path, build: str) -> Path:
     return layout_dir(root) / f"progs-{build}"
+
+
+def _cache(directory: Path, build: str) -> Path:
+    return directory / f"programs-{build}.json"
 
 
 def _compiler_version() -> str:
@@ -122,10 +143,10 @@ def _adopt(home: Path, maps: frozenset[int]) -> dict[str, Program] | None:
     return None
 
 
-def _compiled(text: str, cache: Path) -> dict[str, Any]:
+def _compiled(text: str, cache: Path, ahead: Compiler | None) -> dict[str, Any]:
     if cached := _read_cache(cache):
         return cached
-    result: dict[str, Any] = json.loads(compile_text(text))
+    result: dict[str, Any] = json.loads(ahead.result() if ahead else compile_text(text))
     _write_cache(cache, result)
     return result
 
@@ -156,37 +177,54 @@ def _check(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def compile_text(text: str, programs: Sequence[str] = PROGRAMS) -> str:
-    """The compiler child's JSON (ctl.kernel.compile) for the named functions of a C text.
+class Compiler:
+    """The compiler child (ctl.kernel.compile) at work on the named functions of a C text.
 
-    KernelError with the last line that the compiler wrote; all of them are logged.
+    If nobody asks for its result, it ends when it writes it.
     """
-    if not shutil.which(_COMPILER):
-        raise KernelError(f"{_COMPILER} is missing: install python3 and python3-bpfcc")
-    spec = find_spec("ctl")
-    assert spec is not None and spec.submodule_search_locations
-    root = str(Path(next(iter(spec.submodule_search_locations))).parent)
-    try:
-        child = subprocess.run(
-            [_COMPILER, "-m", "ctl.kernel.compile", *programs],
-            input=text,
-            text=True,
-            capture_output=True,
-            timeout=_TIMEOUT_S,
-            cwd="/",
-            env={"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root, "PYTHONDONTWRITEBYTECODE": "1"},
-            check=False,
-        )
-    except subprocess.TimeoutExpired as error:
-        raise KernelError(f"compiling the datapath took more than {_TIMEOUT_S:g} s") from error
-    except OSError as error:
-        raise KernelError(f"cannot run {_COMPILER}: {error.strerror}") from error
-    if child.returncode:
-        for line in child.stderr.splitlines():
-            log.error("compiler: %s", line)
-        last = child.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise KernelError(f"compiling the datapath failed: {last[0]}")
-    return child.stdout
+
+    def __init__(self, text: str, programs: Sequence[str] = PROGRAMS) -> None:
+        """KernelError if it cannot be started."""
+        if not shutil.which(_COMPILER):
+            raise KernelError(f"{_COMPILER} is missing: install python3 and python3-bpfcc")
+        spec = find_spec("ctl")
+        assert spec is not None and spec.submodule_search_locations
+        root = str(Path(next(iter(spec.submodule_search_locations))).parent)
+        try:
+            with tempfile.TemporaryFile("w+") as handed:  # a pipe would hold us up until it is read
+                handed.write(text)
+                handed.seek(0)
+                self._child = subprocess.Popen(
+                    [_COMPILER, "-m", "ctl.kernel.compile", *programs],
+                    stdin=handed,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    cwd="/",
+                    env={"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root} | _NO_CACHE,
+                )
+        except OSError as error:
+            raise KernelError(f"cannot run {_COMPILER}: {error.strerror}") from error
+
+    def result(self) -> str:
+        """Its JSON. KernelError with the last line that the compiler wrote; all of them are logged."""
+        try:
+            out, err = self._child.communicate(timeout=_TIMEOUT_S)
+        except subprocess.TimeoutExpired as error:
+            self._child.kill()
+            self._child.communicate()
+            raise KernelError(f"compiling the datapath took more than {_TIMEOUT_S:g} s") from error
+        if self._child.returncode:
+            for line in err.splitlines():
+                log.error("compiler: %s", line)
+            last = err.strip().splitlines()[-1:] or ["no message"]
+            raise KernelError(f"compiling the datapath failed: {last[0]}")
+        return out
+
+
+def compile_text(text: str, programs: Sequence[str] = PROGRAMS) -> str:
+    """The compiler child's JSON for the named functions of a C text. KernelError."""
+    return Compiler(text, programs).result()
 
 
 def load_program(name: str, program: Mapping[str, Any], maps: Maps) -> Program:

@@ -108,11 +108,13 @@ class Classifier:
     def __init__(self, wanted: Wanted) -> None:
         self.devices = Devices()
         self._wanted = wanted
-        self._known: dict[tuple[int, bytes], bytes] = {}
-        """MAC by ifindex and address."""
+        self._known: dict[bytes, bytes] = {}
+        """MAC by address, of the bridge's neighbours."""
+        self._known_on = 0
+        """Ifindex of that bridge."""
 
     def forget(self) -> None:
-        """Messages were lost: the next ones are all new."""
+        """Messages were lost, or are of no use any more: the next ones are all new."""
         self._known.clear()
 
     def classify(self, kind: int, body: bytes) -> frozenset[Change]:
@@ -123,6 +125,8 @@ class Classifier:
             return self._own_route(kind, body)
         if kind == _NEW_FILTER and OWNER.encode() + b":" in body:  # TCA_BPF_NAME
             return frozenset()
+        if kind == _DEL_LINK and _ifindex(body) == self._known_on:
+            self.forget()  # its neighbours may go without a word
         found = _PARTS.get(kind, frozenset())
         if kind in (_NEW_LINK, _DEL_LINK) and self._carries_routes(body):
             # An interface that goes down takes its routes along without a word.
@@ -130,8 +134,7 @@ class Classifier:
         return found
 
     def _carries_routes(self, body: bytes) -> bool:
-        (ifindex,) = struct.unpack_from("=i", body, 4)  # struct ifinfomsg
-        return ifindex in (self.devices.tunnel, self.devices.uplink)
+        return _ifindex(body) in (self.devices.tunnel, self.devices.uplink)
 
     def _own_route(self, kind: int, body: bytes) -> frozenset[Change]:
         if kind == _NEW_ROUTE:
@@ -155,7 +158,10 @@ class Classifier:
             return self._own_neighbour(kind, family, found)
         if family != socket.AF_INET or ifindex != self.devices.bridge:
             return frozenset({Change.PORTS}) if family == socket.AF_BRIDGE else frozenset()
-        key = (ifindex, found.get(NDA_DST, b""))
+        if ifindex != self._known_on:
+            self._known_on = ifindex
+            self.forget()  # what another bridge had, which is gone
+        key = found.get(NDA_DST, b"")
         mac = found.get(NDA_LLADDR, b"") if kind == _NEW_NEIGH and state & NUD_USABLE else b""
         if self._known.get(key, b"") == mac:
             return frozenset()
@@ -164,6 +170,12 @@ class Classifier:
         else:
             self._known.pop(key, None)
         return frozenset({Change.PORTS})
+
+
+def _ifindex(body: bytes) -> int:
+    """Of a link's message (struct ifinfomsg)."""
+    found: int = struct.unpack_from("=i", body, 4)[0]
+    return found
 
 
 def quiet_filter(tunnel: int) -> bytes:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import errno
 
-from pyroute2 import NetlinkError
-
 from ctl.host import OWNER, Link
+from ctl.kernel.link import changes
 from ctl.kernel.netlink import Netlink
+from ctl.kernel.rtnl import Refused
 from ctl.kernel.tables import Routes, VtepNeighbours
 from ctl.plan import Delta
 
@@ -23,13 +23,13 @@ def rename(netlink: Netlink, link: Link, name: str, *, ours: bool, live: bool = 
         if not (live and _renamed(netlink, link, name)):
             _rename_down(netlink, link, name)
         # An empty alias takes it away.
-        netlink.ipr.link("set", index=link.ifindex, ifalias=OWNER if ours else "")
+        netlink.change(changes(link.ifindex, alias=OWNER if ours else ""))
 
 
 def _renamed(netlink: Netlink, link: Link, name: str) -> bool:
     try:
-        netlink.ipr.link("set", index=link.ifindex, ifname=name)
-    except NetlinkError as error:
+        netlink.change(changes(link.ifindex, name=name))
+    except Refused as error:
         if error.code != errno.EBUSY:
             raise
         return False
@@ -40,8 +40,8 @@ def _rename_down(netlink: Netlink, link: Link, name: str) -> None:
     neighbours, table = VtepNeighbours(netlink.rtnl, link.ifindex), Routes(netlink.rtnl)
     macs = tuple(neighbours.read().items())
     routes = tuple((to, via) for to, via in table.read().items() if via.ifindex == link.ifindex)
-    netlink.ipr.link("set", index=link.ifindex, state="down")
-    netlink.ipr.link("set", index=link.ifindex, ifname=name)
-    netlink.ipr.link("set", index=link.ifindex, state="up")
+    netlink.change(changes(link.ifindex, up=False))
+    netlink.change(changes(link.ifindex, name=name))
+    netlink.change(changes(link.ifindex, up=True))
     neighbours.apply(Delta(puts=macs))
     table.apply(Delta(puts=routes))

@@ -1,8 +1,8 @@
-"""rtnetlink for what there are thousands of: routes, neighbours, FDB entries, look-ups.
+"""rtnetlink: a socket, and messages as bytes.
 
-pyroute2 takes half a millisecond and more for each message, which is fine for devices and
-filters; ten thousand peers are thirty thousand entries. So these few messages are packed
-here, and sent many at a time. Formats: linux/rtnetlink.h, linux/neighbour.h.
+What there are thousands of (routes, neighbours, FDB entries, look-ups) is sent many
+messages at a time; the rest one by one, with the kernel's words for what it refuses.
+Formats: linux/netlink.h, linux/rtnetlink.h, linux/neighbour.h.
 """
 
 from __future__ import annotations
@@ -10,22 +10,29 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from ctl.errors import KernelError
 
+RTM_NEWLINK, RTM_DELLINK, RTM_GETLINK = 16, 17, 18
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
 RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
+RTM_NEWQDISC, RTM_DELQDISC = 36, 37
+RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
 NDA_DST, NDA_LLADDR, NDA_IFINDEX, NDA_MASTER = 1, 2, 8, 9
 NLM_F_REPLACE: Final = 0x100
+NLM_F_EXCL: Final = 0x200
 NLM_F_CREATE: Final = 0x400
 
 _NLM_F_REQUEST: Final = 0x1
 _NLM_F_ACK: Final = 0x4
 _NLM_F_DUMP_INTR: Final = 0x10
 _NLM_F_DUMP: Final = 0x300
+_NLM_F_ACK_TLVS: Final = 0x200
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 
 _HEADER: Final = struct.Struct("=IHHII")
@@ -39,6 +46,8 @@ NDMSG: Final = struct.Struct("=BxxxiHBB")
 
 _SOL_NETLINK: Final = 270
 _NETLINK_CAP_ACK: Final = 10
+_NETLINK_EXT_ACK: Final = 11
+_NLMSGERR_ATTR_MSG: Final = 1
 _NETLINK_GET_STRICT_CHK: Final = 12
 _SO_RCVBUFFORCE: Final = 33
 
@@ -49,6 +58,14 @@ _RECEIVE: Final = 1 << 18
 _DUMP_ATTEMPTS: Final = 5
 
 
+class Refused(KernelError):
+    """The kernel's answer to a request that it did not fulfil: its errno, and its words."""
+
+    def __init__(self, code: int, words: str = "") -> None:
+        super().__init__(words or os.strerror(code))
+        self.code = code
+
+
 @dataclass(frozen=True, slots=True)
 class Message:
     """A request: type, flags beside NLM_F_REQUEST, and the packed rest."""
@@ -56,6 +73,21 @@ class Message:
     kind: int
     flags: int
     body: bytes
+
+
+def number(value: int, size: int = 4) -> bytes:
+    """As the kernel takes one: in the host's byte order."""
+    return value.to_bytes(size, sys.byteorder)
+
+
+def to_number(value: bytes) -> int:
+    """The inverse; 0 for an attribute that is not there."""
+    return int.from_bytes(value, sys.byteorder)
+
+
+def text(value: bytes) -> str:
+    """A string of the kernel's, which ends with a zero byte."""
+    return value.rstrip(b"\0").decode(errors="replace")
 
 
 def attribute(kind: int, value: bytes) -> bytes:
@@ -86,6 +118,7 @@ class Rtnl:
         )
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)  # drivers say why they refuse XDP
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
         self._socket.bind((0, 0))
         self._sequence = 0
@@ -118,8 +151,26 @@ class Rtnl:
             results.extend(answers[seq] for seq in range(base, last + 1))
         return results
 
+    def do(self, kind: int, flags: int, body: bytes) -> None:
+        """Have the kernel do one thing. Refused with its words if it does not."""
+        sequence = self._send([Message(kind, flags, body)], ack_last=True)
+        for seq, answered, told, content in self._until(sequence):
+            if seq == sequence and answered == _NLMSG_ERROR:
+                _raise_refusal(told, content)
+
+    def get(self, kind: int, body: bytes) -> bytes:
+        """The answer to a request that has one. Refused if there is none."""
+        sequence = self._send([Message(kind, 0, body)])
+        found = b""
+        for seq, answered, told, content in self._until(sequence):
+            if seq == sequence:
+                if answered == _NLMSG_ERROR:
+                    _raise_refusal(told, content)
+                found = content
+        return found
+
     def dump(self, kind: int, body: bytes) -> list[bytes]:
-        """All that the kernel has, as the bodies of its messages.
+        """All that the kernel has, as the bodies of its messages. Refused if it does not tell.
 
         A dump that a change interrupted is made again, a few times; then it is taken as it is.
         """
@@ -142,8 +193,7 @@ class Rtnl:
                 if kind_ == _NLMSG_DONE:
                     return found, interrupted
                 if kind_ == _NLMSG_ERROR:
-                    code = -_ERROR.unpack_from(content)[0]
-                    raise KernelError(f"rtnetlink dump: {os.strerror(code)}")
+                    _raise_refusal(flags, content)
                 found.append(content)
 
     def _send(self, messages: Sequence[Message], *, ack_last: bool = False) -> int:
@@ -164,10 +214,15 @@ class Rtnl:
 
     def _replies(self, last: int) -> Iterator[tuple[int, int, int, bytes]]:
         """(sequence number, type, error code, body) of each reply up to that of `last`."""
+        for seq, kind, _, body in self._until(last):
+            yield seq, kind, _ERROR.unpack_from(body)[0] if kind == _NLMSG_ERROR else 0, body
+
+    def _until(self, last: int) -> Iterator[tuple[int, int, int, bytes]]:
+        """(sequence number, type, flags, body) of each reply up to that of `last`."""
         while True:
-            for seq, kind, _, body in self._receive():
-                yield seq, kind, _ERROR.unpack_from(body)[0] if kind == _NLMSG_ERROR else 0, body
-                if seq == last:
+            for reply in self._receive():
+                yield reply
+                if reply[0] == last:
                     return
 
     def _receive(self) -> Iterator[tuple[int, int, int, bytes]]:
@@ -181,3 +236,11 @@ class Rtnl:
             length, kind, flags, seq, _ = _HEADER.unpack_from(data, offset)
             yield seq, kind, flags, data[offset + size : offset + length]
             offset += (length + 3) & ~3
+
+
+def _raise_refusal(flags: int, body: bytes) -> None:
+    """Refused, if an error message (struct nlmsgerr, attributes) says so; 0 is an acknowledgement."""
+    code = -_ERROR.unpack_from(body)[0]
+    if code:
+        told = attributes(body, _ERROR.size + _HEADER.size) if flags & _NLM_F_ACK_TLVS else {}
+        raise Refused(code, text(told.get(_NLMSGERR_ATTR_MSG, b"")))

@@ -14,28 +14,34 @@ from contextlib import nullcontext
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from socket import AF_BRIDGE, AF_INET
-from typing import Any, Final, TypeVar
-
-from pyroute2 import NetlinkError
+from typing import Final, TypeVar
 
 from ctl.errors import ForeignProgram, KernelError
 from ctl.host import OWNER, Filter, FilterKey, Route, RouteKey
-from ctl.kernel.netlink import GONE, Netlink, suppress_missing, words
+from ctl.kernel import tc
+from ctl.kernel.netlink import GONE, Netlink, suppress_missing
 from ctl.kernel.rtnl import (
     NDA_DST,
     NDA_IFINDEX,
     NDA_LLADDR,
     NDMSG,
     NLM_F_CREATE,
+    NLM_F_EXCL,
     NLM_F_REPLACE,
     RTM_DELNEIGH,
+    RTM_DELQDISC,
     RTM_DELROUTE,
+    RTM_DELTFILTER,
     RTM_GETNEIGH,
     RTM_GETROUTE,
+    RTM_GETTFILTER,
     RTM_NEWNEIGH,
+    RTM_NEWQDISC,
     RTM_NEWROUTE,
+    RTM_NEWTFILTER,
     RTMSG,
     Message,
+    Refused,
     Rtnl,
     attribute,
     attributes,
@@ -62,9 +68,6 @@ _PUT: Final = NLM_F_CREATE | NLM_F_REPLACE
 FILTER_PRIORITY: Final = 49000
 """Behind filters with hand-made priorities: they see every packet before we do."""
 FILTER_HANDLE: Final = 1
-_INGRESS: Final = 0xFFFFFFF2
-_EGRESS: Final = 0xFFFFFFF3
-_ETH_P_ALL: Final = 0x0003
 
 
 def _apply(delta: Delta[K, V], put: Callable[[K, V], None], remove: Callable[[K], None], what: str) -> None:
@@ -76,12 +79,14 @@ def _apply(delta: Delta[K, V], put: Callable[[K, V], None], remove: Callable[[K]
         try:
             with suppress_missing() if number < len(delta.removals) else nullcontext():
                 operation()
-        except NetlinkError as error:
-            failed, reason = failed + 1, words(error)
         except KernelError as error:
             failed, reason = failed + 1, str(error)
     if failed:
         raise KernelError(f"{what}: {failed} entries not applied: {reason}")
+
+
+_SEVERAL: Final = Route(IPv4Address(0), 0)
+"""Read where there is more than one entry for a key: no value that is ever wanted."""
 
 
 class Routes:
@@ -89,24 +94,40 @@ class Routes:
 
     def __init__(self, rtnl: Rtnl) -> None:
         self._rtnl = rtnl
+        self._doubles: dict[RouteKey, list[bytes]] = {}
+        """What the key alone does not name: a route behind another one, or with a TOS of its own."""
 
     def read(self) -> Mapping[RouteKey, Route]:
         request = RTMSG.pack(AF_INET, 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0)
-        ours = (body for body in self._rtnl.dump(RTM_GETROUTE, request) if body[4] == _RT_TABLE_MAIN)
-        return dict(map(_route, ours))
+        found: dict[RouteKey, Route] = {}
+        self._doubles = {}
+        for body in self._rtnl.dump(RTM_GETROUTE, request):
+            _, _, _, tos, table, *_ = RTMSG.unpack_from(body)
+            if table != _RT_TABLE_MAIN:
+                continue
+            key, route = parse_route(body)
+            if tos or key in found:
+                self._doubles.setdefault(key, []).append(body)
+            else:
+                found[key] = route
+        return found | dict.fromkeys(self._doubles, _SEVERAL)
 
     def apply(self, delta: Delta[RouteKey, Route]) -> None:
-        removals = [Message(RTM_DELROUTE, 0, _route_body(key)) for key in delta.removals]
-        puts = [Message(RTM_NEWROUTE, _PUT, _route_body(key, route)) for key, route in delta.puts]
+        keys = [*delta.removals, *(key for key, _ in delta.puts)]
+        doubles = [body for key in keys for body in self._doubles.pop(key, ())]
+        removals = [Message(RTM_DELROUTE, 0, body) for body in doubles]
+        removals += [Message(RTM_DELROUTE, 0, route_body(key)) for key in delta.removals]
+        puts = [Message(RTM_NEWROUTE, _PUT, route_body(key, route)) for key, route in delta.puts]
         _change(self._rtnl, "routes to peers", removals, puts)
 
 
 def route_key(body: bytes) -> RouteKey:
     """Which route a message is about (struct rtmsg and its attributes)."""
-    return _route(body)[0]
+    return parse_route(body)[0]
 
 
-def _route(body: bytes) -> tuple[RouteKey, Route]:
+def parse_route(body: bytes) -> tuple[RouteKey, Route]:
+    """A route by its message; one over several paths has no interface here."""
     found = attributes(body, RTMSG.size)
     subnet = IPv4Network((found.get(_RTA_DST, bytes(4)), body[1]))
     key = RouteKey(subnet, int.from_bytes(found.get(_RTA_PRIORITY, b""), sys.byteorder))
@@ -117,14 +138,16 @@ def _route(body: bytes) -> tuple[RouteKey, Route]:
     return key, Route(via, ifindex, onlink, int.from_bytes(mtu, sys.byteorder))
 
 
-def _route_body(key: RouteKey, route: Route | None = None) -> bytes:
-    """Struct rtmsg with its attributes; without a route, what names the one to remove."""
+def route_body(
+    key: RouteKey, route: Route | None = None, *, protocol: int = ROUTE_PROTOCOL, kind: int = 0
+) -> bytes:
+    """Struct rtmsg with its attributes; without a route, what names the one to remove (`kind`: RTN_*)."""
     named = attribute(_RTA_DST, key.subnet.network_address.packed)
     if key.metric:
         named += attribute(_RTA_PRIORITY, key.metric.to_bytes(4, sys.byteorder))
-    head = AF_INET, key.subnet.prefixlen, 0, 0, _RT_TABLE_MAIN, ROUTE_PROTOCOL
+    head = AF_INET, key.subnet.prefixlen, 0, 0, _RT_TABLE_MAIN, protocol
     if route is None:
-        return RTMSG.pack(*head, _RT_SCOPE_NOWHERE, 0, 0) + named
+        return RTMSG.pack(*head, _RT_SCOPE_NOWHERE, kind, 0) + named
     named += attribute(_RTA_OIF, route.ifindex.to_bytes(4, sys.byteorder))
     if route.mtu:
         named += attribute(_RTA_METRICS, attribute(_RTAX_MTU, route.mtu.to_bytes(4, sys.byteorder)))
@@ -162,6 +185,13 @@ class VtepNeighbours:
         return head + attribute(NDA_DST, address.packed) + (attribute(NDA_LLADDR, mac.packed) if mac else b"")
 
 
+_NOWHERE: Final = IPv4Address(0)
+"""Read for an entry with several remotes, or one that differs in more than its host: never wanted."""
+
+_ELSEWHERE: Final = frozenset({6, 7, 8})
+"""NDA_PORT, NDA_VNI, NDA_IFINDEX: told where they are not the device's own."""
+
+
 class Fdb:
     """VTEP MAC -> host, permanent, on the vxlan device."""
 
@@ -175,7 +205,9 @@ class Fdb:
             _, ifindex, _, _, _ = NDMSG.unpack_from(body)
             entry = attributes(body, NDMSG.size)
             if ifindex == self._vxlan and len(entry.get(NDA_DST, b"")) == 4:
-                found[MacAddress(entry[NDA_LLADDR])] = IPv4Address(entry[NDA_DST])
+                mac = MacAddress(entry[NDA_LLADDR])
+                odd = mac in found or not _ELSEWHERE.isdisjoint(entry)
+                found[mac] = _NOWHERE if odd else IPv4Address(entry[NDA_DST])
         return found
 
     def apply(self, delta: Delta[MacAddress, IPv4Address]) -> None:
@@ -246,20 +278,14 @@ class Filters:
 
     def foreign(self, ifindex: int, ingress: bool) -> str:
         """Why our program must not go there: one of someone else's, in words; or ""."""
-        for message in self._dump(ifindex, ingress):
-            options = message.get("TCA_OPTIONS")
-            kind = message.get("TCA_KIND")
-            priority = message["info"] >> 16
-            if not message["handle"] or options is None:
-                continue  # the head of a chain, no filter
-            name = options.get("TCA_BPF_NAME") if kind == "bpf" else None
-            if _ours(name):
+        for each in self._attached(ifindex, ingress):
+            if _ours(each.name):
                 continue
-            what = f"{kind} filter {name or ''}".strip()
-            if priority == FILTER_PRIORITY:
-                return f"{what} of someone else has our priority {priority}"
-            if priority > FILTER_PRIORITY:
-                return f"{what} at priority {priority} would not see what our program redirects"
+            what = f"{each.kind} filter {each.name}".strip()
+            if each.priority == FILTER_PRIORITY:
+                return f"{what} of someone else has our priority {each.priority}"
+            if each.priority > FILTER_PRIORITY:
+                return f"{what} at priority {each.priority} would not see what our program redirects"
         return ""
 
     def apply(self, delta: Delta[FilterKey, Filter]) -> None:
@@ -268,32 +294,27 @@ class Filters:
     def _attach(self, key: FilterKey, new: Filter) -> None:
         try:
             self._put(key, new)
-        except NetlinkError as error:
+        except Refused as error:
             if error.code != errno.ENODEV:  # a container that has just ended
                 raise
 
     def _put(self, key: FilterKey, new: Filter) -> None:
-        ipr = self._netlink.ipr
+        rtnl = self._netlink.rtnl
         try:
-            ipr.tc("add", "clsact", key.ifindex)
-        except NetlinkError as error:
+            rtnl.do(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, tc.clsact(key.ifindex))
+        except Refused as error:
             if error.code != errno.EEXIST:  # someone's, or ours
                 raise
         if why := self.foreign(key.ifindex, key.ingress):
             raise ForeignProgram(f"interface {key.ifindex}: {why}")
-        ipr.tc(
-            "replace-filter", "bpf", key.ifindex, handle=FILTER_HANDLE, parent=_parent(key.ingress),
-            prio=FILTER_PRIORITY, protocol=_ETH_P_ALL, fd=self.fds[new.program],
-            name=f"{OWNER}:{new.program}:{new.program_id}", direct_action=True,
-        )  # fmt: skip
+        name = f"{OWNER}:{new.program}:{new.program_id}"
+        rtnl.do(RTM_NEWTFILTER, _PUT, _place(key) + tc.program(self.fds[new.program], name))
         self._known.setdefault(key.ifindex, {})[key] = new
 
     def _detach(self, key: FilterKey) -> None:
         self._known.get(key.ifindex, {}).pop(key, None)
-        ipr = self._netlink.ipr
         with suppress_missing():
-            ipr.tc("del-filter", "bpf", key.ifindex, handle=FILTER_HANDLE, parent=_parent(key.ingress),
-                   prio=FILTER_PRIORITY, protocol=_ETH_P_ALL)  # fmt: skip
+            self._netlink.rtnl.do(RTM_DELTFILTER, 0, _place(key))
 
     def remove_clsact(self, interfaces: Iterable[int]) -> None:
         """Take the qdisc that our programs hung on away where nothing hangs on it any more.
@@ -303,32 +324,35 @@ class Filters:
         for ifindex in interfaces:
             with suppress_missing():
                 if not any(self._dump(ifindex, ingress) for ingress in (True, False)):
-                    self._netlink.ipr.tc("del", "clsact", ifindex)
+                    self._netlink.rtnl.do(RTM_DELQDISC, 0, tc.clsact(ifindex))
 
     def _scan(self, ifindex: int) -> dict[FilterKey, Filter]:
         found = {}
         for ingress in (True, False):
-            for message in self._dump(ifindex, ingress):
-                options = message.get("TCA_OPTIONS")
-                if message.get("TCA_KIND") != "bpf" or not message["handle"] or options is None:
-                    continue
-                name = options.get("TCA_BPF_NAME")
-                if _ours(name):
-                    # pyroute2 does not decode TCA_BPF_ID, so the name carries the id.
-                    _, program, ident = (*name.split(":"), "", "")[:3]
+            for each in self._attached(ifindex, ingress):
+                if _ours(each.name):
+                    # TCA_BPF_ID has it as well, but the name is what older versions go by.
+                    _, program, ident = (*each.name.split(":"), "", "")[:3]
                     found[FilterKey(ifindex, ingress)] = Filter(program, int(ident) if ident.isdigit() else 0)
         return found
 
-    def _dump(self, ifindex: int, ingress: bool) -> list[Any]:
-        found: list[Any] = []
+    def _attached(self, ifindex: int, ingress: bool) -> list[tc.Attached]:
+        return [found for found in map(tc.parse, self._dump(ifindex, ingress)) if found]
+
+    def _dump(self, ifindex: int, ingress: bool) -> list[bytes]:
+        found: list[bytes] = []
         with suppress_missing():
-            found.extend(self._netlink.ipr.get_filters(index=ifindex, parent=_parent(ingress)))
+            found.extend(self._netlink.rtnl.dump(RTM_GETTFILTER, tc.place(ifindex, _parent(ingress))))
         return found
 
 
 def _parent(ingress: bool) -> int:
-    return _INGRESS if ingress else _EGRESS
+    return tc.INGRESS if ingress else tc.EGRESS
 
 
-def _ours(name: str | None) -> bool:
-    return bool(name) and str(name).startswith(f"{OWNER}:")
+def _place(key: FilterKey) -> bytes:
+    return tc.place(key.ifindex, _parent(key.ingress), FILTER_PRIORITY, FILTER_HANDLE)
+
+
+def _ours(name: str) -> bool:
+    return name.startswith(f"{OWNER}:")

@@ -11,16 +11,14 @@ import os
 from collections.abc import Mapping
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from pyroute2 import NetlinkError
-
-from ctl.errors import KernelError
 from ctl.host import Link
 from ctl.kernel import bpf, bpffs
+from ctl.kernel import link as link_messages
 from ctl.kernel.loader import Program
 from ctl.kernel.maps import layout_dir
-from ctl.kernel.netlink import Netlink, words
+from ctl.kernel.netlink import Netlink
 
 PROGRAM: Final = "from_wire_xdp"
 
@@ -61,16 +59,10 @@ class Xdp:
         self._set(link, -1)
 
     def _set(self, link: Link, fd: int) -> None:
-        attributes: list[tuple[str, Any]] = [("IFLA_XDP_FD", fd)]
         before = self._find(link.xdp) if link.xdp else None
-        if before is None:
-            attributes.append(("IFLA_XDP_FLAGS", _DRV_MODE | _UPDATE_IF_NOEXIST))
-        else:
-            attributes += [("IFLA_XDP_FLAGS", _DRV_MODE | _REPLACE), ("IFLA_XDP_EXPECTED_FD", before)]
-        try:
-            self._netlink.ipr.link("set", index=link.ifindex, xdp={"attrs": attributes})
-        except NetlinkError as error:
-            raise KernelError(f"{link.name}: XDP: {words(error)}") from error
+        flags = _DRV_MODE | (_UPDATE_IF_NOEXIST if before is None else _REPLACE)
+        with self._netlink.doing(f"{link.name}: XDP"):
+            self._netlink.change(link_messages.xdp(link.ifindex, fd, flags, before))
 
     def _find(self, ident: int) -> int | None:
         """A file descriptor of a program of ours, by id; None if it is none of ours."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import struct
 from typing import Final
@@ -10,22 +11,43 @@ from ctl.errors import KernelError
 
 _GETPOLICY: Final = 0x15
 _NEWPOLICY: Final = 0x13
-_DONE: Final = 3
 _DUMP: Final = 0x301
 """NLM_F_REQUEST | NLM_F_DUMP."""
 
 
-def has_policies() -> bool:
-    """Whether this network namespace has any (XFRM_MSG_GETPOLICY); False without IPsec support."""
-    try:
-        with socket.socket(
-            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_XFRM
-        ) as asked:
-            # struct xfrm_userpolicy_id, all zero.
-            asked.send(struct.pack("=IHHII", 16 + 64, _GETPOLICY, _DUMP, 1, 0) + bytes(64))
-            (kind,) = struct.unpack_from("=H", asked.recv(1 << 16), 4)
-    except OSError as error:
-        if error.errno in (93, 97):  # EPROTONOSUPPORT, EAFNOSUPPORT
-            return False
-        raise KernelError(f"list IPsec policies: {error.strerror}") from error
-    return bool(kind == _NEWPOLICY)
+class Policies:
+    """Asks for them, over one socket. One thread's."""
+
+    def __init__(self) -> None:
+        self._socket: socket.socket | None = None
+
+    def any(self) -> bool:
+        """Whether this network namespace has any (XFRM_MSG_GETPOLICY); False without IPsec support."""
+        try:
+            found = self._ask(self._open())
+        except OSError as error:
+            self.close()
+            if error.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
+                return False
+            raise KernelError(f"list IPsec policies: {error.strerror}") from error
+        if found:
+            self.close()  # there may be thousands more to come
+        return found
+
+    def close(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        self._socket = None
+
+    def _open(self) -> socket.socket:
+        if self._socket is None:
+            kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+            self._socket = socket.socket(socket.AF_NETLINK, kind, socket.NETLINK_XFRM)
+        return self._socket
+
+    @staticmethod
+    def _ask(asked: socket.socket) -> bool:
+        # struct xfrm_userpolicy_id, all zero.
+        asked.send(struct.pack("=IHHII", 16 + 64, _GETPOLICY, _DUMP, 1, 0) + bytes(64))
+        (kind,) = struct.unpack_from("=H", asked.recv(1 << 16), 4)
+        return bool(kind == _NEWPOLICY)

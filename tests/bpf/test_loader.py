@@ -11,7 +11,7 @@ import pytest
 
 from ctl.errors import KernelError
 from ctl.kernel import bpf, loader
-from ctl.kernel.loader import Programs, compile_text, drop_others, load, load_program
+from ctl.kernel.loader import Programs, compile_ahead, compile_text, drop_others, load, load_program
 from ctl.kernel.maps import Maps, create_or_adopt, layout_dir, specs, unpin_all
 from ctl.kernel.source import PROGRAMS, digest, source
 from tests.datapath import Datapath, sent
@@ -70,6 +70,30 @@ def test_a_restart_compiles_and_loads_nothing(
     assert {pin.name for pin in home(pins, third).iterdir()} == set(PROGRAMS)
     for programs in (first, second, third):
         programs.close()
+
+
+def test_the_compiler_can_start_before_its_work_is_needed(
+    pins: Path, maps: Maps, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert compile_ahead(pins, cache) is None, "compiled already"
+    ahead = compile_ahead(tmp_path / "no-pins", tmp_path)
+    assert ahead is not None
+    monkeypatch.setattr(loader, "compile_text", no_compiler)
+    drop_others(pins, "")
+    programs = load(maps, pins, tmp_path, ahead)
+    assert set(programs.by_name) == set(PROGRAMS)
+    programs.close()
+
+
+def test_a_compiler_that_does_not_start_ahead_is_told_of_by_loading(
+    maps: Maps, pins: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loader, "_COMPILER", "/usr/bin/no-such-python")
+    drop_others(pins, "")
+    ahead = compile_ahead(pins, tmp_path)
+    assert ahead is None
+    with pytest.raises(KernelError, match="no-such-python is missing"):
+        load(maps, pins, tmp_path, ahead)
 
 
 @pytest.mark.parametrize("which", ["{}", "null", "", "half", "changed"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from queue import Empty, SimpleQueue
 
@@ -19,6 +20,8 @@ from ctl.kernel.tables import Fdb, Routes, VtepNeighbours
 from ctl.model import MacAddress
 from ctl.plan import Delta
 from ctl.ports import Table
+from ctl.site import Seen, Tracked, settle
+from ctl.tracker import Tracker
 from tests.lab import Host, Lab
 
 MANY = 300
@@ -116,6 +119,42 @@ def test_our_route_with_an_older_metric_is_seen_and_removed(place: Place) -> Non
     assert list(table.read()) == [RouteKey(subnet, 0)]
     table.apply(Delta(removals=(RouteKey(subnet, 0),)))
     assert table.read() == {}
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_a_second_route_with_the_key_of_ours_goes(place: Place, wanted: bool) -> None:
+    subnet = SUBNETS[0]
+    key, ours = RouteKey.of(subnet), Route(subnet.network_address, place.vxlan, onlink=True)
+    named = ("proto", "147", "metric", str(key.metric))
+    via = ("via", str(subnet.network_address), "dev", "vx", "onlink")
+    # The kernel takes the first: the one that is wanted would never be used.
+    place.host.ip("route", "add", str(subnet), "via", "192.168.77.250", *named)
+    place.host.ip("route", "append", str(subnet), *via, *named)
+    place.host.ip("route", "append", str(subnet), "via", "192.168.77.251", *named)
+    place.host.ip("route", "add", str(subnet), "tos", "0x10", "via", "192.168.77.252", *named)
+    tracker = Tracker[RouteKey, Route]()
+    if wanted:
+        tracker.put(key, ours)
+    settle([Tracked("routes", Routes(place.rtnl), tracker)], Seen())
+    assert Routes(place.rtnl).read() == ({key: ours} if wanted else {})
+    assert len(place.host.ip("route", "show", str(subnet)).splitlines()) == int(wanted)
+    place.host.run("ip", "route", "flush", "proto", "147")
+
+
+def test_an_fdb_entry_with_more_than_a_host_of_its_own_is_put_right(place: Place) -> None:
+    one, host = mac(1), IPv4Address("192.0.2.1")
+    bridge = partial(place.host.run, "bridge", "fdb")
+    bridge("add", str(one), "dev", "vx", "dst", str(host), "port", "4789", "permanent")
+    for remote in ("192.0.2.7", "192.0.2.8"):
+        bridge("append", "00:00:00:00:00:00", "dev", "vx", "dst", remote, "permanent")
+    tracker = Tracker[MacAddress, IPv4Address]()
+    tracker.put(one, host)
+    settle([Tracked("fdb", Fdb(place.rtnl, place.vxlan), tracker)], Seen())
+    assert Fdb(place.rtnl, place.vxlan).read() == {one: host}
+    listed = bridge("show", "dev", "vx").stdout
+    assert "4789" not in listed
+    assert "192.0.2.7" not in listed
+    Fdb(place.rtnl, place.vxlan).apply(Delta(removals=(one,)))
 
 
 def test_hops_are_as_the_fib_says(place: Place) -> None:

@@ -399,6 +399,32 @@ def test_a_command_imports_only_what_it_needs() -> None:
     assert done.stdout.strip() == ""
 
 
+LIGHT = "ctl.cli.settings, ctl.cli.rows, ctl.cli.output, ctl.kernel.maps"
+"""What `ovctl map dump` needs beside its own module."""
+
+AGENT = "ctl.cli.agent, ctl.agent, ctl.node, ctl.store.sqlite, metrics.server"
+
+HEAVY = {
+    LIGHT: "asyncio bcc http logging multiprocessing prometheus_client pyroute2 sqlite3 ssl",
+    # pyroute2 cost 22 MB and 0.2 s of CPU time: it imports all of itself, and asyncio.
+    AGENT: "asyncio bcc concurrent ctl.store.etcd multiprocessing pyroute2 unittest uuid",
+}
+
+
+@pytest.mark.parametrize("modules", HEAVY)
+def test_what_is_heavy_stays_out_of_memory(modules: str) -> None:
+    """Each is some MB, or tens of milliseconds, that nothing here needs."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys, {modules}; print(*sys.modules)"],
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert not set(HEAVY[modules].split()) & set(done.stdout.split())
+
+
 def test_a_table_is_aligned_and_json_has_every_key(capsys: pytest.CaptureFixture[str]) -> None:
     rows: list[dict[str, object]] = [
         {"b": IPv4Address("10.0.0.1"), "a": None, "c": [1, 2]},

@@ -114,6 +114,20 @@ def test_of_neighbours_only_what_is_new_counts() -> None:
         assert memory.classify(kind, body) == expected, step
 
 
+def test_neighbours_of_a_bridge_that_is_gone_are_forgotten() -> None:
+    one = b"\2one.."
+    memory = classifier()
+    assert memory.classify(NEW, neighbour(BRIDGE, STALE, one)) == {Change.PORTS}
+    memory.classify(17, link(UPLINK))
+    assert memory.classify(NEW, neighbour(BRIDGE, STALE, one)) == set()
+    memory.classify(17, link(BRIDGE))  # a new one may have its number
+    assert memory.classify(NEW, neighbour(BRIDGE, STALE, one)) == {Change.PORTS}
+    memory.devices = Devices(VXLAN, 8, UPLINK)
+    assert memory.classify(NEW, neighbour(8, STALE, one)) == {Change.PORTS}
+    memory.devices = Devices(VXLAN, BRIDGE, UPLINK)
+    assert memory.classify(NEW, neighbour(BRIDGE, STALE, one)) == {Change.PORTS}
+
+
 def test_mailbox_hands_out_all_posts_together() -> None:
     box = Mailbox()
     box.post(frozenset({Change.PORTS}))

@@ -85,6 +85,14 @@ def test_a_full_network_says_so() -> None:
         choose(SMALL, held, HOST, None, lowest)
 
 
+def test_a_network_that_one_lease_fills_names_it() -> None:
+    around = Lease(IPv4Network("10.5.0.0/24"), IPv4Address("10.9.9.9"), node="careless")
+    with pytest.raises(
+        NetworkExhausted, match=r"release 10\.5\.0\.0/24 of careless at 10\.9\.9\.9, which holds"
+    ):
+        choose(SMALL, [around], HOST, None, lowest)
+
+
 @given(networks(), st.data())
 def test_what_is_chosen_fits_and_overlaps_nobody(network: Network, data: st.DataObject) -> None:
     held = data.draw(st.lists(leases(network), max_size=8))

@@ -63,7 +63,7 @@ class Fib:
 def kernel(monkeypatch: pytest.MonkeyPatch) -> Fib:
     made = Fib()
     monkeypatch.setattr(fib, "hops", made.hops)
-    monkeypatch.setattr(xfrm, "has_policies", lambda: False)
+    monkeypatch.setattr(xfrm.Policies, "any", lambda _: False)
     return made
 
 

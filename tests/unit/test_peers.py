@@ -82,6 +82,16 @@ def test_longer_subnets_share_a_block_that_only_the_kernel_can_split() -> None:
     assert set(both.vteps.desired) == {low.host, high.host}
 
 
+def test_a_shared_block_is_the_same_in_whatever_order_its_leases_came() -> None:
+    low = replace(PEER, subnet=IPv4Network("172.17.4.0/25"))
+    high = replace(OTHER, subnet=IPv4Network("172.17.4.128/25"))
+    roster = Roster(OWN, NETWORK)
+    made = PeerTables(roster, NETWORK, VXLAN)
+    for found in ([high], [low, high]):
+        made.move(roster.update(found), [], {})
+    assert made.peers.desired == tables([low, high], {}).peers.desired
+
+
 def test_with_direct_routing_only_hosts_behind_routers_need_the_tunnel() -> None:
     hops = {PEER.host: Hop(2, PEER.host), OTHER.host: HOP}
     made = tables([PEER, OTHER], hops, replace(NETWORK, direct_routing=True))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
+from unittest.mock import Mock
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ctl.roster
 from ctl.lease import rank
 from ctl.model import Lease, MacAddress
 from ctl.roster import Moves, Roster, moves
@@ -48,6 +50,25 @@ def test_a_lease_that_cannot_be_used_is_named_and_harms_no_other(
     (problem,) = made.problems
     assert words in problem
     assert "bad" in problem
+
+
+def test_a_huge_lease_is_named_and_not_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = replace(NETWORK, network=IPv4Network("172.0.0.0/8"))
+    junk = replace(
+        PEER,
+        subnet=IPv4Network("172.128.0.0/9"),
+        vtep_mac=MacAddress.parse("02:00:00:00:00:99"),
+        node="careless",
+    )
+    taken_apart = Mock(wraps=ctl.roster.blocks)
+    monkeypatch.setattr(ctl.roster, "blocks", taken_apart)
+    made = Roster(OWN, wide)
+    made.update([OWN, OTHER, junk])
+    made.update([OWN, OTHER])
+    made.update([OWN, OTHER, junk])
+    assert list(made.usable.values()) == [OTHER]
+    assert made.problems == ("lease 172.128.0.0/9 of careless ignored: it is larger than 256 subnets of /24",)
+    assert {call.args[0] for call in taken_apart.call_args_list} == {OTHER.subnet}
 
 
 @pytest.mark.parametrize("order", [1, -1])
