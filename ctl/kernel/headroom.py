@@ -14,7 +14,9 @@ from typing import Final
 
 from ctl.errors import KernelError
 from ctl.host import OWNER, Link
+from ctl.kernel.link import bare_vxlan, changes
 from ctl.kernel.netlink import Netlink
+from ctl.kernel.rtnl import NLM_F_CREATE, NLM_F_EXCL, RTM_NEWLINK
 
 DEVICE: Final = "ovnet-room"
 _VNI: Final = (1 << 24) - 1
@@ -31,6 +33,6 @@ def ensure(netlink: Netlink, bridge: int, mtu: int, links: dict[int, Link]) -> N
         return
     with netlink.doing(f"create {DEVICE}"):
         if found is None:
-            netlink.ipr.link("add", ifname=DEVICE, kind="vxlan", vxlan_id=_VNI, vxlan_port=_PORT)
-        ifindex: int = netlink.ipr.link_lookup(ifname=DEVICE)[0]
-        netlink.ipr.link("set", index=ifindex, mtu=mtu, ifalias=OWNER, master=bridge)
+            netlink.rtnl.do(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, bare_vxlan(DEVICE, _VNI, _PORT))
+        ifindex = netlink.link(name=DEVICE).ifindex
+        netlink.change(changes(ifindex, mtu=mtu, alias=OWNER, master=bridge))

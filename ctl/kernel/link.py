@@ -98,6 +98,7 @@ def changes(
     alias: str | None = None,
     mac: MacAddress | None = None,
     mtu: int | None = None,
+    master: int | None = None,
 ) -> bytes:
     """What is to be different about an interface; an empty alias takes it away."""
     body = _IFINFO.pack(0, 0, ifindex, _IFF_UP if up else 0, 0 if up is None else _IFF_UP)
@@ -109,6 +110,8 @@ def changes(
         body += attribute(_ADDRESS, mac.packed)
     if mtu is not None:
         body += attribute(_MTU, number(mtu))
+    if master is not None:
+        body += attribute(_MASTER, number(master))
     return body
 
 
@@ -123,6 +126,12 @@ def vxlan(want: VxlanDevice) -> bytes:
         + attribute(_VXLAN_UDP_CSUM, b"\0")
     )
     return changes(0, name=want.name, mac=want.mac, mtu=want.mtu) + _info("vxlan", data)
+
+
+def bare_vxlan(name: str, vni: int, port: int) -> bytes:
+    """A new vxlan device that leads nowhere, down."""
+    data = attribute(_VXLAN_ID, number(vni)) + attribute(_VXLAN_PORT, port.to_bytes(2, "big"))
+    return changes(0, name=name) + _info("vxlan", data)
 
 
 def bridge(want: BridgeDevice) -> bytes:
