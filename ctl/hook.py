@@ -8,7 +8,8 @@ under traffic.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from ctl.config import Settings
@@ -25,14 +26,28 @@ log = logging.getLogger(__name__)
 
 
 class UplinkHook:
-    """XDP on the uplink as `--hook` has it, as far as the driver goes along."""
+    """XDP on the uplink as `--hook` has it, as far as the driver goes along.
 
-    def __init__(self, settings: Settings, netlink: Netlink, seen: Seen) -> None:
+    `steady`: seconds that only go up.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        netlink: Netlink,
+        seen: Seen,
+        *,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._mode: Final = settings.hook
+        # Less than from one resync to the next, so that each of them finds it over.
+        self._patience_s: Final = settings.resync_interval / 2
+        self._steady = steady
         self._xdp = Xdp(netlink, settings.bpffs)
         self._seen = seen
         self._refused: tuple[int, int, int] | None = None
-        """(ifindex, MTU, program) that a driver has refused: attaching may reset it, so not again."""
+        """(ifindex, MTU, program) that a driver has refused: attaching may reset it, so not at once again."""
+        self._refused_at = 0.0
 
     def preflight(self, link: Link) -> None:
         """ForeignProgram if someone else's XDP program would see the packets first."""
@@ -74,7 +89,7 @@ class UplinkHook:
         this = (link.ifindex, link.mtu, program.id)
         if link.xdp == program.id:
             return True
-        if self._refused != this:
+        if self._refused != this or self._steady() - self._refused_at >= self._patience_s:
             try:
                 self._xdp.put(link, program)
             except KernelError as error:
@@ -90,7 +105,8 @@ class UplinkHook:
 
     def _refuse(self, link: Link, this: tuple[int, int, int], why: str) -> None:
         """From_wire goes on alone, with `auto` perhaps only because the driver has no XDP."""
-        self._refused = this
-        self._seen.hook_refused = f"{why} (MTU {link.mtu}): from_wire stays at tc"
-        level = logging.WARNING if self._mode is HookMode.XDP else logging.INFO
-        log.log(level, "%s", self._seen.hook_refused)
+        self._refused, self._refused_at = this, self._steady()
+        before, self._seen.hook_refused = self._seen.hook_refused, f"{why} (MTU {link.mtu}): from_wire stays at tc"
+        if self._seen.hook_refused != before:
+            level = logging.WARNING if self._mode is HookMode.XDP else logging.INFO
+            log.log(level, "%s", self._seen.hook_refused)

@@ -53,6 +53,8 @@ class VxlanBackend:
         self._filters = Filters(netlink)
         self._hook = UplinkHook(settings, netlink, seen)
         self._peering = Peering(netlink.rtnl, seen, settings.peers_max)
+        self._seed = 0
+        """flow_seed of maps that are gone: packets on their way carry its signatures. 0: none."""
         self._first_look = True
         """Programs of an earlier life may hang on any interface."""
 
@@ -108,6 +110,10 @@ class VxlanBackend:
         """Whether an entry that is no more should be there. Any thread may ask."""
         return self._peering.wants(entry)
 
+    def hop_interfaces(self) -> frozenset[int]:
+        """Ifindexes of the underlay through which peers are reached now."""
+        return self._peering.hop_interfaces()
+
     def load(self, site: Site) -> None:
         """Maps and programs: adopted, or made. The kernel path is in place already."""
         settings = self._settings
@@ -118,6 +124,7 @@ class VxlanBackend:
             if why := maps.mismatch(settings.bpffs, wanted):
                 # Running programs keep the old maps until new ones take their place.
                 log.warning("pinned maps do not fit (%s): making new ones", why)
+                self._seed = maps.pinned_seed(settings.bpffs) or self._seed
                 maps.unpin_all(settings.bpffs)
                 self._hook.keep()
             self.maps = maps.create_or_adopt(settings.bpffs, wanted)
@@ -153,7 +160,7 @@ class VxlanBackend:
             source_ports=sysctl.source_ports(),
             bypass=self._settings.bypass,
             approval_ttl_ns=int(self._settings.approval_ttl * 1e9),
-            flow_seed=before.flow_seed if before else secrets.randbits(64) | 1,
+            flow_seed=before.flow_seed if before else self._seed or secrets.randbits(64) | 1,
             flags=(0 if self._peering.fits() else NODE_F_PEERS_INCOMPLETE)
             | (NODE_F_XDP if self._seen.hook is HookMode.XDP else 0),
             uplink_mac=site.uplink.link.mac or NO_MAC,

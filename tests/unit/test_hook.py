@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from ctl.site import Seen
 
 ETH0 = Link(2, "eth0", "", None, 1500, True, 0, False, "", 0)
 ETH1 = replace(ETH0, ifindex=3, name="eth1")
+RESYNC_S = 60
 PROGRAM, OLD, FOREIGN = Program("from_wire_xdp", 9, 100), 99, 7
 
 
@@ -49,10 +51,10 @@ def driver() -> Driver:
     return Driver()
 
 
-def hook(driver: Driver, mode: str) -> tuple[UplinkHook, Seen]:
+def hook(driver: Driver, mode: str, steady: Callable[[], float] = float) -> tuple[UplinkHook, Seen]:
     netlink: Any = None
     xdp: Any = driver
-    made = UplinkHook(resolve(Namespace(hook=mode), {}, None), netlink, seen := Seen())
+    made = UplinkHook(resolve(Namespace(hook=mode), {}, None), netlink, seen := Seen(), steady=steady)
     made._xdp = xdp
     return made, seen
 
@@ -67,6 +69,23 @@ def test_the_uplink_ends_as_asked(driver: Driver, mode: str, attached: int, befo
         assert driver.links[2].xdp == attached
         assert seen.hook == ("xdp" if attached else "tc")
     assert driver.tries == int(attached not in (0, before)), "what is in place is left alone"
+
+
+def test_a_refusal_that_passes_is_tried_again_at_the_resync(
+    driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.refuses = "no memory"
+    now = 1000.0
+    made, seen = hook(driver, "xdp", lambda: now)
+    for tries in (1, 2, 3):
+        for _ in range(3):  # ports come and go
+            made.reconcile(driver.links, 2, PROGRAM)
+        assert (seen.hook, driver.tries) == ("tc", tries)
+        now += RESYNC_S - 0.5  # as long as a pass takes, since it was refused
+    assert len(caplog.records) == 1, "said once, not on each try"
+    driver.refuses = ""
+    made.reconcile(driver.links, 2, PROGRAM)
+    assert (seen.hook, seen.hook_refused) == ("xdp", "")
 
 
 def test_a_refusal_is_not_tried_again_until_something_has_changed(
