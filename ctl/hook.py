@@ -66,10 +66,13 @@ class UplinkHook:
             f"remove it (ip link set dev {link.name} xdp off)"
         )
 
-    def reconcile(self, links: Mapping[int, Link], uplink: int, program: Program | None) -> None:
+    def reconcile(
+        self, links: Mapping[int, Link], uplink: int, program: Program | None, lacking: str = ""
+    ) -> None:
         """Bring the interfaces in line. KernelError if ours cannot be removed.
 
-        `program`: what may hang on `uplink`, where from_wire is in place; None: nothing.
+        `program`: what may hang on `uplink`, where from_wire is in place; None: nothing, and
+        `lacking` says why if that is the kernel's doing.
         """
         link = links.get(uplink)
         wanted = program if link and wants_xdp(self._mode, link) else None
@@ -80,7 +83,8 @@ class UplinkHook:
                 log.info("XDP taken off %s", other.name)
         self._seen.problems["xdp"] = (why,) if link and program and (why := self._foreign(link)) else ()
         if not wanted or self._seen.problems["xdp"]:
-            self._refused, self._seen.hook_refused = None, ""
+            self._refused = None
+            self._say(lacking if link and wants_xdp(self._mode, link) else "")
         attached = bool(link and wanted and not self._seen.problems["xdp"] and self._attach(link, wanted))
         self._seen.hook = HookMode.XDP if attached else HookMode.TC
 
@@ -106,7 +110,11 @@ class UplinkHook:
     def _refuse(self, link: Link, this: tuple[int, int, int], why: str) -> None:
         """From_wire goes on alone, with `auto` perhaps only because the driver has no XDP."""
         self._refused, self._refused_at = this, self._steady()
-        before, self._seen.hook_refused = self._seen.hook_refused, f"{why} (MTU {link.mtu}): from_wire stays at tc"
-        if self._seen.hook_refused != before:
-            level = logging.WARNING if self._mode is HookMode.XDP else logging.INFO
-            log.log(level, "%s", self._seen.hook_refused)
+        self._say(f"{why} (MTU {link.mtu})")
+
+    def _say(self, why: str) -> None:
+        """Once: why there is no XDP; empty: there is, or nobody wants it."""
+        text = f"{why}: from_wire stays at tc" if why else ""
+        if text and text != self._seen.hook_refused:
+            log.log(logging.WARNING if self._mode is HookMode.XDP else logging.INFO, "%s", text)
+        self._seen.hook_refused = text

@@ -14,7 +14,7 @@ from ctl.config import Settings
 from ctl.errors import ForeignProgram
 from ctl.hook import UplinkHook
 from ctl.host import FilterKey, Link, Removed, Uplink, VxlanDevice
-from ctl.kernel import bpffs, firewall, loader, maps, sysctl
+from ctl.kernel import bpffs, firewall, loader, maps, probe, sysctl
 from ctl.kernel.monitor import Change
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.tables import Filters
@@ -64,9 +64,10 @@ class VxlanBackend:
         return vtep_mac(host, network.vni), network.vni
 
     def preflight(self, uplink: Uplink) -> None:
-        """ForeignProgram if the uplink carries a program that ours would get in the way of."""
+        """KernelError if the kernel is too old, or carries a program in our place on the uplink."""
         if self._settings.bypass is Bypass.OFF:
             return
+        probe.check()
         link = uplink.link
         self._hook.preflight(link)
         if why := self._filters.foreign(link.ifindex, ingress=True):
@@ -219,8 +220,9 @@ class VxlanBackend:
     def _attach_xdp(self, site: Site, links: Mapping[int, Link], delivers: bool) -> None:
         """XDP in front of from_wire, if that is there to deliver."""
         assert self.programs is not None and self.maps is not None
-        program = self.programs.by_name[XDP_PROGRAM] if delivers else None
-        self._hook.reconcile(links, site.uplink.link.ifindex, program)
+        programs, uplink = self.programs, site.uplink.link.ifindex
+        program = programs.by_name.get(XDP_PROGRAM) if delivers else None
+        self._hook.reconcile(links, uplink, program, programs.xdp_refused if delivers else "")
         self._write_node(self.maps, site)
 
     def _sort_ports(self, links: Mapping[int, Link], bridge: int) -> dict[int, Link]:

@@ -21,8 +21,9 @@ from ctl.kernel import bpf, bpffs
 from ctl.kernel.loader import Program
 from ctl.kernel.maps import layout_dir
 from ctl.kernel.netlink import Netlink, words
+from ctl.kernel.source import XDP
 
-PROGRAM: Final = "from_wire_xdp"
+PROGRAM: Final = XDP
 
 _UPDATE_IF_NOEXIST: Final = 1 << 0
 _DRV_MODE: Final = 1 << 2

@@ -169,3 +169,18 @@ def test_an_uplink_that_is_gone_is_no_error(driver: Driver) -> None:
     made, seen = hook(driver, "xdp")
     made.reconcile({}, 2, PROGRAM)
     assert seen.hook == "tc"
+
+
+@pytest.mark.parametrize(("mode", "level"), [("tc", ""), ("xdp", "WARNING"), ("auto", "INFO")])
+def test_a_kernel_that_refused_the_program_is_named_once_to_who_asked_for_it(
+    driver: Driver, caplog: pytest.LogCaptureFixture, mode: str, level: str
+) -> None:
+    caplog.set_level("INFO")
+    driver.set(ETH0, xdp=OLD)
+    made, seen = hook(driver, mode)
+    for _ in range(2):
+        made.reconcile(driver.links, 2, None, "the kernel refused it")
+        assert (driver.links[2].xdp, seen.hook) == (0, "tc")
+        assert seen.hook_refused == ("the kernel refused it: from_wire stays at tc" if level else "")
+    said = [record.levelname for record in caplog.records if "refused" in record.message]
+    assert said == [level] * bool(level)
