@@ -14,7 +14,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 POLL_SECONDS = 0.05
-PATIENCE = float(os.environ.get("OVNET_PATIENCE", "1"))
+PATIENCE = float(os.environ.get("LAB_PATIENCE", "1"))
 """How many times longer to wait for everything: a machine in software emulation is slow."""
 
 
