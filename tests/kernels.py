@@ -98,9 +98,10 @@ def boot(series: str, parts: tuple[str, ...]) -> Outcome:
     say(f"booting {outcome.kernel}; all that it says is in {log}")
     guest = f"{sys.executable} -m tests.kernels --guest {','.join(part.replace(' ', '-') for part in parts)}"
     argv = [
-        "nice", "-n", "10", "timeout", "--kill-after=10", str(LIMIT_S), str(PLACE / "venv/bin/vng"), "--verbose",
-        "--run", str(image), "--disable-kvm", "--disable-microvm", "--force-9p", "--memory", "3G", "--cpus", "2",
-        "--overlay-rwdir", str(REPOSITORY), "--overlay-rwdir", "/tmp", "--cwd", str(REPOSITORY), "--", guest,
+        "nice", "-n", "10", "timeout", "--kill-after=10", str(LIMIT_S), str(PLACE / "venv/bin/vng"),
+        "--verbose", "--run", str(image), "--disable-kvm", "--disable-microvm", "--force-9p",
+        "--memory", "3G", "--cpus", "2", "--cwd", str(REPOSITORY),
+        "--overlay-rwdir", str(REPOSITORY), "--overlay-rwdir", "/tmp", "--", guest,
     ]  # fmt: skip
     # virtme-ng looks for its own programs in PATH; output goes by a pipe, for qemu opens it anew.
     env = {**os.environ, "PATH": f"{PLACE / 'venv/bin'}:{os.environ['PATH']}"}
