@@ -62,6 +62,11 @@ format: ready ## let ruff put the code in form
 bench: ready ## TCP, RTT and packet rate of eBPF against --bypass=off (root)
 	@$(BIN)/python -m tests.bench $(ARGS)
 
+.PHONY: kernels
+kernels: ready ## the bpf ring and two nodes on Debian's 6.1 and 6.12, in emulation: an hour or two (root)
+	@scripts/setup.sh kernels
+	@$(BIN)/python -m tests.kernels $(ARGS)
+
 .PHONY: clean
 clean: ## remove what dead labs left (namespaces, pins), caches and .venv
 	@if [ -x $(BIN)/python ] && [ "$$(id -u)" = 0 ]; then $(BIN)/python -m tests.lab clean; fi

@@ -9,6 +9,9 @@
 static long (*redirect_neigh)(__u32 ifindex, struct bpf_redir_neigh *params,
 			      int plen, __u64 flags) = (void *)BPF_FUNC_redirect_neigh;
 
+/* From Linux 5.18 on, as BPF_F_XDP_HAS_FRAGS; bcc may know neither. */
+static __u64 (*xdp_get_buff_len)(struct xdp_md *xdp) = (void *)188;
+
 #ifndef AF_INET
 #define AF_INET 2
 #endif

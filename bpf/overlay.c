@@ -49,5 +49,13 @@ int from_wire_xdp(struct xdp_md *xdp)
 {
 	__u32 len = xdp_len(xdp);
 
-	return xdp_finish(xdp, len, wire_to_stack(xdp));
+	return xdp_finish(xdp, len, wire_to_stack(xdp, len));
+}
+
+/* The same for frames in several pieces, where the kernel has them. */
+int from_wire_xdp_frags(struct xdp_md *xdp)
+{
+	__u32 len = xdp_get_buff_len(xdp);
+
+	return xdp_finish(xdp, len, wire_to_stack(xdp, len));
 }

@@ -35,13 +35,14 @@ static __always_inline __u32 delivery_key(const struct node *self, const struct 
 	return hash >> 32;
 }
 
-/* A frame of fixed length as XDP sees it: programs without BPF_F_XDP_HAS_FRAGS get
- * packets in one piece only. */
+/* What XDP sees of a frame: its first piece, in which the headers are. The rest of a
+ * jumbo frame lies in others, which only a program with BPF_F_XDP_HAS_FRAGS gets. */
 static __always_inline struct cursor xdp_cursor(struct xdp_md *xdp)
 {
 	return (struct cursor){ (void *)(long)xdp->data, (void *)(long)xdp->data_end };
 }
 
+/* Of a frame in one piece. */
 static __always_inline __u32 xdp_len(const struct xdp_md *xdp)
 {
 	return xdp->data_end - xdp->data;
@@ -79,7 +80,7 @@ static __always_inline enum reason xdp_decap(struct xdp_md *xdp, const struct no
 	return REASON_DECAP;
 }
 
-static __always_inline enum reason wire_to_stack(struct xdp_md *xdp)
+static __always_inline enum reason wire_to_stack(struct xdp_md *xdp, __u32 len)
 {
 	struct cursor cur = xdp_cursor(xdp);
 	struct node *self = this_node();
@@ -91,7 +92,7 @@ static __always_inline enum reason wire_to_stack(struct xdp_md *xdp)
 	/* What tc asks of pkt_type. */
 	if (cur.pos + ETH_ALEN <= cur.end && !same_mac(cur.pos, self->uplink_mac))
 		return REASON_NOT_OVERLAY;
-	why = read_outer(self, &cur, xdp_len(xdp), 0, &in);
+	why = read_outer(self, &cur, len, 0, &in);
 	if (!why)
 		why = read_inner(self, &cur, 0, &in);
 	/* Control packets take approvals back: from_wire, which sees them next, does. */
@@ -137,11 +138,11 @@ static __always_inline enum reason from_wire_or_xdp(struct __sk_buff *skb)
 }
 
 /* There is bpf_xdp_load_bytes() only from 5.18 on. */
-static __always_inline void xdp_report_drop(struct xdp_md *xdp, enum reason reason,
+static __always_inline void xdp_report_drop(struct xdp_md *xdp, enum reason reason, __u32 len,
 					    struct counter *counter)
 {
 	struct event *event = new_event(HOOK_FROM_WIRE_XDP, reason, xdp->ingress_ifindex,
-					xdp_len(xdp), counter);
+					len, counter);
 	struct cursor cur = xdp_cursor(xdp);
 
 	if (!event)
@@ -165,7 +166,7 @@ static __always_inline int xdp_finish(struct xdp_md *xdp, __u32 bytes, enum reas
 	if (reason < REASON_UNKNOWN_VTEP)
 		return XDP_PASS;
 	if (counter)
-		xdp_report_drop(xdp, reason, counter);
+		xdp_report_drop(xdp, reason, bytes, counter);
 	return reason == REASON_ABORTED ? XDP_ABORTED : XDP_DROP;
 }
 

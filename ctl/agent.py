@@ -306,8 +306,9 @@ class Agent:
 
     def _devices(self) -> Devices:
         """New ones come without what hung on the old."""
-        node = self._node
-        return Devices(node.backend.device if node.backend else 0, node.bridge, node.uplink.link.ifindex)
+        node, backend = self._node, self._node.backend
+        device, hops = (backend.device, backend.hop_interfaces()) if backend else (0, frozenset[int]())
+        return Devices(device, node.bridge, node.uplink.link.ifindex, hops)
 
     @property
     def _joined(self) -> Membership:

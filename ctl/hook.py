@@ -8,7 +8,8 @@ under traffic.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Final
 
 from ctl.config import Settings
@@ -25,14 +26,28 @@ log = logging.getLogger(__name__)
 
 
 class UplinkHook:
-    """XDP on the uplink as `--hook` has it, as far as the driver goes along."""
+    """XDP on the uplink as `--hook` has it, as far as the driver goes along.
 
-    def __init__(self, settings: Settings, netlink: Netlink, seen: Seen) -> None:
+    `steady`: seconds that only go up.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        netlink: Netlink,
+        seen: Seen,
+        *,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._mode: Final = settings.hook
+        # Less than from one resync to the next, so that each of them finds it over.
+        self._patience_s: Final = settings.resync_interval / 2
+        self._steady = steady
         self._xdp = Xdp(netlink, settings.bpffs)
         self._seen = seen
         self._refused: tuple[int, int, int] | None = None
-        """(ifindex, MTU, program) that a driver has refused: attaching may reset it, so not again."""
+        """(ifindex, MTU, program) that a driver has refused: attaching may reset it, so not at once again."""
+        self._refused_at = 0.0
 
     def preflight(self, link: Link) -> None:
         """ForeignProgram if someone else's XDP program would see the packets first."""
@@ -51,10 +66,13 @@ class UplinkHook:
             f"remove it (ip link set dev {link.name} xdp off)"
         )
 
-    def reconcile(self, links: Mapping[int, Link], uplink: int, program: Program | None) -> None:
+    def reconcile(
+        self, links: Mapping[int, Link], uplink: int, program: Program | None, lacking: str = ""
+    ) -> None:
         """Bring the interfaces in line. KernelError if ours cannot be removed.
 
-        `program`: what may hang on `uplink`, where from_wire is in place; None: nothing.
+        `program`: what may hang on `uplink`, where from_wire is in place; None: nothing, and
+        `lacking` says why if that is the kernel's doing.
         """
         link = links.get(uplink)
         wanted = program if link and wants_xdp(self._mode, link) else None
@@ -65,7 +83,8 @@ class UplinkHook:
                 log.info("XDP taken off %s", other.name)
         self._seen.problems["xdp"] = (why,) if link and program and (why := self._foreign(link)) else ()
         if not wanted or self._seen.problems["xdp"]:
-            self._refused, self._seen.hook_refused = None, ""
+            self._refused = None
+            self._say(lacking if link and wants_xdp(self._mode, link) else "")
         attached = bool(link and wanted and not self._seen.problems["xdp"] and self._attach(link, wanted))
         self._seen.hook = HookMode.XDP if attached else HookMode.TC
 
@@ -74,7 +93,7 @@ class UplinkHook:
         this = (link.ifindex, link.mtu, program.id)
         if link.xdp == program.id:
             return True
-        if self._refused != this:
+        if self._refused != this or self._steady() - self._refused_at >= self._patience_s:
             try:
                 self._xdp.put(link, program)
             except KernelError as error:
@@ -90,7 +109,12 @@ class UplinkHook:
 
     def _refuse(self, link: Link, this: tuple[int, int, int], why: str) -> None:
         """From_wire goes on alone, with `auto` perhaps only because the driver has no XDP."""
-        self._refused = this
-        self._seen.hook_refused = f"{why} (MTU {link.mtu}): from_wire stays at tc"
-        level = logging.WARNING if self._mode is HookMode.XDP else logging.INFO
-        log.log(level, "%s", self._seen.hook_refused)
+        self._refused, self._refused_at = this, self._steady()
+        self._say(f"{why} (MTU {link.mtu})")
+
+    def _say(self, why: str) -> None:
+        """Once: why there is no XDP; empty: there is, or nobody wants it."""
+        text = f"{why}: from_wire stays at tc" if why else ""
+        if text and text != self._seen.hook_refused:
+            log.log(logging.WARNING if self._mode is HookMode.XDP else logging.INFO, "%s", text)
+        self._seen.hook_refused = text

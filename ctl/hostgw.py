@@ -67,6 +67,10 @@ class HostGwBackend(PlainBackend):
         self._seen.problems["leases"] = (*self._roster.problems, *far)
         settle([Tracked("routes", Routes(self._netlink.rtnl), self._routes)], self._seen)
 
+    def hop_interfaces(self) -> frozenset[int]:
+        """Ifindexes of the links that peers are on."""
+        return frozenset(hop.ifindex for hop in self._hops.values() if hop is not None)
+
     def wants(self, entry: Removed) -> bool:
         """Whether a route that is no more should be there."""
         return entry in self._routes.desired

@@ -62,6 +62,9 @@ class Backend(Protocol):
     def wants(self, entry: Removed, /) -> bool:
         """Whether an entry that is no more should be there. Any thread may ask."""
 
+    def hop_interfaces(self) -> frozenset[int]:
+        """Ifindexes of the underlay through which peers are reached now."""
+
     def load(self, site: Site, /) -> None: ...
 
     def reconcile_maps(self, site: Site, /) -> None: ...

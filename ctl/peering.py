@@ -52,6 +52,10 @@ class Peering:
         tables = self._tables
         return tables is not None and max(len(tables.peers.desired), len(tables.vteps.desired)) <= self._room
 
+    def hop_interfaces(self) -> frozenset[int]:
+        """Ifindexes of the underlay through which peers are reached now."""
+        return frozenset(hop.ifindex for hop in self._hops.values() if hop is not None)
+
     def reconcile_routes(
         self, site: Site, device: int, leases: Sequence[Lease], changes: frozenset[Change]
     ) -> None:

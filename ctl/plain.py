@@ -64,6 +64,10 @@ class PlainBackend:
         """Nothing of ours runs outside the kernel."""
         return True
 
+    def hop_interfaces(self) -> frozenset[int]:
+        """None but the uplink, unless a backend knows better."""
+        return frozenset()
+
     def load(self, _site: Site) -> None:
         """Take the programs and pins of an earlier life away."""
         if not self._clean:

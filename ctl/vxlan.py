@@ -14,7 +14,7 @@ from ctl.config import Settings
 from ctl.errors import ForeignProgram
 from ctl.hook import UplinkHook
 from ctl.host import FilterKey, Link, Removed, Uplink, VxlanDevice
-from ctl.kernel import bpffs, firewall, headroom, loader, maps, sysctl
+from ctl.kernel import bpffs, firewall, headroom, loader, maps, probe, sysctl
 from ctl.kernel.monitor import Change
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.tables import Filters
@@ -55,6 +55,8 @@ class VxlanBackend:
         self._peering = Peering(netlink.rtnl, seen, settings.peers_max)
         self._ahead: loader.Compiler | None = None
         """At work since `preflight`, if there is something to compile."""
+        self._seed = 0
+        """flow_seed of maps that are gone: packets on their way carry its signatures. 0: none."""
         self._first_look = True
         """Programs of an earlier life may hang on any interface."""
 
@@ -64,9 +66,10 @@ class VxlanBackend:
         return vtep_mac(host, network.vni), network.vni
 
     def preflight(self, uplink: Uplink) -> None:
-        """ForeignProgram if the uplink carries a program that ours would get in the way of."""
+        """KernelError if the kernel is too old, or carries a program in our place on the uplink."""
         if self._settings.bypass is Bypass.OFF:
             return
+        probe.check()
         link = uplink.link
         self._hook.preflight(link)
         if why := self._filters.foreign(link.ifindex, ingress=True):
@@ -112,6 +115,10 @@ class VxlanBackend:
         """Whether an entry that is no more should be there. Any thread may ask."""
         return self._peering.wants(entry)
 
+    def hop_interfaces(self) -> frozenset[int]:
+        """Ifindexes of the underlay through which peers are reached now."""
+        return self._peering.hop_interfaces()
+
     def load(self, site: Site) -> None:
         """Maps and programs: adopted, or made. The kernel path is in place already."""
         settings = self._settings
@@ -122,6 +129,7 @@ class VxlanBackend:
             if why := maps.mismatch(settings.bpffs, wanted):
                 # Running programs keep the old maps until new ones take their place.
                 log.warning("pinned maps do not fit (%s): making new ones", why)
+                self._seed = maps.pinned_seed(settings.bpffs) or self._seed
                 maps.unpin_all(settings.bpffs)
                 self._hook.keep()
             self.maps = maps.create_or_adopt(settings.bpffs, wanted)
@@ -158,7 +166,7 @@ class VxlanBackend:
             source_ports=sysctl.source_ports(),
             bypass=self._settings.bypass,
             approval_ttl_ns=int(self._settings.approval_ttl * 1e9),
-            flow_seed=before.flow_seed if before else secrets.randbits(64) | 1,
+            flow_seed=before.flow_seed if before else self._seed or secrets.randbits(64) | 1,
             flags=(0 if self._peering.fits() else NODE_F_PEERS_INCOMPLETE)
             | (NODE_F_XDP if self._seen.hook is HookMode.XDP else 0),
             uplink_mac=site.uplink.link.mac or NO_MAC,
@@ -219,8 +227,9 @@ class VxlanBackend:
     def _attach_xdp(self, site: Site, links: Mapping[int, Link], delivers: bool) -> None:
         """XDP in front of from_wire, if that is there to deliver."""
         assert self.programs is not None and self.maps is not None
-        program = self.programs.by_name[XDP_PROGRAM] if delivers else None
-        self._hook.reconcile(links, site.uplink.link.ifindex, program)
+        programs, uplink = self.programs, site.uplink.link.ifindex
+        program = programs.by_name.get(XDP_PROGRAM) if delivers else None
+        self._hook.reconcile(links, uplink, program, programs.xdp_refused if delivers else "")
         self._write_node(self.maps, site)
 
     def _sort_ports(self, links: Mapping[int, Link], bridge: int) -> dict[int, Link]:

@@ -4,6 +4,7 @@
 #
 #   scripts/setup.sh        everything that tests, demo and bench need
 #   scripts/setup.sh run    only what a node needs
+#   scripts/setup.sh kernels    besides, what `make kernels` emulates machines with
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -17,6 +18,9 @@ run_packages=(python3-bpfcc python3-venv linux-libc-dev nftables iproute2 ca-cer
 dev_packages=(make git gcc iptables iperf3 sockperf tcpdump conntrack bpftool ethtool iputils-ping
     procps curl busybox-static util-linux traceroute docker.io containerd containernetworking-plugins
     prometheus etcd-server openssl)
+# To find and unpack a kernel's modules, virtme-ng wants kmod and file.
+kernels_packages=(qemu-system-x86 kmod file)
+readonly emulator=build/kernels/venv
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() {
@@ -84,7 +88,8 @@ apt_step() { # <what> <apt-get arguments>
 
 install_packages() {
     local wanted=("${run_packages[@]}") absent
-    [[ $mode == run ]] || wanted+=("${dev_packages[@]}")
+    [[ $mode != dev ]] || wanted+=("${dev_packages[@]}")
+    [[ $mode != kernels ]] || wanted=("${kernels_packages[@]}")
     command -v dpkg-query >/dev/null && command -v apt-get >/dev/null ||
         die "no apt here: only Debian 12 is set up by itself; elsewhere install the equivalents of: ${wanted[*]}"
     mapfile -t absent < <(missing "${wanted[@]}")
@@ -122,6 +127,15 @@ install_python() {
     fi
 }
 
+install_emulator() {
+    say "emulator: virtme-ng in $emulator"
+    mkdir -p "${emulator%/*}"
+    "$python" -m venv --clear "$emulator" || die "cannot create $PWD/$emulator"
+    "$emulator/bin/python" -m pip install --quiet --disable-pip-version-check 'virtme-ng==1.42' >"$emulator/pip.log" 2>&1 ||
+        die "pip install virtme-ng failed (all of it: $PWD/$emulator/pip.log); is PyPI reachable?"
+    touch "$emulator/.ready"
+}
+
 check() {
     "$venv/bin/python" -c 'import bcc; bcc.BPF' 2>/dev/null ||
         die "$venv/bin/python cannot import bcc; is python3-bpfcc installed, and no package called bcc from PyPI?"
@@ -130,7 +144,13 @@ check() {
     "$venv/bin/python" -c 'import prometheus_client' || die "$venv is damaged: remove it and try again"
 }
 
-case $mode in dev | run) ;; *) die "unknown mode '$mode' (nothing, or: run)" ;; esac
+case $mode in dev | run | kernels) ;; *) die "unknown mode '$mode' (nothing, or: run, kernels)" ;; esac
+if [[ $mode == kernels ]]; then
+    install_packages
+    [[ -e $emulator/.ready ]] || install_emulator
+    apt_step "apt-get update" update # which kernels there are
+    exit 0
+fi
 if [[ -e $stamp && -x $venv/bin/python && $(<"$stamp") == "$(fingerprint)" ]]; then
     exit 0
 fi

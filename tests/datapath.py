@@ -21,15 +21,15 @@ from typing import Any, Final, Self
 from ctl import abi
 from ctl.abi import Direction, EndpointEntry, FlowEntry, FlowKey, Hook, NodeEntry, PeerEntry
 from ctl.kernel import bpf
-from ctl.kernel.loader import compile_text, load_program
+from ctl.kernel.loader import compile_text, load_program, load_xdp
 from ctl.kernel.maps import Maps, Spec, specs
-from ctl.kernel.source import PROGRAMS, XDP_SUFFIX, source
+from ctl.kernel.source import BUILT, PROGRAMS, XDP, XDP_FRAGS, source
 from ctl.model import Bypass, MacAddress
 from ctl.reasons import REASONS
 from tests import packets
 
 PROBES: Final = Path(__file__).parent / "bpf" / "probes.c"
-PROBED: Final = tuple(f"probe_{name}" for name in PROGRAMS if not name.endswith(XDP_SUFFIX))
+PROBED: Final = tuple(f"probe_{name}" for name in PROGRAMS if name != XDP)
 
 LO: Final = 1
 """The ifindex that a packet of a test run has unless told otherwise."""
@@ -109,7 +109,7 @@ class Result:
 @cache
 def objects() -> dict[str, Any]:
     """Programs and probes, compiled once for a run of pytest."""
-    names = (*PROGRAMS, *PROBED, "probe_delivery", "probe_aborted")
+    names = (*BUILT, *PROBED, "probe_delivery", "probe_aborted")
     text = f'{source()}\n#line 1 "{PROBES.name}"\n{PROBES.read_text()}'
     built: dict[str, Any] = json.loads(compile_text(text, names))["programs"]
     return built
@@ -185,7 +185,12 @@ class Datapath:
     def fd(self, program: str) -> int:
         """A program, loaded when first asked for."""
         if program not in self._fds:
-            self._fds[program] = load_program(program, objects()[program], self.maps).fd
+            made = objects()
+            self._fds[program] = (
+                load_xdp(made, self.maps)
+                if program == XDP_FRAGS
+                else load_program(program, made[program], self.maps)
+            ).fd
         return self._fds[program]
 
     def run(
@@ -214,11 +219,11 @@ class Datapath:
         reason, counted = self._counted(before, hook, max(gso_segs, 1))
         return Result(Action(result), reason, out, counted, struct.unpack_from("=I", ctx_out, _CB + 16)[0])
 
-    def xdp(self, packet: bytes, *, meta: bytes = b"") -> Result:
-        """One packet through from_wire_xdp, with metadata of someone's already in front of it."""
+    def xdp(self, packet: bytes, *, meta: bytes = b"", program: str = XDP) -> Result:
+        """One packet through a program for XDP, with metadata of someone's already in front of it."""
         before = self._counters[:]
         ctx = struct.pack("=6I", len(meta), len(meta) + len(packet), 0, 0, 0, 0)
-        result, out, ctx_out, _ = bpf.prog_test_run(self.fd("from_wire_xdp"), meta + packet, ctx=ctx)
+        result, out, ctx_out, _ = bpf.prog_test_run(self.fd(program), meta + packet, ctx=ctx)
         reason, counted = self._counted(before, Hook.FROM_WIRE_XDP, 1)
         (start,) = struct.unpack_from("=I", ctx_out)
         return Result(XdpAction(result), reason, out[start:], counted, 0, out[:start])

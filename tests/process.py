@@ -14,6 +14,8 @@ from typing import TypeVar
 T = TypeVar("T")
 
 POLL_SECONDS = 0.05
+PATIENCE = float(os.environ.get("LAB_PATIENCE", "1"))
+"""How many times longer to wait for everything: a machine in software emulation is slow."""
 
 
 class CommandFailed(AssertionError):
@@ -32,7 +34,7 @@ def wait_until(
     TimedOut after `seconds`; `what` says what was waited for, and may be a function
     when saying it (a log, a state) is work.
     """
-    deadline = time.monotonic() + seconds
+    deadline = time.monotonic() + seconds * PATIENCE
     while True:
         value = predicate()
         if value:
@@ -62,7 +64,7 @@ def run(
             check=False,
             capture_output=True,
             text=True,
-            timeout=seconds,
+            timeout=seconds * PATIENCE,
             input=stdin,
             stdin=None if stdin is not None else subprocess.DEVNULL,
             env=None if env is None else dict(env),
@@ -124,7 +126,7 @@ class Process:
     def wait(self, seconds: float = 60) -> int:
         """Wait for its end and return the exit code; TimedOut with its output."""
         try:
-            return self._child.wait(seconds)
+            return self._child.wait(seconds * PATIENCE)
         except subprocess.TimeoutExpired:
             text = f"{' '.join(self.argv)} ends\n{self.out()}{self.log()}"
             raise TimedOut(f"after {seconds:g} s still not: {text}") from None

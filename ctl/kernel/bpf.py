@@ -26,6 +26,8 @@ MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
 PROG_TYPE_SCHED_CLS: Final = 3
 PROG_TYPE_XDP: Final = 6
 PROG_NAME_LEN: Final = 16
+XDP_HAS_FRAGS: Final = 1 << 5
+"""BPF_F_XDP_HAS_FRAGS, from Linux 5.18 on."""
 
 MAP_TYPES: Final = {
     "hash": 1, "array": 2, "percpu_hash": 5, "percpu_array": 6, "lru_hash": 9, "lpm_trie": 11, "ringbuf": 27,
@@ -164,14 +166,14 @@ class VerifierError(OSError):
     log: str = ""
 
 
-def prog_load(insns: bytes, name: str, kind: int = PROG_TYPE_SCHED_CLS) -> int:
+def prog_load(insns: bytes, name: str, kind: int = PROG_TYPE_SCHED_CLS, flags: int = 0) -> int:
     """Load a program; returns its file descriptor. VerifierError with the log if refused."""
     code, code_address = _buffer(insns)
     license_, license_address = _buffer(b"GPL\0")
 
     def attempt(level: int, size: int, address: int) -> int:
         head = struct.pack("=IIQQIIQII", kind, len(insns) // 8, code_address, license_address, level, size,
-                           address, 0, 0)  # fmt: skip
+                           address, 0, flags)  # fmt: skip
         return _bpf(PROG_LOAD, head + name.encode()[: PROG_NAME_LEN - 1].ljust(PROG_NAME_LEN, b"\0"))
 
     try:

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ctl.kernel.source import MAPS, PROGRAMS, write_header_tree
+from ctl.kernel.source import BUILT, MAPS, write_header_tree
 
 _INSN = 8
 _LD_IMM64 = 0x18
@@ -36,7 +36,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="ovnet-headers-") as tree:
         write_header_tree(Path(tree))
         os.environ["BCC_KERNEL_SOURCE"] = tree
-        output = compile_text(text, sys.argv[1:] or PROGRAMS)
+        output = compile_text(text, sys.argv[1:] or BUILT)
     json.dump(output, sys.stdout)
     return 0
 

@@ -30,7 +30,7 @@ from ctl.errors import KernelError
 from ctl.kernel import bpf, bpffs
 from ctl.kernel.maps import Maps, layout_dir
 from ctl.kernel.maptable import refused
-from ctl.kernel.source import PROGRAMS, XDP_SUFFIX, digest, source
+from ctl.kernel.source import BUILT, PROGRAMS, XDP, XDP_FRAGS, digest, source
 
 log = logging.getLogger(__name__)
 
@@ -57,6 +57,8 @@ class Programs:
 
     digest: str
     by_name: Mapping[str, Program]
+    xdp_refused: str = ""
+    """Why the one for XDP is not among them."""
 
     def close(self) -> None:
         for program in self.by_name.values():
@@ -85,17 +87,27 @@ def compile_ahead(root: str | Path, cache_dir: Path) -> Compiler | None:
 def load(maps: Maps, root: str | Path, cache_dir: Path, ahead: Compiler | None = None) -> Programs:
     """Adopt the pinned programs of this very source on these maps, else build, load and pin them.
 
-    `ahead`: of `compile_ahead`. KernelError with the compiler's or the verifier's own words.
+    `ahead`: of `compile_ahead`. KernelError with the compiler's or the verifier's own words. A
+    kernel that refuses the program for XDP costs only that: it is tried again at the next start.
     """
     text = source()
     build = digest(text, _compiler_version())
     home = _home(root, build)
-    if adopted := _adopt(home, maps.ids()):
+    adopted = _adopt(home, maps.ids())
+    if adopted and XDP in adopted:
         return Programs(build, adopted)
-    objects = _compiled(text, _cache(cache_dir, build), ahead)
-    loaded = {name: load_program(name, objects["programs"][name], maps) for name in PROGRAMS}
-    _pin(home, loaded)
-    return Programs(build, loaded)
+    objects = _compiled(text, _cache(cache_dir, build), ahead)["programs"]
+    loaded = adopted or {name: load_program(name, objects[name], maps) for name in _TC}
+    refused = ""
+    try:
+        loaded[XDP] = load_xdp(objects, maps)
+    except KernelError as error:
+        refused = str(error)
+    _pin(home, loaded, anew=adopted is None)
+    return Programs(build, loaded, refused)
+
+
+_TC: Final = tuple(name for name in PROGRAMS if name != XDP)
 
 
 def drop_others(root: str | Path, keep: str) -> None:
@@ -124,11 +136,13 @@ def _compiler_version() -> str:
 
 
 def _adopt(home: Path, maps: frozenset[int]) -> dict[str, Program] | None:
-    """What is pinned, if it is whole and uses no maps but those with these ids."""
+    """What is pinned, if it uses no maps but those with these ids, and lacks none but XDP's."""
     found: dict[str, Program] = {}
     fitting = True
     try:
         for name in PROGRAMS:
+            if name == XDP and not (home / name).exists():
+                continue
             fd = bpf.obj_get(str(home / name))
             found[name] = Program(name, fd, 0)
             info = bpf.prog_info(fd)
@@ -183,7 +197,7 @@ class Compiler:
     If nobody asks for its result, it ends when it writes it.
     """
 
-    def __init__(self, text: str, programs: Sequence[str] = PROGRAMS) -> None:
+    def __init__(self, text: str, programs: Sequence[str] = BUILT) -> None:
         """KernelError if it cannot be started."""
         if not shutil.which(_COMPILER):
             raise KernelError(f"{_COMPILER} is missing: install python3 and python3-bpfcc")
@@ -222,7 +236,7 @@ class Compiler:
         return out
 
 
-def compile_text(text: str, programs: Sequence[str] = PROGRAMS) -> str:
+def compile_text(text: str, programs: Sequence[str] = BUILT) -> str:
     """The compiler child's JSON for the named functions of a C text. KernelError."""
     return Compiler(text, programs).result()
 
@@ -232,12 +246,9 @@ def load_program(name: str, program: Mapping[str, Any], maps: Maps) -> Program:
 
     KernelError if that refuses; the end of its log is logged.
     """
-    code = bytearray(base64.b64decode(program["insns"]))
-    for index, map_name in program["maps"]:
-        # The immediate of BPF_LD_IMM64 with BPF_PSEUDO_MAP_FD.
-        struct.pack_into("=i", code, index * 8 + 4, maps.fd(map_name))
+    kind = bpf.PROG_TYPE_XDP if name.startswith(XDP) else bpf.PROG_TYPE_SCHED_CLS
     try:
-        fd = bpf.prog_load(bytes(code), name, _kind(name))
+        fd = bpf.prog_load(_with_maps(program, maps), name, kind)
     except bpf.VerifierError as error:
         for line in error.log.splitlines()[-40:]:
             log.error("verifier: %s", line)
@@ -249,13 +260,39 @@ def load_program(name: str, program: Mapping[str, Any], maps: Maps) -> Program:
     return Program(name, fd, bpf.prog_info(fd).id)
 
 
-def _kind(name: str) -> int:
-    return bpf.PROG_TYPE_XDP if name.endswith(XDP_SUFFIX) else bpf.PROG_TYPE_SCHED_CLS
+def load_xdp(objects: Mapping[str, Any], maps: Maps) -> Program:
+    """The program for XDP, for frames in several pieces if the kernel has them. KernelError."""
+    try:
+        fd = bpf.prog_load(_with_maps(objects[XDP_FRAGS], maps), XDP, bpf.PROG_TYPE_XDP, bpf.XDP_HAS_FRAGS)
+    except OSError:
+        try:
+            fd = bpf.prog_load(_with_maps(objects[XDP], maps), XDP, bpf.PROG_TYPE_XDP)
+        except OSError as error:
+            raise KernelError(f"the kernel refused program {XDP}: {_last_words(error)}") from error
+    return Program(XDP, fd, bpf.prog_info(fd).id)
 
 
-def _pin(home: Path, programs: Mapping[str, Program]) -> None:
-    """All or nothing: a half-filled directory of a killed agent is made anew."""
+def _last_words(error: OSError) -> str:
+    """The verifier's last line that is no statistics, after the error."""
+    lines = error.log.splitlines() if isinstance(error, bpf.VerifierError) else []
+    said = [line for line in lines if line and not line.startswith(("processed ", "verification time"))]
+    return f"{error.strerror} ({said[-1].strip()})" if said else str(error.strerror)
+
+
+def _with_maps(program: Mapping[str, Any], maps: Maps) -> bytes:
+    code = bytearray(base64.b64decode(program["insns"]))
+    for index, map_name in program["maps"]:
+        # The immediate of BPF_LD_IMM64 with BPF_PSEUDO_MAP_FD.
+        struct.pack_into("=i", code, index * 8 + 4, maps.fd(map_name))
+    return bytes(code)
+
+
+def _pin(home: Path, programs: Mapping[str, Program], *, anew: bool) -> None:
+    """All but XDP's or nothing: a half-filled directory of a killed agent is made `anew`."""
     with refused(f"cannot pin the programs under {home}"):
+        if not anew:
+            bpffs.pin_missing(home, {name: program.fd for name, program in programs.items()})
+            return
         if home.exists():
             bpffs.unpin(home)
         bpffs.make_private(home)

@@ -255,6 +255,16 @@ def _difference(path: Path, spec: Spec) -> str | None:
         return f"{path.name} cannot be opened: {error.strerror}"
 
 
+def pinned_seed(root: str | Path) -> int:
+    """The flow_seed of the pinned map `node`; 0 if there is none that this layout can read."""
+    path = layout_dir(root) / "maps" / "node"
+    with suppress(OSError), closing(bpf.Map(bpf.obj_get(str(path)))) as raw:
+        if specs(0, 0, 0)["node"].matches(raw.info):
+            entry = NodeEntry.unpack(next(iter(raw.lookup(_index(0)) or [b""])))
+            return entry.flow_seed if entry else 0
+    return 0
+
+
 def create_or_adopt(root: str | Path, wanted: Mapping[str, Spec]) -> Maps:
     """Open every pinned map, make and pin those that are missing. KernelError."""
     directory = layout_dir(root) / "maps"

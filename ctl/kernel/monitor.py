@@ -15,7 +15,7 @@ import struct
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv4Address
 from typing import Final
@@ -94,6 +94,9 @@ class Devices:
     tunnel: int = 0
     bridge: int = 0
     uplink: int = 0
+    hops: frozenset[int] = field(default=frozenset(), compare=False)
+    """Through which peers are reached, if not all through the uplink. Not compared: other hops
+    are no new device, on which everything has to be made anew."""
 
 
 class Classifier:
@@ -134,7 +137,8 @@ class Classifier:
         return found
 
     def _carries_routes(self, body: bytes) -> bool:
-        return _ifindex(body) in (self.devices.tunnel, self.devices.uplink)
+        ifindex = _ifindex(body)
+        return ifindex in (self.devices.tunnel, self.devices.uplink) or ifindex in self.devices.hops
 
     def _own_route(self, kind: int, body: bytes) -> frozenset[Change]:
         if kind == _NEW_ROUTE:

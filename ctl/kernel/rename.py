@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from contextlib import ExitStack
 
 from ctl.host import OWNER, Link
 from ctl.kernel.link import changes
@@ -17,7 +18,7 @@ def rename(netlink: Netlink, link: Link, name: str, *, ours: bool, live: bool = 
 
     Since Linux 6.2 that works while it is up, and no packet notices. Before (and if not
     `live`) it has to go down for a moment, which costs its routes and its neighbours: these
-    are put back at once; FDB entries that are permanent stay.
+    are put back at once, also if the name is refused; FDB entries that are permanent stay.
     """
     with netlink.doing(f"rename {link.name} to {name}"):
         if not (live and _renamed(netlink, link, name)):
@@ -40,8 +41,9 @@ def _rename_down(netlink: Netlink, link: Link, name: str) -> None:
     neighbours, table = VtepNeighbours(netlink.rtnl, link.ifindex), Routes(netlink.rtnl)
     macs = tuple(neighbours.read().items())
     routes = tuple((to, via) for to, via in table.read().items() if via.ifindex == link.ifindex)
-    netlink.change(changes(link.ifindex, up=False))
-    netlink.change(changes(link.ifindex, name=name))
-    netlink.change(changes(link.ifindex, up=True))
-    neighbours.apply(Delta(puts=macs))
-    table.apply(Delta(puts=routes))
+    with ExitStack() as back:  # under whichever name, and each step whatever became of the others
+        back.callback(table.apply, Delta(puts=routes))
+        back.callback(neighbours.apply, Delta(puts=macs))
+        back.callback(netlink.change, changes(link.ifindex, up=True))
+        netlink.change(changes(link.ifindex, up=False))
+        netlink.change(changes(link.ifindex, name=name))

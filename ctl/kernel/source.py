@@ -18,8 +18,11 @@ from typing import Final
 from ctl.errors import KernelError
 
 PROGRAMS: Final = ("from_container", "to_overlay", "from_wire", "to_container", "from_wire_xdp")
-XDP_SUFFIX: Final = "_xdp"
-"""Programs named so are of type XDP, the others tc classifiers."""
+XDP: Final = "from_wire_xdp"
+"""Of type XDP; the others are tc classifiers, and do without it."""
+XDP_FRAGS: Final = f"{XDP}_frags"
+"""What is loaded in its place where the kernel gives XDP frames in several pieces (Linux 5.18)."""
+BUILT: Final = (*PROGRAMS, XDP_FRAGS)
 MAPS: Final = ("peers", "endpoints", "flows", "node", "counters", "peer_stats", "events")
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"')

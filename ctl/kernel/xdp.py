@@ -19,8 +19,9 @@ from ctl.kernel import link as link_messages
 from ctl.kernel.loader import Program
 from ctl.kernel.maps import layout_dir
 from ctl.kernel.netlink import Netlink
+from ctl.kernel.source import XDP
 
-PROGRAM: Final = "from_wire_xdp"
+PROGRAM: Final = XDP
 
 _UPDATE_IF_NOEXIST: Final = 1 << 0
 _DRV_MODE: Final = 1 << 2

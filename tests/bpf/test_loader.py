@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from ctl.errors import KernelError
 from ctl.kernel import bpf, loader
 from ctl.kernel.loader import Programs, compile_ahead, compile_text, drop_others, load, load_program
 from ctl.kernel.maps import Maps, create_or_adopt, layout_dir, specs, unpin_all
-from ctl.kernel.source import PROGRAMS, digest, source
+from ctl.kernel.source import PROGRAMS, XDP, digest, source
 from tests.datapath import Datapath, sent
 
 ROOT = Path(__file__).parents[2]
@@ -237,3 +237,44 @@ def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(loader, "_COMPILER", "/usr/bin/no-such-python")
     with pytest.raises(KernelError, match=r"no-such-python is missing: install python3 and python3-bpfcc"):
         compile_text(source())
+
+
+def refusing(monkeypatch: pytest.MonkeyPatch, refuses: Callable[[int, int], bool]) -> None:
+    """A kernel that refuses some programs, by type and flags."""
+    load_ = bpf.prog_load
+
+    def prog_load(insns: bytes, name: str, kind: int = bpf.PROG_TYPE_SCHED_CLS, flags: int = 0) -> int:
+        if refuses(kind, flags):
+            error = bpf.VerifierError(22, "Invalid argument")
+            error.log = "0: (b7) r0 = 0\nBPF program is too large\nprocessed 1 insns\n"
+            raise error
+        return load_(insns, name, kind, flags)
+
+    monkeypatch.setattr(bpf, "prog_load", prog_load)
+
+
+def test_a_kernel_that_refuses_xdp_loses_only_that(
+    pins: Path, maps: Maps, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with monkeypatch.context() as old_verifier:
+        refusing(old_verifier, lambda kind, flags: kind == bpf.PROG_TYPE_XDP)
+        first = load(maps, pins, cache)
+        again = load(maps, pins, cache)
+    assert set(first.by_name) == set(PROGRAMS) - {XDP}
+    assert first.xdp_refused == (
+        "the kernel refused program from_wire_xdp: Invalid argument (BPF program is too large)"
+    )
+    assert (ids(again), again.xdp_refused) == (ids(first), first.xdp_refused), "adopted all the same"
+    assert not caplog.records, "who asked for it is told, by the hook"
+    later = load(maps, pins, cache)
+    assert later.xdp_refused == ""
+    assert ids(later).items() > ids(first).items(), "XDP is added to what runs"
+    assert ids(load(maps, pins, cache)) == ids(later)
+
+
+def test_before_linux_5_18_xdp_is_loaded_without_frags(
+    pins: Path, maps: Maps, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing(monkeypatch, lambda kind, flags: flags != 0)
+    programs = load(maps, pins, cache)
+    assert (set(programs.by_name), programs.xdp_refused) == (set(PROGRAMS), "")

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ctl.abi import Hook, PeerStats
 from ctl.kernel.events import Ring
 from ctl.kernel.maps import RING_BYTES
+from ctl.kernel.source import XDP, XDP_FRAGS
 from ctl.model import Bypass, MacAddress
 from tests import packets
 from tests.bpf.test_golden import DELIVERED, FLOWS, FRAMES, ON_B, ON_WIRE, TWO, A, B, Flow, frame, key, peer
@@ -50,11 +51,12 @@ SAME = [case for case in IN if case.hook == "from_wire" and not case.run.keys() 
 TAGGED_FRAME = wire(received())[:12] + struct.pack("!HH", VLAN, 7) + wire(received())[12:]
 
 
+@pytest.mark.parametrize("program", [XDP, XDP_FRAGS])
 @pytest.mark.parametrize("case", SAME, ids=lambda case: f"{case.reason}-{case.name}")
-def test_a_packet_leaves_for_the_same_reason_as_at_tc(case: Case, datapath: Datapath) -> None:
+def test_a_packet_leaves_for_the_same_reason_as_at_tc(case: Case, program: str, datapath: Datapath) -> None:
     case.setup(datapath)
     packet = case.packet[: case.run.get("cut")]
-    result = datapath.xdp(packet)
+    result = datapath.xdp(packet, program=program)
     assert (result.reason, result.action) == (case.reason, XDP_ACTIONS[VERDICTS[case.reason]])
     if result.reason != "decap":
         assert (result.packet, result.note) == (packet, b""), "left to from_wire, but not as it came"
@@ -264,3 +266,43 @@ def test_a_drop_is_reported_with_its_first_bytes(datapath: Datapath, ring: Ring,
     assert (event.data, event.packet_len) == (packet[:96], len(packet))
     datapath.xdp(packet)
     assert list(ring.drain()) == [], "a flood is one event"
+
+
+JUMBO = received(packets.udp(random.Random(1).randbytes(8900), 2000, 1000))
+"""More than a page: in a test run as in a driver, all but its first piece lies elsewhere."""
+
+
+def test_a_jumbo_frame_is_decapsulated_in_pieces(datapath: Datapath) -> None:
+    datapath.node(mtu=8950)
+    datapath.approve(flow_in())
+    first = datapath.xdp(wire(JUMBO), program=XDP_FRAGS)
+    assert (first.action, first.reason) == (XdpAction.PASS, "decap")
+    assert first.counted == (1, len(wire(JUMBO)))
+    assert datapath.maps.peer_stats()[PEER.host].rx_bytes == len(JUMBO)
+    packet, inner = first.packet, JUMBO[14:]
+    assert packet[:14] == wire(JUMBO)[:14], "until it is delivered"
+    assert (packet[22], packets.checksum(packet[14:34])) == (inner[8] - 1, 0), (
+        "the TTL, and the checksum with it"
+    )
+    assert packet[14:22] + packet[23:24] + packet[26:] == inner[:8] + inner[9:10] + inner[12:]
+
+
+@pytest.mark.parametrize("lie", [-1, 1])
+def test_of_a_jumbo_frame_all_pieces_count(datapath: Datapath, lie: int) -> None:
+    datapath.node(mtu=8950)
+    datapath.approve(flow_in())
+    packet = wire(JUMBO, total=len(wire(JUMBO)) - 14 + lie)
+    result = datapath.xdp(packet, program=XDP_FRAGS)
+    assert (result.action, result.reason, result.packet) == (XdpAction.PASS, "truncated", packet)
+
+
+def test_a_jumbo_frame_that_is_refused_is_reported(datapath: Datapath, ring: Ring) -> None:
+    packet = wire(JUMBO, host=FOREIGN)
+    assert datapath.xdp(packet, program=XDP_FRAGS).action == XdpAction.DROP
+    (event,) = ring.drain()
+    assert (event.data, event.packet_len) == (packet[:96], len(packet))
+
+
+def test_one_above_the_mtu_is_the_kernels(datapath: Datapath) -> None:
+    datapath.approve(flow_in())
+    assert datapath.xdp(wire(JUMBO), program=XDP_FRAGS).reason == "oversize"

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import pytest
 
+from ctl.errors import KernelError
 from ctl.host import OWNER
 from ctl.kernel import flannel
 from ctl.kernel.netlink import Netlink
@@ -99,6 +100,29 @@ def test_a_renamed_device_keeps_what_hangs_on_it(lab: Lab, live: bool) -> None:
     inside(a, back)
     (link,) = json.loads(a.ip("-j", "link", "show", "flannel.1"))
     assert "ifalias" not in link
+
+
+@pytest.mark.parametrize("live", [True, False], ids=["live", "before Linux 6.2"])
+def test_a_name_that_is_refused_leaves_the_device_as_it_was(lab: Lab, live: bool) -> None:
+    a = lab.host("a")
+    device(a)
+    a.ip("route", "replace", f"{PEER}/24", "via", PEER, "dev", "flannel.1", "onlink", "proto", "147")
+    a.ip("link", "add", "ovnet.1", "type", "bridge")
+
+    def shown() -> tuple[list[str], ...]:
+        texts = (a.ip("route"), a.ip("neigh"), a.run("bridge", "fdb").stdout, a.ip("-br", "link"))
+        return tuple(sorted(text.split()) for text in texts)
+
+    before = shown()
+
+    def there(netlink: Netlink) -> None:
+        (link,) = (each for each in netlink.links().values() if each.name == "flannel.1")
+        with pytest.raises(KernelError, match="rename flannel.1 to ovnet.1: File exists"):
+            rename(netlink, link, "ovnet.1", ours=True, live=live)
+
+    inside(a, there)
+    assert shown() == before
+    assert PEER_MAC in a.ip("neigh")
 
 
 def test_the_lease_that_ran_out_is_asked_for_again_by_the_devices_address(lab: Lab) -> None:

@@ -119,3 +119,24 @@ def test_a_node_as_flannels_variables_describe_it(lab: Lab) -> None:
     assert a.http(f"{url}/healthz") == (200, "flanneld is running")
     wait_until(lambda: a.status().get("uplink") == "eth0", 10, "the report is written")
     assert "LISTEN" not in a.run("ss", "-Hltn", "src", a.address).stdout, "loopback unless told otherwise"
+
+
+def test_a_second_interface_that_goes_down_is_met_at_once(lab: Lab) -> None:
+    """It takes the route to a peer along without a word."""
+    a, b = lab.host("a"), lab.host("b")
+    lab.init_network()
+    for host in (a, b):
+        host.agent("--resync-interval", "3600", "--iface", "eth0")
+    lab.wire.ip("link", "add", "name", "a2", "type", "veth", "peer", "name", "nic1", "netns", a.netns)
+    lab.wire.ip("link", "set", "dev", "a2", "master", "lab0", "up")
+    a.ip("link", "set", "nic1", "up")
+
+    def way() -> set[str]:
+        return {row["dev"] for row in a.json("map", "dump", "peers")}
+
+    wait_until(lambda: way() == {"eth0"}, 20, lambda: f"the peer is known: {way()}")
+    a.ip("route", "add", f"{b.address}/32", "dev", "nic1", "src", a.address)
+    wait_until(lambda: way() == {"nic1"}, 20, lambda: f"eBPF follows the route: {way()}")
+    a.ip("link", "set", "nic1", "down")
+    assert "nic1" not in a.ip("route")
+    wait_until(lambda: way() == {"eth0"}, 20, lambda: f"eBPF follows the interface: {way()}")

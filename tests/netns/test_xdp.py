@@ -16,6 +16,7 @@ import pytest
 
 from ctl.abi import LAYOUT
 from ctl.kernel import bpf
+from ctl.kernel.maps import open_maps
 from ctl.model import MacAddress
 from tests import packets
 from tests.host import METRICS_PORT, Host
@@ -33,7 +34,7 @@ SO_NO_CHECK = 11
 FIRST, TORN, WHOLE = 0, 1, 2
 """Numbers of datagrams."""
 JUMBO = 9000
-"""An MTU that veth refuses XDP for."""
+"""An MTU that veth refuses XDP for, unless the program takes frames in pieces."""
 
 
 def like_a_wire(lab: Lab, *hosts: Host) -> None:
@@ -246,14 +247,22 @@ def test_the_hook_changes_under_traffic(pair: Pair) -> None:
 
 
 def test_maps_of_another_size_come_with_another_program(pair: Pair) -> None:
-    """The old one goes on with the old maps, and another secret, until it is replaced."""
-    before = attached(pair.a)
+    """The old one goes on with the old maps, and the same secret, until it is replaced."""
+    before, seed = attached(pair.a), flow_seed(pair.a)
     for size in ("4096", "65536"):
         pair.agents["a"].stop()
         with streams(pair):
             pair.agents["a"] = pair.a.agent(*FAST, "--hook", "xdp", "--flows-max", size)
         assert attached(pair.a) not in (0, before)
         before = attached(pair.a)
+        assert flow_seed(pair.a) == seed, "what is on its way would lose its signature"
+
+
+def flow_seed(host: Host) -> int:
+    with open_maps(host.bpffs) as maps:
+        node = maps.node()
+        assert node is not None
+        return node.flow_seed
 
 
 @pytest.mark.parametrize("pins", ["of another build", "lost"])
@@ -341,11 +350,18 @@ def test_without_programs_it_is_taken_off(pair: Pair, flags: tuple[str, str]) ->
     assert attached(a)
 
 
-def test_a_driver_that_refuses_leaves_it_to_tc(lab: Lab) -> None:
-    host = lab.host("a", mtu=JUMBO)
+def test_a_driver_that_refuses_leaves_it_to_tc_until_it_does_not(lab: Lab) -> None:
+    host = lab.host("a")
+    lab.wire.ip("link", "del", "dev", "a")
+    lab.wire.ip("link", "add", "name", "a", "numtxqueues", "2", "type", "veth",
+                "peer", "name", "eth0", "numrxqueues", "2", "netns", host.netns)  # fmt: skip
+    lab.wire.run("ethtool", "-L", "a", "tx", "2")
+    lab.wire.ip("link", "set", "dev", "a", "master", "lab0", "up")
+    host.up("eth0")
     lab.init_network()
     agent = host.agent("--hook", "xdp", "--resync-interval", "1")
-    refusal = f"eth0: XDP: veth: Peer MTU is too large to set XDP (MTU {JUMBO}): from_wire stays at tc"
+    words = "veth: XDP expects number of rx queues not less than peer tx queues"
+    refusal = f"eth0: XDP: {words} (MTU 1500): from_wire stays at tc"
     assert refusal in agent.log()
     assert f"hook        tc: {refusal}\n" in host.ovctl("status").stdout
     assert filters(host, "eth0")
@@ -358,10 +374,42 @@ def test_a_driver_that_refuses_leaves_it_to_tc(lab: Lab) -> None:
     more = passes() + 2
     wait_until(lambda: passes() >= more, SOON, "the agent reconciles again")
     assert agent.log().count(refusal) == 1, "said once, not on each try"
-    lab.wire.ip("link", "set", "dev", "a", "mtu", "1500")
-    host.ip("link", "set", "dev", "eth0", "mtu", "1500")
-    wait_until(lambda: attached(host), SOON, lambda: f"with another MTU it is tried again: {agent.log()}")
+    lab.wire.run("ethtool", "-L", "a", "tx", "1")  # which nothing reports
+    wait_until(lambda: attached(host), SOON, lambda: f"it is tried again: {agent.log()}")
     wait_until(lambda: host.status()["hook_refused"] == "", SOON, lambda: str(host.status()))
+
+
+def test_jumbo_frames_pass_through_xdp(lab: Lab) -> None:
+    lab.wire.ip("link", "set", "dev", "lab0", "mtu", str(JUMBO))
+    a, b = lab.host("a", mtu=JUMBO), lab.host("b", mtu=JUMBO)
+    lab.init_network()
+    for host in (a, b):
+        host.agent(*FAST, "--hook", "xdp")
+        assert attached(host)
+    like_a_wire(lab, a, b)
+    one, two = a.container("one"), b.container("two")
+    for host in (a, b):
+        wait_until(lambda: host.ip("route", "show", "proto", "147"), SOON, "it knows its peer")  # noqa: B023
+    size = str(JUMBO - 50 - 28)
+    two.run("ping", "-c1", "-W5", one.address)
+
+    def both_by_xdp() -> bool:
+        two.run("ping", "-c5", "-i0.02", "-W5", "-M", "do", "-s", size, one.address)
+        return all(decapsulated(host)[0] >= 5 for host in (a, b))
+
+    wait_until(both_by_xdp, SOON, "full frames go through XDP both ways")
+    big = decapsulated(b)[0]
+    server = TcpSink(two)
+    assert tcp_send(one, two.address, 3_000_000)["seen_as"] == one.address
+    server.stop()
+    by_xdp, delivered, by_tc = decapsulated(b)
+    assert (by_tc, by_xdp > big + 100) == (0, True)
+    assert delivered == by_xdp
+    assert received(two, "TcpInCsumErrors") == 0
+    assert {reason for hook, reason in b.counters() if hook == "from_wire_xdp"} & {
+        "truncated",
+        "oversize",
+    } == set()
 
 
 def test_auto_leaves_a_veth_to_tc_and_takes_a_driver_with_xdp(lab: Lab) -> None:

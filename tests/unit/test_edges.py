@@ -41,7 +41,7 @@ def test_masquerade_keeps_flannels_order() -> None:
     ]
 
 
-UPLINK, BRIDGE = 2, 3
+UPLINK, BRIDGE, NIC = 2, 3, 4
 NEW, GONE = 28, 29
 REACHABLE, STALE, FAILED = 2, 4, 32
 WANTED = RouteKey(IPv4Network("172.17.9.0/24"), 109), IPv4Address("172.17.9.0"), MacAddress(b"\2peer.")
@@ -49,7 +49,7 @@ WANTED = RouteKey(IPv4Network("172.17.9.0/24"), 109), IPv4Address("172.17.9.0"),
 
 def classifier() -> Classifier:
     made = Classifier(lambda entry: entry in WANTED)
-    made.devices = Devices(VXLAN, BRIDGE, UPLINK)
+    made.devices = Devices(VXLAN, BRIDGE, UPLINK, frozenset({NIC}))
     return made
 
 
@@ -67,6 +67,7 @@ def route(protocol: int, third: int = 9, metric: int = 109) -> bytes:
     [
         (16, link(9), {Change.DEVICES, Change.PORTS}),
         (16, link(UPLINK), {Change.DEVICES, Change.PORTS, Change.HOPS, Change.PEERS}),
+        (16, link(NIC), {Change.DEVICES, Change.PORTS, Change.HOPS, Change.PEERS}),
         (17, link(VXLAN), {Change.DEVICES, Change.PORTS, Change.HOPS, Change.PEERS}),
         (20, b"", {Change.DEVICES, Change.HOPS}),
         (24, route(4), {Change.HOPS}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from ctl.site import Seen
 
 ETH0 = Link(2, "eth0", "", None, 1500, True, 0, False, "", 0)
 ETH1 = replace(ETH0, ifindex=3, name="eth1")
+RESYNC_S = 60
 PROGRAM, OLD, FOREIGN = Program("from_wire_xdp", 9, 100), 99, 7
 
 
@@ -49,10 +51,10 @@ def driver() -> Driver:
     return Driver()
 
 
-def hook(driver: Driver, mode: str) -> tuple[UplinkHook, Seen]:
+def hook(driver: Driver, mode: str, steady: Callable[[], float] = float) -> tuple[UplinkHook, Seen]:
     netlink: Any = None
     xdp: Any = driver
-    made = UplinkHook(resolve(Namespace(hook=mode), {}, None), netlink, seen := Seen())
+    made = UplinkHook(resolve(Namespace(hook=mode), {}, None), netlink, seen := Seen(), steady=steady)
     made._xdp = xdp
     return made, seen
 
@@ -67,6 +69,23 @@ def test_the_uplink_ends_as_asked(driver: Driver, mode: str, attached: int, befo
         assert driver.links[2].xdp == attached
         assert seen.hook == ("xdp" if attached else "tc")
     assert driver.tries == int(attached not in (0, before)), "what is in place is left alone"
+
+
+def test_a_refusal_that_passes_is_tried_again_at_the_resync(
+    driver: Driver, caplog: pytest.LogCaptureFixture
+) -> None:
+    driver.refuses = "no memory"
+    now = 1000.0
+    made, seen = hook(driver, "xdp", lambda: now)
+    for tries in (1, 2, 3):
+        for _ in range(3):  # ports come and go
+            made.reconcile(driver.links, 2, PROGRAM)
+        assert (seen.hook, driver.tries) == ("tc", tries)
+        now += RESYNC_S - 0.5  # as long as a pass takes, since it was refused
+    assert len(caplog.records) == 1, "said once, not on each try"
+    driver.refuses = ""
+    made.reconcile(driver.links, 2, PROGRAM)
+    assert (seen.hook, seen.hook_refused) == ("xdp", "")
 
 
 def test_a_refusal_is_not_tried_again_until_something_has_changed(
@@ -150,3 +169,18 @@ def test_an_uplink_that_is_gone_is_no_error(driver: Driver) -> None:
     made, seen = hook(driver, "xdp")
     made.reconcile({}, 2, PROGRAM)
     assert seen.hook == "tc"
+
+
+@pytest.mark.parametrize(("mode", "level"), [("tc", ""), ("xdp", "WARNING"), ("auto", "INFO")])
+def test_a_kernel_that_refused_the_program_is_named_once_to_who_asked_for_it(
+    driver: Driver, caplog: pytest.LogCaptureFixture, mode: str, level: str
+) -> None:
+    caplog.set_level("INFO")
+    driver.set(ETH0, xdp=OLD)
+    made, seen = hook(driver, mode)
+    for _ in range(2):
+        made.reconcile(driver.links, 2, None, "the kernel refused it")
+        assert (driver.links[2].xdp, seen.hook) == (0, "tc")
+        assert seen.hook_refused == ("the kernel refused it: from_wire stays at tc" if level else "")
+    said = [record.levelname for record in caplog.records if "refused" in record.message]
+    assert said == [level] * bool(level)

@@ -1,0 +1,58 @@
+"""What an agent says on a kernel that is too old for the programs."""
+
+from __future__ import annotations
+
+import pytest
+
+from ctl.errors import KernelError
+from ctl.kernel import probe
+from ctl.kernel.probe import Feature
+
+
+@pytest.fixture
+def linux(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tuple[int, int]:
+    """A kernel of that version, without anything carried back."""
+    version: tuple[int, int] = request.param
+    monkeypatch.setattr(probe, "has", lambda feature: feature.since <= version)
+    monkeypatch.setattr("platform.release", lambda: f"{version[0]}.{version[1]}.0-test")
+    return version
+
+
+@pytest.mark.parametrize("linux", [(5, 13), (5, 15), (6, 1)], indirect=True)
+def test_a_kernel_that_has_it_all_is_taken(linux: tuple[int, int]) -> None:
+    probe.check()
+
+
+@pytest.mark.parametrize(
+    ("linux", "named"),
+    [
+        ((5, 12), "BPF_F_ADJ_ROOM_ENCAP_L2_ETH (Linux 5.13)"),
+        ((5, 10), "bpf_ktime_get_coarse_ns (Linux 5.11), BPF_F_ADJ_ROOM_ENCAP_L2_ETH (Linux 5.13)"),
+        ((5, 4), "bpf_redirect_peer (Linux 5.10)"),
+    ],
+    indirect=["linux"],
+)
+def test_one_that_is_too_old_is_named_with_the_remedy(linux: tuple[int, int], named: str) -> None:
+    with pytest.raises(KernelError) as caught:
+        probe.check()
+    text = str(caught.value)
+    assert text.startswith(f"this kernel ({linux[0]}.{linux[1]}.0-test) lacks ")
+    assert named in text
+    assert text.endswith("eBPF needs Linux 5.13 or newer; run a newer one, or with --bypass=off")
+    assert "\n" not in text
+
+
+def test_what_was_carried_back_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An old number alone is no reason."""
+    monkeypatch.setattr(probe, "has", lambda feature: True)
+    monkeypatch.setattr("platform.release", lambda: "4.18.0-553.el8.x86_64")
+    probe.check()
+
+
+def test_where_the_kernel_will_not_say_it_is_left_to_loading(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> int:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr("ctl.kernel.bpf.prog_load", refuse)
+    assert probe.has(Feature("any", (5, 10), helper=155))
+    assert probe.has(Feature("any", (5, 13), flags=1))
