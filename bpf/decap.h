@@ -229,10 +229,10 @@ static __always_inline void route(struct inner_header *header, const struct arri
 	ip_set_tos(&header->ip, in->tos);
 }
 
-static __always_inline void credit(const struct arrival *in, __u32 packets)
+static __always_inline void credit(struct peer_stats *stats, __u32 packets, __u32 bytes)
 {
-	in->stats->rx_packets += packets;
-	in->stats->rx_bytes += in->len;
+	stats->rx_packets += packets;
+	stats->rx_bytes += bytes;
 }
 
 static __always_inline enum reason decap(struct __sk_buff *skb, const struct arrival *in)
@@ -291,7 +291,7 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 	}
 	why = decap(skb, &in);
 	if (why == REASON_DECAP)
-		credit(&in, packets);
+		credit(in.stats, packets, in.len);
 	return why;
 }
 
