@@ -13,6 +13,7 @@ help: ## this list
 	@echo
 	@echo "  make demo DOCKER=1      the demo with real dockerd on both hosts"
 	@echo "  make demo STORY=1       all backends, and what each puts on the wire"
+	@echo "  make fuzz ROW='program=...'  one packet again, as the fuzzer has printed it"
 	@echo "  make test-unit ARGS='-k lease -x'"
 
 .PHONY: setup
@@ -66,6 +67,11 @@ bench: ready ## TCP, RTT and packet rate of eBPF against --bypass=off (root)
 kernels: ready ## the bpf ring and two nodes on Debian's 6.1 and 6.12, in emulation: an hour or two (root)
 	@scripts/setup.sh kernels
 	@$(BIN)/python -m tests.kernels $(ARGS)
+
+PACKETS ?= 10000000
+.PHONY: fuzz
+fuzz: ready ## random packets through every program: PACKETS=10000000 SEED=1 (root)
+	@$(BIN)/python -m tests.fuzz $(if $(ROW),replay '$(ROW)',$(PACKETS) $(SEED))
 
 .PHONY: clean
 clean: ## remove what dead labs left (namespaces, pins), caches and .venv

@@ -65,6 +65,31 @@ struct arrival {
 	__u8 outer_tos;
 };
 
+/* Priority tags that we look behind: the kernel takes any number of them off. */
+#define MAX_TAGS 4
+
+struct vlan_tag {
+	__be16 tci;
+	__be16 proto; /* of what is behind it */
+};
+
+/* Where a priority tag stands beside the data and more tags in them, go behind those, as
+ * __netif_receive_skb_core() does. 0, or whose the packet is. */
+static __always_inline enum reason skip_tags(struct cursor *cur, __be16 *proto)
+{
+#pragma unroll
+	for (int i = 0; i < MAX_TAGS && is_vlan(*proto); i++) {
+		struct vlan_tag *tag = take(cur, sizeof(*tag));
+
+		if (!tag)
+			return REASON_TRUNCATED;
+		if (tag->tci & bpf_htons(VLAN_VID))
+			return REASON_VLAN; /* of a VLAN device, or nobody's */
+		*proto = tag->proto;
+	}
+	return is_vlan(*proto) ? REASON_TAGGED : 0;
+}
+
 /* The outer headers of a frame of `len` bytes that is for this host. 0 if the cursor stands
  * behind the VXLAN header of a known VTEP. `skb`: 0 in XDP, which sees tags only in the
  * data, and no verdict of the NIC on checksums. */
@@ -73,17 +98,28 @@ static __always_inline enum reason read_outer(const struct node *self, struct cu
 					      struct arrival *in)
 {
 	struct ethhdr *eth = take_eth(cur);
-	struct iphdr *ip = take_ip(cur);
 	struct vxlanhdr *vxlan;
 	struct udphdr *udp;
+	struct iphdr *ip;
 	__u32 options;
+	__be16 proto;
 
-	if (!eth || !ip)
+	if (!eth)
 		return REASON_TRUNCATED;
-	if (is_vlan(eth->h_proto) && (!skb || skb->vlan_present))
-		return skb ? REASON_TAGGED : REASON_VLAN;
-	if (eth->h_proto != bpf_htons(ETH_P_IP))
+	proto = eth->h_proto;
+	if (is_vlan(proto) && !skb)
+		return REASON_VLAN;
+	if (is_vlan(proto) && skb->vlan_present) {
+		enum reason why = skip_tags(cur, &proto);
+
+		if (why)
+			return why;
+	}
+	if (proto != bpf_htons(ETH_P_IP))
 		return REASON_NOT_IPV4;
+	ip = take_ip(cur);
+	if (!ip)
+		return REASON_TRUNCATED;
 	if (ip->version != 4 || ip->protocol != IPPROTO_UDP || ip->daddr != self->host)
 		return REASON_NOT_OVERLAY;
 	/* Without its first fragment, which is the one that shows the port, the rest
@@ -98,6 +134,8 @@ static __always_inline enum reason read_outer(const struct node *self, struct cu
 		return REASON_TRUNCATED;
 	if (udp->dest != self->port)
 		return REASON_NOT_OVERLAY;
+	if (proto != eth->h_proto)
+		return REASON_TAGGED;
 	if (ip->frag_off & bpf_htons(IP_MF))
 		return REASON_OUTER_FRAGMENT;
 	if (options)
@@ -191,10 +229,10 @@ static __always_inline void route(struct inner_header *header, const struct arri
 	ip_set_tos(&header->ip, in->tos);
 }
 
-static __always_inline void credit(const struct arrival *in, __u32 packets)
+static __always_inline void credit(struct peer_stats *stats, __u32 packets, __u32 bytes)
 {
-	in->stats->rx_packets += packets;
-	in->stats->rx_bytes += in->len;
+	stats->rx_packets += packets;
+	stats->rx_bytes += bytes;
 }
 
 static __always_inline enum reason decap(struct __sk_buff *skb, const struct arrival *in)
@@ -253,7 +291,7 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 	}
 	why = decap(skb, &in);
 	if (why == REASON_DECAP)
-		credit(&in, packets);
+		credit(in.stats, packets, in.len);
 	return why;
 }
 

@@ -100,9 +100,21 @@ static __always_inline enum reason wire_to_stack(struct xdp_md *xdp, __u32 len)
 		why = admit(self, &in, 1);
 	if (!why)
 		why = xdp_decap(xdp, self, &in);
-	if (why == REASON_DECAP)
-		credit(&in, 1);
 	return why;
+}
+
+/* The peer that a packet with a note came from: what XDP has let in is its sender's own. */
+static __always_inline struct peer_stats *stats_of_sender(struct __sk_buff *skb)
+{
+	struct node *self = this_node();
+	struct peer *peer;
+	__be32 source;
+
+	if (!self || bpf_skb_load_bytes(skb, sizeof(struct ethhdr) + __builtin_offsetof(struct iphdr, saddr),
+					&source, sizeof(source)))
+		return 0;
+	peer = peer_of(self, source);
+	return peer ? stats_of(peer->host) : 0;
 }
 
 static __always_inline int is_ours(const struct delivery *note)
@@ -116,6 +128,7 @@ static __always_inline int is_ours(const struct delivery *note)
 static __always_inline enum reason deliver(struct __sk_buff *skb, const struct delivery *note)
 {
 	__u32 ifindex = note->ifindex;
+	struct peer_stats *stats;
 	__u8 macs[2 * ETH_ALEN];
 
 	/* A NIC that takes tags off the data hid this one from XDP. */
@@ -124,6 +137,10 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct d
 	__builtin_memcpy(macs, note->mac, sizeof(macs));
 	if (bpf_skb_store_bytes(skb, 0, macs, sizeof(macs), 0))
 		return REASON_ABORTED;
+	/* Not before: of what is refused or gone by now, nothing was received. */
+	stats = stats_of_sender(skb);
+	if (stats)
+		credit(stats, packets_of(skb), skb->len);
 	bpf_redirect_peer(ifindex, 0);
 	return REASON_DELIVERED;
 }

@@ -69,7 +69,7 @@ _TABLE: Final = (
     Reason(41, "spoofed_source", _DROP, "inner source address is not the sending peer's"),
     Reason(42, "outer_fragment", _DROP, "fragmented VXLAN (RFC 7348: VTEPs must not fragment)"),
     Reason(43, "outer_options", _DROP, "VXLAN with IPv4 options outside: no VTEP sends any"),
-    Reason(44, "tagged", _DROP, "VLAN tag inside the tunnel, or a second one outside"),
+    Reason(44, "tagged", _DROP, "VXLAN for us with a tag inside, or several outside"),
     Reason(60, "aborted", Verdict.ABORT, "the kernel refused a change half-way: a bug"),
 )
 

@@ -178,6 +178,10 @@ class Datapath:
         now = time.clock_gettime_ns(_MONOTONIC_COARSE)
         self._raw["flows"].update(key.pack(), FlowEntry(max(now - int(age_s * 1e9), 0), 0, 0).pack())
 
+    def approved(self, key: FlowKey) -> bool:
+        """Whether the flow is in the map, however long ago it was approved."""
+        return self._raw["flows"].lookup(key.pack()) is not None
+
     def fill(self, name: str, key: bytes, value: bytes) -> None:
         """An entry past all types."""
         self._raw[name].update(key, value)

@@ -102,6 +102,16 @@ def in_wire(**ip: Any) -> bytes:
     return wire(received(**ip))
 
 
+PRIORITY: dict[str, Any] = {"vlan": 3 << 13}
+"""A tag of no VLAN beside the data."""
+
+
+def tags(*tcis: int, **outer: Any) -> bytes:
+    """VXLAN from the peer, with tags in the data."""
+    frame = wire(received(), **outer)
+    return frame[:12] + b"".join(struct.pack("!HH", VLAN, tci) for tci in tcis) + frame[12:]
+
+
 @dataclass(frozen=True)
 class Case:
     """One packet at one hook leaves for one reason."""
@@ -205,6 +215,15 @@ IN = [
     Case("UDP segments", "from_wire", "udp_gso", in_wire(), approved(), {"gso_size": 9, "gso_segs": 2}),
     Case("tag inside the tunnel", "from_wire", "tagged",
          wire(packets.ether(b"\0\0" + received()[12:], PEER_MAC, NODE.vtep_mac, 0x8100)), approved()),
+    Case("two tags, both of no VLAN", "from_wire", "tagged", tags(0), approved(), PRIORITY),
+    Case("a tag and more than we look behind", "from_wire", "tagged", tags(*[0] * 5), approved(), PRIORITY),
+    Case("two tags, options", "from_wire", "tagged", tags(0, options=bytes(40)), approved(), PRIORITY),
+    Case("two tags, the inner one of a VLAN", "from_wire", "vlan", tags(7), approved(), PRIORITY),
+    Case("two tags, ARP", "from_wire", "not_ipv4", patched(tags(0), 16, b"\x08\x06"), run=PRIORITY),
+    Case("two tags, to another host", "from_wire", "not_overlay", tags(0, to=IPv4Address("192.168.50.9")),
+         run=PRIORITY),
+    Case("two tags, another UDP port", "from_wire", "not_overlay", tags(0, port=4789), run=PRIORITY),
+    Case("two tags, cut in the second", "from_wire", "truncated", tags(0), run={**PRIORITY, "cut": 17}),
     Case("stranger, more peers than fit", "from_wire", "peers_incomplete", wire(received(), host=FOREIGN),
          node(flags=NODE_F_PEERS_INCOMPLETE)),
     Case("nobody's subnet, more peers than fit", "from_wire", "peers_incomplete", in_wire(src=NOBODY),

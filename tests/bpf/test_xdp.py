@@ -198,6 +198,20 @@ def test_the_peer_is_credited_once(datapath: Datapath) -> None:
     assert flow.packets == 3
 
 
+def test_the_peer_is_credited_for_what_is_delivered_only(datapath: Datapath) -> None:
+    packet, raw = note(datapath)
+    assert datapath.deliver(packet, raw, vlan=7).reason == "tagged"
+    assert datapath.maps.peer_stats()[PEER.host] == PeerStats()
+
+
+def test_what_the_stack_has_merged_is_credited_as_its_packets(datapath: Datapath) -> None:
+    datapath.approve(flow_in(TCP))
+    first = datapath.xdp(wire(received(packets.tcp(bytes(100), 2000, 1000), TCP)))
+    datapath.deliver(first.packet, first.note, gso_size=50, gso_segs=2)
+    stats = datapath.maps.peer_stats()[PEER.host]
+    assert stats == PeerStats(rx_packets=2, rx_bytes=len(first.packet))
+
+
 def note(datapath: Datapath) -> tuple[bytes, bytes]:
     """(packet, note) of an approved one."""
     datapath.approve(flow_in())

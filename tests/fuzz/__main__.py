@@ -1,7 +1,8 @@
-"""A long run over the programs: `python -m tests.fuzz [PACKETS [SEED]]` (root).
+"""A long run over the programs (root): `python -m tests.fuzz [PACKETS [SEED]]`; or one packet again.
 
-Says every 100,000 packets how far it is. The first packet that breaks a rule ends it,
-with what is needed to see it again.
+Says every few seconds how far it is. A packet that breaks a rule is printed as a line that
+`python -m tests.fuzz replay 'LINE'` runs again; kept in `regressions.txt`, it is run by every
+test. The run goes on to the end, or to the twentieth such packet, and its exit code is 1 then.
 """
 
 from __future__ import annotations
@@ -9,22 +10,71 @@ from __future__ import annotations
 import sys
 import time
 
-from tests.fuzz.check import Campaign
+from tests.fuzz.campaign import Broken, Campaign, replay
+from tests.fuzz.trial import Trial
 
-REPORT_EVERY = 100_000
+DEFAULT = 1_000_000
+STEP = 1000
+REPORT_SECONDS = 10
+ENOUGH = 20
+"""Packets that break a rule, after which there is no need to look further."""
+
+
+class Report:
+    """What people see of a run."""
+
+    def __init__(self, campaign: Campaign, total: int) -> None:
+        self.broken = 0
+        self._campaign, self._total = campaign, total
+        self._started = self._said = time.monotonic()
+
+    def failed(self, broken: Broken) -> None:
+        self.broken += 1
+        print("\n".join(["broken", *broken.__notes__, str(broken)]), flush=True)
+
+    def progress(self) -> None:
+        now = time.monotonic()
+        if now - self._said >= REPORT_SECONDS:
+            self._said = now
+            self.say()
+
+    def say(self) -> None:
+        done, seconds = self._campaign.done, time.monotonic() - self._started
+        print(
+            f"{done:,} of {self._total:,} packets, {done / seconds:,.0f} a second, "
+            f"{len(self._campaign.seen)} exits seen, {self.broken} broken",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def run(total: int, seed: int) -> int:
+    """The exit code: 1 if a packet has broken a rule."""
+    print(f"seed {seed}", file=sys.stderr, flush=True)
+    with Campaign(seed) as campaign:
+        report = Report(campaign, total)
+        while campaign.done < total and report.broken < ENOUGH:
+            campaign.run(min(STEP, total - campaign.done), report.failed)
+            report.progress()
+        report.say()
+        for (program, reason), number in sorted(campaign.seen.items()):
+            print(f"{program:16} {reason:18} {number}")
+    return min(report.broken, 1)
 
 
 def main(arguments: list[str]) -> int:
-    total = int(arguments[0]) if arguments else 1_000_000
-    seed = int(arguments[1]) if len(arguments) > 1 else time.time_ns()
-    print(f"seed {seed}", file=sys.stderr)
-    with Campaign(seed) as campaign:
-        while campaign.done < total:
-            campaign.run(min(REPORT_EVERY, total - campaign.done))
-            print(f"{campaign.done} packets", file=sys.stderr)
-        for (program, reason), number in sorted(campaign.seen.items()):
-            print(f"{program:16} {reason:18} {number}")
-    return 0
+    try:
+        if arguments[:1] == ["replay"]:
+            print(replay(Trial.parse(" ".join(arguments[1:]))))
+            return 0
+        total, seed = (*map(int, arguments), *(DEFAULT, time.time_ns())[len(arguments) :])
+    except Broken as broken:
+        print(broken)
+        return 1
+    except ValueError as error:
+        print(f"{error} (see `make help`)", file=sys.stderr)
+        return 2
+    return run(total, seed)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-import struct
-from collections import Counter
-from random import Random
-from typing import Self
-
+from ctl.model import Bypass
 from ctl.reasons import REASONS, Verdict
 from tests import packets
-from tests.datapath import ENDPOINT, LOCAL, NODE, PEER, REMOTE, Action, Datapath, Result, XdpAction
-from tests.fuzz.mutator import PORTS, draw, furnish
+from tests.datapath import (
+    ENDPOINT,
+    LOCAL,
+    NODE,
+    PEER,
+    PEER_SUBNET,
+    THIRD,
+    THIRD_SUBNET,
+    Action,
+    Datapath,
+    Result,
+    XdpAction,
+)
+from tests.fuzz import kernel
+from tests.fuzz.trial import Trial, World, flow_of, signature
 
 VERDICTS = {row.label: row.verdict for row in REASONS.values()}
 ACTIONS = {
@@ -19,118 +28,140 @@ ACTIONS = {
     Verdict.DROP: Action.SHOT,
     Verdict.ABORT: Action.SHOT,
 }
-XDP = "from_wire_xdp"
 XDP_ACTIONS = {
     Verdict.BYPASS: XdpAction.PASS,
     Verdict.PASS: XdpAction.PASS,
     Verdict.DROP: XdpAction.DROP,
     Verdict.ABORT: XdpAction.ABORTED,
 }
-FURNISH_EVERY = 1000
-"""Packets after which approvals that RST and FIN have withdrawn are given again."""
+KNOWN = {PEER.host: PEER_SUBNET, THIRD.host: THIRD_SUBNET}
+USUAL = World()
+IMPOSSIBLE = ("aborted", "no_room")
 
 
-class Campaign:
-    """Random packets from one seed, through programs on one set of maps."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed, self.done = seed, 0
-        self.seen: Counter[tuple[str, str]] = Counter()
-        self._rng = Random(seed)
-        self._datapath = Datapath()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._datapath.__exit__()
-
-    def run(self, number: int) -> None:
-        """That many more; AssertionError with seed, number and packet of one that breaks a rule."""
-        for _ in range(number):
-            if self.done % FURNISH_EVERY == 0:
-                furnish(self._datapath)
-            program, frame, signature = draw(self._rng)
-            try:
-                if program == XDP:
-                    result = self._datapath.xdp(frame)
-                    check_xdp(self._datapath, frame, result)
-                else:
-                    result = self._datapath.run(program, frame, hash=signature)
-                    check(program, frame, result)
-            except (AssertionError, ValueError) as error:
-                where = f"seed {self.seed}, packet {self.done}: {program}, hash {signature}, {frame.hex()}"
-                raise AssertionError(f"{where}: {error}") from error
-            self.done += 1
-            self.seen[program, result.reason] += 1
-
-
-def check(program: str, frame: bytes, result: Result) -> None:
-    """The rules; that exactly one counter rises by one packet, Datapath.run has seen to."""
+def check(datapath: Datapath, trial: Trial, result: Result) -> None:
+    """All rules for a packet that has just been through its program."""
+    assert result.counted == (trial.segments, len(trial.frame))
+    if trial.program == "from_wire_xdp":
+        check_xdp(datapath, trial.frame, result, trial.world)
+        return
     assert result.action == ACTIONS[VERDICTS[result.reason]], f"{result.action} for {result.reason}"
-    assert result.reason not in ("aborted", "no_room"), result.reason
-    assert result.counted == (1, len(frame))
+    # A test run makes no super-packets that adjust_room would take.
+    assert result.reason not in IMPOSSIBLE or trial.gso_size, result.reason
+    check_source(trial, result.action == Action.SHOT)
     if result.action != Action.REDIRECT:
-        assert result.packet == frame, "changed and not redirected"
-    elif program == "from_container":
-        check_encap(frame, result)
+        assert result.packet == trial.frame, "changed and not redirected"
+    elif trial.program == "from_container":
+        check_encap(datapath, trial, result)
     else:
-        check_decap(frame, result)
+        check_decap(datapath, trial, result)
+    if result.reason == "learned":
+        check_learned(trial)
 
 
-def check_xdp(datapath: Datapath, frame: bytes, result: Result) -> None:
+def check_source(trial: Trial, dropped: bool) -> None:
+    """Dropped is what the kernel would have let in with a source that nobody may have, and no stranger's."""
+    if trial.program != "from_wire" or trial.vlan & 0xFFF:
+        assert not dropped, "dropped where nothing is refused"
+        return
+    frame = kernel.untagged(trial.frame) if trial.vlan else trial.frame
+    if kernel.let_in(frame) and (frame != trial.frame or forbidden(frame, trial.world)):
+        assert dropped, "the kernel would let it in"
+    if dropped:
+        assert kernel.ours(frame) or kernel.is_tagged(frame), "dropped, and none of the overlay's"
+
+
+def forbidden(frame: bytes, world: World) -> bool:
+    """Whether a packet that the vxlan device would take is of nobody who may send it."""
+    tunnel = packets.Tunnel.parse(kernel.without_options(frame))
+    unknown = not world.incomplete
+    if tunnel.ip.src not in KNOWN:
+        return unknown
+    if tunnel.frame[12:14] != b"\x08\0":
+        return tunnel.frame[12:14] in (b"\x81\0", b"\x88\xa8")
+    source = packets.Ip.parse(tunnel.frame[packets.ETH_LEN :]).src
+    holders = [host for host, subnet in KNOWN.items() if source in subnet]
+    if holders:
+        return holders != [tunnel.ip.src]
+    if source in NODE.subnet:
+        return True
+    return source in NODE.network and unknown
+
+
+def check_xdp(datapath: Datapath, frame: bytes, result: Result, world: World = USUAL) -> None:
     """In the end it is for tc as if there were no XDP: the same verdict, the same packet."""
     at_tc = datapath.run("from_wire", frame)
     assert result.counted == (1, len(frame))
     assert result.action == XDP_ACTIONS[VERDICTS[result.reason]], f"{result.action} for {result.reason}"
     # A tag in the data would be one beside it by then.
     assert (result.reason, at_tc.reason) == ("vlan", "not_ipv4") or result.reason == at_tc.reason
+    check(datapath, Trial("from_wire", frame, world), at_tc)
     if result.reason != "decap":
         assert (result.packet, result.note) == (frame, b""), "changed and not decapsulated"
         return
     delivered = datapath.deliver(result.packet, result.note)
     assert (delivered.reason, delivered.packet) == ("delivered", at_tc.packet)
-    check("from_wire", frame, at_tc)
 
 
-def check_encap(frame: bytes, result: Result) -> None:
-    tunnel, before = result.tunnel, packets.Ip.parse(frame[packets.ETH_LEN :])
+def check_encap(datapath: Datapath, trial: Trial, result: Result) -> None:
+    tunnel, before = result.tunnel, packets.Ip.parse(trial.frame[packets.ETH_LEN :])
     assert result.reason == "encap"
     assert tunnel.ip.valid
-    assert (before.src, before.dst) == (LOCAL, REMOTE)
-    assert approved(before, frame)
-    assert (tunnel.ip.src, tunnel.ip.dst) == (NODE.host, PEER.host)
+    assert before.src == LOCAL
+    assert (tunnel.ip.src, tunnel.ip.dst) == (NODE.host, holder_of(before.dst))
+    assert not (trial.world.kernel_path and tunnel.ip.dst == PEER.host)
     assert tunnel.ip.total == len(result.packet) - packets.ETH_LEN == tunnel.udp_len + packets.IP_LEN
     assert (tunnel.dport, tunnel.vni, tunnel.flags) == (NODE.port, NODE.vni, packets.VXLAN_I)
-    check_routed(before, tunnel.frame, frame)
+    check_admitted(datapath, trial, before, trial.frame)
+    check_routed(trial, before, tunnel.frame, trial.frame)
 
 
-def check_decap(frame: bytes, result: Result) -> None:
-    tunnel = packets.Tunnel.parse(frame)
+def holder_of(address: object) -> object:
+    return next(host for host, subnet in KNOWN.items() if address in subnet)
+
+
+def check_decap(datapath: Datapath, trial: Trial, result: Result) -> None:
+    tunnel = packets.Tunnel.parse(trial.frame)
     before = packets.Ip.parse(tunnel.frame[packets.ETH_LEN :])
     assert result.reason == "decap"
-    assert (tunnel.ip.src, tunnel.ip.dst) == (PEER.host, NODE.host)
-    assert (before.src, before.dst) == (REMOTE, LOCAL)
-    assert approved(before, tunnel.frame)
-    assert (tunnel.flags, tunnel.vni) == (packets.VXLAN_I, NODE.vni)
-    assert result.packet[:12] == ENDPOINT.mac.packed + ENDPOINT.bridge_mac.packed
-    check_routed(before, result.packet, tunnel.frame)
+    assert kernel.let_in(trial.frame), "the kernel would have refused it"
+    assert tunnel.frame[:6] == NODE.vtep_mac.packed
+    assert tunnel.ip.src == holder_of(before.src)
+    assert result.packet[:6] == ENDPOINT.mac.packed
+    assert result.packet[6:14] == ENDPOINT.bridge_mac.packed + b"\x08\0"
+    check_admitted(datapath, trial, before, tunnel.frame)
+    check_routed(trial, before, result.packet, tunnel.frame)
 
 
-def approved(ip: packets.Ip, frame: bytes) -> bool:
-    """Whether `furnish` has approved the flow of the frame, and the packet is no fragment."""
-    ports = struct.unpack_from("!HH", frame, packets.ETH_LEN + packets.IP_LEN)
-    whole = not ip.fragment & 0x3FFF
-    return whole and ip.proto in {packets.UDP, packets.TCP} and set(ports) <= set(PORTS)
+def check_admitted(datapath: Datapath, trial: Trial, ip: packets.Ip, frame: bytes) -> None:
+    """The mode lets it bypass: its flow is approved, if that is asked for."""
+    assert not ip.fragment & 0x3FFF
+    assert len(ip.head) == packets.IP_LEN
+    if trial.world.bypass is Bypass.LEARNED:
+        assert datapath.approved(flow_of(trial.program, frame)), "of no approved flow"
+    else:
+        assert trial.world.bypass is Bypass.ALWAYS
+        assert ip.proto in (packets.TCP, packets.UDP, packets.ICMP)
+    if ip.proto == packets.TCP:
+        flags = frame[packets.ETH_LEN + packets.IP_LEN + 13]
+        assert flags & packets.ACK
+        assert not flags & (packets.SYN | packets.FIN | packets.RST)
 
 
-def check_routed(before: packets.Ip, after: bytes, original: bytes) -> None:
+def check_learned(trial: Trial) -> None:
+    """Approved is only what carries its own signature."""
+    assert trial.world.bypass is Bypass.LEARNED
+    assert trial.hash == signature(trial.program, trial.frame)
+
+
+def check_routed(trial: Trial, before: packets.Ip, after: bytes, original: bytes) -> None:
     """The inner packet was whole and right; TTL one less, the rest untouched."""
     ip = packets.Ip.parse(after[packets.ETH_LEN :])
     assert ip.ttl == before.ttl - 1 > 0
     assert ip.valid
     assert before.valid
     assert before.total == len(original) - packets.ETH_LEN, "padding is the kernel's to trim"
+    assert before.total <= NODE.mtu or trial.gso_size, "larger than the MTU"
     assert ip.tos & ~3 == before.tos & ~3
     assert (ip.src, ip.dst, ip.proto, ip.total, ip.ident, ip.fragment) == (
         before.src, before.dst, before.proto, before.total, before.ident, before.fragment,

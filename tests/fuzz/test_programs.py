@@ -1,6 +1,10 @@
 from __future__ import annotations
 
-from tests.fuzz.check import Campaign
+import pytest
+
+from ctl.model import Bypass
+from tests.fuzz.campaign import Campaign, replay, rows
+from tests.fuzz.trial import Trial, World
 
 PACKETS = 60_000
 REACHED = {
@@ -9,6 +13,7 @@ REACHED = {
     ("from_wire", "decap"),
     ("from_wire", "spoofed_source"),
     ("from_wire", "unknown_vtep"),
+    ("from_wire", "tagged"),
     ("from_wire", "truncated"),
     ("from_wire_xdp", "decap"),
     ("from_wire_xdp", "spoofed_source"),
@@ -26,3 +31,26 @@ def test_no_packet_breaks_a_rule() -> None:
         campaign.run(PACKETS)
         few = {place for place in REACHED if campaign.seen[place] < 50}
         assert not few, f"hardly reached: {few}"
+
+
+@pytest.mark.parametrize("trial", rows(), ids=lambda trial: f"{trial.program}-{trial.frame[:48].hex()}")
+def test_what_has_broken_a_rule_once_does_so_no_more(trial: Trial) -> None:
+    replay(trial)
+
+
+def test_a_seed_gives_the_same_packets() -> None:
+    seen = []
+    for _ in range(2):
+        with Campaign(seed=7) as campaign:
+            campaign.run(3000)
+            seen.append(campaign.seen)
+    assert seen[0] == seen[1]
+
+
+def test_a_trial_is_read_as_it_is_written() -> None:
+    trial = Trial("from_wire", b"\1\2\3", World(Bypass.OFF, 1, 0), vlan=7, gso_size=9, gso_segs=2, note=b"\4")
+    assert Trial.parse(str(trial)) == trial
+    with pytest.raises(ValueError, match="unknown: speed"):
+        Trial.parse(f"{trial} speed=3")
+    with pytest.raises(ValueError, match="no 'frame'"):
+        Trial.parse(str(trial).split(" frame=", 1)[0])

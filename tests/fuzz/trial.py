@@ -1,0 +1,141 @@
+"""One packet with all that its fate depends on, as one line of text: what fails can be replayed."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, fields, replace
+from itertools import product
+from typing import Final, Self
+
+from ctl.abi import NODE_F_PEERS_INCOMPLETE, PEER_F_KERNEL_PATH, Direction, FlowKey
+from ctl.model import Bypass
+from tests import packets
+from tests.datapath import PEER, PEER_SUBNET, Datapath, Result, flow_hash, flow_in, flow_out
+
+PORTS: Final = (1000, 2000, 20000)
+DSCPS: Final = (0, 46)
+ECHO: Final = 8 << 8
+"""Echo requests of code 0, as the second port of a flow."""
+FOREVER: Final = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """What a node is told, as far as it differs between trials."""
+
+    bypass: Bypass = Bypass.LEARNED
+    incomplete: int = 0
+    """1: not all peers fit the map."""
+    kernel_path: int = 0
+    """1: only the kernel may send to PEER."""
+
+    def furnish(self, datapath: Datapath) -> None:
+        """The usual node in this world, with every flow of `approved_flows` approved."""
+        flags = NODE_F_PEERS_INCOMPLETE if self.incomplete else 0
+        datapath.furnish(approval_ttl_ns=FOREVER, bypass=self.bypass, flags=flags)
+        if self.kernel_path:
+            datapath.peer(PEER_SUBNET, replace(PEER, flags=PEER_F_KERNEL_PATH))
+        for key in APPROVED:
+            datapath.approve(key)
+
+
+def approved_flows() -> list[FlowKey]:
+    """Both directions between LOCAL and REMOTE, of all PORTS and DSCPS."""
+    found = []
+    for dscp in DSCPS:
+        for make, proto in product((flow_out, flow_in), (packets.UDP, packets.TCP)):
+            found += [make(proto, *ports, dscp=dscp) for ports in product(PORTS, repeat=2)]
+        found += [make(packets.ICMP, port, ECHO, dscp=dscp) for make in (flow_out, flow_in) for port in PORTS]
+    return found
+
+
+APPROVED: Final = tuple(approved_flows())
+"""In an order that is always the same."""
+DIRECTIONS: Final = {
+    "from_container": Direction.OUT,
+    "to_overlay": Direction.OUT,
+    "from_wire": Direction.IN,
+    "to_container": Direction.IN,
+    "from_wire_xdp": Direction.IN,
+}
+
+
+def signature(program: str, frame: bytes) -> int:
+    """Of the flow that a frame says it is of. ValueError if it is too short for one."""
+    return flow_hash(flow_of(program, frame))
+
+
+def flow_of(program: str, frame: bytes) -> FlowKey:
+    """The flow that a frame says it is of. ValueError if it is too short for one."""
+    ip, l4 = packets.Ip.parse(frame[packets.ETH_LEN :]), frame[packets.ETH_LEN + packets.IP_LEN :]
+    if len(l4) < 8:
+        raise ValueError(f"no ports: {frame.hex()}")
+    sport, dport, third = struct.unpack_from("!HHH", l4)
+    if ip.proto == packets.ICMP:
+        sport, dport = third, sport
+    make = flow_out if DIRECTIONS[program] is Direction.OUT else flow_in
+    key = make(ip.proto, sport, dport, dscp=ip.tos >> 2)
+    return replace(key, saddr=ip.src, daddr=ip.dst)
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A program, a packet for it, and what stands beside the packet's bytes."""
+
+    program: str
+    frame: bytes
+    world: World = World()
+    hash: int = 0
+    """Signature that it carries, 0: none."""
+    vlan: int = 0
+    """Tag beside the data, 0: none."""
+    gso_size: int = 0
+    gso_segs: int = 0
+    note: bytes = b""
+    """Metadata in front of it, as if XDP had left them."""
+
+    def run(self, datapath: Datapath) -> Result:
+        """Through the program."""
+        if self.program == "from_wire_xdp":
+            return datapath.xdp(self.frame)
+        if self.note:
+            return datapath.deliver(self.frame, self.note, vlan=self.vlan)
+        return datapath.run(
+            self.program,
+            self.frame,
+            hash=self.hash,
+            vlan=self.vlan,
+            gso_size=self.gso_size,
+            gso_segs=self.gso_segs,
+        )
+
+    @property
+    def segments(self) -> int:
+        """Packets that it counts as."""
+        return max(self.gso_segs, 1)
+
+    def __str__(self) -> str:
+        """`parse` reads it."""
+        world = [f"{each.name}={getattr(self.world, each.name)}" for each in fields(World)]
+        beside = [f"{name}={getattr(self, name)}" for name in BESIDE if getattr(self, name)]
+        note = [f"note={self.note.hex()}"] if self.note else []
+        return " ".join([f"program={self.program}", *world, *beside, *note, f"frame={self.frame.hex()}"])
+
+    @classmethod
+    def parse(cls, line: str) -> Self:
+        """ValueError for a line that is none."""
+        words = dict(word.split("=", 1) for word in line.split())
+        try:
+            world = World(
+                Bypass(words.pop("bypass")), int(words.pop("incomplete")), int(words.pop("kernel_path"))
+            )
+            program, frame = words.pop("program"), bytes.fromhex(words.pop("frame"))
+            note = bytes.fromhex(words.pop("note", ""))
+        except KeyError as error:
+            raise ValueError(f"no {error} in: {line}") from None
+        if unknown := words.keys() - set(BESIDE):
+            raise ValueError(f"unknown: {', '.join(sorted(unknown))}")
+        return cls(program, frame, world, note=note, **{name: int(value) for name, value in words.items()})
+
+
+BESIDE: Final = ("hash", "vlan", "gso_size", "gso_segs")
