@@ -58,17 +58,23 @@ class Watch:
 
 
 def run(
-    site: Site, scenario: Scenario, seconds: float = 0, progress: Callable[[str], None] = lambda _: None
+    site: Site,
+    scenario: Scenario,
+    *,
+    times: int = 1,
+    seconds: float = 0,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
-    """Do it, and do it again for about `seconds`; once if 0. The site is as before afterwards."""
+    """Do it so many times, and again for at least `seconds`. The site is as before afterwards."""
     instrument = Instrument(site.one, site.two)
     windows: list[tuple[int, int]] = []
-    log, named = "", set()
+    log = ""
+    named: set[str] = set()
     detected: list[float] = []
     instrument.begin()
     instrument.advance(BEFORE_S)
     deadline = time.monotonic() + seconds
-    while not windows or time.monotonic() < deadline:
+    while len(windows) < times or time.monotonic() < deadline:
         progress(f"{scenario.group}: {scenario.name}" + (f" ({len(windows) + 1})" if windows else ""))
         watch = Watch(site, scenario)
         begin = time.time_ns()
@@ -81,6 +87,7 @@ def run(
         detected += [] if first is None else [first]
         log, named = log + watch.log(), named | watch.complaints
         instrument.advance(AFTER_S)
+        scenario.restore(site)
     figures = instrument.finish()
     scenario.finish(site)
     mended = max(end - begin for begin, end in windows) / 1e6

@@ -48,8 +48,12 @@ class Scenario:
     """What may lose packets between `act` and its mending; nothing else may lose any, ever."""
     why: str = ""
     """Why it cannot be none."""
+    restore: Callable[[Site], None] = lambda _: None
+    """Puts the site back as it was, under traffic: this may lose nothing either."""
     finish: Callable[[Site], None] = lambda _: None
-    """Puts the site back as it was for the next scenario, when no traffic runs."""
+    """The same for what no traffic may see."""
+    times: int = 5
+    """How often `make chaos` does it, if not told for how long."""
     build: Build = sites.pair
     limit: float = 30
     """Seconds in which it has to be mended, on a machine that does other things as well."""

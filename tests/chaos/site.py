@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+import signal
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
-from tests.host import Agent, Container, Host
+from tests.host import Agent, Container, Host, ovctl_argv
 from tests.lab import Lab, wait_until
+from tests.namespace import REPOSITORY
 
 
 @dataclass
@@ -35,12 +38,34 @@ class Site:
         """The newest one."""
         return self.lives[host][-1]
 
-    def start(self, host: str = "a", *flags: str, wait: bool = True) -> Agent:
-        """Another agent with the host's flags, and these."""
-        place = self.a if host == "a" else self.b
-        agent = place.agent(*self.flags.get(host, ()), *flags, wait=wait)
-        self.lives.setdefault(host, []).append(agent)
+    def start(
+        self,
+        host: str = "a",
+        *flags: str,
+        wait: bool = True,
+        program: Sequence[str] = (),
+        source: Path = REPOSITORY,
+        env: Mapping[str, str] | None = None,
+    ) -> Agent:
+        """Another agent with the host's flags, and these.
+
+        `program`: what runs instead of `ovctl`; `source`: the tree to run it from.
+        """
+        place = self.host(host)
+        lives = self.lives.setdefault(host, [])
+        stem = self.lab.dir / f"chaos-{host}-{len(lives)}"
+        argv = (*(program or ovctl_argv()), "agent", *self.flags.get(host, ()), *flags)
+        agent = Agent(place.argv(*argv), stem, env=place.environment(env), cwd=source)
+        agent.host = place
+        lives.append(agent)
+        if len(lives) == 1:
+            self.lab.at_close(lambda: lives[-1].kill(signal.SIGKILL))
+        if wait:
+            agent.wait_ready()
         return agent
+
+    def host(self, name: str) -> Host:
+        return self.a if name == "a" else self.b
 
     def log(self, host: str = "a") -> str:
         """What all agents of the host have said so far."""
@@ -48,12 +73,11 @@ class Site:
 
     def healthy(self, host: str = "a") -> bool:
         """`ovctl status` has nothing to say."""
-        place = self.a if host == "a" else self.b
-        return place.ovctl("status", check=False).returncode == 0
+        return self.host(host).ovctl("status", check=False).returncode == 0
 
     def passes(self, host: str = "a") -> int:
         """Reconciles of the running agent."""
-        report = (self.a if host == "a" else self.b).status()["reconcile"]
+        report = self.host(host).status()["reconcile"]
         return int(report["ok"]) + int(report["failed"])
 
 
