@@ -13,6 +13,7 @@ help: ## this list
 	@echo
 	@echo "  make demo DOCKER=1      the demo with real dockerd on both hosts"
 	@echo "  make demo STORY=1       all backends, and what each puts on the wire"
+	@echo "  make chaos SCENARIO=bridge SECONDS=60   some scenarios, for a minute"
 	@echo "  make test-unit ARGS='-k lease -x'"
 
 .PHONY: setup
@@ -61,6 +62,10 @@ format: ready ## let ruff put the code in form
 .PHONY: bench
 bench: ready ## TCP, RTT and packet rate of eBPF against --bypass=off (root)
 	@$(BIN)/python -m tests.bench $(ARGS)
+
+.PHONY: chaos
+chaos: ready ## what goes wrong on a node, under traffic, every packet counted (root)
+	@$(BIN)/python -m tests.chaos $(if $(SCENARIO),--only '$(SCENARIO)') $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 .PHONY: clean
 clean: ## remove what dead labs left (namespaces, pins), caches and .venv

@@ -16,6 +16,9 @@ GROUP: Final = "Host"
 DEVICE: Final = "ovnet.1"
 HUNDRED: Final = 100
 OPERATIONS: Final = "`ovnet_reconcile_operations_total`"
+DEACTIVATED: Final = (
+    "the kernel stops a device's sending for a moment when a clsact qdisc comes or goes (dev_deactivate)"
+)
 NO_WAY: Final = "nothing carries the kernel path meanwhile, nor an approved flow's packet that is due there"
 
 
@@ -51,9 +54,22 @@ def whole(site: Site) -> bool:
     )
 
 
-def clsact_deleted(device: str) -> Callable[[Site], None]:
-    """All programs of a device; `` is the container's port."""
-    return lambda site: void(site.a.run("tc", "qdisc", "del", "dev", device or site.one.port, "clsact"))
+def devices(site: Site) -> tuple[str, str, str]:
+    """Those with programs of ours."""
+    return "eth0", DEVICE, site.one.port
+
+
+def filters_deleted(site: Site) -> None:
+    """All programs everywhere, but not the qdiscs that they hang on."""
+    for device in devices(site):
+        for way in ("ingress", "egress"):
+            site.a.run("tc", "filter", "del", "dev", device, way)
+
+
+def clsact_deleted(site: Site) -> None:
+    """The qdiscs, and the programs with them."""
+    for device in devices(site):
+        site.a.run("tc", "qdisc", "del", "dev", device, "clsact")
 
 
 def taken_by_someone(site: Site) -> None:
@@ -66,9 +82,10 @@ def taken_by_someone(site: Site) -> None:
        "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
 
 
-def named(text: str) -> Callable[[Site], bool]:
-    """Status names it: that is all that the agent may do."""
-    return lambda site: any(text in line for line in site.a.status()["problems"])
+def left_alone(site: Site) -> bool:
+    """The port is named as the kernel path's: that is all that the agent may do."""
+    ports = [port["name"] for port in site.a.status()["kernel_ports"]]
+    return ports == [site.one.port]
 
 
 def given_back(site: Site) -> None:
@@ -189,14 +206,12 @@ SCENARIOS: Final = (
              "containers hang on the bridge: they have no way until they hang on the new one"),
     Scenario(GROUP, "vxlan device deleted", "`ip link del ovnet.1`", on_a("ip", "link", "del", DEVICE), whole,
              Sight(metric=OPERATIONS), KERNEL_PATH, NO_WAY),
-    Scenario(GROUP, "uplink's programs removed", "`tc qdisc del dev eth0 clsact`", clsact_deleted("eth0"), whole,
+    Scenario(GROUP, "programs removed", "`tc filter del` on uplink, vxlan device and port", filters_deleted, whole,
              Sight(metric=OPERATIONS)),
-    Scenario(GROUP, "port's programs removed", "`tc qdisc del dev PORT clsact`", clsact_deleted(""), whole,
-             Sight(metric=OPERATIONS)),
-    Scenario(GROUP, "vxlan device's programs removed", "`tc qdisc del dev ovnet.1 clsact`", clsact_deleted(DEVICE),
-             whole, Sight(metric=OPERATIONS)),
+    Scenario(GROUP, "qdiscs removed", "`tc qdisc del ... clsact` on uplink, vxlan device and port", clsact_deleted,
+             whole, Sight(metric=OPERATIONS), ALL, DEACTIVATED),
     Scenario(GROUP, "program replaced", "someone's filter takes the place of ours on a port",
-             taken_by_someone, named("someone else"), Sight(status="someone else"), restore=given_back),
+             taken_by_someone, left_alone, Sight(log="filter of someone else has our priority"), restore=given_back),
     Scenario(GROUP, "XDP removed", "`ip link set eth0 xdp off`, with `--hook xdp`",
              on_a("ip", "link", "set", "dev", "eth0", "xdp", "off"), has_xdp,
              Sight(log="XDP attached to eth0"), build=with_xdp),

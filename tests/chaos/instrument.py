@@ -53,6 +53,21 @@ class Instrument:
             end.datagrams.kill(number)
             end.connections.kill(number)
 
+    def flows(self, seconds: float = 20) -> None:
+        """Return when of all streams arrives what is sent from now on; TimedOut if it does not."""
+        sent = [{stream: found[stream]["sent"] for stream in datagrams.SHARE} for found in self.progress()]
+
+        def arrive() -> bool:
+            highest = [
+                found[stream]["highest"] for found in reversed(self.progress()) for stream in datagrams.SHARE
+            ]
+            return all(
+                now > then
+                for now, then in zip(highest, [n for each in sent for n in each.values()], strict=True)
+            )
+
+        wait_until(arrive, seconds, lambda: f"all streams arrive: {self.progress()}", 0.01)
+
     def _arrives(self) -> bool:
         return all(found[stream]["received"] > 0 for found in self.progress() for stream in datagrams.SHARE)
 

@@ -81,6 +81,7 @@ def run(
         try:
             scenario.act(site)
             wait_until(lambda: scenario.mended(site), scenario.limit, lambda: f"mended\n{site.log()}", 0.01)
+            instrument.flows()
         finally:
             windows.append((begin, time.time_ns()))
             first = watch.close()
