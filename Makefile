@@ -14,6 +14,8 @@ help: ## this list
 	@echo "  make demo DOCKER=1      the demo with real dockerd on both hosts"
 	@echo "  make demo STORY=1       all backends, and what each puts on the wire"
 	@echo "  make fuzz ROW='program=...'  one packet again, as the fuzzer has printed it"
+
+	@echo "  make chaos SCENARIO=bridge SECONDS=60   some scenarios, for a minute"
 	@echo "  make test-unit ARGS='-k lease -x'"
 
 .PHONY: setup
@@ -72,6 +74,10 @@ PACKETS ?= 10000000
 .PHONY: fuzz
 fuzz: ready ## random packets through every program: PACKETS=10000000 SEED=1 (root)
 	@$(BIN)/python -m tests.fuzz $(if $(ROW),replay '$(ROW)',$(PACKETS) $(SEED))
+
+.PHONY: chaos
+chaos: ready ## what goes wrong on a node, under traffic, every packet counted (root)
+	@$(BIN)/python -m tests.chaos $(if $(SCENARIO),--only '$(SCENARIO)') $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
 .PHONY: clean
 clean: ## remove what dead labs left (namespaces, pins), caches and .venv

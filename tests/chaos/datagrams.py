@@ -1,0 +1,127 @@
+"""Numbered datagrams both ways, for use in a container: `python -m tests.chaos.datagrams PEER RATE`.
+
+Two streams to the container at PEER, and the same two from it:
+
+    plain      RATE a second, port PORT: eBPF may carry it
+    options    a quarter of that, port PORT + 1: with an IP option, so always by the kernel path
+
+SIGUSR2 begins the sending, SIGUSR1 ends it, SIGTERM ends the program. Each 0.1 s a JSON line: per stream how many were
+sent and have arrived; the last line has `final` and everything that was counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import socket
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Final
+
+from tests.chaos.mmsg import SLOTS, Slots, udp_socket
+from tests.chaos.tally import Tally
+
+PORT: Final = 9400
+PLAIN, OPTIONS = "plain", "options"
+SHARE: Final = {PLAIN: 1.0, OPTIONS: 0.25}
+"""Of the rate."""
+TICK_S: Final = 0.002
+LATE_S: Final = 0.01
+"""A sender that was not run for longer does not make up for it: a burst would be a loss of its own."""
+NOTHING: Final = b"\1\1\1\1"
+"""Four times the option that does nothing (RFC 791)."""
+
+
+class Stream:
+    """One socket: numbers out, numbers in."""
+
+    def __init__(self, name: str, peer: str, rate: float) -> None:
+        """`rate` in datagrams a second."""
+        port = PORT + list(SHARE).index(name)
+        self.sock = udp_socket(port)
+        if name == OPTIONS:
+            self.sock.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, NOTHING)
+        self.name, self.rate = name, rate
+        self.sent = 0
+        self.refused = 0
+        """Times that the kernel did not take what we sent; it was sent again."""
+        self.tally = Tally()
+        self._out, self._in = Slots(self.sock, (peer, port)), Slots(self.sock)
+        self._start = 0.0
+
+    def send(self, now: float) -> None:
+        """What is due."""
+        self._start = max(self._start, now - (self.sent + LATE_S * self.rate) / self.rate)
+        due = int((now - self._start) * self.rate) - self.sent
+        while due > 0:
+            try:
+                taken = self._out.send(self.sent, min(due, SLOTS), time.time_ns())
+            except OSError:
+                self.refused += 1
+                return
+            self.sent += taken
+            due -= taken
+
+    def receive(self) -> None:
+        """What is there."""
+        while True:
+            numbers, sent, arrived = self._in.receive()
+            self.tally.add(numbers, sent, arrived)
+            if len(numbers) < SLOTS:
+                return
+
+    def dropped(self) -> int:
+        """Datagrams that came, and for which the socket had no room: nobody ran to read it."""
+        inode = str(Path(f"/proc/self/fd/{self.sock.fileno()}").readlink()).strip("socket:[]")
+        rows = [line.split() for line in Path("/proc/self/net/udp").read_text().splitlines()[1:]]
+        return next(int(row[-1]) for row in rows if row[9] == inode)
+
+    def brief(self) -> dict[str, object]:
+        return {"sent": self.sent, "received": self.tally.received, "highest": self.tally.highest}
+
+    def full(self) -> dict[str, object]:
+        tally = self.tally
+        return {**self.brief(), "duplicates": tally.duplicates, "late": tally.late, "refused": self.refused,
+                "dropped": self.dropped(), "longest_gap_ms": tally.longest_gap / 1e6,
+                "last_sent": tally.last_sent,
+                "holes": [asdict(loss) for loss in tally.losses(tally.highest + 1, 0)],
+                }  # fmt: skip
+
+
+def say(facts: object) -> None:
+    """A JSON line, out at once."""
+    print(json.dumps(facts), flush=True)
+
+
+def main() -> int:
+    """Run until SIGTERM."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("peer")
+    parser.add_argument("rate", type=float)
+    args = parser.parse_args()
+    told: set[int] = set()
+    for number in (signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, lambda number, _: told.add(number))
+    streams = [Stream(name, args.peer, args.rate * share) for name, share in SHARE.items()]
+    spoke = 0.0
+    while signal.SIGTERM not in told:
+        now = time.monotonic()
+        for stream in streams:
+            if told == {signal.SIGUSR2}:
+                stream.send(now)
+            stream.receive()
+        if now - spoke > 0.1:
+            say({stream.name: stream.brief() for stream in streams} | {"ended": signal.SIGUSR1 in told})
+            spoke = now
+        time.sleep(max(0.0, now + TICK_S - time.monotonic()))
+    for stream in streams:
+        stream.receive()
+    say({stream.name: stream.full() for stream in streams} | {"final": True})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,239 @@
+"""Scenarios: something or someone changes the host under the agent."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from tests.chaos.scenario import ALL, KERNEL_PATH, Scenario, Sight
+from tests.chaos.site import Site, filters, pair, rule_handles
+from tests.lab import Lab, wait_until
+
+GROUP: Final = "Host"
+DEVICE: Final = "ovnet.1"
+HUNDRED: Final = 100
+OPERATIONS: Final = "`ovnet_reconcile_operations_total`"
+DEACTIVATED: Final = (
+    "the kernel stops a device's sending for a moment when a clsact qdisc comes or goes (dev_deactivate)"
+)
+NO_WAY: Final = "nothing carries the kernel path meanwhile, nor an approved flow's packet that is due there"
+
+
+def on_a(*command: str) -> Callable[[Site], None]:
+    """A command on the host."""
+    return lambda site: void(site.a.run(*command))
+
+
+def void(_: object) -> None:
+    """Nothing of it is wanted."""
+
+
+def bridge_deleted(site: Site) -> None:
+    """The bridge goes; when the agent has made another, the container runtime's part: the port is put on it."""
+    a = site.a
+    address = str(a.gateway)
+    a.ip("link", "del", a.bridge)
+    wait_until(
+        lambda: address in a.run("ip", "addr", "show", a.bridge, check=False).stdout, 20, site.log, every=0.01
+    )
+    a.ip("link", "set", site.one.port, "master", a.bridge)
+
+
+def whole(site: Site) -> bool:
+    """Devices, programs and routes are there, and nothing is named as wrong."""
+    a = site.a
+    places = (("eth0", 1), (DEVICE, 1), (site.one.port, 2))
+    return (
+        all(filters(a, device).count("ovnet:") == count for device, count in places)
+        and bool(a.ip("route", "show", "proto", "147"))
+        and "masquerade" in rule_handles(a)
+        and site.healthy()
+    )
+
+
+def devices(site: Site) -> tuple[str, str, str]:
+    """Those with programs of ours."""
+    return "eth0", DEVICE, site.one.port
+
+
+def filters_deleted(site: Site) -> None:
+    """All programs everywhere, but not the qdiscs that they hang on."""
+    for device in devices(site):
+        for way in ("ingress", "egress"):
+            site.a.run("tc", "filter", "del", "dev", device, way)
+
+
+def clsact_deleted(site: Site) -> None:
+    """The qdiscs, and the programs with them."""
+    for device in devices(site):
+        site.a.run("tc", "qdisc", "del", "dev", device, "clsact")
+
+
+def taken_by_someone(site: Site) -> None:
+    """Someone puts a filter of his own where ours was, which passes everything."""
+    tc = partial(site.a.run, "tc", "filter")
+    (row,) = [row for row in json.loads(site.a.run("tc", "-j", "filter", "show", "dev", site.one.port,
+              "ingress").stdout) if "handle" in row.get("options", {})]  # fmt: skip
+    tc("del", "dev", site.one.port, "ingress")
+    tc("add", "dev", site.one.port, "ingress", "prio", str(row["pref"]), "protocol", "ip",
+       "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
+
+
+def left_alone(site: Site) -> bool:
+    """The port is named as the kernel path's: that is all that the agent may do."""
+    ports = [port["name"] for port in site.a.status()["kernel_ports"]]
+    return ports == [site.one.port]
+
+
+def given_back(site: Site) -> None:
+    """Someone takes it away again."""
+    site.a.run("tc", "filter", "del", "dev", site.one.port, "ingress")
+    wait_until(lambda: whole(site), 20, "our programs are back")
+
+
+def event(site: Site) -> None:
+    """Something that makes the agent look at its devices: else it does so every `--resync-interval`."""
+    site.a.ip("addr", "add", "10.99.9.9/32", "dev", "lo")
+    site.a.ip("addr", "del", "10.99.9.9/32", "dev", "lo")
+
+
+def pins_removed(site: Site) -> None:
+    shutil.rmtree(site.a.bpffs)
+    event(site)
+
+
+def pinned(site: Site) -> bool:
+    return len([*site.a.bpffs.glob("v*/maps/*")]) == 7 and len([*site.a.bpffs.glob("v*/progs-*/*")]) == 5
+
+
+def routes_flushed(site: Site) -> None:
+    """All of the main table; then what belongs to the devices, as whoever runs the host restores it."""
+    a = site.a
+    kept = [
+        line for line in a.ip("-4", "route", "show", "proto", "kernel").splitlines() if "dev eth0" in line
+    ]
+    a.ip("route", "flush", "table", "main")
+    for line in kept:
+        a.ip("route", "add", *line.replace(" linkdown", "").split())
+
+
+def uplink_bounced(site: Site) -> None:
+    site.a.ip("link", "set", "eth0", "down")
+    site.a.ip("link", "set", "eth0", "up")
+
+
+def moved(site: Site) -> None:
+    """The uplink gets another address, and the old one goes."""
+    a = site.a
+    old, new = a.address, site.notes.get("old address", "192.168.77.99")
+    a.ip("addr", "del", f"{old}/24", "dev", "eth0")
+    a.ip("addr", "add", f"{new}/24", "dev", "eth0")
+    a.address, site.notes["old address"] = new, old
+
+
+def followed(site: Site) -> bool:
+    """The lease says so, and the other node has followed."""
+    rows = site.b.json("map", "dump", "peers")
+    return [row["host"] for row in rows] == [site.a.address] and whole(site)
+
+
+def mtu(value: int) -> Callable[[Site], None]:
+    return lambda site: void(site.a.ip("link", "set", "eth0", "mtu", str(value)))
+
+
+def has_mtu(value: int) -> Callable[[Site], bool]:
+    """Devices and subnet.env follow."""
+    return lambda site: site.a.subnet_env()["FLANNEL_MTU"] == str(value - 50) and site.healthy()
+
+
+def crowd(site: Site) -> None:
+    """A hundred ports come onto the bridge at once, get programs, and go again."""
+    far = site.notes.get("far") or site.notes.setdefault("far", site.lab.namespace("far"))
+    names = [f"crowd{number}" for number in range(HUNDRED)]
+    batch(site, [f"link add {name} type veth peer name {name} netns {far.netns}" for name in names]
+          + [f"link set {name} master {site.a.bridge} up" for name in names])  # fmt: skip
+    wait_until(lambda: len(site.a.status()["ports"]) == HUNDRED + 1, 30, "all ports have programs")
+    batch(site, [f"link del {name}" for name in names])
+
+
+def batch(site: Site, lines: list[str]) -> None:
+    site.a.run("ip", "-batch", "-", stdin="".join(f"{line}\n" for line in lines))
+
+
+def alone(site: Site) -> bool:
+    return list(site.a.status()["ports"]) == [site.one.port] and site.healthy()
+
+
+def renamed(old: str, new: str) -> Callable[[Site], None]:
+    return lambda site: void(site.a.ip("link", "set", "dev", old, "name", new))
+
+
+def port_renamed(site: Site) -> None:
+    new = f"x{site.one.port}"[:15] if not site.one.port.startswith("x") else site.one.port[1:]
+    site.a.ip("link", "set", "dev", site.one.port, "name", new)
+    site.one.port = new
+
+
+def mtu_restored(site: Site) -> None:
+    wait_until(lambda: has_mtu(1500)(site), 20, "the MTU is as it was")
+
+
+def nameless(site: Site) -> bool:
+    """The agent has missed its uplink."""
+    return "uplink eth0 does not exist" in site.a.status()["reconcile"]["error"]
+
+
+def named_again(site: Site) -> None:
+    """The name that it had."""
+    site.a.ip("link", "set", "dev", "up0", "name", "eth0")
+    wait_until(lambda: whole(site), 40, "all is well again")
+
+
+def with_xdp(lab: Lab) -> Site:
+    return pair(lab, "--hook", "xdp")
+
+
+def has_xdp(site: Site) -> bool:
+    return "xdp" in site.a.ip("link", "show", "eth0") and site.a.status()["hook"] == "xdp"
+
+
+SCENARIOS: Final = (
+    Scenario(GROUP, "bridge deleted", "`ip link del ovnet0`; the container runtime puts its port on the new one",
+             bridge_deleted, whole, Sight(metric=OPERATIONS), ALL,
+             "containers hang on the bridge: they have no way until they hang on the new one"),
+    Scenario(GROUP, "vxlan device deleted", "`ip link del ovnet.1`", on_a("ip", "link", "del", DEVICE), whole,
+             Sight(metric=OPERATIONS), KERNEL_PATH, NO_WAY),
+    Scenario(GROUP, "programs removed", "`tc filter del` on uplink, vxlan device and port", filters_deleted, whole,
+             Sight(metric=OPERATIONS)),
+    Scenario(GROUP, "qdiscs removed", "`tc qdisc del ... clsact` on uplink, vxlan device and port", clsact_deleted,
+             whole, Sight(metric=OPERATIONS), ALL, DEACTIVATED),
+    Scenario(GROUP, "program replaced", "someone's filter takes the place of ours on a port",
+             taken_by_someone, left_alone, Sight(log="filter of someone else has our priority"), restore=given_back),
+    Scenario(GROUP, "XDP removed", "`ip link set eth0 xdp off`, with `--hook xdp`",
+             on_a("ip", "link", "set", "dev", "eth0", "xdp", "off"), has_xdp,
+             Sight(log="XDP attached to eth0"), build=with_xdp),
+    Scenario(GROUP, "pins removed", "all of `--bpffs`", pins_removed, pinned, Sight(log="were gone: pinned again")),
+    Scenario(GROUP, "rules flushed", "`nft flush ruleset`", on_a("nft", "flush", "ruleset"), whole,
+             Sight(metric=OPERATIONS)),
+    Scenario(GROUP, "our routes flushed", "`ip route flush proto 147`", on_a("ip", "route", "flush", "proto", "147"),
+             whole, Sight(metric=OPERATIONS), KERNEL_PATH, NO_WAY),
+    Scenario(GROUP, "all routes flushed", "`ip route flush table main`; the administrator restores the underlay's",
+             routes_flushed, whole, Sight(metric=OPERATIONS), ALL, "there is no route to other hosts meanwhile"),
+    Scenario(GROUP, "uplink down and up", "`ip link set eth0 down`, up", uplink_bounced, whole,
+             Sight(metric=OPERATIONS), ALL, "there is no wire meanwhile"),
+    Scenario(GROUP, "uplink's address changed", "another address, the old one goes; peers follow by the lease",
+             moved, followed, Sight(log="uplink is now eth0 with"), ALL,
+             "peers send to the old address until they have read the lease"),
+    Scenario(GROUP, "MTU changed", "the uplink's MTU from 1500 to 1400", mtu(1400), has_mtu(1400),
+             Sight(metric=OPERATIONS), restore=mtu(1500), finish=mtu_restored),
+    Scenario(GROUP, "a hundred containers", "a hundred ports come onto the bridge at once, and go", crowd, alone,
+             Sight(metric="`ovnet_ports`")),
+    Scenario(GROUP, "conntrack flushed", "`conntrack -F`", on_a("conntrack", "-F"), whole, Sight()),
+    Scenario(GROUP, "port renamed", "`ip link set dev PORT name ...`", port_renamed, alone, Sight()),
+    Scenario(GROUP, "uplink renamed", "`ip link set dev eth0 name up0`, which `--iface` does not name; and back",
+             renamed("eth0", "up0"), nameless,
+             Sight(log="uplink eth0 does not exist"), restore=named_again),
+)  # fmt: skip

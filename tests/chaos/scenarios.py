@@ -1,0 +1,10 @@
+"""All scenarios, in the order of the table."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from tests.chaos import agents, hosts, upgrade
+from tests.chaos.scenario import Scenario
+
+SCENARIOS: Final[tuple[Scenario, ...]] = (*agents.SCENARIOS, *upgrade.SCENARIOS, *hosts.SCENARIOS)
