@@ -55,7 +55,9 @@ class Systemd:
     def __init__(self, host: Host, drop_in: str = "") -> None:
         self._host = host
         root = host.lab.dir / f"{host.name}-root"
-        shutil.copytree("/etc", root / "etc", symlinks=True, ignore=shutil.ignore_patterns("ovnet", "systemd"))
+        shutil.copytree(
+            "/etc", root / "etc", symlinks=True, ignore=shutil.ignore_patterns("ovnet", "systemd")
+        )
         (root / "var/lib/ovnet").mkdir(parents=True)
         self._units = root / "run/units"
         self._write_units(drop_in)

@@ -55,7 +55,9 @@ def test_systemd_finds_nothing_wrong_with_the_unit(service: Service) -> None:
     found = run(["nsenter", "--target", str(systemd.pid), "--all", "env", "SYSTEMD_UNIT_PATH=/run/units",
                  "systemd-analyze", "verify", f"/run/units/{UNIT.name}"])  # fmt: skip
     assert UNIT.name not in found.stdout + found.stderr
-    systemd.inside("systemd-analyze", "security", "--offline=yes", "--threshold=26", f"/run/units/{UNIT.name}")
+    systemd.inside(
+        "systemd-analyze", "security", "--offline=yes", "--threshold=26", f"/run/units/{UNIT.name}"
+    )
     with pytest.raises(CommandFailed):  # so the threshold is one
         systemd.inside(
             "systemd-analyze", "security", "--offline=yes", "--threshold=5", f"/run/units/{UNIT.name}"

@@ -122,7 +122,9 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="tests.soak", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("docs/soak"), help="without the endings .json and .svg")
+    parser.add_argument(
+        "--out", type=Path, default=Path("docs/soak"), help="without the endings .json and .svg"
+    )
     args = parser.parse_args(argv)
     data = args.out.with_suffix(".json")
 

@@ -9,7 +9,7 @@ import matplotlib
 
 matplotlib.use("svg")
 
-from matplotlib import pyplot  # noqa: E402  (after the choice of how to draw)
+from matplotlib import pyplot
 
 PANELS = (
     ("RSS, MB", ("a.rss_mb", "b.rss_mb")),

@@ -23,7 +23,9 @@ def process(pid: int) -> dict[str, float]:
         "rss_mb": round(int(status.split("VmRSS:")[1].split()[0]) / 1024, 3),
         "threads": float(status.split("Threads:")[1].split()[0]),
         "fds": float(len(links)),
-        "netlink_sockets": float(sum(link.startswith("socket:[") and link[8:-1] in netlink for link in links)),
+        "netlink_sockets": float(
+            sum(link.startswith("socket:[") and link[8:-1] in netlink for link in links)
+        ),
         "cpu_s": (int(fields[11]) + int(fields[12])) / TICKS,
     }
 

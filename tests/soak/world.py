@@ -37,8 +37,8 @@ PEERS = 200
 MOVING = PEERS // 5
 FLOWS_MAX = 1024
 """Small, so that the map is full for most of the time, too."""
-SETTLE_SECONDS = 90.0
-"""The longest back-off (30 s, jitter) and a resync."""
+SETTLE_SECONDS = 300.0
+"""The longest back-off (30 s, jitter) and a resync, on a machine that has much else to do."""
 
 
 @dataclass
@@ -137,7 +137,9 @@ class World:
             self.nodes.items(), reversed(list(self.containers.values())), strict=True
         ):
             address = host.gateway.ip + self.pick.randrange(50, 250)
-            with contextlib.closing(_Brief(self.lab, host, f"x{name}", IPv4Interface((address, 24)))) as brief:
+            with contextlib.closing(
+                _Brief(self.lab, host, f"x{name}", IPv4Interface((address, 24)))
+            ) as brief:
                 brief.made.run("ping", "-c2", "-i0.05", "-W1", target.address, check=False)
 
     def scrape(self) -> None:
@@ -179,7 +181,7 @@ class World:
         member.kill()
         self.while_broken()
         member.start()
-        wait_until(member.healthy, 60, "etcd answers again")
+        wait_until(member.healthy, SETTLE_SECONDS, "etcd answers again")
 
     def etcd_cut_off(self) -> None:
         self.lab.wire.ip("link", "set", "etcd", "down")
@@ -203,9 +205,14 @@ class World:
         agent = self.agents["c"]
         agent.kill(number)
         if number == signal.SIGTERM:
-            agent.wait(30)
+            agent.wait(60)
         self.while_broken()
-        self.agents["c"] = self.nodes["c"].agent("--flows-max", str(FLOWS_MAX))
+        self.start_agent("c")
+
+    def start_agent(self, name: str) -> None:
+        agent = self.nodes[name].agent("--flows-max", str(FLOWS_MAX), wait=False)
+        agent.wait_ready(SETTLE_SECONDS)
+        self.agents[name] = agent
 
     def nft_flushed(self) -> None:
         self._somewhere().nft("flush table ip ovnet\n")
@@ -295,10 +302,10 @@ def build(lab: Lab, seed: int) -> World:
     world = World(lab, etcd, nodes, {}, {}, random.Random(seed))
     world.in_store(lambda load: load.fill(PEERS))
     for name, host in nodes.items():
-        world.agents[name] = host.agent("--flows-max", str(FLOWS_MAX))
+        world.start_agent(name)
         world.containers[name] = host.container("one")
     for source, sink in itertools.permutations(world.containers.values(), 2):
-        wait_until(partial(_reaches, source, sink), 20, f"{source.netns} reaches {sink.address}")
+        wait_until(partial(_reaches, source, sink), 60, f"{source.netns} reaches {sink.address}")
     return world
 
 

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from ctl.agent import TICK_S, Agent
+from ctl.agent import FAILING_GAP_S, MIN_GAP_S, TICK_S, Agent
 from ctl.backoff import BACK_OFF_MAX_S, BACK_OFF_MIN_S
 from ctl.config import Settings, resolve
 from ctl.errors import (
@@ -657,6 +657,70 @@ def test_an_agent_waits_for_a_network_and_says_so_once(
     assert agent.start()
     said = [record.getMessage() for record in caplog.records if "no network" in record.getMessage()]
     assert len(said) == 1 and "ovctl network init" in said[0]
+
+
+# --- Storms of events ---------------------------------------------------------------
+
+
+def storm(world: World, seconds: float, cost: float) -> tuple[int, float]:
+    """Events without a pause for that long, each pass taking `cost` seconds: (passes, share of the time)."""
+    begun, spent, clock = world.clock.now, 0.0, world.clock
+    passes_before = world.passes()
+
+    def pass_(changes: frozenset[Change], store_changed: bool, full: bool) -> None:
+        nonlocal spent
+        clock.now += cost
+        spent += cost
+        original(changes, store_changed, full)
+
+    def sleep(wait: float) -> None:
+        clock.now += wait
+
+    def take(timeout: float) -> tuple[frozenset[Change], frozenset[Signal]]:
+        clock.now += 0.001
+        over = clock.now >= begun + seconds
+        return frozenset({Change.PORTS}), frozenset({Signal.STOP} if over else ())
+
+    original = world.agent._pass
+    with world.patch.context() as patch:
+        patch.setattr(world.agent, "_pass", pass_)
+        patch.setattr(world.agent.mailbox, "take", take)
+        patch.setattr("ctl.agent.time", SimpleNamespace(monotonic=clock.steady, sleep=sleep))
+        world.agent._loop(cast(Monitor, SimpleNamespace(watch=lambda *_: None)))
+    return world.passes() - passes_before, spent / (clock.now - begun)
+
+
+@pytest.mark.parametrize("cost", [0.001, 0.1, 2.0])
+def test_a_storm_takes_half_of_the_time_at_the_most(world: World, cost: float) -> None:
+    world.full()
+    passes, share = storm(world, 60, cost)
+    assert 60 / 2 / FAILING_GAP_S < passes <= 60 / MIN_GAP_S, "events are still followed"
+    assert share <= 0.52
+
+
+@pytest.mark.parametrize("cost", [0.001, 0.1, 1.0])
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_step_that_always_fails_is_not_tried_with_every_event_of_a_storm(
+    world: World, ready: bool, cost: float
+) -> None:
+    """Such as one whose own attempts are the events, or the compiler that takes a second."""
+    if ready:
+        world.full()
+    world.kernel.failing["reconcile_ports"] = KernelError("no")
+    world.full()
+    passes, share = storm(world, 200, cost)
+    # 0.5, 1, 2, 4, 5 s, 5 s ...
+    assert 200 / FAILING_GAP_S / 2 < passes <= 200 / FAILING_GAP_S + 5
+    assert share <= 0.25
+
+
+def test_what_fails_in_a_storm_is_mended_in_it(world: World) -> None:
+    world.full()
+    world.kernel.failing["reconcile_ports"] = KernelError("no")
+    storm(world, 30, 0.1)
+    world.kernel.failing.clear()
+    storm(world, 2 * RESYNC, 0.1)
+    assert (world.report.reconcile.error, world.report.reconcile.back_off) == ("", 0.0)
 
 
 # --- Failing parts -----------------------------------------------------------------
