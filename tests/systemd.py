@@ -18,6 +18,7 @@ from tests.process import CommandFailed, Process, run, wait_until
 
 UNIT = REPOSITORY / "deploy" / "ovnet.service"
 INIT = "/lib/systemd/systemd"
+_NOT_OURS = shutil.ignore_patterns("ovnet", "systemd")
 TARGETS = ("sysinit", "basic", "shutdown", "network-online", "multi-user", "emergency")
 
 BOOT = r"""
@@ -25,7 +26,10 @@ set -e
 root=$1 checkout=$2
 mount --make-rprivate /
 mount -t proc proc /proc
-for part in fs kernel vm; do mount --bind /proc/sys/$part /proc/sys/$part; mount -o remount,bind,ro /proc/sys/$part; done
+for part in /proc/sys/fs /proc/sys/kernel /proc/sys/vm; do
+    mount --bind $part $part
+    mount -o remount,bind,ro $part
+done
 umount -l /sys/fs/cgroup
 mount -t cgroup2 cgroup2 /sys/fs/cgroup
 mount -t tmpfs tmpfs /opt
@@ -55,9 +59,7 @@ class Systemd:
     def __init__(self, host: Host, drop_in: str = "") -> None:
         self._host = host
         root = host.lab.dir / f"{host.name}-root"
-        shutil.copytree(
-            "/etc", root / "etc", symlinks=True, ignore=shutil.ignore_patterns("ovnet", "systemd")
-        )
+        shutil.copytree("/etc", root / "etc", symlinks=True, ignore=_NOT_OURS)
         (root / "var/lib/ovnet").mkdir(parents=True)
         self._units = root / "run/units"
         self._write_units(drop_in)

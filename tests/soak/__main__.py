@@ -51,14 +51,19 @@ def soak(
     with Lab() as lab:
         world = build(lab, seed)
         samples: list[Sample] = []
+        trouble: list[str] = []
         started = time.monotonic()
         while len(samples) < MIN_ROUNDS or time.monotonic() - started < seconds:
-            fault = world.round(world.pick.choice(fault_seconds))
-            samples.append(Sample(round(time.monotonic() - started, 1), world.sample()))
+            try:
+                fault = world.round(world.pick.choice(fault_seconds))
+                samples.append(Sample(round(time.monotonic() - started, 1), world.sample()))
+            except AssertionError as error:  # CommandFailed, TimedOut: hours of samples are not thrown away
+                trouble = [f"round {len(samples) + 1}: {error}"]
+                break
             tell(_result(seed, seconds, world, samples, []) | {"fault": fault})
         for stream in world.streams:
             world.end(stream)
-        return _result(seed, seconds, world, samples, judgements(samples))
+        return _result(seed, seconds, world, samples, judgements(samples)) | {"trouble": trouble}
 
 
 def judgements(samples: Sequence[Sample]) -> list[Verdict]:
@@ -89,6 +94,7 @@ def broken(result: dict[str, Any]) -> list[str]:
         for each in result["verdicts"]
         if not each["kept"]
     ]
+    lines += result["trouble"]
     datagrams = result["datagrams"]
     lines += [f"datagrams {what}: {datagrams[what]}" for what in ("lost", "duplicates") if datagrams[what]]
     return lines

@@ -137,10 +137,13 @@ class World:
             self.nodes.items(), reversed(list(self.containers.values())), strict=True
         ):
             address = host.gateway.ip + self.pick.randrange(50, 250)
-            with contextlib.closing(
-                _Brief(self.lab, host, f"x{name}", IPv4Interface((address, 24)))
-            ) as brief:
-                brief.made.run("ping", "-c2", "-i0.05", "-W1", target.address, check=False)
+            interface = IPv4Interface((address, 24))
+            # Not the host's list nor the lab's: they would grow for hours.
+            made = Container(self.lab, host, f"x{name}", interface, host.gateway.ip)
+            try:
+                made.run("ping", "-c2", "-i0.05", "-W1", target.address, check=False)
+            finally:
+                made.remove()
 
     def scrape(self) -> None:
         for host in self.nodes.values():
@@ -229,7 +232,7 @@ class World:
     # --- A round ---------------------------------------------------------------
 
     def round(self, seconds: float) -> str:
-        """Churn, a fault that lasts `seconds`, and back to the state in which samples are taken; its fault."""
+        """Churn, a fault that lasts `seconds`, back to the state in which samples are taken; the fault."""
         self.seconds = seconds
         self.start_streams()
         self.move_peers(join=True)
@@ -244,8 +247,8 @@ class World:
         """Whether all nodes have what they should."""
         for name, host in self.nodes.items():
             fill = sample.fill(host)
-            want = (PEERS + len(self.nodes) - 1, 1)
-            if (fill["map_peers"], fill["map_endpoints"]) != want or fill["map_peer_stats"] != want[0]:
+            peers = PEERS + len(self.nodes) - 1
+            if [fill[f"map_{map_}"] for map_ in ("peers", "peer_stats", "endpoints")] != [peers, peers, 1]:
                 return False
             status = host.status()
             if not status["ready"] or not status["store"]["up"] or status["problems"]:
@@ -263,16 +266,6 @@ class World:
         for name, host in self.nodes.items():
             found |= sample.node(host, None if name == "c" else self.agents[name])
         return found
-
-
-class _Brief:
-    """A container for a moment. Not the host's list nor the lab's: they would grow for hours."""
-
-    def __init__(self, lab: Lab, host: Host, name: str, address: IPv4Interface) -> None:
-        self.made = Container(lab, host, name, address, host.gateway.ip)
-
-    def close(self) -> None:
-        self.made.remove()
 
 
 def _overflows(stream: UdpStream) -> int:
