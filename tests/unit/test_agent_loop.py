@@ -62,6 +62,8 @@ class FlakyStore(MemoryStore):
 
     away = ""
     bad_network = ""
+    gone = False
+    """Whether the network's config is."""
     stale: Snapshot | None = None
     """What a watch that hears too little would say; None: it hears all."""
 
@@ -69,7 +71,7 @@ class FlakyStore(MemoryStore):
         self._reach()
         if self.bad_network:
             raise ConfigError(self.bad_network)
-        return super().read_network()
+        return None if self.gone else super().read_network()
 
     def snapshot(self, *, fresh: bool = False) -> Snapshot:
         self._reach()
@@ -466,6 +468,46 @@ def test_a_mass_removal_is_believed_only_when_it_lasts(
     world.read_store()
     assert world.kernel.routed[-1] == (own(world).subnet,)
     assert world.problem("mass removal") == ()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_store_that_lost_our_lease_is_not_believed_about_the_others(
+    world: World, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Restarted with its data lost, say: few leases are no mass, and each node claims its own again."""
+    peers = world.peers(*range(10, 10 + count))
+    world.full()
+    for lease in (*peers, own(world)):
+        world.store.delete(lease)
+    world.read_store()
+    assert set(world.kernel.routed[-1]) >= {lease.subnet for lease in peers}
+    assert "gone from the store at once: kept for now" in world.problem("mass removal")[0]
+    assert [record.levelno for record in caplog.records if "not believed yet" in record.message] == [
+        logging.CRITICAL
+    ]
+    assert own(world).subnet in {lease.subnet for lease in world.store.snapshot().leases}
+    world.peers(*range(10, 10 + count))
+    world.read_store()
+    assert world.problem("mass removal") == ()
+
+
+def test_peers_that_a_store_without_our_lease_lacks_for_long_are_gone(world: World) -> None:
+    peers = world.peers(10)
+    world.full()
+    for lease in (*peers, own(world)):
+        world.store.delete(lease)
+    world.run(2 * RESYNC)
+    assert peers[0].subnet not in world.kernel.routed[-1]
+
+
+def test_a_network_that_is_gone_from_the_store_is_named(world: World) -> None:
+    world.full()
+    world.store.gone = True
+    world.full()
+    assert "gone from the store" in world.problem("network")[0]
+    world.store.gone = False
+    world.full()
+    assert world.problem("network") == ()
 
 
 def test_before_a_mass_removal_is_believed_the_store_itself_is_asked(world: World) -> None:
