@@ -7,6 +7,7 @@ reconciled at start, every `resync_interval`, and after any failure.
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import time
@@ -42,6 +43,8 @@ _PEERS: Final = frozenset({Change.LEASES, Change.HOPS, Change.PEERS})
 
 MIN_GAP_S: Final = 0.1
 """Between a reconcile of the kernel's state and the next one."""
+FAILING_GAP_S: Final = 5.0
+"""The longest that events wait, where reconciling fails or takes long."""
 TICK_S: Final = 5.0
 """The loop turns at least this often: dropped packets are logged, threads are looked at."""
 NETWORK_POLL_S: Final = 1.0
@@ -201,6 +204,10 @@ class Agent:
                 self._reconcile(changes, Signal.STORE in signals, full=changes == EVERYTHING)
                 self._not_before = time.monotonic() + self._gap(changes)
                 self._watch(self._devices())
+                if changes == EVERYTHING:
+                    # pyroute2's messages are cycles; by our thresholds they would wait for a quarter of an
+                    # hour, and malloc's heap grow meanwhile. Peers have grown old: those are left out.
+                    gc.collect(1)
             self._log_drops()
             notify("WATCHDOG=1")
             changes, signals = self._next(next_resync)
@@ -210,18 +217,24 @@ class Agent:
     def _gap(self, changes: frozenset[Change]) -> float:
         """Seconds until the next reconcile may begin: a storm of events must not become one of reconciles.
 
-        Following the store is cheap: it may take half of the time.
+        Following the store is cheap: it may take half of the time. What fails may be dear (the
+        compiler), and events may be of its own making: it takes a fifth at the most.
         """
-        return MIN_GAP_S if changes else min(self._reconciles.last_duration, MIN_GAP_S)
+        took = self._reconciles.last_duration
+        if self._reconciles.error:
+            return min(max(self._back_off.wait, 4 * took), FAILING_GAP_S)
+        return max(MIN_GAP_S, min(took, FAILING_GAP_S)) if changes else min(took, MIN_GAP_S)
 
     def _next(self, next_resync: float) -> tuple[frozenset[Change], frozenset[Signal]]:
         """What is posted next. A first post counts at once; in a storm they are gathered."""
         changes, signals = self.mailbox.take(self._pause(next_resync))
-        early = self._not_before - time.monotonic()
-        if early > 0 and (changes or signals) and Signal.STOP not in signals:
-            time.sleep(early)
+        while (changes or signals) and Signal.STOP not in signals:
+            early = self._not_before - time.monotonic()
+            if early <= 0:
+                break
+            time.sleep(min(early, MIN_GAP_S))
             more_changes, more_signals = self.mailbox.take(0)
-            return changes | more_changes, signals | more_signals
+            changes, signals = changes | more_changes, signals | more_signals
         return changes, signals
 
     def _pause(self, next_resync: float) -> float:

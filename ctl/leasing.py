@@ -70,6 +70,8 @@ class LeaseHolder:
         self._clock = clock
         self._pick = pick
         self._doubtful = False
+        self.reclaims = 0
+        """How often our entry had gone from the store."""
 
     def acquire(self, network: Network, previous: IPv4Network | None = None) -> Lease:
         """Find or create this node's lease; `previous` is the subnet it had before.
@@ -124,6 +126,7 @@ class LeaseHolder:
     def _settle(self, stored: Lease | None, now: float) -> Lease:
         held = self._held()
         if stored is None:
+            self.reclaims += 1
             return self._create(held.subnet, now)
         due = now >= renew_at(stored, self._ttl, self._margin) or (
             self._doubtful and stored.expires_at is not None

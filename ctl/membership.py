@@ -51,7 +51,7 @@ class Membership:
         """Seconds for which the store has to say the same before it is believed."""
         self._jumps = JumpWatch(clock, steady)
         self._doubt_until = 0.0
-        """Until when (by `steady`) leases that vanish may have done so because the clock was set."""
+        """Until when (by `steady`) leases that vanish may have done so because the clock was set or data lost."""
         self._suspicious_since: float | None = None
         """Since when (by `steady`) the store lacks most leases that we know."""
 
@@ -109,6 +109,7 @@ class Membership:
         return bool(jump)
 
     def _keep_lease(self) -> None:
+        before = self._holder.reclaims
         try:
             self._holder.keep()
         except LeaseConflict as error:
@@ -119,6 +120,10 @@ class Membership:
             if self.conflict:
                 log.warning("%s is ours again: not fenced any more", self.lease.subnet)
             self.conflict = ""
+        if self._holder.reclaims != before:
+            # Who has lost ours has perhaps lost others, whose nodes will claim them again as we do.
+            log.error("%s had gone from the store: claimed again", self.lease.subnet)
+            self._doubt_until = self._steady() + self._patience
 
     def _believe(self, snapshot: Snapshot) -> Snapshot:
         """Many peers gone at once: kept until the store says the same for a while.
@@ -151,7 +156,9 @@ class Membership:
         text = "the network in the store has changed: restart this agent to follow it"
         try:
             stored = self._store.read_network()
-            changed = stored is not None and stored != self.network
+            changed = stored != self.network
+            if stored is None:
+                text = "the network is gone from the store: run ovctl network init, as for a new one"
         except ConfigError as error:
             changed, text = True, f"the network in the store is not usable any more: {error}"
         if changed and not self._problems.get("network"):

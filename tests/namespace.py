@@ -135,7 +135,7 @@ class Netns:
             assert server.poll() is None, f"{command} ended\n{server.out()}{server.log()}"
             return self.listens(port, protocol)
 
-        wait_until(bound, 10, f"{command} listens on {protocol} port {port}")
+        wait_until(bound, 60, f"{command} listens on {protocol} port {port}")
         return server
 
     def offload(self, device: str, feature: str, on: bool) -> None:

@@ -43,7 +43,7 @@ class UdpStream:
         """Start both ends; `address` is the sink's, `rate` in datagrams per second."""
         self.rate = rate
         self.sink = sink.serve(*TRAFFIC, "udp-sink", str(port), port=port, protocol="udp")
-        wait_until(self.sink.out, 5, "the sink's first line")
+        wait_until(self.sink.out, 60, "the sink's first line")
         self.command = (*TRAFFIC, "udp-send", address, str(port), str(rate))
         self.source = source.popen(*self.command)
 
@@ -72,10 +72,10 @@ class UdpStream:
     def finish(self) -> tuple[int, Tally]:
         """Stop sending, wait for the last datagram, stop; how many were sent and the tally."""
         self.source.kill(signal.SIGTERM)
-        self.source.wait(10)
+        self.source.wait(60)
         sent = json.loads(self.source.out())["sent"]
         with contextlib.suppress(TimedOut):  # then it was lost: the tally says so
-            wait_until(lambda: self.tally().highest == sent - 1, 3, "the last datagram arrives")
+            wait_until(lambda: self.tally().highest == sent - 1, 10, "the last datagram arrives")
         tally = self.tally()
         self.sink.stop()
         return sent, tally

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(message)s", force=True
     )
+    faulthandler.enable()  # the watchdog's SIGABRT then shows where each thread stands
     require_capabilities()
     return _run(settings)
 

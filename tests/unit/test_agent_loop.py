@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import pytest
 
-from ctl.agent import TICK_S, Agent
+from ctl.agent import FAILING_GAP_S, MIN_GAP_S, TICK_S, Agent
 from ctl.backoff import BACK_OFF_MAX_S, BACK_OFF_MIN_S
 from ctl.config import Settings, resolve
 from ctl.errors import (
@@ -62,6 +62,8 @@ class FlakyStore(MemoryStore):
 
     away = ""
     bad_network = ""
+    gone = False
+    """Whether the network's config is."""
     stale: Snapshot | None = None
     """What a watch that hears too little would say; None: it hears all."""
 
@@ -69,7 +71,7 @@ class FlakyStore(MemoryStore):
         self._reach()
         if self.bad_network:
             raise ConfigError(self.bad_network)
-        return super().read_network()
+        return None if self.gone else super().read_network()
 
     def snapshot(self, *, fresh: bool = False) -> Snapshot:
         self._reach()
@@ -468,6 +470,46 @@ def test_a_mass_removal_is_believed_only_when_it_lasts(
     assert world.problem("mass removal") == ()
 
 
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_store_that_lost_our_lease_is_not_believed_about_the_others(
+    world: World, count: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Restarted with its data lost, say: few leases are no mass, and each node claims its own again."""
+    peers = world.peers(*range(10, 10 + count))
+    world.full()
+    for lease in (*peers, own(world)):
+        world.store.delete(lease)
+    world.read_store()
+    assert set(world.kernel.routed[-1]) >= {lease.subnet for lease in peers}
+    assert "gone from the store at once: kept for now" in world.problem("mass removal")[0]
+    assert [record.levelno for record in caplog.records if "not believed yet" in record.message] == [
+        logging.CRITICAL
+    ]
+    assert own(world).subnet in {lease.subnet for lease in world.store.snapshot().leases}
+    world.peers(*range(10, 10 + count))
+    world.read_store()
+    assert world.problem("mass removal") == ()
+
+
+def test_peers_that_a_store_without_our_lease_lacks_for_long_are_gone(world: World) -> None:
+    peers = world.peers(10)
+    world.full()
+    for lease in (*peers, own(world)):
+        world.store.delete(lease)
+    world.run(2 * RESYNC)
+    assert peers[0].subnet not in world.kernel.routed[-1]
+
+
+def test_a_network_that_is_gone_from_the_store_is_named(world: World) -> None:
+    world.full()
+    world.store.gone = True
+    world.full()
+    assert "gone from the store" in world.problem("network")[0]
+    world.store.gone = False
+    world.full()
+    assert world.problem("network") == ()
+
+
 def test_before_a_mass_removal_is_believed_the_store_itself_is_asked(world: World) -> None:
     world.peers(*range(10, 30))
     world.full()
@@ -657,6 +699,70 @@ def test_an_agent_waits_for_a_network_and_says_so_once(
     assert agent.start()
     said = [record.getMessage() for record in caplog.records if "no network" in record.getMessage()]
     assert len(said) == 1 and "ovctl network init" in said[0]
+
+
+# --- Storms of events ---------------------------------------------------------------
+
+
+def storm(world: World, seconds: float, cost: float) -> tuple[int, float]:
+    """Events without a pause for that long, each pass taking `cost` seconds: (passes, share of the time)."""
+    begun, spent, clock = world.clock.now, 0.0, world.clock
+    passes_before = world.passes()
+
+    def pass_(changes: frozenset[Change], store_changed: bool, full: bool) -> None:
+        nonlocal spent
+        clock.now += cost
+        spent += cost
+        original(changes, store_changed, full)
+
+    def sleep(wait: float) -> None:
+        clock.now += wait
+
+    def take(timeout: float) -> tuple[frozenset[Change], frozenset[Signal]]:
+        clock.now += 0.001
+        over = clock.now >= begun + seconds
+        return frozenset({Change.PORTS}), frozenset({Signal.STOP} if over else ())
+
+    original = world.agent._pass
+    with world.patch.context() as patch:
+        patch.setattr(world.agent, "_pass", pass_)
+        patch.setattr(world.agent.mailbox, "take", take)
+        patch.setattr("ctl.agent.time", SimpleNamespace(monotonic=clock.steady, sleep=sleep))
+        world.agent._loop(cast(Monitor, SimpleNamespace(watch=lambda *_: None)))
+    return world.passes() - passes_before, spent / (clock.now - begun)
+
+
+@pytest.mark.parametrize("cost", [0.001, 0.1, 2.0])
+def test_a_storm_takes_half_of_the_time_at_the_most(world: World, cost: float) -> None:
+    world.full()
+    passes, share = storm(world, 60, cost)
+    assert 60 / 2 / FAILING_GAP_S < passes <= 60 / MIN_GAP_S, "events are still followed"
+    assert share <= 0.52
+
+
+@pytest.mark.parametrize("cost", [0.001, 0.1, 1.0])
+@pytest.mark.parametrize("ready", [True, False])
+def test_a_step_that_always_fails_is_not_tried_with_every_event_of_a_storm(
+    world: World, ready: bool, cost: float
+) -> None:
+    """Such as one whose own attempts are the events, or the compiler that takes a second."""
+    if ready:
+        world.full()
+    world.kernel.failing["reconcile_ports"] = KernelError("no")
+    world.full()
+    passes, share = storm(world, 200, cost)
+    # 0.5, 1, 2, 4, 5 s, 5 s ...
+    assert 200 / FAILING_GAP_S / 2 < passes <= 200 / FAILING_GAP_S + 5
+    assert share <= 0.25
+
+
+def test_what_fails_in_a_storm_is_mended_in_it(world: World) -> None:
+    world.full()
+    world.kernel.failing["reconcile_ports"] = KernelError("no")
+    storm(world, 30, 0.1)
+    world.kernel.failing.clear()
+    storm(world, 2 * RESYNC, 0.1)
+    assert (world.report.reconcile.error, world.report.reconcile.back_off) == ("", 0.0)
 
 
 # --- Failing parts -----------------------------------------------------------------
