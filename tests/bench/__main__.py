@@ -21,11 +21,13 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
 
+from ctl.errors import OvnetError
 from tests.bench import machine, node, programs, rigs
 from tests.bench.measures import RUNS, Conditions, Measure, compiled_crr
 from tests.bench.paths import PATHS, Path
@@ -37,6 +39,7 @@ OFFLOADS_ON, WIRE = "offloads-on", "wire"
 """Settings of the underlay."""
 OUTPUT = FilePath(__file__).parent / "results" / "latest.json"
 BACKGROUND_S = 0.5
+TRIES = 3
 
 Tick = Callable[[str], None]
 
@@ -72,17 +75,18 @@ class Side:
     """What came out in one setting."""
 
     results: Results
-    offloads: dict[str, bool]
-    background: list[float]
-    extra: dict[str, Results]
+    offloads: Mapping[str, bool] = field(default_factory=dict)
+    background: Sequence[float] = ()
+    """CPUs in use by others, a value a round."""
+    again: Sequence[str] = ()
+    """Runs that failed and were tried again."""
+    extra: Mapping[str, Results] = field(default_factory=dict)
     """Of the node, if that was asked for."""
 
 
-def measure(
-    paths: Sequence[Path], rounds: int, how: Conditions, runs: Sequence[Measure], tick: Tick
-) -> tuple[Results, list[float]]:
-    """Every run on every path, `rounds` times; and what else the machine did, by round."""
-    found, background = Collected(), []
+def measure(paths: Sequence[Path], rounds: int, how: Conditions, runs: Sequence[Measure], tick: Tick) -> Side:
+    """Every run on every path, `rounds` times."""
+    found, background, again = Collected(), [], []
     for number in range(rounds):
         shift = number % len(paths)
         background.append(machine.background(BACKGROUND_S))
@@ -90,9 +94,26 @@ def measure(
         for run in runs:
             for path in (*paths[shift:], *paths[:shift]):
                 tick(f"round {number + 1} of {rounds}: {run.name}, {path.name}")
-                for name, value in run.run(path, conditions).items():
+                values, failures = persist(partial(run.run, path, conditions))
+                again += [f"round {number + 1}, {run.name}, {path.name}: {each}" for each in failures]
+                for name, value in values.items():
                     found.add(path.name, name, run.yields[name], value)
-    return found.results(), background
+    return Side(found.results(), background=background, again=again)
+
+
+def persist(run: Callable[[], dict[str, float]]) -> tuple[dict[str, float], list[str]]:
+    """The values of a run, and why earlier tries failed: one bad run shall not lose all others.
+
+    CommandFailed or TimedOut of the last of TRIES.
+    """
+    failures: list[str] = []
+    while True:
+        try:
+            return run(), failures
+        except (CommandFailed, TimedOut) as error:
+            failures.append(_one_line(str(error)))
+            if len(failures) == TRIES:
+                raise
 
 
 def side(names: Sequence[str], setting: str, plan: Plan, tick: Tick, whole: bool = False) -> Side:
@@ -112,12 +133,12 @@ def side(names: Sequence[str], setting: str, plan: Plan, tick: Tick, whole: bool
             tick("memory and idle CPU of the agents")
             vxlan = [agent for path in paths if path.name.startswith("ebpf") for agent in path.agents]
             extra["node"] = node.idle(vxlan, plan.idle_s).results()
-        results, background = measure(paths, plan.rounds, how, plan.wire_runs if wire else RUNS, tick)
+        measured = measure(paths, plan.rounds, how, plan.wire_runs if wire else RUNS, tick)
         if whole:
-            measured = [path for path in paths if path.name in ("ebpf", "ebpf-xdp")]
-            extra["programs"] = programs.measure(measured, plan.node_rounds, how, tick).results()
+            ours = [path for path in paths if path.name in ("ebpf", "ebpf-xdp")]
+            extra["programs"] = programs.measure(ours, plan.node_rounds, how, tick).results()
         shown = next((path.hosts[0] for path in paths if path.hosts), paths[0].client)
-        return Side(results, machine.offloads(shown, "eth0"), background, extra)
+        return replace(measured, offloads=machine.offloads(shown, "eth0"), extra=extra)
 
 
 def document(sides: dict[str, Side], extra: dict[str, Results], facts: dict[str, Any]) -> dict[str, Any]:
@@ -130,8 +151,9 @@ def document(sides: dict[str, Side], extra: dict[str, Results], facts: dict[str,
     }
     return {
         **facts,
-        "offloads": {setting: each.offloads for setting, each in sides.items()},
-        "background_cpus": {setting: each.background for setting, each in sides.items()},
+        "offloads": {setting: dict(each.offloads) for setting, each in sides.items()},
+        "background_cpus": {setting: list(each.background) for setting, each in sides.items()},
+        "tried_again": {setting: list(each.again) for setting, each in sides.items()},
         "paths": {
             f"{setting}/{path}": series
             for setting, each in sides.items()
@@ -185,8 +207,8 @@ def main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print("\nbench: interrupted; everything it made is removed", file=sys.stderr)
         return 130
-    except (CommandFailed, TimedOut, OSError) as error:
-        print(f"\nbench: a measurement failed: {error}", file=sys.stderr)
+    except (CommandFailed, TimedOut, OvnetError, OSError) as error:
+        print(f"\nbench: a measurement failed: {_one_line(str(error))}", file=sys.stderr)
         return 1
     for setting, each in sides.items():
         print(f"\n{setting}", *table(each.results), sep="\n")
@@ -194,6 +216,12 @@ def main(argv: list[str]) -> int:
     args.output.write_text(json.dumps(document(sides, extra, facts), indent=1, sort_keys=True) + "\n")
     print(f"\nresults: {args.output}; `python -m tests.bench.document` puts them into docs/", file=sys.stderr)
     return 0
+
+
+def _one_line(text: str) -> str:
+    """What was run, and the last that it said."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ... ".join(dict.fromkeys((lines[0], lines[-1]))) if lines else "no message"
 
 
 def _run(args: argparse.Namespace, plan: Plan) -> tuple[dict[str, Side], dict[str, Results]]:

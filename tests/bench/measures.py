@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
 
 from tests.bench.machine import Usage, cpus
 from tests.bench.paths import Path
-from tests.process import run
+from tests.process import CommandFailed, run
 
 PORT = 5201
 PING_PORT = 11111
@@ -58,18 +59,25 @@ def pinned(cpu: int, *command: str) -> list[str]:
     return ["taskset", "-c", str(min(cpu, cpus() - 1)), *command]
 
 
+@contextmanager
+def _serving(path: Path, *command: str, port: int, protocol: str = "tcp") -> Iterator[None]:
+    """The server's side of a run, gone afterwards even if the client failed."""
+    server = path.server.serve(*pinned(1, *command), port=port, protocol=protocol)
+    try:
+        yield
+    finally:
+        server.stop()
+
+
 def _iperf(path: Path, seconds: int, *flags: str) -> dict[str, Any]:
     """The client's report; the server's, at tenths of a second, is in it."""
-    server = path.server.serve(
-        *pinned(1, "iperf3", "--server", "--one-off", "--json", "--interval", "0.1", "--port", str(PORT)),
-        port=PORT,
-    )
-    done = path.client.run(
-        *pinned(0, "iperf3", "--client", path.server_address, "--port", str(PORT), "--json",
-                "--get-server-output", "--time", str(seconds), *flags),
-        seconds=seconds + 30,
-    )  # fmt: skip
-    server.stop()
+    serve = ("iperf3", "--server", "--one-off", "--json", "--interval", "0.1", "--port", str(PORT))
+    with _serving(path, *serve, port=PORT):
+        done = path.client.run(
+            *pinned(0, "iperf3", "--client", path.server_address, "--port", str(PORT), "--json",
+                    "--get-server-output", "--time", str(seconds), *flags),
+            seconds=seconds + 30,
+        )  # fmt: skip
     report: dict[str, Any] = json.loads(done.stdout)
     return report
 
@@ -107,34 +115,34 @@ def _cpu_per_gb(path: Path, how: Conditions) -> dict[str, float]:
 
 def tcp_crr(path: Path, how: Conditions) -> dict[str, float]:
     """Connections one after the other."""
-    server = path.server.serve(*pinned(1, str(how.crr), "serve", str(CRR_PORT)), port=CRR_PORT)
-    done = path.client.run(
-        *pinned(0, str(how.crr), "connect", path.server_address, str(CRR_PORT), str(how.seconds)),
-        seconds=how.seconds + 30,
-    )
-    server.stop()
+    with _serving(path, str(how.crr), "serve", str(CRR_PORT), port=CRR_PORT):
+        done = path.client.run(
+            *pinned(0, str(how.crr), "connect", path.server_address, str(CRR_PORT), str(how.seconds)),
+            seconds=how.seconds + 30,
+        )
     return {"tcp_crr": float(done.stdout)}
 
 
 def _round_trip(path: Path, how: Conditions, protocol: str) -> dict[str, float]:
     """us; sockperf would report half of it."""
     flags = ["--tcp"] if protocol == "tcp" else []
-    server = path.server.serve(
-        *pinned(1, "sockperf", "server", "-i", path.server_address, "-p", str(PING_PORT), *flags),
-        port=PING_PORT, protocol=protocol,
-    )  # fmt: skip
-    done = path.client.run(
-        *pinned(0, "sockperf", "ping-pong", "-i", path.server_address, "-p", str(PING_PORT), *flags,
-                "--time", str(how.seconds), "--full-rtt"),
-        seconds=how.seconds + 30,
-    )  # fmt: skip
-    server.stop()
+    ends = ("-i", path.server_address, "-p", str(PING_PORT), *flags)
+    with _serving(path, "sockperf", "server", *ends, port=PING_PORT, protocol=protocol):
+        done = path.client.run(
+            *pinned(0, "sockperf", "ping-pong", *ends, "--time", str(how.seconds), "--full-rtt"),
+            seconds=how.seconds + 30,
+        )
     return {f"{protocol}_rr_{name}": value for name, value in percentiles(done.stdout).items()}
 
 
 def percentiles(printed: str) -> dict[str, float]:
-    """p50, p99 and p99.9 of what sockperf printed."""
+    """p50, p99 and p99.9 of what sockperf printed. CommandFailed without any.
+
+    So it is when a datagram is lost early: sockperf waits for the answer until its time is up.
+    """
     found = dict(re.findall(r"percentile (\d+\.\d+) =\s+(\d+\.\d+)", printed))
+    if not found:
+        raise CommandFailed(f"sockperf had no answers\n{printed}")
     return {"p50": float(found["50.000"]), "p99": float(found["99.000"]), "p99.9": float(found["99.900"])}
 
 

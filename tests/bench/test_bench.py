@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ import pytest
 from ctl.kernel import bpf
 from tests import packets
 from tests.bench import document, inject, machine, node, programs, rigs
-from tests.bench.__main__ import WIRE, Plan, Side, main, side
+from tests.bench.__main__ import WIRE, Plan, Side, main, persist, side
 from tests.bench.__main__ import document as results_file
 from tests.bench.inject import Spread
 from tests.bench.measures import RUNS, percentiles, received_rate
@@ -24,7 +25,9 @@ from tests.bench.progress import bar
 from tests.bench.results import BASES, Collected, Series, as_json, differs, from_json, ratios, table
 from tests.bench.targets import TARGETS, Target, judge
 from tests.datapath import MAC, PEER_MAC
-from tests.lab import Lab
+from tests.lab import PREFIX, CommandFailed, Lab, leftover_paths
+from tests.namespace import REPOSITORY
+from tests.process import Process, wait_until
 
 FAST, SLOW = Series((10.0, 11.0, 12.0), "Gb/s"), Series((5.0, 5.5, 6.0), "Gb/s")
 NOISY = Series((9.0, 11.0, 14.0), "Gb/s")
@@ -44,7 +47,7 @@ def nobody(what: str) -> None:
 def sample() -> dict[str, object]:
     """A results file of two paths."""
     results = {"kernel-vxlan": {"tcp_1": SLOW, "tcp_4": NOISY}, "ebpf": {"tcp_1": FAST, "tcp_4": FAST}}
-    sides = {"offloads-on": Side(results, {"tx-checksumming": True}, [0.0], {})}
+    sides = {"offloads-on": Side(results, {"tx-checksumming": True}, [0.0])}
     crowd = {"100": {"tcp_1": FAST, "encap_random": SLOW}, "100000": {"tcp_1": SLOW, "encap_random": FAST}}
     made: dict[str, object] = json.loads(json.dumps(results_file(sides, {"peers": crowd}, FACTS)))
     return made
@@ -187,22 +190,56 @@ def test_a_missing_tool_is_named_with_its_package() -> None:
 def test_a_wrong_argument_is_refused(arguments: list[str]) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "tests.bench", *arguments],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
+        capture_output=True, text=True, check=False, cwd=REPOSITORY,
     )  # fmt: skip
     assert done.returncode == 2
     assert arguments[1] in done.stderr.splitlines()[-1]
+
+
+def test_a_run_that_fails_is_tried_again_and_that_is_noted() -> None:
+    left = [CommandFailed("sockperf: exit 1\nno answer"), None]
+
+    def run() -> dict[str, float]:
+        if error := left.pop(0):
+            raise error
+        return {"tcp_1": 1.0}
+
+    assert persist(run) == ({"tcp_1": 1.0}, ["sockperf: exit 1 ... no answer"])
+    left[:] = [CommandFailed(str(number)) for number in range(3)]
+    with pytest.raises(CommandFailed, match="2"):
+        persist(run)
+    with pytest.raises(CommandFailed, match="no answers"):
+        percentiles("sockperf: Test ended\n")
 
 
 def test_a_failed_measurement_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:
-        raise OSError("no veth today")
+        raise CommandFailed("ip link add: exit 2\nmuch\n  no veth today\n")
 
     monkeypatch.setattr("tests.bench.__main__.side", fail)
     output = tmp_path / "results.json"
     assert main(["--paths", "direct", "--output", str(output)]) == 1
-    assert capsys.readouterr().err.splitlines()[-1] == "bench: a measurement failed: no veth today"
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == "bench: a measurement failed: ip link add: exit 2 ... no veth today"
+    )
+    assert not output.exists()
+
+
+def test_an_interrupt_removes_everything(tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    command = [sys.executable, "-m", "tests.bench", "--paths", "direct", "--output", str(output)]
+    bench = Process(command, tmp_path / "bench", cwd=REPOSITORY)
+    try:
+        wait_until(lambda: "round 1" in bench.log(), 60, lambda: f"it measures\n{bench.log()}")
+        bench.kill(signal.SIGINT)
+        assert bench.wait(60) == 130, bench.log()
+    finally:
+        bench.stop()
+    assert bench.log().splitlines()[-1] == "bench: interrupted; everything it made is removed"
+    assert [path for path in leftover_paths() if path.name.startswith(f"{PREFIX}-{bench.pid}-")] == []
     assert not output.exists()
 
 
