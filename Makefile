@@ -62,8 +62,9 @@ format: ready ## let ruff put the code in form
 	@$(BIN)/ruff format
 
 .PHONY: bench
-bench: ready ## TCP, RTT and packet rate of eBPF against --bypass=off (root)
-	@$(BIN)/python -m tests.bench $(ARGS)
+bench: ready ## every path side by side, and docs/performance.md; 20 minutes, QUICK=1: 4 (root)
+	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(ARGS)
+	@$(BIN)/python -m tests.bench.document
 
 .PHONY: kernels
 kernels: ready ## the bpf ring and two nodes on Debian's 6.1 and 6.12, in emulation: an hour or two (root)

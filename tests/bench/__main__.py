@@ -1,108 +1,264 @@
-"""The bench: every path side by side in one run.
+"""The bench: every path side by side in one run, then the node itself.
 
-    python -m tests.bench [--rounds N] [--seconds S] [--paths A,B] [--wire] [--output FILE]
+    python -m tests.bench [--quick] [--rounds N] [--seconds S] [--paths A,B] [--wire] [--output FILE]
 
-With --wire the underlay is like a wire: finished checksums, frames of at most the MTU, GRO. On a
-bare veth XDP is at a loss, as it takes the sender's offloads away.
-
-Builds the paths, measures them in rotated order, prints a table and writes JSON:
+Two settings of the underlay: offloads on, as a veth has them; and like a wire: finished
+checksums, frames of at most the MTU, GRO. (On a bare veth XDP is at a loss, as it takes the
+sender's offloads away.) Each round starts with another path. Prints a table and writes JSON:
 
     {"paths": {"<setting>/<path>": {"<measure>": {"median", "stdev", "values", "unit"}}},
-     "ratios": {"ebpf": {"<measure>": {"kernel-vxlan": x, ...}}}, "machine": {...}}
+     "ratios": {"<setting>/<path>": {"<measure>": {"kernel-vxlan": x, ...}}},
+     "within_noise": {"<setting>/<path>": {"<measure>": ["routed", ...]}},
+     "peers", "programs", "node": as "paths"; "machine", "offloads", "busy", ...}
+
+With --paths or --wire only that is measured, and nothing of the node. Exit: 0 done, 1 a
+measurement failed, 2 usage, or the machine cannot run it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path as FilePath
+from typing import Any
 
-from tests.bench.measures import RUNS
+from ctl.errors import OvnetError
+from tests.bench import machine, node, programs, rigs
+from tests.bench.measures import RUNS, Conditions, Measure, compiled_crr
 from tests.bench.paths import PATHS, Path
-from tests.bench.results import Results, Series, ratios, table
-from tests.lab import Lab
+from tests.bench.progress import Progress
+from tests.bench.results import BASES, Collected, Results, as_json, ratios, table, within_noise
+from tests.lab import CommandFailed, Lab, TimedOut
 
 OFFLOADS_ON, WIRE = "offloads-on", "wire"
 """Settings of the underlay."""
 OUTPUT = FilePath(__file__).parent / "results" / "latest.json"
+BACKGROUND_S = 0.5
+TRIES = 3
+
+Tick = Callable[[str], None]
 
 
-def measure(paths: list[Path], rounds: int, seconds: float) -> Results:
-    """Every measure on every path, `rounds` times; each round starts with another path."""
-    values: dict[str, dict[str, list[float]]] = {path.name: {} for path in paths}
-    total = rounds * len(paths) * len(RUNS)
-    done = 0
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much is measured."""
+
+    rounds: int
+    seconds: int
+    wire_seconds: int
+    wire_runs: tuple[Measure, ...] = RUNS
+    node_rounds: int = 5
+    moves: int = 20
+    idle_s: float = 20.0
+    peer_sizes: tuple[int, ...] = rigs.SIZES
+
+    def steps(self, paths: int) -> int:
+        """Of a whole run, for the progress."""
+        sides = self.rounds * paths * (len(RUNS) + len(self.wire_runs))
+        programs_ = self.node_rounds * 2 * len(programs.LOADS)
+        rest = self.rounds * (len(rigs.RIGS) + 1) + self.node_rounds * (len(self.peer_sizes) + 3)
+        return sides + programs_ + rest + 2 * self.moves
+
+
+FULL = Plan(rounds=7, seconds=2, wire_seconds=1)
+QUICK = Plan(rounds=3, seconds=1, wire_seconds=1, wire_runs=RUNS[:1], node_rounds=1, moves=3, idle_s=3.0,
+             peer_sizes=(100, 100_000))  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """What came out in one setting."""
+
+    results: Results
+    offloads: Mapping[str, bool] = field(default_factory=dict)
+    background: Sequence[float] = ()
+    """CPUs in use by others, a value a round."""
+    again: Sequence[str] = ()
+    """Runs that failed and were tried again."""
+    extra: Mapping[str, Results] = field(default_factory=dict)
+    """Of the node, if that was asked for."""
+
+
+def measure(paths: Sequence[Path], rounds: int, how: Conditions, runs: Sequence[Measure], tick: Tick) -> Side:
+    """Every run on every path, `rounds` times."""
+    found, background, again = Collected(), [], []
     for number in range(rounds):
         shift = number % len(paths)
-        for run in RUNS:
-            for path in paths[shift:] + paths[:shift]:
-                progress(done, total, f"round {number + 1}: {run.name}, {path.name}")
-                for name, value in run.run(path, seconds).items():
-                    values[path.name].setdefault(name, []).append(value)
-                done += 1
-    progress(total, total, "done")
-    units = {name: run.unit for run in RUNS for name in run.yields}
-    return {
-        path: {name: Series(tuple(series), units[name]) for name, series in found.items()}
-        for path, found in values.items()
-    }
+        background.append(machine.background(BACKGROUND_S))
+        conditions = replace(how, background=background[-1])
+        for run in runs:
+            for path in (*paths[shift:], *paths[:shift]):
+                tick(f"round {number + 1} of {rounds}: {run.name}, {path.name}")
+                values, failures = persist(partial(run.run, path, conditions))
+                again += [f"round {number + 1}, {run.name}, {path.name}: {each}" for each in failures]
+                for name, value in values.items():
+                    found.add(path.name, name, run.yields[name], value)
+    return Side(found.results(), background=background, again=again)
 
 
-def progress(done: int, total: int, what: str) -> None:
-    """One line on a terminal, nothing elsewhere."""
-    if sys.stderr.isatty():
-        bar = "#" * (30 * done // total)
-        print(f"\r\033[K[{bar:<30}] {what}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+def persist(run: Callable[[], dict[str, float]]) -> tuple[dict[str, float], list[str]]:
+    """The values of a run, and why earlier tries failed: one bad run shall not lose all others.
+
+    CommandFailed or TimedOut of the last of TRIES.
+    """
+    failures: list[str] = []
+    while True:
+        try:
+            return run(), failures
+        except (CommandFailed, TimedOut) as error:
+            failures.append(_one_line(str(error)))
+            if len(failures) == TRIES:
+                raise
 
 
-def document(results: Results, setting: str = OFFLOADS_ON) -> dict[str, object]:
-    """The results file's content."""
-    overlay = [path for path in results if path.startswith("ebpf")]
-    return {
-        "machine": {"kernel": platform.release(), "cpus": os.cpu_count(), "machine": platform.machine()},
-        "paths": {
-            f"{setting}/{path}": {name: series.json() for name, series in found.items()}
-            for path, found in results.items()
-        },
-        "ratios": {path: ratios(results, path) for path in overlay},
-    }
-
-
-def run(names: list[str], rounds: int, seconds: float, setting: str = OFFLOADS_ON) -> Results:
-    """Build the named paths, measure, remove them again."""
+def side(names: Sequence[str], setting: str, plan: Plan, tick: Tick, whole: bool = False) -> Side:
+    """Build the named paths, measure, remove them again; with agents and programs if `whole`."""
+    wire = setting == WIRE
     with Lab() as lab:
+        how = Conditions(plan.wire_seconds if wire else plan.seconds, compiled_crr(lab.dir))
         lab.init_network()
         paths = [PATHS[name](lab) for name in names]
-        for host in (host for path in paths for host in path.hosts if setting == WIRE):
-            host.like_a_wire()
-        for path in paths:  # neighbours, learning, caches
-            path.client.run("ping", "-c2", "-i0.1", path.server_address)
-        return measure(paths, rounds, seconds)
+        for path in paths:
+            if wire:
+                path.like_a_wire()
+            # Neighbours, learning, caches.
+            path.client.run("ping", "-c3", "-i0.1", path.server_address)
+        extra: dict[str, Results] = {}
+        if whole:
+            tick("memory and idle CPU of the agents")
+            vxlan = [agent for path in paths if path.name.startswith("ebpf") for agent in path.agents]
+            extra["node"] = node.idle(vxlan, plan.idle_s).results()
+        measured = measure(paths, plan.rounds, how, plan.wire_runs if wire else RUNS, tick)
+        if whole:
+            ours = [path for path in paths if path.name in ("ebpf", "ebpf-xdp")]
+            extra["programs"] = programs.measure(ours, plan.node_rounds, how, tick).results()
+        shown = next((path.hosts[0] for path in paths if path.hosts), paths[0].client)
+        return replace(measured, offloads=machine.offloads(shown, "eth0"), extra=extra)
 
 
-def main() -> int:
+def document(sides: dict[str, Side], extra: dict[str, Results], facts: dict[str, Any]) -> dict[str, Any]:
+    """The results file's content. `extra`: what is of no path; `facts`: go in as they are."""
+    overlays = {
+        f"{setting}/{path}": (each.results, path)
+        for setting, each in sides.items()
+        for path in each.results
+        if path not in BASES[1:]
+    }
+    return {
+        **facts,
+        "offloads": {setting: dict(each.offloads) for setting, each in sides.items()},
+        "background_cpus": {setting: list(each.background) for setting, each in sides.items()},
+        "tried_again": {setting: list(each.again) for setting, each in sides.items()},
+        "paths": {
+            f"{setting}/{path}": series
+            for setting, each in sides.items()
+            for path, series in as_json(each.results).items()
+        },
+        "ratios": {key: ratios(results, path) for key, (results, path) in overlays.items()},
+        "within_noise": {key: within_noise(results, path) for key, (results, path) in overlays.items()},
+        **{name: as_json(results) for name, results in extra.items()},
+    }
+
+
+def whole(plan: Plan, tick: Tick) -> tuple[dict[str, Side], dict[str, Results]]:
+    """Everything."""
+    first = side(list(PATHS), OFFLOADS_ON, plan, tick, whole=True)
+    second = side(list(PATHS), WIRE, plan, tick)
+    injected = rigs.injected(plan.rounds, plan.seconds / 4, tick).results()
+    merged = {path: {**found, **injected.get(path, {})} for path, found in first.results.items()}
+    how = Conditions(plan.seconds, FilePath())
+    about = dict(first.extra["node"]["agent"]) | node.starts(plan.node_rounds, tick).results()["agent"]
+    about |= node.convergence(plan.moves, tick).results()["agent"]
+    extra = {
+        "programs": first.extra["programs"],
+        "peers": rigs.lookups(plan.node_rounds, how, tick, plan.peer_sizes).results(),
+        "node": {"agent": about},
+    }
+    return {OFFLOADS_ON: replace(first, results=merged), WIRE: second}, extra
+
+
+def main(argv: list[str]) -> int:
     """Entry point; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="tests.bench", description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--seconds", type=float, default=3)
-    parser.add_argument("--paths", default=",".join(PATHS), help="comma-separated, of: " + ", ".join(PATHS))
-    parser.add_argument("--wire", action="store_true", help="an underlay like a wire (see above)")
-    parser.add_argument("--output", type=FilePath, default=OUTPUT)
-    args = parser.parse_args()
-    names = args.paths.split(",")
-    if unknown := set(names) - set(PATHS):
-        parser.error(f"no such path: {', '.join(sorted(unknown))}")
-    setting = WIRE if args.wire else OFFLOADS_ON
-    results = run(names, args.rounds, args.seconds, setting)
-    print("\n".join(table(results)))
+    args = _arguments(argv)
+    if why := machine.obstacle():
+        print(f"bench: {why}", file=sys.stderr)
+        return 2
+    plan = QUICK if args.quick else FULL
+    plan = replace(plan, rounds=args.rounds or plan.rounds, seconds=args.seconds or plan.seconds)
+    busy = machine.background(2 * BACKGROUND_S)
+    if busy > machine.BUSY_LIMIT:
+        words = f"others use {busy:.2f} CPUs; figures will scatter (noted in the results)"
+        print(f"bench: the machine is busy: {words}", file=sys.stderr)
+    facts = {
+        "machine": machine.facts(),
+        "date": time.strftime("%Y-%m-%d"),
+        "quick": args.quick,
+        "rounds": plan.rounds,
+        "seconds": plan.seconds,
+        "busy": {"cpus": busy, "limit": machine.BUSY_LIMIT, "busy": busy > machine.BUSY_LIMIT},
+    }
+    try:
+        sides, extra = _run(args, plan)
+    except KeyboardInterrupt:
+        print("\nbench: interrupted; everything it made is removed", file=sys.stderr)
+        return 130
+    except (CommandFailed, TimedOut, OvnetError, OSError) as error:
+        print(f"\nbench: a measurement failed: {_one_line(str(error))}", file=sys.stderr)
+        return 1
+    for setting, each in sides.items():
+        print(f"\n{setting}", *table(each.results), sep="\n")
     args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(document(results, setting), indent=1, sort_keys=True) + "\n")
-    print(f"\nraw values: {args.output}", file=sys.stderr)
+    args.output.write_text(json.dumps(document(sides, extra, facts), indent=1, sort_keys=True) + "\n")
+    print(f"\nresults: {args.output}; `python -m tests.bench.document` puts them into docs/", file=sys.stderr)
     return 0
 
 
+def _one_line(text: str) -> str:
+    """What was run, and the last that it said."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return " ... ".join(dict.fromkeys((lines[0], lines[-1]))) if lines else "no message"
+
+
+def _run(args: argparse.Namespace, plan: Plan) -> tuple[dict[str, Side], dict[str, Results]]:
+    if not args.paths and not args.wire:
+        progress = Progress(plan.steps(len(PATHS)))
+        found = whole(plan, progress.tick)
+    else:
+        names = args.paths.split(",") if args.paths else list(PATHS)
+        setting = WIRE if args.wire else OFFLOADS_ON
+        plan = replace(plan, wire_seconds=plan.seconds, wire_runs=RUNS)
+        progress = Progress(plan.rounds * len(names) * len(RUNS))
+        found = {setting: side(names, setting, plan, progress.tick)}, {}
+    progress.end()
+    return found
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tests.bench", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, shorter runs")
+    parser.add_argument("--rounds", type=_positive, help=f"default: {FULL.rounds}, quick {QUICK.rounds}")
+    parser.add_argument(
+        "--seconds", type=_positive, help=f"a run; default: {FULL.seconds}, quick {QUICK.seconds}"
+    )
+    parser.add_argument("--paths", default="", help="comma-separated, of: " + ", ".join(PATHS))
+    parser.add_argument("--wire", action="store_true", help="only the underlay like a wire")
+    parser.add_argument("--output", type=FilePath, default=OUTPUT)
+    args = parser.parse_args(argv)
+    if args.paths and (unknown := set(args.paths.split(",")) - set(PATHS)):
+        parser.error(f"no such path: {', '.join(sorted(unknown))} (there are {', '.join(PATHS)})")
+    return args
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

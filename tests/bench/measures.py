@@ -3,85 +3,160 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
 
+from tests.bench.machine import Usage, cpus
 from tests.bench.paths import Path
+from tests.process import CommandFailed, run
 
 PORT = 5201
 PING_PORT = 11111
+CRR_PORT = 11112
+FIXED_RATE = "4G"
+"""Of the CPU measure, bit/s: what all paths but udp carry easily."""
+WARM_UP_S = 0.3
+"""Of a TCP flow, until it is as fast as it gets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """How long to measure, and what else the machine does meanwhile."""
+
+    seconds: int
+    crr: FilePath
+    """The program made of crr.c."""
+    background: float = 0.0
+    """CPUs in use by others."""
 
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """A number with its unit; `higher` tells which direction is better."""
+    """One run on a path, which may yield more than one number."""
 
     name: str
-    unit: str
-    higher: bool
-    run: Callable[[Path, float], dict[str, float]]
-    """(path, seconds) -> values by measure name: some runs yield more than one."""
-    yields: tuple[str, ...]
+    yields: Mapping[str, str]
+    """Measures with their units."""
+    run: Callable[[Path, Conditions], dict[str, float]]
+
+
+HIGHER_IS_BETTER = frozenset({"tcp_1", "tcp_4", "tcp_crr", "udp_pps_64", "inject_decap", "inject_encap"})
+
+
+def compiled_crr(directory: FilePath) -> FilePath:
+    """crr.c as a program in `directory`."""
+    program = directory / "crr"
+    run(["cc", "-O2", "-o", str(program), str(FilePath(__file__).with_name("crr.c"))])
+    return program
 
 
 def pinned(cpu: int, *command: str) -> list[str]:
     """`command` on one CPU."""
-    return ["taskset", "-c", str(min(cpu, (os.cpu_count() or 1) - 1)), *command]
+    return ["taskset", "-c", str(min(cpu, cpus() - 1)), *command]
 
 
-def _iperf(path: Path, seconds: float, *flags: str) -> dict[str, float]:
-    server = path.server.serve(*pinned(1, "iperf3", "--server", "--one-off", "--port", str(PORT)), port=PORT)
-    done = path.client.run(
-        *pinned(0, "iperf3", "--client", path.server_address, "--port", str(PORT), "--json",
-                "--time", f"{seconds:.0f}", "--omit", "1", *flags),
-        seconds=seconds + 30,
-    )  # fmt: skip
-    server.stop()
-    end: dict[str, dict[str, float]] = json.loads(done.stdout)["end"]
-    return end.get("sum_received") or end["sum"]
+@contextmanager
+def _serving(path: Path, *command: str, port: int, protocol: str = "tcp") -> Iterator[None]:
+    """The server's side of a run, gone afterwards even if the client failed."""
+    server = path.server.serve(*pinned(1, *command), port=port, protocol=protocol)
+    try:
+        yield
+    finally:
+        server.stop()
 
 
-def _tcp(path: Path, seconds: float) -> dict[str, float]:
-    return {"tcp_1": _iperf(path, seconds)["bits_per_second"] / 1e9}
+def _iperf(path: Path, seconds: int, *flags: str) -> dict[str, Any]:
+    """The client's report; the server's, at tenths of a second, is in it."""
+    serve = ("iperf3", "--server", "--one-off", "--json", "--interval", "0.1", "--port", str(PORT))
+    with _serving(path, *serve, port=PORT):
+        done = path.client.run(
+            *pinned(0, "iperf3", "--client", path.server_address, "--port", str(PORT), "--json",
+                    "--get-server-output", "--time", str(seconds), *flags),
+            seconds=seconds + 30,
+        )  # fmt: skip
+    report: dict[str, Any] = json.loads(done.stdout)
+    return report
 
 
-def _udp(path: Path, seconds: float) -> dict[str, float]:
-    got = _iperf(path, seconds, "--udp", "--bitrate", "0", "--length", "64")
+def received_rate(report: dict[str, Any]) -> float:
+    """Gb/s that the receiver saw once the flow was warm. CommandFailed would have come before."""
+    sums = [each["sum"] for each in report["server_output_json"]["intervals"]]
+    warm = [each for each in sums if each["start"] >= WARM_UP_S and each["seconds"] > 0.05]
+    return float(8e-9 * sum(each["bytes"] for each in warm) / sum(each["seconds"] for each in warm))
+
+
+def tcp_1(path: Path, how: Conditions) -> dict[str, float]:
+    """One flow."""
+    return {"tcp_1": received_rate(_iperf(path, how.seconds))}
+
+
+def _tcp_4(path: Path, how: Conditions) -> dict[str, float]:
+    return {"tcp_4": received_rate(_iperf(path, how.seconds, "--parallel", "4"))}
+
+
+def udp_pps(path: Path, how: Conditions) -> dict[str, float]:
+    """As many datagrams as go, counted where they arrive."""
+    got = _iperf(path, how.seconds, "--udp", "--bitrate", "0", "--length", "64")["end"]["sum"]
     return {"udp_pps_64": (got["packets"] - got["lost_packets"]) / got["seconds"]}
 
 
-def _sockperf(path: Path, seconds: float, protocol: str) -> tuple[float, float]:
-    """(median, 99th percentile) of the round trip in us; sockperf reports half of it."""
+def _cpu_per_gb(path: Path, how: Conditions) -> dict[str, float]:
+    """Both ends, both hosts, softirq included, less what the machine does anyway."""
+    before = Usage.now()
+    report = _iperf(path, how.seconds, "--bitrate", FIXED_RATE)
+    after = Usage.now()
+    used = after.used_since(before, cpus()) - how.background * (after.at - before.at)
+    return {"cpu_per_gb": used / (report["end"]["sum_received"]["bytes"] / 1e9)}
+
+
+def tcp_crr(path: Path, how: Conditions) -> dict[str, float]:
+    """Connections one after the other."""
+    with _serving(path, str(how.crr), "serve", str(CRR_PORT), port=CRR_PORT):
+        done = path.client.run(
+            *pinned(0, str(how.crr), "connect", path.server_address, str(CRR_PORT), str(how.seconds)),
+            seconds=how.seconds + 30,
+        )
+    return {"tcp_crr": float(done.stdout)}
+
+
+def _round_trip(path: Path, how: Conditions, protocol: str) -> dict[str, float]:
+    """us; sockperf would report half of it."""
     flags = ["--tcp"] if protocol == "tcp" else []
-    server = path.server.serve(
-        *pinned(1, "sockperf", "server", "-i", path.server_address, "-p", str(PING_PORT), *flags),
-        port=PING_PORT, protocol=protocol,
-    )  # fmt: skip
-    done = path.client.run(
-        *pinned(0, "sockperf", "ping-pong", "-i", path.server_address, "-p", str(PING_PORT), *flags,
-                "--time", f"{seconds:.0f}", "--full-rtt"),
-        seconds=seconds + 30,
-    )  # fmt: skip
-    server.stop()
-    found = dict(re.findall(r"percentile (\d+\.\d+) =\s+(\d+\.\d+)", done.stdout))
-    return float(found["50.000"]), float(found["99.000"])
+    ends = ("-i", path.server_address, "-p", str(PING_PORT), *flags)
+    with _serving(path, "sockperf", "server", *ends, port=PING_PORT, protocol=protocol):
+        done = path.client.run(
+            *pinned(0, "sockperf", "ping-pong", *ends, "--time", str(how.seconds), "--full-rtt"),
+            seconds=how.seconds + 30,
+        )
+    return {f"{protocol}_rr_{name}": value for name, value in percentiles(done.stdout).items()}
 
 
-def _tcp_rr(path: Path, seconds: float) -> dict[str, float]:
-    p50, p99 = _sockperf(path, seconds, "tcp")
-    return {"tcp_rr_p50": p50, "tcp_rr_p99": p99}
+def percentiles(printed: str) -> dict[str, float]:
+    """p50, p99 and p99.9 of what sockperf printed. CommandFailed without any.
+
+    So it is when a datagram is lost early: sockperf waits for the answer until its time is up.
+    """
+    found = dict(re.findall(r"percentile (\d+\.\d+) =\s+(\d+\.\d+)", printed))
+    if not found:
+        raise CommandFailed(f"sockperf had no answers\n{printed}")
+    return {"p50": float(found["50.000"]), "p99": float(found["99.000"]), "p99.9": float(found["99.900"])}
 
 
-def _udp_rr(path: Path, seconds: float) -> dict[str, float]:
-    return {"udp_rr_p50": _sockperf(path, seconds, "udp")[0]}
+def _units(protocol: str) -> dict[str, str]:
+    return {f"{protocol}_rr_{name}": "us" for name in ("p50", "p99", "p99.9")}
 
 
 RUNS: tuple[Measure, ...] = (
-    Measure("TCP, one flow", "Gb/s", True, _tcp, ("tcp_1",)),
-    Measure("TCP round trip", "us", False, _tcp_rr, ("tcp_rr_p50", "tcp_rr_p99")),
-    Measure("UDP round trip", "us", False, _udp_rr, ("udp_rr_p50",)),
-    Measure("UDP packets of 64 bytes", "packets/s", True, _udp, ("udp_pps_64",)),
+    Measure("TCP, one flow", {"tcp_1": "Gb/s"}, tcp_1),
+    Measure("TCP, four flows", {"tcp_4": "Gb/s"}, _tcp_4),
+    Measure("TCP round trip", _units("tcp"), lambda path, how: _round_trip(path, how, "tcp")),
+    Measure("UDP round trip", _units("udp"), lambda path, how: _round_trip(path, how, "udp")),
+    Measure("new TCP connections", {"tcp_crr": "/s"}, tcp_crr),
+    Measure("UDP packets of 64 bytes", {"udp_pps_64": "packets/s"}, udp_pps),
+    Measure("CPU per gigabyte", {"cpu_per_gb": "s/GB"}, _cpu_per_gb),
 )
 """Everything that is run on each path in each round."""

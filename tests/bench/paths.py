@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.host import Host
+from ctl.backend.udp.underlay import OVERHEAD as UDP_OVERHEAD
+from tests.host import Agent, Host
 from tests.lab import Lab
 from tests.namespace import Namespace
 
@@ -25,6 +26,12 @@ class Path:
     server: Namespace
     server_address: str
     hosts: tuple[Host, ...] = ()
+    agents: tuple[Agent, ...] = ()
+
+    def like_a_wire(self) -> None:
+        """Make the underlay like a wire: of `direct`, the one veth there is."""
+        for place in self.hosts or (self.client, self.server):
+            place.run("ethtool", "-K", "eth0", "tx", "off", "gro", "on")  # as Host.like_a_wire
 
 
 def direct(lab: Lab) -> Path:
@@ -65,13 +72,29 @@ def _plug(lab: Lab, host: Host, name: str, prefix: str) -> Namespace:
 
 def _overlay(name: str, stem: str, bypass: str, hook: str = "tc") -> Callable[[Lab], Path]:
     def build(lab: Lab) -> Path:
-        first, second = lab.pair(f"{stem}a", f"{stem}b")
-        for host in (first, second):
-            host.agent("--bypass", bypass, "--hook", hook)
-        client, server = first.container(f"{stem}c"), second.container(f"{stem}s")
-        return Path(name, client, server, server.address, (first, second))
+        hosts = lab.pair(f"{stem}a", f"{stem}b")
+        return _with_agents(name, stem, hosts, ("--bypass", bypass, "--hook", hook))
 
     return build
+
+
+def _with_agents(name: str, stem: str, hosts: tuple[Host, Host], flags: tuple[str, ...]) -> Path:
+    agents = tuple(host.agent(*flags, wait=False) for host in hosts)
+    for agent in agents:
+        agent.wait_ready()
+    client, server = hosts[0].container(f"{stem}c"), hosts[1].container(f"{stem}s")
+    return Path(name, client, server, server.address, hosts, agents)
+
+
+def udp(lab: Lab) -> Path:
+    """The backend in user space; its network is another, so its store is too."""
+    hosts = lab.pair("ua", "ub", mtu=INNER_MTU + UDP_OVERHEAD)
+    shared, lab.store_url = lab.store_url, f"sqlite://{lab.dir}/udp.sqlite"
+    try:
+        lab.init_network("172.18.0.0/16", 24, "--backend", "udp")
+        return _with_agents("udp", "u", hosts, ())
+    finally:
+        lab.store_url = shared
 
 
 PATHS: dict[str, Callable[[Lab], Path]] = {
@@ -81,5 +104,6 @@ PATHS: dict[str, Callable[[Lab], Path]] = {
     "ebpf": _overlay("ebpf", "e", "learned"),
     "ebpf-always": _overlay("ebpf-always", "w", "always"),
     "ebpf-xdp": _overlay("ebpf-xdp", "x", "learned", "xdp"),
+    "udp": udp,
 }
 """Builders by name, in the order of the table."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median, stdev
+from typing import Any
 
 BASES = ("kernel-vxlan", "routed", "direct")
 """Paths that the others are compared with."""
@@ -38,6 +39,35 @@ Results = Mapping[str, Mapping[str, Series]]
 """Path -> measure -> series."""
 
 
+class Collected:
+    """Values as they come, a value a round."""
+
+    def __init__(self) -> None:
+        self._values: dict[str, dict[str, tuple[list[float], str]]] = {}
+
+    def add(self, path: str, measure: str, unit: str, value: float) -> None:
+        self._values.setdefault(path, {}).setdefault(measure, ([], unit))[0].append(value)
+
+    def results(self) -> dict[str, dict[str, Series]]:
+        return {
+            path: {name: Series(tuple(values), unit) for name, (values, unit) in found.items()}
+            for path, found in self._values.items()
+        }
+
+
+def as_json(results: Results) -> dict[str, dict[str, object]]:
+    """As in the results file."""
+    return {path: {name: series.json() for name, series in found.items()} for path, found in results.items()}
+
+
+def from_json(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Series]]:
+    """What `as_json` made."""
+    return {
+        path: {name: Series(tuple(each["values"]), each["unit"]) for name, each in measures.items()}
+        for path, measures in found.items()
+    }
+
+
 def differs(one: Series, other: Series) -> bool:
     """Whether the medians lie more than two standard deviations apart."""
     return abs(one.median - other.median) > 2 * max(one.stdev, other.stdev)
@@ -52,6 +82,14 @@ def ratios(results: Results, path: str) -> dict[str, dict[str, float]]:
             if base in results and base != path and measure in results[base]
         }
         for measure, series in results[path].items()
+    }
+
+
+def within_noise(results: Results, path: str) -> dict[str, list[str]]:
+    """Measure -> bases that `path` does not differ from by more than two standard deviations."""
+    return {
+        measure: [base for base in found if not differs(results[path][measure], results[base][measure])]
+        for measure, found in ratios(results, path).items()
     }
 
 

@@ -1,44 +1,321 @@
-"""The bench runs, its arithmetic is right, and its eBPF path is one."""
+"""The bench runs, and what it makes of its numbers is right."""
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import closing
+from ipaddress import IPv4Address
 from pathlib import Path
 
-from tests.bench.__main__ import WIRE, document, run
-from tests.bench.results import Series, differs, ratios, table
+import pytest
+
+from ctl.kernel import bpf
+from tests import packets
+from tests.bench import document, inject, machine, node, programs, rigs
+from tests.bench.__main__ import WIRE, Plan, Side, main, persist, side
+from tests.bench.__main__ import document as results_file
+from tests.bench.inject import Spread
+from tests.bench.measures import RUNS, percentiles, received_rate
+from tests.bench.paths import PATHS
+from tests.bench.progress import bar
+from tests.bench.results import BASES, Collected, Series, as_json, differs, from_json, ratios, table
+from tests.bench.targets import TARGETS, Target, judge
+from tests.datapath import MAC, PEER_MAC
+from tests.lab import PREFIX, CommandFailed, Lab, leftover_paths
+from tests.namespace import REPOSITORY
+from tests.process import Process, wait_until
 
 FAST, SLOW = Series((10.0, 11.0, 12.0), "Gb/s"), Series((5.0, 5.5, 6.0), "Gb/s")
+NOISY = Series((9.0, 11.0, 14.0), "Gb/s")
+CONTRACT = {"tcp_1", "tcp_4", "tcp_rr_p50", "tcp_rr_p99", "udp_rr_p50", "tcp_crr", "udp_pps_64", "cpu_per_gb"}
+FACTS = {
+    "machine": {"kernel": "6.18", "cpus": 2, "cpu": "some", "congestion_control": "bbr"},
+    "date": "2026-01-01", "quick": False, "rounds": 3, "seconds": 1,
+    "busy": {"cpus": 0.0, "limit": 0.1, "busy": False},
+}  # fmt: skip
 
 
-def test_ratios_are_of_medians() -> None:
+def nobody(what: str) -> None:
+    """No progress is shown."""
+
+
+@pytest.fixture
+def sample() -> dict[str, object]:
+    """A results file of two paths."""
+    results = {"kernel-vxlan": {"tcp_1": SLOW, "tcp_4": NOISY}, "ebpf": {"tcp_1": FAST, "tcp_4": FAST}}
+    sides = {"offloads-on": Side(results, {"tx-checksumming": True}, [0.0])}
+    crowd = {"100": {"tcp_1": FAST, "encap_random": SLOW}, "100000": {"tcp_1": SLOW, "encap_random": FAST}}
+    made: dict[str, object] = json.loads(json.dumps(results_file(sides, {"peers": crowd}, FACTS)))
+    return made
+
+
+def test_ratios_are_of_medians(sample: dict[str, object]) -> None:
     results = {"kernel-vxlan": {"tcp_1": SLOW}, "ebpf": {"tcp_1": FAST}}
     assert ratios(results, "ebpf") == {"tcp_1": {"kernel-vxlan": 2.0}}
-    assert document(results)["ratios"] == {"ebpf": {"tcp_1": {"kernel-vxlan": 2.0}}}
     assert "(2.00x)" in table(results)[2]
+    assert sample["ratios"]["offloads-on/ebpf"]["tcp_1"] == {"kernel-vxlan": 2.0}  # type: ignore[index]
 
 
-def test_no_difference_is_claimed_within_the_noise() -> None:
-    noisy = Series((9.0, 11.0, 14.0), "Gb/s")
+def test_no_difference_is_claimed_within_the_noise(sample: dict[str, object]) -> None:
     assert differs(FAST, SLOW)
-    assert not differs(FAST, noisy)
-    assert "(=)" in table({"kernel-vxlan": {"tcp_1": noisy}, "ebpf": {"tcp_1": FAST}})[2]
+    assert not differs(FAST, NOISY)
+    assert "(=)" in table({"kernel-vxlan": {"tcp_1": NOISY}, "ebpf": {"tcp_1": FAST}})[2]
+    assert sample["within_noise"]["offloads-on/ebpf"] == {  # type: ignore[index]
+        "tcp_1": [],
+        "tcp_4": ["kernel-vxlan"],
+    }
+
+
+def test_a_series_survives_the_file(sample: dict[str, object]) -> None:
+    found = Collected()
+    for value in FAST.values:
+        found.add("ebpf", "tcp_1", "Gb/s", value)
+    assert found.results() == {"ebpf": {"tcp_1": FAST}}
+    assert from_json(json.loads(json.dumps(as_json(found.results())))) == found.results()
+    assert sample["paths"]["offloads-on/ebpf"]["tcp_1"] == {  # type: ignore[index]
+        "median": 11.0, "stdev": 1.0, "values": [10.0, 11.0, 12.0], "unit": "Gb/s",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("bound", "at_least", "words"),
+    [
+        (2.0, True, "reached"),
+        (2.5, True, "missed by 20 %"),
+        (1.6, False, "missed by 25 %"),
+        (2.0, False, "reached"),
+    ],
+)
+def test_a_target_says_by_how_much_it_is_missed(bound: float, at_least: bool, words: str) -> None:
+    target = Target("t", "x/ebpf", "tcp_1", bound, at_least, "x/kernel-vxlan")
+    verdict = judge(target, {"x/ebpf": {"tcp_1": FAST}, "x/kernel-vxlan": {"tcp_1": SLOW}})
+    assert (verdict.words(), verdict.shown()) == (words, "2.00x")
+
+
+def test_a_target_that_was_not_measured_is_not_reached() -> None:
+    target = Target("t", "x/ebpf", "tcp_1", 1.0, True, "x/routed")
+    assert judge(target, {"x/ebpf": {"tcp_1": FAST}}).words() == "not measured"
+    assert judge(target, {}).reached is None
+    same = judge(target, {"x/ebpf": {"tcp_1": FAST}, "x/routed": {"tcp_1": NOISY}})
+    assert same.shown() == "1.00x, within noise"
+
+
+def test_every_target_is_of_something_that_is_measured() -> None:
+    yields = {name for run in RUNS for name in run.yields} | {"inject_decap", "inject_encap"}
+    assert yields >= CONTRACT
+    for target in TARGETS:
+        for key in filter(None, (target.path, target.base)):
+            kind, _, path = key.partition("/")
+            known = {"peers": map(str, rigs.SIZES), "node": ["agent"]}.get(kind, PATHS)
+            assert path in set(known)
+        known_measures = (
+            yields if target.path.startswith(("offloads-on/", "wire/")) else {*document.NODE, "tcp_1"}
+        )
+        assert target.measure in known_measures
+    assert set(BASES) <= set(PATHS)
+
+
+def test_the_document_shows_targets_tables_and_plots(sample: dict[str, object], tmp_path: Path) -> None:
+    page = f"# by hand\n{document.BEGIN}what was{document.END}## also by hand\n"
+    text = document.renewed(page, sample)
+    assert text.startswith("# by hand\n")
+    assert text.endswith("## also by hand\n")
+    assert "what was" not in text
+    assert "| TCP, one flow | kernel-vxlan | ≥ 1.30x | 2.00x | reached |" in text
+    assert "11 ± 1 (within noise)" in text
+    assert "| TCP, one flow | routed | ≥ 1.12x |  | not measured |" in text
+    assert document.renewed(text, sample) == text
+    files = document.draw(sample, tmp_path)
+    assert {file.name for file in files} == {"performance-offloads-on.svg", "performance-peers.svg"}
+    for file in files:
+        assert f"({file.name})" in text
+        first = file.read_text()
+        document.draw(sample, tmp_path)
+        assert file.read_text() == first, "the same figures give the same file"
+
+
+def test_the_document_has_its_marks() -> None:
+    text = document.PERFORMANCE.read_text()
+    assert text.count(document.BEGIN) == 1
+    assert document.END in text.partition(document.BEGIN)[2]
+    with pytest.raises(ValueError, match="no begin and end marks"):
+        document.renewed("nothing", {})
+
+
+def test_results_that_are_none_are_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = document.PERFORMANCE.read_text()
+    (tmp_path / "bad.json").write_text("{}")
+    assert document.main([str(tmp_path / "bad.json")]) == 2
+    assert document.main([str(tmp_path / "absent.json")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2
+    assert all("run `make bench`" in line for line in lines)
+    assert document.PERFORMANCE.read_text() == before
+
+
+def test_what_the_tools_print_is_read() -> None:
+    printed = (
+        "x: ---> percentile 99.900 =   90.5\n---> percentile 99.000 = 70.25\n---> percentile 50.000 = 55.0"
+    )
+    assert percentiles(printed) == {"p50": 55.0, "p99": 70.25, "p99.9": 90.5}
+    tenths = [{"sum": {"start": n / 10, "seconds": 0.1, "bytes": 1e9 if n < 3 else 125e6}} for n in range(10)]
+    assert received_rate({"server_output_json": {"intervals": tenths}}) == pytest.approx(10.0)
+    stat = "cpu  10 20 30 4000 500 60 70 8 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\n"
+    assert machine.unused(stat) == 45.08
+    assert machine.Usage(5.0, 12.0).used_since(machine.Usage(1.0, 10.0), cpus=3) == 2.0
+
+
+def test_the_bar() -> None:
+    assert bar(0.5, 75, "x") == f"[{'#' * 15}{' ' * 15}]  50 % 1:15 left  x"
+    assert bar(0, None, "x").endswith("  0 %  x")
+
+
+def test_a_missing_tool_is_named_with_its_package() -> None:
+    assert machine.obstacle(lambda tool: None if tool in ("cc", "sockperf") else tool, 0) == (
+        "missing: sockperf, cc; `make setup` installs them (Debian: apt-get install sockperf gcc)"
+    )
+    assert "not root" in (machine.obstacle(str, 1000) or "")
+    assert machine.obstacle(str, 0) is None
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--paths", "warp"], ["--rounds", "0"], ["--seconds", "1.5"]], ids=lambda each: each[1]
+)
+def test_a_wrong_argument_is_refused(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.bench", *arguments],
+        capture_output=True, text=True, check=False, cwd=REPOSITORY,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert arguments[1] in done.stderr.splitlines()[-1]
+
+
+def test_a_run_that_fails_is_tried_again_and_that_is_noted() -> None:
+    left = [CommandFailed("sockperf: exit 1\nno answer"), None]
+
+    def run() -> dict[str, float]:
+        if error := left.pop(0):
+            raise error
+        return {"tcp_1": 1.0}
+
+    assert persist(run) == ({"tcp_1": 1.0}, ["sockperf: exit 1 ... no answer"])
+    left[:] = [CommandFailed(str(number)) for number in range(3)]
+    with pytest.raises(CommandFailed, match="2"):
+        persist(run)
+    with pytest.raises(CommandFailed, match="no answers"):
+        percentiles("sockperf: Test ended\n")
+
+
+def test_a_failed_measurement_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise CommandFailed("ip link add: exit 2\nmuch\n  no veth today\n")
+
+    monkeypatch.setattr("tests.bench.__main__.side", fail)
+    output = tmp_path / "results.json"
+    assert main(["--paths", "direct", "--output", str(output)]) == 1
+    assert (
+        capsys.readouterr().err.splitlines()[-1]
+        == "bench: a measurement failed: ip link add: exit 2 ... no veth today"
+    )
+    assert not output.exists()
+
+
+def test_an_interrupt_removes_everything(tmp_path: Path) -> None:
+    output = tmp_path / "results.json"
+    command = [sys.executable, "-m", "tests.bench", "--paths", "direct", "--output", str(output)]
+    bench = Process(command, tmp_path / "bench", cwd=REPOSITORY)
+    try:
+        wait_until(lambda: "round 1" in bench.log(), 60, lambda: f"it measures\n{bench.log()}")
+        bench.kill(signal.SIGINT)
+        assert bench.wait(60) == 130, bench.log()
+    finally:
+        bench.stop()
+    assert bench.log().splitlines()[-1] == "bench: interrupted; everything it made is removed"
+    assert [path for path in leftover_paths() if path.name.startswith(f"{PREFIX}-{bench.pid}-")] == []
+    assert not output.exists()
+
+
+# --- In the kernel ------------------------------------------------------------------------
+
+FRAME = packets.ether(
+    packets.ipv4(packets.udp(bytes(22), 1, 2), IPv4Address("10.0.0.1"), IPv4Address("10.1.0.1"), packets.UDP),
+    MAC, PEER_MAC,
+)  # fmt: skip
+
+
+@pytest.fixture
+def spread() -> Iterator[int]:
+    fd = bpf.prog_load(inject.generator(FRAME, Spread(100_000, 128)), "generate", bpf.PROG_TYPE_XDP)
+    with closing(open(fd, "rb")):
+        yield fd
+
+
+def test_the_generator_writes_the_frame_anew() -> None:
+    fd = bpf.prog_load(inject.generator(FRAME), "generate", bpf.PROG_TYPE_XDP)
+    with closing(open(fd, "rb")):
+        assert bpf.prog_test_run(fd, bytes(len(FRAME)))[:2] == (3, FRAME)
+        assert bpf.prog_test_run(fd, bytes(len(FRAME) - 1))[0] == 0
+
+
+def test_random_destinations_have_a_right_checksum(spread: int) -> None:
+    seen = set()
+    for _ in range(200):
+        action, frame, _, _ = bpf.prog_test_run(spread, bytes(len(FRAME)))
+        ip = packets.Ip.parse(frame[packets.ETH_LEN :])
+        assert (action, ip.valid) == (3, True)
+        number, rest = divmod(int(ip.dst) - int(IPv4Address("10.1.0.1")), 128)
+        assert (rest, 0 <= number < 100_000) == (0, True)
+        assert frame[: packets.ETH_LEN] + frame[packets.ETH_LEN + 20 :] == FRAME[:14] + FRAME[34:]
+        seen.add(ip.dst)
+    assert len(seen) > 100
+
+
+def test_a_batch_changes_many_entries() -> None:
+    with closing(bpf.Map(bpf.map_create("hash", "batch", 4, 8, 1000))) as table_:
+        keys = [number.to_bytes(4, "big") for number in range(1000)]
+        rigs.change_batch(table_.fd, bpf.MAP_UPDATE_BATCH, keys, [bytes(8)] * 1000)
+        assert table_.count() == 1000
+        rigs.change_batch(table_.fd, bpf.MAP_DELETE_BATCH, keys[:990])
+        assert {key for key, _ in table_.items()} == set(keys[990:])
+
+
+def test_packets_are_injected_both_ways_and_to_many_peers() -> None:
+    found = rigs.injected(1, 0.05, nobody, {"ebpf": ()}).results()
+    assert set(found) == {"direct", "ebpf"}
+    for path in found.values():
+        assert all(path[name].median > 0 for name in ("inject_decap", "inject_encap"))
 
 
 def test_a_short_run_yields_every_measure() -> None:
-    results = run(["ebpf", "ebpf-xdp"], rounds=1, seconds=1, setting=WIRE)
-    for found in results.values():
-        assert set(found) == {"tcp_1", "tcp_rr_p50", "tcp_rr_p99", "udp_rr_p50", "udp_pps_64"}
-        assert all(series.median > 0 for series in found.values())
-    assert "wire/ebpf-xdp" in json.loads(json.dumps(document(results, WIRE)))["paths"]
+    plan = Plan(rounds=1, seconds=1, wire_seconds=1, node_rounds=1, idle_s=0.2)
+    made = side(["ebpf-xdp"], WIRE, plan, nobody, whole=True)
+    found = made.results["ebpf-xdp"]
+    assert set(found) == {name for run in RUNS for name in run.yields}
+    assert all(series.median > 0 for name, series in found.items() if name != "cpu_per_gb")
+    assert not made.offloads["tx-checksumming"]
+    assert made.offloads["generic-receive-offload"]
+    assert made.extra["node"]["agent"]["rss"].median > 1
+    under_load = made.extra["programs"]["ebpf-xdp, UDP 64 bytes"]
+    assert {"from_container", "from_wire", "from_wire_xdp"} <= set(under_load)
+    written = json.loads(json.dumps(results_file({WIRE: made}, {}, FACTS)))
+    assert set(written["paths"]["wire/ebpf-xdp"]["tcp_1"]) == {"median", "stdev", "values", "unit"}
 
 
-def test_an_unknown_path_is_refused() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.bench", "--paths", "warp"],
-        capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "warp" in done.stderr.splitlines()[-1]
+def test_starts_are_timed_to_the_first_packet_by_ebpf() -> None:
+    with Lab() as lab:
+        host = node.Starting(lab)
+        assert host.warm() > 0
+        assert host.restart() > 0
+
+
+def test_an_empty_program_costs_something_only_with_statistics() -> None:
+    with programs.statistics():
+        assert 0 < programs.overhead(1000) < 1e6

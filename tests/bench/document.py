@@ -1,0 +1,220 @@
+"""The figures in docs/performance.md, from the bench's results: `python -m tests.bench.document [RESULTS]`.
+
+Writes what stands between the two marks, and the plots beside it; the rest is written by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from tests.bench.results import Results, Series, differs, from_json
+from tests.bench.targets import TARGETS, judge
+
+RESULTS: Final = Path(__file__).parent / "results" / "latest.json"
+PERFORMANCE: Final = Path(__file__).parents[2] / "docs" / "performance.md"
+BEGIN: Final = "<!-- begin: made by python -m tests.bench.document -->\n"
+END: Final = "<!-- end -->\n"
+
+SETTINGS: Final = {"offloads-on": "Offloads on", "wire": "Like a wire"}
+BASE: Final = "kernel-vxlan"
+COLUMNS: Final = {
+    "tcp_1": "TCP 1 flow, Gb/s", "tcp_4": "TCP 4 flows, Gb/s", "tcp_rr_p50": "TCP round trip p50, us",
+    "tcp_rr_p99": "p99", "tcp_rr_p99.9": "p99.9", "udp_rr_p50": "UDP round trip p50, us", "udp_rr_p99": "p99",
+    "udp_rr_p99.9": "p99.9", "tcp_crr": "new connections/s", "udp_pps_64": "UDP 64 B, packets/s",
+    "cpu_per_gb": "CPU, s/GB", "inject_decap": "injected decap, packets/s",
+    "inject_encap": "injected encap, packets/s",
+}  # fmt: skip
+NODE: Final = {
+    "rss": "RSS of the agent", "idle_cpu": "its CPU while nothing happens",
+    "cold_start": "cold start to forwarding",
+    "warm_start": "the same, programs compiled before", "restart": "restart until ready, all in place",
+    "convergence_sqlite": "store put to first packet the new way, sqlite",
+    "convergence_etcd": "store put to first packet the new way, etcd",
+}  # fmt: skip
+
+
+def number(value: float) -> str:
+    """Three digits that count."""
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.3g}"
+
+
+def cell(series: Series | None, base: Series | None) -> str:
+    """Median and deviation; the ratio to the base only where it is a difference."""
+    if series is None:
+        return ""
+    text = f"{number(series.median)} ± {number(series.stdev)}"
+    if base is None or base is series or not base.median:
+        return text
+    return (
+        f"{text} ({series.median / base.median:.2f}x)" if differs(series, base) else f"{text} (within noise)"
+    )
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def targets_table(results: Results) -> str:
+    """Every target, what was measured, and whether that is enough."""
+    verdicts = [judge(target, results) for target in TARGETS]
+    return table(
+        ("", "against", "target", "measured", ""),
+        (
+            (
+                each.target.title,
+                each.target.base.partition("/")[2],
+                each.target.wanted,
+                each.shown(),
+                each.words(),
+            )
+            for each in verdicts
+        ),
+    )
+
+
+def paths_table(results: Results) -> str:
+    """A row a measure, a column a path."""
+    paths = list(results)
+    measures = [name for name in COLUMNS if any(name in found for found in results.values())]
+    return table(
+        ("", *paths),
+        (
+            (
+                COLUMNS[name],
+                *(cell(results[path].get(name), results.get(BASE, {}).get(name)) for path in paths),
+            )
+            for name in measures
+        ),
+    )
+
+
+def plain_table(results: Results, first: str) -> str:
+    """A row a key, a column a measure."""
+    measures = list(dict.fromkeys(name for found in results.values() for name in found))
+    units = {name: series.unit for found in results.values() for name, series in found.items()}
+    return table(
+        (first, *(f"{name}, {units[name]}" for name in measures)),
+        ((key, *(cell(found.get(name), None) for name in measures)) for key, found in results.items()),
+    )
+
+
+def node_table(found: Mapping[str, Series]) -> str:
+    return table(
+        ("", "measured"),
+        (
+            (words, f"{cell(found[name], None)} {found[name].unit}")
+            for name, words in NODE.items()
+            if name in found
+        ),
+    )
+
+
+def by_setting(document: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Series]]]:
+    """Setting -> path -> measure -> series, in the order of the document's SETTINGS and of the paths."""
+    order = ("direct", "routed", BASE, "ebpf", "ebpf-always", "ebpf-xdp", "udp")
+    found = from_json(document["paths"])
+    return {
+        setting: {path: found[f"{setting}/{path}"] for path in order if f"{setting}/{path}" in found}
+        for setting in SETTINGS
+        if any(key.startswith(f"{setting}/") for key in found)
+    }
+
+
+def everything(document: Mapping[str, Any]) -> dict[str, dict[str, Series]]:
+    """All series by the keys that targets use."""
+    parts = {"": "paths", "peers/": "peers", "node/": "node"}
+    return {
+        f"{prefix}{key}": series
+        for prefix, part in parts.items()
+        for key, series in from_json(document.get(part, {})).items()
+    }
+
+
+def generated(document: Mapping[str, Any]) -> str:
+    """What stands between the marks."""
+    parts = [_heading(document), targets_table(everything(document))]
+    for setting, results in by_setting(document).items():
+        parts.append(f"### {SETTINGS[setting]}\n\n![{SETTINGS[setting]}](performance-{setting}.svg)\n")
+        parts.append(f"{_offloads(document, setting)}\n\n{paths_table(results)}")
+    if peers := from_json(document.get("peers", {})):
+        sizes = {f"{int(size):,}": peers[size] for size in sorted(peers, key=int)}
+        parts.append("### Entries in the maps\n\n![Peers](performance-peers.svg)\n")
+        parts.append(plain_table(sizes, "peers"))
+    if programs := from_json(document.get("programs", {})):
+        parts.append(
+            "### The programs\n\nns a run, which is a packet or a super-packet, as the kernel counts it.\n"
+        )
+        parts.append(plain_table(programs, "path and load"))
+    if node := from_json(document.get("node", {})).get("agent"):
+        parts.append("### The node\n")
+        parts.append(node_table(node))
+    return "\n".join(parts)
+
+
+def _heading(document: Mapping[str, Any]) -> str:
+    machine, busy = document["machine"], document["busy"]
+    kind = "make bench QUICK=1" if document["quick"] else "make bench"
+    noisy = f" The machine was busy: others used {busy['cpus']:.2f} CPUs." if busy["busy"] else ""
+    return (
+        f"`{kind}` on {document['date']}: Linux {machine['kernel']}, "
+        f"{machine['cpus']} CPUs ({machine['cpu']}), "
+        f"{machine['congestion_control']}; {document['rounds']} rounds in rotated order, medians ± standard "
+        f"deviation.{noisy} A difference of less than two standard deviations is none: within noise.\n"
+    )
+
+
+def _offloads(document: Mapping[str, Any], setting: str) -> str:
+    found = document["offloads"].get(setting, {})
+    return "Underlay: " + ", ".join(f"{name} {'on' if on else 'off'}" for name, on in found.items()) + "."
+
+
+def renewed(text: str, document: Mapping[str, Any]) -> str:
+    """The document with its figures made anew. ValueError without the two marks."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise ValueError(f"{PERFORMANCE} has no begin and end marks")
+    return f"{before}{BEGIN}{generated(document)}{END}{after}"
+
+
+def draw(document: Mapping[str, Any], directory: Path) -> list[Path]:
+    """The plots that the text shows."""
+    from tests.bench import plots
+
+    files = []
+    for setting, results in by_setting(document).items():
+        files.append(directory / f"performance-{setting}.svg")
+        plots.paths_plot(results, SETTINGS[setting], files[-1])
+    if peers := from_json(document.get("peers", {})):
+        files.append(directory / "performance-peers.svg")
+        plots.peers_plot(peers, files[-1])
+    return files
+
+
+def main(argv: list[str]) -> int:
+    """Renew the document from a results file; 2 if there is none."""
+    file = Path(argv[0]) if argv else RESULTS
+    try:
+        document = json.loads(file.read_text())
+        text = renewed(PERFORMANCE.read_text(), document)
+    except FileNotFoundError as error:
+        print(f"bench: no results in {error.filename}: run `make bench` first", file=sys.stderr)
+        return 2
+    except (KeyError, ValueError) as error:
+        print(f"bench: {file} is not what the bench writes: {error}; run `make bench`", file=sys.stderr)
+        return 2
+    draw(document, PERFORMANCE.parent)
+    PERFORMANCE.write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

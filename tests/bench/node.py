@@ -1,0 +1,213 @@
+"""The node itself: memory and idle CPU of its agent, starts, and how soon a change is on the wire."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Final
+
+from ctl.abi import Hook
+from ctl.errors import OvnetError
+from ctl.kernel.maps import open_maps
+from ctl.model import Lease, MacAddress
+from ctl.reasons import REASONS
+from ctl.store import open_store
+from tests.bench.inject import ran
+from tests.bench.results import Collected
+from tests.host import Agent, Container, Host
+from tests.lab import Lab
+from tests.process import run, wait_until
+from tests.stream import TRAFFIC
+
+SUBNET: Final = IPv4Network("172.17.9.0/24")
+"""Of the host that starts."""
+FAR: Final = IPv4Network("172.17.200.0/24")
+"""Of the peer that moves."""
+VTEP: Final = MacAddress.parse("02:01:00:00:00:98")
+VXLAN_PORT: Final = 8472
+RATE: Final = 2000
+"""Datagrams a second, while waiting for the first that goes another way."""
+POLL_S: Final = 0.001
+_ENCAP: Final = next(number for number, reason in REASONS.items() if reason.label == "encap")
+
+
+def resident(pid: int) -> float:
+    """RSS in MB (of 1024 KB)."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1024
+
+
+def cpu_time(pid: int) -> float:
+    """CPU seconds of all threads of a process."""
+    return sum(ran(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir())
+
+
+def idle(agents: Sequence[Agent], seconds: float) -> Collected:
+    """Memory and CPU of agents with nothing to do, all at once."""
+    found = Collected()
+    before = [cpu_time(agent.pid) for agent in agents]
+    started = time.monotonic()
+    time.sleep(seconds)  # the measure is a time, not a condition
+    passed = time.monotonic() - started
+    for agent, used in zip(agents, before, strict=True):
+        found.add("agent", "rss", "MB", resident(agent.pid))
+        found.add("agent", "idle_cpu", "%", 100 * (cpu_time(agent.pid) - used) / passed)
+    return found
+
+
+# --- Starts -------------------------------------------------------------------------------
+
+
+class Starting:
+    """A host whose agent starts again and again; its one container is plugged into each new bridge."""
+
+    def __init__(self, lab: Lab) -> None:
+        lab.init_network()
+        self._host, other = lab.pair("sa", "sb")
+        self._host.ovctl("lease", "reserve", str(SUBNET), "--host", self._host.address)
+        other.agent()
+        far = other.container("far")
+        self._agent = self._host.agent("--log-level", "warning")
+        self._container: Container = self._host.container("c")
+        # Through the gateway, and from before there is one.
+        self._sender = self._container.popen(*TRAFFIC, "udp-send", far.address, "9", str(RATE))
+
+    def cold(self) -> float:
+        """Seconds to the first packet by eBPF; nothing of ours is there, not even compiled programs."""
+        self._clear(keep=False)
+        return self._to_forwarding()
+
+    def warm(self) -> float:
+        """The same, but the compiled programs are still in the state directory."""
+        self._clear(keep=True)
+        return self._to_forwarding()
+
+    def restart(self) -> float:
+        """Seconds from the start until ready where a stopped agent left all in place."""
+        self._agent.stop()
+        started = time.monotonic()
+        self._agent = self._start()
+        wait_until(self._agent.ready, 60, lambda: f"ready again\n{self._agent.log()}", POLL_S)
+        return time.monotonic() - started
+
+    def _start(self) -> Agent:
+        return self._host.agent("--log-level", "warning", wait=False)
+
+    def _clear(self, keep: bool) -> None:
+        self._agent.stop()
+        cache = {path: path.read_text() for path in self._host.state_dir.glob("programs-*.json")}
+        self._host.teardown()
+        for path in self._host.state_dir.glob("programs-*.json"):
+            path.unlink()
+        if keep:
+            self._host.state_dir.mkdir(exist_ok=True)
+            for path, text in cache.items():
+                path.write_text(text)
+
+    def _to_forwarding(self) -> float:
+        started = time.monotonic()
+        self._agent = self._start()
+        wait_until(self._plugged, 60, lambda: f"there is a bridge\n{self._agent.log()}", POLL_S)
+        wait_until(self._encapsulated, 60, lambda: f"eBPF carries packets\n{self._agent.log()}", POLL_S)
+        took = time.monotonic() - started
+        self._agent.wait_ready()
+        return took
+
+    def _plugged(self) -> bool:
+        device = ("dev", self._container.port, "master", self._host.bridge, "up")
+        return run(["ip", "-n", self._host.netns, "link", "set", *device], check=False).returncode == 0
+
+    def _encapsulated(self) -> bool:
+        with contextlib.suppress(OvnetError), open_maps(self._host.bpffs) as maps:
+            counter = maps.counters().get((Hook.FROM_CONTAINER, _ENCAP))
+            return counter is not None and counter.packets > 0
+        return False
+
+
+def starts(rounds: int, tick: Callable[[str], None]) -> Collected:
+    """`cold_start`, `warm_start` and `restart`, in seconds."""
+    found = Collected()
+    with Lab() as lab:
+        host = Starting(lab)
+        for _ in range(rounds):
+            for name, start in (
+                ("cold_start", host.cold),
+                ("warm_start", host.warm),
+                ("restart", host.restart),
+            ):
+                tick(name.replace("_", " "))
+                found.add("agent", name, "s", start())
+    return found
+
+
+# --- Convergence --------------------------------------------------------------------------
+
+
+class Moving:
+    """A peer whose lease goes from one host to the other and back, while datagrams flow to it."""
+
+    def __init__(self, lab: Lab, etcd: bool) -> None:
+        self._host: Host = lab.host("a")
+        ends = [lab.host("pa"), lab.host("pb")]
+        if etcd:
+            lab.etcd()
+        lab.init_network()
+        self._url = lab.store_url
+        self._lease = Lease(FAR, IPv4Address(ends[0].address), VTEP, 1, node="moving")
+        self._sockets = {IPv4Address(end.address): end.call(_vxlan_socket) for end in ends}
+        for each in self._sockets.values():
+            lab.at_close(each.close)
+        self._agent = self._host.agent()
+        container = self._host.container("c")
+        container.popen(*TRAFFIC, "udp-send", str(FAR.network_address + 5), "9", str(RATE))
+
+    def run(self, count: int, tick: Callable[[str], None]) -> list[float]:
+        """Milliseconds from before the store's put to the first packet at the new host."""
+        return self._host.call(lambda: self._moves(count, tick))
+
+    def _moves(self, count: int, tick: Callable[[str], None]) -> list[float]:
+        store = open_store(self._url)
+        self._lease = store.put(self._lease, None)
+        _receive(self._sockets[self._lease.host])
+        taken = []
+        for _ in range(count):
+            tick("convergence")
+            target = next(host for host in self._sockets if host != self._lease.host)
+            _drain(self._sockets[target])
+            started = time.monotonic()
+            self._lease = store.put(replace(self._lease, host=target), self._lease)
+            _receive(self._sockets[target])
+            taken.append(1000 * (time.monotonic() - started))
+        return taken
+
+
+def _vxlan_socket() -> socket.socket:
+    opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    opened.bind(("", VXLAN_PORT))
+    opened.settimeout(30)
+    return opened
+
+
+def _receive(sock: socket.socket) -> None:
+    sock.recv(2048)
+
+
+def _drain(sock: socket.socket) -> None:
+    while select.select([sock], [], [], 0)[0]:
+        _receive(sock)
+
+
+def convergence(count: int, tick: Callable[[str], None]) -> Collected:
+    """`convergence_sqlite` and `convergence_etcd`, in ms."""
+    found = Collected()
+    for store in ("sqlite", "etcd"):
+        with Lab() as lab:
+            for value in Moving(lab, etcd=store == "etcd").run(count, tick):
+                found.add("agent", f"convergence_{store}", "ms", value)
+    return found
