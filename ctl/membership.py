@@ -51,7 +51,7 @@ class Membership:
         """Seconds for which the store has to say the same before it is believed."""
         self._jumps = JumpWatch(clock, steady)
         self._doubt_until = 0.0
-        """Until when (by `steady`) leases that vanish may have done so because the clock was set or data lost."""
+        """Until when (by `steady`) leases that vanish may have done so by a clock set or data lost."""
         self._suspicious_since: float | None = None
         """Since when (by `steady`) the store lacks most leases that we know."""
 

@@ -112,6 +112,9 @@ class FakeKernel:
     def backend(self) -> FakeKernel:
         return self
 
+    def hop_interfaces(self) -> frozenset[int]:
+        return frozenset({self.uplink.link.ifindex})
+
     def preflight(self, network: object) -> FakeKernel:
         return self
 
