@@ -205,8 +205,8 @@ class Agent:
                 self._not_before = time.monotonic() + self._gap(changes)
                 self._watch(self._devices())
                 if changes == EVERYTHING:
-                    # pyroute2's messages are cycles; by our thresholds they would wait for a quarter of an
-                    # hour, and malloc's heap grow meanwhile. Peers have grown old: those are left out.
+                    # What failed leaves cycles (an exception and its frames), which by our thresholds would
+                    # wait for long, and malloc's heap grow meanwhile. Peers have grown old: left out.
                     gc.collect(1)
             self._log_drops()
             notify("WATCHDOG=1")

@@ -2,7 +2,7 @@
 
 Events only make reconciling sooner, so they are not decoded further than to tell which
 part of the state to look at, and losing some (ENOBUFS) means to look at everything.
-A plain socket rather than pyroute2: it may be read from any thread, and costs nothing.
+A plain socket of its own: it may be read from any thread.
 """
 
 from __future__ import annotations

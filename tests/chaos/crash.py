@@ -1,6 +1,6 @@
 """`ovctl`, killed before its Nth change to the outside world: `python -m tests.chaos.crash N agent ...`.
 
-What changes the world goes through few functions: bpf(2), rtnetlink (two ways), programs that are run,
+What changes the world goes through few functions: bpf(2), rtnetlink, programs that are run,
 files. They are counted here, in front of the real ones; the product knows nothing of it.
 """
 
@@ -16,7 +16,6 @@ from typing import Any, Final
 EDGES: Final = (
     ("ctl.kernel.bpf", "_call"),
     ("ctl.kernel.rtnl", "Rtnl._send"),
-    ("pyroute2.netlink.nlsocket", "NetlinkSocket.nlm_request"),
     ("subprocess", "Popen.__init__"),
     ("ctl.statedir", "write_atomically"),
 )
