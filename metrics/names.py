@@ -115,7 +115,8 @@ NODE_INFO: Final = _gauge(
     "uplink",
 )
 HOOK_REFUSED: Final = _gauge(
-    "hook_refused", "1 if XDP was asked for and the driver refused it: packets are decapsulated at tc"
+    "hook_refused",
+    "1 if XDP was asked for and the driver or the kernel refused it: packets are decapsulated at tc",
 )
 BYPASS_INFO: Final = _gauge("bypass_info", "Always 1; bypass mode and hook in use", "mode", "hook")
 SCRAPE_ERRORS: Final = _counter("scrape_errors", "Scrapes that could not read the maps")
