@@ -16,6 +16,7 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import IPv4Address
 from typing import Any
 
@@ -161,10 +162,8 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
             lab.wire.sysctl("net.bridge.bridge-nf-call-iptables", "0")
         third = lab.host("c")
         third.agent(*MODES[request.param])
-        for host in (pair.a, third):  # a knows it, and that it knows b has come before
-            wait_until(
-                lambda host=host: peer_of(host, third if host is pair.a else pair.b), SOON, "all are peers"
-            )
+        for host, other in ((pair.a, third), (third, pair.b)):
+            wait_until(partial(peer_of, host, other), SOON, f"{host.name} knows {other.name}")
         evil = pair.a.container("evil")
         pair.on_a.run("ping", "-c2", "-i0.1", "-W2", pair.on_b.address)
         evil.run("ping", "-c1", "-W2", pair.on_b.address)
