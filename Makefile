@@ -80,6 +80,11 @@ fuzz: ready ## random packets through every program: PACKETS=10000000 SEED=1 (ro
 chaos: ready ## what goes wrong on a node, under traffic, every packet counted (root)
 	@$(BIN)/python -m tests.chaos $(if $(SCENARIO),--only '$(SCENARIO)') $(if $(SECONDS),--seconds $(SECONDS)) $(ARGS)
 
+BATCHES ?= 1000
+.PHONY: fuzz-pair
+fuzz-pair: ready ## random packets through two nodes, with eBPF and without: BATCHES=1000 SEED=1 (root)
+	@$(BIN)/python -m tests.fuzz.pair $(BATCHES) $(SEED)
+
 .PHONY: clean
 clean: ## remove what dead labs left (namespaces, pins), caches and .venv
 	@if [ -x $(BIN)/python ] && [ "$$(id -u)" = 0 ]; then $(BIN)/python -m tests.lab clean; fi

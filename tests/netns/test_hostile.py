@@ -1,7 +1,7 @@
 """Hostile packets, one row each, by tc, by XDP and by the kernel path alone (`--bypass=off`).
 
     outside --+                              sends on the underlay, with any outer source
-    b --------+-- underlay -- a -- ovnet0 -- victim
+    b, c -----+-- underlay -- a -- ovnet0 -- victim
                                    ovnet0 -- evil: an attacker in a container
 
 Everywhere stands a socket, and on a's cable a tap: what a row sends may show up nowhere but
@@ -16,7 +16,9 @@ import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import IPv4Address
+from typing import Any
 
 import pytest
 
@@ -25,7 +27,7 @@ from ctl.kernel.maps import Maps, open_maps
 from ctl.model import MacAddress
 from ctl.reasons import REASONS, Verdict
 from tests import packets
-from tests.host import Container
+from tests.host import Container, Host
 from tests.lab import Lab, wait_until
 from tests.netns.conftest import Pair, build
 from tests.netns.test_source_check import GOOD, VICTIM_PORT, VXLAN_PORT, Forgery, device_mac, listener, send
@@ -54,6 +56,7 @@ class Site:
     """Two nodes in one mode, an attacker on either side, and what shows up where."""
 
     pair: Pair
+    third: Host
     evil: Container
     true: Forgery
     """As b itself would send it to the victim."""
@@ -61,8 +64,16 @@ class Site:
     tap: socket.socket
     """What a sends on its cable."""
     maps: Maps
-    off: bool
+    mode: str
     seen: set[str] = field(default_factory=set)
+
+    @property
+    def off(self) -> bool:
+        return self.mode == "off"
+
+    @property
+    def xdp(self) -> bool:
+        return self.mode == "xdp"
 
     def look(self) -> bool:
         """Note where something hostile has shown up; whether a true packet has reached the victim."""
@@ -122,8 +133,13 @@ def tap() -> socket.socket:
     return made
 
 
+def peer_of(host: Host, other: Host) -> Any:
+    """The other's entry in this host's map; None if it has none yet."""
+    return next((row for row in host.json("map", "dump", "peers") if row["host"] == other.address), None)
+
+
 def truth(pair: Pair) -> Forgery:
-    (peer,), (us,) = pair.a.json("map", "dump", "peers"), pair.b.json("map", "dump", "peers")
+    peer, us = peer_of(pair.a, pair.b), peer_of(pair.b, pair.a)
     return Forgery(
         macs=(device_mac(pair.outside, "eth0"), device_mac(pair.a, "eth0")),
         inner_macs=(MacAddress.parse(peer["vtep_mac"]), MacAddress.parse(us["vtep_mac"])),
@@ -144,15 +160,19 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
             like_a_wire(lab, pair.a, pair.b)
         with suppress(FileNotFoundError):  # it would sort the frames out on the switch already
             lab.wire.sysctl("net.bridge.bridge-nf-call-iptables", "0")
+        third = lab.host("c")
+        third.agent(*MODES[request.param])
+        for host, other in ((pair.a, third), (third, pair.b)):
+            wait_until(partial(peer_of, host, other), SOON, f"{host.name} knows {other.name}")
         evil = pair.a.container("evil")
         pair.on_a.run("ping", "-c2", "-i0.1", "-W2", pair.on_b.address)
         evil.run("ping", "-c1", "-W2", pair.on_b.address)
         places = {"victim": pair.on_a, "evil": evil, "a": pair.a, "b": pair.b, "remote": pair.on_b,
-                  "outside": pair.outside}  # fmt: skip
+                  "c": third, "outside": pair.outside}  # fmt: skip
         sinks = {name: stack.enter_context(place.call(listener)) for name, place in places.items()}
         maps = stack.enter_context(open_maps(pair.a.bpffs))
         wire = stack.enter_context(lab.wire.call(tap))
-        site = Site(pair, evil, truth(pair), sinks, wire, maps, request.param == "off")
+        site = Site(pair, third, evil, truth(pair), sinks, wire, maps, request.param)
         for _ in range(3):  # a true flow, approved
             site.send_true()
         yield site
@@ -194,6 +214,41 @@ def by_a_stranger(frames: Frames) -> Frames:
 
 def with_bytes(at: int, *values: bytes) -> Frames:
     return lambda site: [patched(site.true.frame(), at, value) for value in values]
+
+
+def fragments(site: Site) -> list[bytes]:
+    """The true packet, of whom it says, in two outer fragments."""
+    frame = site.true.frame()
+    whole, size = frame[UDP:], 48
+    hosts = site.true.host, site.true.to
+    pieces = ((whole[:size], packets.MF), (whole[size:], size // 8))
+    return [
+        packets.ether(packets.ipv4(data, *hosts, packets.UDP, fragment=fragment), *site.true.macs)
+        for data, fragment in pieces
+    ]
+
+
+def inner_options(options: bytes, source: IPv4Address | None = None) -> Frames:
+    def made(site: Site) -> list[bytes]:
+        true = site.true
+        datagram = packets.udp(EVIL, 1, VICTIM_PORT)
+        packet = packets.ipv4(datagram, source or true.source, true.target, packets.UDP, options=options)
+        tunnel = packets.udp(
+            packets.vxlan(packets.ether(packet, *true.inner_macs), true.vni), 40000, VXLAN_PORT
+        )
+        return [packets.ether(packets.ipv4(tunnel, true.host, true.to, packets.UDP), *true.macs)]
+
+    return made
+
+
+def of_third(site: Site) -> IPv4Address:
+    """An address of the third node's subnet."""
+    return site.third.gateway.network[9]
+
+
+ROUTER_ALERT = bytes([148, 4, 0, 0])
+SOURCE_ROUTE = bytes([131, 7, 4, 172, 17, 20, 1, 0])
+"""By way of somebody, loose (RFC 791)."""
 
 
 def words(*values: int) -> list[bytes]:
@@ -287,6 +342,10 @@ class Row:
     """Where it shows up in every mode, because the kernel's rules have it so."""
     evil: bool = False
     """Sent by the container, not on the underlay."""
+    xdp: str = ""
+    """The reason with XDP, where that is another."""
+    counts: int = 0
+    """How many of its frames are counted; 0: all."""
 
 
 ROWS = [
@@ -304,6 +363,37 @@ ROWS = [
     Row("a peer as our host", lambda site: [replace(site.true, source=site.true.to).frame()],
         "foreign_source"),
     Row("a peer as loopback", forged(source=IPv4Address("127.0.0.1")), "foreign_source"),
+    Row("a peer for another peer's container",
+        lambda site: [replace(site.true, source=of_third(site)).frame()], "spoofed_source", off="victim"),
+    Row("another peer for this peer's container",
+        lambda site: [replace(site.true, host=IPv4Address(site.third.address)).frame()],
+        "spoofed_source", off="victim"),
+    Row("a peer as another peer's host",
+        lambda site: [replace(site.true, source=IPv4Address(site.third.address)).frame()], "foreign_source",
+        shows="victim"),
+    Row("to another peer's container", lambda site: [replace(site.true, target=of_third(site)).frame()],
+        "no relaying"),
+    Row("another peer to this peer's container",
+        lambda site: [replace(site.true, host=IPv4Address(site.third.address), source=of_third(site),
+                              target=site.true.source).frame()], "no relaying"),
+    Row("outer options", forged(options=bytes(4)), "outer_options", off="victim"),
+    Row("an outer source route", forged(options=SOURCE_ROUTE), "outer_options"),
+    Row("all outer options", forged(options=bytes(40)), "outer_options", off="victim"),
+    Row("outer fragments", fragments, "outer_fragment", off="victim", counts=1),
+    Row("a first outer fragment", forged(fragment=packets.MF), "outer_fragment"),
+    Row("a last outer fragment", forged(fragment=6), "not_overlay"),
+    Row("options inside, of nobody's subnet", inner_options(ROUTER_ALERT, NOBODYS), "spoofed_source",
+        off="victim"),
+    Row("a source route inside", inner_options(SOURCE_ROUTE), "ip_options"),
+    Row("a first fragment inside, of nobody's subnet",
+        lambda site: [patched(replace(site.true, source=NOBODYS).frame(), INNER_IP + 6, b"\x20\0")],
+        "spoofed_source"),
+    # A veth puts the tag beside the data, where XDP does not see it.
+    Row("a tag of a VLAN outside", forged(tags=(5,)), "vlan", xdp="tagged"),
+    Row("priority tags outside", forged(tags=(0, 0)), "tagged", off="victim"),
+    Row("five priority tags outside", forged(tags=(0,) * 5), "tagged", off="victim"),
+    Row("a priority tag inside", forged(inner_tags=(0,)), "tagged", off="victim"),
+    Row("a tag of a VLAN inside", forged(inner_tags=(5,)), "tagged"),
     Row("other VNIs", with_bytes(VXLAN + 4, b"\0\0\0", b"\0\0\2", b"\1\0\1", b"\xff\xff\xff"),
         "vxlan_header"),
     Row("no VNI flag", with_bytes(VXLAN, bytes(4)), "vxlan_header"),
@@ -368,17 +458,17 @@ ROWS = [
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_it_shows_up_nowhere_else_and_is_counted(site: Site, row: Row) -> None:
-    frames = row.frames(site)
+    frames, why = row.frames(site), (row.xdp if site.xdp else "") or row.why
     site.send_true()
     site.seen.clear()
-    before = site.counted(row.why)
+    before = site.counted(why)
     for frame in frames:
         send(site.evil if row.evil else site.pair.outside, frame)
-    if " " in row.why or not site.off:
+    if " " in why or not site.off:
         wait_until(
-            lambda: site.counted(row.why) >= before + len(frames),
+            lambda: site.counted(why) >= before + (row.counts or len(frames)),
             SOON,
-            lambda: f"{len(frames)} counted (+{site.counted(row.why) - before}); seen {site.seen}",
+            lambda: f"{len(frames)} counted (+{site.counted(why) - before}); seen {site.seen}",
         )
     expected = set(((row.off if site.off else "") or row.shows).split())
     if expected:

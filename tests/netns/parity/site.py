@@ -82,16 +82,21 @@ class Seen:
         return found
 
 
+def _varying(found: dict[str, Any]) -> set[str]:
+    """Fields of a frame that need not be the same."""
+    return {*VARIES, *(["id"] if _error_of_a_host(found) else []),
+            *(["inner.id"] if _error_of_a_host(found, "inner.") else [])}  # fmt: skip
+
+
 def _without_varying(found: dict[str, Any]) -> str:
-    return str({name: value for name, value in found.items() if name not in VARIES})
+    varying = _varying(found)
+    return str({name: value for name, value in found.items() if name not in varying})
 
 
 def _unequal(ours: dict[str, Any], kernel: dict[str, Any]) -> list[str]:
-    varying = {*VARIES, *(["id"] if _error_of_a_host(kernel) else []),
-               *(["inner.id"] if _error_of_a_host(kernel, "inner.") else [])}  # fmt: skip
     return [
         f"{name} is {ours.get(name)}, {kernel.get(name)} by the kernel path"
-        for name in sorted({*ours, *kernel} - varying)
+        for name in sorted({*ours, *kernel} - _varying(kernel))
         if ours.get(name) != kernel.get(name)
     ]
 
@@ -266,7 +271,7 @@ def knows(maps: Maps, container: Container) -> bool:
 
 
 def is_mark(frame: bytes) -> bool:
-    return frame[12:14] == b"\x08\0" and frame[23] == MARK
+    return frame[12:14] == b"\x08\0" and frame[23:24] == bytes([MARK])
 
 
 def not_ours(frame: bytes) -> bool:
