@@ -104,7 +104,8 @@ Build = Callable[[Lab], Site]
 def complaints(host: Host) -> list[str]:
     """What the agent's report says is wrong, without a command."""
     report = host.status()
-    return [*report.get("problems", ()), *report.get("not_ready", ())]
+    left = [f"{port['name']}: {port['why']}" for port in report.get("kernel_ports", ())]
+    return [*report.get("problems", ()), *report.get("not_ready", ()), *left]
 
 
 def filters(host: Host, device: str) -> str:
