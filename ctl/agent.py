@@ -270,7 +270,8 @@ class Agent:
         """Every part gets its turn, whatever became of the others; KernelError sums up."""
         steps = _Steps()
         if Change.DEVICES in changes:
-            store_changed |= steps.take(self._follow_uplink) or False
+            if steps.take(self._follow_uplink):
+                store_changed, changes = True, changes | {Change.FIREWALL}
         if store_changed:
             self._sync_store()
             changes |= {Change.LEASES}
@@ -309,7 +310,7 @@ class Agent:
             steps.take(backend.reconcile_ports, site)
 
     def _follow_uplink(self) -> bool:
-        """True if our address changed, so that the lease has to say so."""
+        """True if our address or the interface changed: the lease and the rules have to say so."""
         node = self._node
         if not node.refresh_uplink():
             return False

@@ -18,7 +18,7 @@ from ctl.hostgw import HostGwBackend
 from ctl.kernel import firewall, loader, maps, sysctl
 from ctl.kernel.monitor import Change
 from ctl.kernel.netlink import Netlink
-from ctl.kernel.uplink import Wish, find_uplink
+from ctl.kernel.uplink import Wish, find_uplink, follow_uplink
 from ctl.leasing import Identity
 from ctl.model import MIN_MTU, IPv4Address, Lease, MacAddress, Network
 from ctl.site import Seen, Site
@@ -145,10 +145,11 @@ class Node:
         return mtu
 
     def refresh_uplink(self) -> bool:
-        """Look at the uplink again; True if our address or the interface changed."""
+        """Look at the uplink again; True if our address, the interface or its name changed."""
         before = self.uplink
-        self.uplink = find_uplink(self.netlink, self._wish, before.address)
-        return (before.address, before.link.ifindex) != (self.uplink.address, self.uplink.link.ifindex)
+        self.uplink, wrong = follow_uplink(self.netlink, self._wish, before)
+        self.seen.problems["uplink"] = (wrong,) if wrong else ()
+        return _identity(before) != _identity(self.uplink)
 
     def site(self, network: Network, lease: Lease) -> Site:
         """Where the node stands, for the backend."""
@@ -206,3 +207,8 @@ class Node:
         ):
             self.seen.count("firewall", 1)
         self.seen.problems["flanneld"] = self.takeover.remove_rules(network)
+
+
+def _identity(uplink: Uplink) -> tuple[IPv4Address, int, str]:
+    """What peers send to, what programs hang on, what rules name."""
+    return uplink.address, uplink.link.ifindex, uplink.link.name

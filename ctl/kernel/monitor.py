@@ -12,6 +12,7 @@ import errno
 import select
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -23,7 +24,7 @@ from typing import Final
 from ctl.host import OWNER, Removed
 from ctl.kernel.firewall import CHAIN, TABLE
 from ctl.kernel.netlink import NUD_USABLE
-from ctl.kernel.rtnl import NDA_DST, NDA_LLADDR, NDMSG, attributes
+from ctl.kernel.rtnl import NDA_DST, NDA_LLADDR, NDMSG, RTA_OIF, RTMSG, attributes
 from ctl.kernel.tables import ROUTE_PROTOCOL, route_key
 from ctl.model import MacAddress
 
@@ -134,7 +135,13 @@ class Classifier:
         if kind in (_NEW_LINK, _DEL_LINK) and self._carries_routes(body):
             # An interface that goes down takes its routes along without a word.
             found |= {Change.HOPS, Change.PEERS}
+        if kind == _DEL_ROUTE and self._leads_to_bridge(body):
+            found |= {Change.DEVICES}
         return found
+
+    def _leads_to_bridge(self, body: bytes) -> bool:
+        oif = attributes(body, RTMSG.size).get(RTA_OIF, b"")
+        return int.from_bytes(oif, sys.byteorder) == self.devices.bridge != 0
 
     def _carries_routes(self, body: bytes) -> bool:
         ifindex = _ifindex(body)

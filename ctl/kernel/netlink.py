@@ -6,9 +6,10 @@ One Netlink belongs to one thread.
 from __future__ import annotations
 
 import errno
+import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Interface
 from socket import AF_BRIDGE, AF_INET
 from typing import Final, Self
@@ -25,14 +26,19 @@ from ctl.kernel.rtnl import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
+    RTA_DST,
+    RTA_OIF,
     RTM_DELADDR,
     RTM_DELLINK,
     RTM_GETADDR,
     RTM_GETLINK,
     RTM_GETNEIGH,
+    RTM_GETROUTE,
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWNEIGH,
+    RTM_NEWROUTE,
+    RTMSG,
     Refused,
     Rtnl,
     attribute,
@@ -40,10 +46,14 @@ from ctl.kernel.rtnl import (
 )
 from ctl.model import MacAddress
 
+log = logging.getLogger(__name__)
+
 NUD_USABLE: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 """Reachable, stale, delay, probe, permanent: there is a MAC (linux/neighbour.h)."""
 _NUD_UNASKED: Final = 0x02 | 0x04
 """Reachable, stale."""
+_RT_TABLE_MAIN, _RTPROT_KERNEL, _RT_SCOPE_LINK, _RTN_UNICAST, _RTA_PREFSRC = 254, 2, 253, 1, 7
+"""linux/rtnetlink.h."""
 _NUD_PROBE: Final = 0x10
 _NUD_PERMANENT: Final = 0x80
 _NEW: Final = NLM_F_CREATE | NLM_F_EXCL
@@ -209,7 +219,10 @@ class Netlink:
             ours = found is None or found.alias == OWNER
             if ours and found and found.mtu != want.mtu:
                 self.change(link_messages.changes(ifindex, mtu=want.mtu))
-            return ifindex, self._bridge_address(ifindex, want, ours)
+            wrong = self._bridge_address(ifindex, want, ours)
+            if not wrong:
+                self._bridge_route(ifindex, want.address)
+            return ifindex, wrong
 
     def _bridge_address(self, ifindex: int, want: BridgeDevice, ours: bool) -> str:
         present = self.addresses(ifindex)
@@ -222,6 +235,30 @@ class Netlink:
             )
         self._only_address(ifindex, want.address)
         return ""
+
+    def _bridge_route(self, ifindex: int, address: IPv4Interface) -> None:
+        """The route that came with the address: the kernel does not make it again for who flushes it."""
+        inside = address.network.broadcast_address - 1
+        inside -= inside == address.ip
+        asked = RTMSG.pack(AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_DST, inside.packed)
+        which = ifindex.to_bytes(4, sys.byteorder)
+        with suppress(Refused):  # no route at all
+            if attributes(self.rtnl.get(RTM_GETROUTE, asked), RTMSG.size).get(RTA_OIF) == which:
+                return
+        head = RTMSG.pack(AF_INET, address.network.prefixlen, 0, 0, _RT_TABLE_MAIN, _RTPROT_KERNEL,
+                          _RT_SCOPE_LINK, _RTN_UNICAST, 0)  # fmt: skip
+        named = (
+            (RTA_DST, address.network.network_address.packed),
+            (RTA_OIF, which),
+            (_RTA_PREFSRC, address.ip.packed),
+        )
+        try:
+            self.rtnl.do(RTM_NEWROUTE, _NEW, head + b"".join(attribute(*each) for each in named))
+        except Refused as error:
+            if error.code != errno.EEXIST:  # there, but a more specific one of someone else counts more
+                raise
+        else:
+            log.warning("the route to our containers (%s) was gone: made again", address.network)
 
     def remove(self, link: Link) -> None:
         with self.doing(f"remove {link.name}"), suppress_missing():

@@ -56,6 +56,25 @@ def find_uplink(netlink: Netlink, wish: Wish, before: IPv4Address | None = None)
     return Uplink(link, before if before in candidates else candidates[0])
 
 
+def follow_uplink(netlink: Netlink, wish: Wish, before: Uplink) -> tuple[Uplink, str]:
+    """The uplink as it is now, and what is wrong with it or "".
+
+    An interface that was given another name is the same one, with the same peers behind it: that
+    `--iface` names it no more is to be said, but no reason to lose packets. AgentError as `find_uplink`.
+    """
+    try:
+        return find_uplink(netlink, wish, before.address), ""
+    except AgentError as error:
+        link = netlink.links().get(before.link.ifindex)
+        if not wish.iface or link is None or link.name == wish.iface:
+            raise
+        if before.address not in _addresses(netlink, link):
+            raise
+        return Uplink(
+            link, before.address
+        ), f"{error}; it is called {link.name} now, and used until a restart"
+
+
 def _named(netlink: Netlink, wish: Wish, links: Mapping[int, Link]) -> Named:
     if wish.iface:
         return _by_name(netlink, wish.iface, links.values())

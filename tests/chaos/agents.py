@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -18,8 +20,6 @@ from tests.process import run
 
 GROUP: Final = "Agent"
 STARTED: Final = Sight(log="ready: a", metric="`ovnet_ready`, absent while no agent runs")
-GONE: Final = "no agent runs here (exit code 4)"
-SCRATCH: Final = "ovnet-chaos"
 
 
 def ended(number: signal.Signals) -> Callable[[Site], None]:
@@ -37,25 +37,29 @@ CRASH: Final = (sys.executable, "-m", "tests.chaos.crash")
 
 
 def killed_at_every_step(site: Site) -> None:
-    """Ended before its first change to the outside world, before its second, and so on; each time after the next.
+    """Each start carries on from what the one before has left; the first has no pins to adopt.
 
-    Each start carries on from what the one before has left. One in a few of some hundred steps, other ones
-    each time.
+    A few of all steps, and others each time.
     """
+    turn = site.notes["turn"] = site.notes.get("turn", -1) + 1
     site.agent().kill(signal.SIGKILL)
-    step = site.notes.get("step", 0)
-    for number in range(1 + step % STRIDE, 400, STRIDE):
+    shutil.rmtree(site.a.bpffs)  # then nothing can be adopted: all of it is made and replaced
+    for number in range(1 + turn % STRIDE, MOST_STEPS, STRIDE):
         agent = site.start(program=(*CRASH, str(number)), wait=False)
-        wait_until(lambda agent=agent: agent.poll() is not None or agent.ready(), 30, agent.log)  # type: ignore[misc]
-        if agent.poll() is None:
+        wait_until(partial(_ended_or_ready, agent), 60, agent.log)
+        if agent.poll() is None:  # it has fewer steps
             agent.kill(signal.SIGKILL)
             break
         assert agent.poll() == -signal.SIGKILL, agent.log()
-    site.notes["step"] = step + 1
     site.start()
 
 
-STRIDE: Final = 12
+def _ended_or_ready(agent: Agent) -> bool:
+    return agent.poll() is not None or agent.ready()
+
+
+MOST_STEPS: Final = 200
+STRIDE: Final = 10
 
 
 def second_agent(site: Site) -> None:
@@ -71,8 +75,8 @@ def out_of_memory(site: Site) -> None:
     memory = Memory(site)
     site.agent().stop()
     agent = site.start(program=("sh", "-c", 'echo $$ > "$0"; exec "$@"', memory.procs, *ovctl_argv()))
-    memory.limit(int((memory.group / memory.used).read_text()) // 4096 * 4096)
     try:
+        memory.squeeze()
         wait_until(lambda: _asked_until_dead(agent), 30, "the kernel ends an agent that wants more memory")
         assert memory.kills() > 0, "it was the control group that ended it"
     finally:
@@ -96,24 +100,24 @@ class Memory:
         self.group = (old if old.is_dir() else old.parent) / f"{site.lab.id}-memory"
         self.group.mkdir()
         self.procs = str(self.group / "cgroup.procs")
-        self.used, self._limits, self._events = (
-            ("memory.usage_in_bytes", ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"), "memory.oom_control")
-            if old.is_dir()
-            else ("memory.current", ("memory.max",), "memory.events")
-        )  # fmt: skip
+        self.used, self._limit, self._swap, self._events = (
+            f"memory.{name}"
+            for name in (
+                ("usage_in_bytes", "limit_in_bytes", "memsw.limit_in_bytes", "oom_control")
+                if old.is_dir()
+                else ("current", "max", "swap.max", "events")
+            )
+        )
 
-    def limit(self, size: int) -> None:
-        """Bytes. One that is in use already is refused (version 1): a little more, then."""
+    def squeeze(self) -> None:
+        """No more than is in use now. Less than that is refused (version 1): the least that is taken."""
         for _ in range(1000):
-            try:
-                (self.group / self._limits[0]).write_text(str(size))
-            except OSError:
-                size += 16 << 10
-            else:
+            size = int((self.group / self.used).read_text()) // 4096 * 4096
+            with suppress(OSError):
+                (self.group / self._limit).write_text(str(size))
                 break
-        for name in self._limits[1:]:
-            with suppress(OSError):  # no swap accounting
-                (self.group / name).write_text(str(size))
+        with suppress(OSError):  # no swap accounting
+            (self.group / self._swap).write_text(str(size) if "memsw" in self._swap else "0")
 
     def kills(self) -> int:
         lines = (self.group / self._events).read_text().splitlines()
@@ -177,15 +181,38 @@ SCENARIOS: Final = (
     Scenario(GROUP, "stopped", "SIGTERM, and a start", ended(signal.SIGTERM), sight=STARTED, times=20),
     Scenario(GROUP, "killed", "SIGKILL, and a start", ended(signal.SIGKILL), sight=STARTED, times=20),
     Scenario(
-        GROUP, "killed while it starts",
+        GROUP,
+        "killed while it starts",
         "ended before each change that a start makes to kernel, maps and files, one after the other",
-        killed_at_every_step, sight=STARTED, times=STRIDE, limit=120,
+        killed_at_every_step,
+        sight=STARTED,
+        times=STRIDE,
+        limit=120,
     ),
-    Scenario(GROUP, "two at once", "another one is started, with the same state directory and with one of its own",
-             second_agent, sight=Sight(status="")),
-    Scenario(GROUP, "out of memory", "the kernel ends it because its control group is full; and a start",
-             out_of_memory, sight=STARTED),
-    Scenario(GROUP, "disk full", "nothing more fits on the disk of the state directory; a kill and a start",
-             full_disk, restore=free_disk, sight=Sight(log="cannot write the status report"), times=3),
-    Scenario(GROUP, "log closed", "who reads its log and its output goes away", closed_log, restore=start_again),
-)  # fmt: skip
+    Scenario(
+        GROUP,
+        "two at once",
+        "another is started, with the same state directory and with its own",
+        second_agent,
+        sight=Sight(),
+    ),
+    Scenario(
+        GROUP,
+        "out of memory",
+        "the kernel ends it because its control group is full; and a start",
+        out_of_memory,
+        sight=STARTED,
+    ),
+    Scenario(
+        GROUP,
+        "disk full",
+        "nothing more fits on the disk of the state directory; a kill and a start",
+        full_disk,
+        restore=free_disk,
+        sight=Sight(log="cannot write the status report"),
+        times=3,
+    ),
+    Scenario(
+        GROUP, "log closed", "who reads its log and its output goes away", closed_log, restore=start_again
+    ),
+)

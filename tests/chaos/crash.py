@@ -13,28 +13,42 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-EDGES: Final = (
-    ("ctl.kernel.bpf", "_call"),
-    ("ctl.kernel.rtnl", "Rtnl._send"),
-    ("subprocess", "Popen.__init__"),
-    ("ctl.statedir", "write_atomically"),
-)
-"""Modules and the functions in them. One that is not there any more is an error."""
+from ctl.kernel import bpf
+
+_BPF_CHANGES: Final = {bpf.MAP_CREATE, bpf.MAP_UPDATE, bpf.MAP_DELETE, bpf.PROG_LOAD, bpf.OBJ_PIN,
+                       bpf.MAP_UPDATE_BATCH, bpf.MAP_DELETE_BATCH}  # fmt: skip
+
+
+def _asks(kind: int) -> bool:
+    """Whether a message of rtnetlink changes nothing (RTM_GET*)."""
+    return kind % 4 == 2
+
+
+EDGES: Final[dict[tuple[str, str], Callable[..., bool]]] = {
+    ("ctl.kernel.bpf", "_call"): lambda command, *_: command in _BPF_CHANGES,
+    ("ctl.kernel.rtnl", "Rtnl._send"): lambda _, messages, **__: (
+        not all(_asks(each.kind) for each in messages)
+    ),
+    ("subprocess", "Popen.__init__"): lambda *_, **__: True,
+    ("ctl.statedir", "write_atomically"): lambda *_: True,
+}
+"""Modules and the functions in them, and which calls change something. A name that is gone is an error."""
 
 
 class Countdown:
-    """Ends the process at the Nth call."""
+    """Ends the process at the Nth call that changes something."""
 
     def __init__(self, calls: int) -> None:
         self._left = calls
 
-    def before(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def before(self, function: Callable[..., Any], changes: Callable[..., bool]) -> Callable[..., Any]:
         """The function, counted."""
 
         def counted(*args: Any, **kwargs: Any) -> Any:
-            self._left -= 1
-            if not self._left:
-                os.kill(os.getpid(), signal.SIGKILL)
+            if changes(*args, **kwargs):
+                self._left -= 1
+                if not self._left:
+                    os.kill(os.getpid(), signal.SIGKILL)
             return function(*args, **kwargs)
 
         return counted
@@ -42,12 +56,12 @@ class Countdown:
 
 def install(countdown: Countdown) -> None:
     """Put the countdown in front of all EDGES."""
-    for module, path in EDGES:
+    for (module, path), changes in EDGES.items():
         *parents, name = path.split(".")
         place: Any = importlib.import_module(module)
         for parent in parents:
             place = getattr(place, parent)
-        setattr(place, name, countdown.before(getattr(place, name)))
+        setattr(place, name, countdown.before(getattr(place, name), changes))
 
 
 def main() -> int:

@@ -5,8 +5,8 @@ Two streams to the container at PEER, and the same two from it:
     plain      RATE a second, port PORT: eBPF may carry it
     options    a quarter of that, port PORT + 1: with an IP option, so always by the kernel path
 
-SIGUSR2 begins the sending, SIGUSR1 ends it, SIGTERM ends the program. Each 0.1 s a JSON line: per stream how many were
-sent and have arrived; the last line has `final` and everything that was counted.
+SIGUSR2 begins the sending, SIGUSR1 ends it, SIGTERM ends the program. Each 0.1 s a JSON line: per stream
+how many were sent and have arrived; the last line has `final` and everything that was counted.
 """
 
 from __future__ import annotations

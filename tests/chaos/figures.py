@@ -83,7 +83,7 @@ class Side:
         return max(0, self.retransmitted - self.needless)
 
     def failed_outside(self, windows: Windows) -> list[str]:
-        """New flows that failed, or whose packets had to be sent again, and were under way in none of these times.
+        """New flows that failed or had to send again, and were under way in none of these times.
 
         Sending again is no sign of a loss where nobody ran to answer for longer than TCP waits.
         """
@@ -174,8 +174,8 @@ def way(name: str, stream: str, rate: float, sent: int, facts: Mapping[str, Any]
     if missing > 0:
         last = losses[-1].before if losses else 0
         losses.append(Loss(facts["highest"] + 1, missing, facts["last_sent"] or last, now))
-    return Way(name, stream, rate, sent, facts["received"], facts["dropped"], facts["duplicates"], facts["late"],
-               facts["longest_gap_ms"], tuple(losses))  # fmt: skip
+    return Way(name, stream, rate, sent, facts["received"], facts["dropped"], facts["duplicates"],
+               facts["late"], facts["longest_gap_ms"], tuple(losses))  # fmt: skip
 
 
 def side(name: str, facts: Mapping[str, Any]) -> Side:

@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -93,10 +94,8 @@ class Instrument:
         limit = connections.PATIENCE_S + 5
         for end in self.ends:
             wait_until(partial(_whole_line, end.connections), limit, end.connections.log)
-        try:
+        with suppress(TimedOut):  # lost: the figures say so
             wait_until(self._all_there, 1, "the last datagrams arrive")
-        except TimedOut:
-            pass  # lost: the figures say so
         backlog = backlog_drops() - self._backlog
         carried, passed = (
             sum(
@@ -127,7 +126,7 @@ class Instrument:
         here, there = self.progress()
         names = [end.place.host.name for end in self.ends]
         return tuple(
-            figures.way(f"{stream} {names[0]}>{names[1]}" if by is here else f"{stream} {names[1]}>{names[0]}",
+            figures.way(f"{stream} {'>'.join(names if by is here else reversed(names))}",
                         stream, self.rate * datagrams.SHARE[stream], by[stream]["sent"], to[stream], ended)
             for stream in datagrams.SHARE
             for by, to in ((here, there), (there, here))

@@ -72,8 +72,9 @@ class Site:
         return "".join(agent.log() for agent in self.lives[host])
 
     def healthy(self, host: str = "a") -> bool:
-        """`ovctl status` has nothing to say."""
-        return self.host(host).ovctl("status", check=False).returncode == 0
+        """Its agent's report complains of nothing, but of ports that someone else has."""
+        report = self.host(host).status()
+        return not (report["problems"] or report["not_ready"] or report["reconcile"]["error"])
 
     def passes(self, host: str = "a") -> int:
         """Reconciles of the running agent."""
@@ -104,7 +105,8 @@ Build = Callable[[Lab], Site]
 def complaints(host: Host) -> list[str]:
     """What the agent's report says is wrong, without a command."""
     report = host.status()
-    return [*report.get("problems", ()), *report.get("not_ready", ())]
+    left = [f"{port['name']}: {port['why']}" for port in report.get("kernel_ports", ())]
+    return [*report.get("problems", ()), *report.get("not_ready", ()), *left]
 
 
 def filters(host: Host, device: str) -> str:

@@ -51,9 +51,8 @@ class Tally:
         self._seen.extend(b"\1" * count)
         self.received += count
         self.highest += count
-        before = (self.last_sent, *sent), (self._arrived, *arrived)
-        gaps = (now - then - (out - earlier)
-                for earlier, out, then, now in zip(before[0], sent, before[1], arrived, strict=False))  # fmt: skip
+        steps = zip((self.last_sent, *sent), sent, (self._arrived, *arrived), arrived, strict=False)
+        gaps = (now - then - (out - earlier) for earlier, out, then, now in steps)
         self.longest_gap = max(self.longest_gap, *gaps)
         self.last_sent, self._arrived = sent[-1], arrived[-1]
 

@@ -87,14 +87,36 @@ def hook_xdp_and_back(site: Site) -> None:
 LOADED: Final = Sight(log=r"datapath [0-9a-f]+ loaded", metric="`ovnet_build_info`")
 
 SCENARIOS: Final = (
-    Scenario(GROUP, "other programs", "an agent that builds other programs takes over, and the old one again",
-             replaced("other"), restore=current, sight=LOADED),
-    Scenario(GROUP, "other map layout", "an agent of a version with another map layout takes over",
-             replaced("layout", abi.LAYOUT + 1), restore=current, sight=LOADED),
-    Scenario(GROUP, "other capacities", "`--peers-max`, `--endpoints-max` and `--flows-max` are changed",
-             with_flags("--peers-max", "3000", "--endpoints-max", "300", "--flows-max", "5000"), restore=current,
-             sight=Sight(log="pinned maps do not fit")),
-    Scenario(GROUP, "bypass", "`--bypass` off, learned, always, by a restart each", bypass_off_and_on,
-             restore=current),
+    Scenario(
+        GROUP,
+        "other programs",
+        "an agent that builds other programs takes over, and the old one again",
+        replaced("other"),
+        restore=current,
+        sight=LOADED,
+    ),
+    Scenario(
+        GROUP,
+        "other map layout",
+        "an agent of a version with another map layout takes over",
+        replaced("layout", abi.LAYOUT + 1),
+        restore=current,
+        sight=LOADED,
+    ),
+    Scenario(
+        GROUP,
+        "other capacities",
+        "`--peers-max`, `--endpoints-max` and `--flows-max` are changed",
+        with_flags("--peers-max", "3000", "--endpoints-max", "300", "--flows-max", "5000"),
+        restore=current,
+        sight=Sight(log="pinned maps do not fit"),
+    ),
+    Scenario(
+        GROUP,
+        "bypass",
+        "`--bypass` off, learned, always, by a restart each",
+        bypass_off_and_on,
+        restore=current,
+    ),
     Scenario(GROUP, "hook", "`--hook` xdp and tc again, by a restart each", hook_xdp_and_back),
-)  # fmt: skip
+)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from ipaddress import IPv4Address
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from ctl.errors import AgentError
 from ctl.host import Uplink
 from ctl.kernel.netlink import Netlink
-from ctl.kernel.uplink import Wish, find_uplink
+from ctl.kernel.uplink import Wish, find_uplink, follow_uplink
 from tests.host import METRICS_PORT, Host
 from tests.lab import Lab, wait_until
 
@@ -97,6 +99,32 @@ def test_the_address_that_we_had_stays_ours_while_it_fits(host: Host) -> None:
     assert found(host, Wish(pattern=r"^10\."), SECOND) == ("wan0", SECOND)
     assert found(host, Wish(WAN), SECOND) == ("wan0", WAN)
     assert found(host, Wish("wan0"), "10.9.9.9") == ("wan0", WAN)
+
+
+def test_an_interface_that_was_renamed_is_the_same_one(host: Host) -> None:
+    wish = Wish("wan0")
+
+    def follow(before: Uplink) -> tuple[Uplink, str]:
+        with Netlink() as netlink:
+            return follow_uplink(netlink, wish, before)
+
+    def first() -> Uplink:
+        with Netlink() as netlink:
+            return find_uplink(netlink, wish)
+
+    before = host.call(first)
+    assert host.call(partial(follow, before)) == (before, "")
+    host.ip("link", "set", "dev", "wan0", "name", "wan9")
+    try:
+        now, wrong = host.call(partial(follow, before))
+        assert (now.link.name, now.link.ifindex, now.address) == ("wan9", before.link.ifindex, before.address)
+        assert "uplink wan0 does not exist" in wrong
+        assert host.call(partial(follow, now)) == (now, wrong), "also the next time"
+        gone = replace(before, address=IPv4Address("10.9.9.9"))
+        with pytest.raises(AgentError, match="uplink wan0 does not exist"):
+            host.call(partial(follow, gone))
+    finally:
+        host.ip("link", "set", "dev", "wan9", "name", "wan0")
 
 
 def test_a_node_as_flannels_variables_describe_it(lab: Lab) -> None:

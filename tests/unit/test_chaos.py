@@ -78,6 +78,7 @@ def test_every_datagram_is_accounted_for(numbers: list[int], batches: list[int])
 
 WAY = Way("plain a>b", PLAIN, 1000.0, 5000, 5000, 0, 0, 0, 1.0, ())
 SIDE = Side("a", True, "", 0, 0, 0, 0, 0.01, {"tcp_ok": 10, "udp_ok": 10}, ())
+NOTHING = Sight()
 WINDOW = ((1000 * MS, 1100 * MS),)
 
 
@@ -86,7 +87,7 @@ def outcome(way: Way = WAY, side: Side = SIDE, **changes: object) -> Outcome:
     return replace(made, **changes)  # type: ignore[arg-type]
 
 
-def scenario(lossy: frozenset[str] = frozenset(), sight: Sight = Sight()) -> Scenario:
+def scenario(lossy: frozenset[str] = frozenset(), sight: Sight = NOTHING) -> Scenario:
     return Scenario("Group", "name", "done", lambda _: None, sight=sight, lossy=lossy)
 
 
@@ -165,7 +166,7 @@ def test_what_was_measured_is_of_scenarios_that_there_are() -> None:
     assert set(json.loads(document.MEASURED.read_text())) <= {document.key(each) for each in SCENARIOS}
 
 
-@pytest.mark.parametrize(("module", "path"), crash.EDGES, ids=lambda part: str(part))
+@pytest.mark.parametrize(("module", "path"), crash.EDGES, ids=str)
 def test_the_edges_at_which_an_agent_is_killed_are_there(module: str, path: str) -> None:
     place = importlib.import_module(module)
     for name in path.split("."):

@@ -71,6 +71,8 @@ def route(protocol: int, third: int = 9, metric: int = 109) -> bytes:
         (17, link(VXLAN), {Change.DEVICES, Change.PORTS, Change.HOPS, Change.PEERS}),
         (20, b"", {Change.DEVICES, Change.HOPS}),
         (24, route(4), {Change.HOPS}),
+        (25, route(2) + attribute(4, struct.pack("=I", UPLINK)), {Change.HOPS}),
+        (25, route(2) + attribute(4, struct.pack("=I", BRIDGE)), {Change.HOPS, Change.DEVICES}),
         (24, route(ROUTE_PROTOCOL), set()),
         (25, route(ROUTE_PROTOCOL), {Change.PEERS}),
         (25, route(ROUTE_PROTOCOL, third=10), set()),
