@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 import sqlite3
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from tests.chaos.scenario import ALL, Scenario, Sight
 from tests.chaos.site import Site, complaints, pair, said
 from tests.etcd import Etcd, free_ports
 from tests.lab import Lab, wait_until
-from tests.process import run
 
 GROUP: Final = "Store"
 AWAY: Final = Sight(log="going on with the leases known", metric="`ovnet_store_up` 0")
@@ -35,13 +33,17 @@ sys.exit(main())
 """
 
 
-def with_etcd(lab: Lab) -> Site:
-    """The agents' store is an etcd; a reaches it through a proxy, and reads the time of a file."""
+def with_etcd(lab: Lab, *network: Any) -> Site:
+    """The agents' store is an etcd; a reaches it through a proxy, and reads the time of a file.
+
+    `network`: what Lab.init_network is to be called with.
+    """
     etcd = lab.etcd()
     clock, delay = lab.dir / "clock-offset", lab.dir / "reply-delay"
     clock.write_text("0")
     delay.write_text("0")
-    site = pair(lab)
+    # Doubts last for one interval: a minute would be long for a test.
+    site = pair(lab, "--resync-interval", "10", network=network)
     (port,) = free_ports(1)
     (member,) = etcd.members
     site.a.popen(sys.executable, str(Path(__file__).with_name("slow.py")),
@@ -135,7 +137,7 @@ def compacted(site: Site) -> None:
 
 
 def taken_over(site: Site) -> None:
-    """a's lease ends while it is cut off, and another host takes the subnet. Then somebody decides for a."""
+    """Its lease ends while it is cut off, and another host takes the subnet. Then somebody decides for a."""
     etcd, wire = etcd_of(site), site.lab.wire
     subnet = str(site.a.gateway.network)
     lease = key(subnet.replace("/", "-"))
@@ -158,11 +160,11 @@ def key(lease: str) -> str:
     return f"/coreos.com/network/subnets/{lease}"
 
 
-def put_lease(etcd: Etcd, lease: str, host: str) -> None:
-    """As flanneld writes it, without an end."""
+def put_lease(etcd: Etcd, lease: str, host: str, grant: str = "0") -> None:
+    """As flanneld writes it, without an end, or on an etcd lease."""
     mac = "02:00:" + ":".join(f"{int(part):02x}" for part in host.split("."))
     value = {"PublicIP": host, "BackendType": "vxlan", "BackendData": {"VNI": 1, "VtepMAC": mac}}
-    etcd.ctl("put", key(lease), json.dumps(value))
+    etcd.ctl("put", key(lease), json.dumps(value), f"--lease={grant}")
 
 
 def clock_jumps(site: Site) -> None:
@@ -170,11 +172,11 @@ def clock_jumps(site: Site) -> None:
     for offset, sign in ((JUMP_S, r"\+"), (0, "-")):
         before = len(site.log())
         Path(site.notes["clock"]).write_text(str(offset))
-        wait_until(
-            lambda sign=sign, before=before: said(f"clock was set by {sign}", site.log()[before:]),  # type: ignore[misc]
-            60,
-            site.log,
-        )
+        wait_until(partial(_set, site, sign, before), 60, site.log)
+
+
+def _set(site: Site, sign: str, since: int) -> bool:
+    return said(f"clock was set by {sign}", site.log()[since:])
 
 
 # --- SQLite ----------------------------------------------------------------------
