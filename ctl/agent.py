@@ -246,11 +246,11 @@ class Agent:
         return min(due)
 
     def _next_try(self) -> float:
-        """Seconds until what failed is tried again, or, if nothing did, the lease renewed; inf: never."""
+        """Seconds until what failed is tried again, or, if nothing did, the store looked at; inf: never."""
         if self._back_off.pending:
             return self._back_off.left(self._steady())
         renewal = self._joined.renewal_in()
-        return math.inf if renewal is None else renewal
+        return min(self._joined.doubt_in(), math.inf if renewal is None else renewal)
 
     # --- Reconcile -------------------------------------------------------------
 

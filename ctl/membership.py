@@ -6,13 +6,15 @@ What the store says is not believed blindly: see `Membership.sync`. Belongs to o
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
 from ctl.clock import JumpWatch
 from ctl.config import Settings
 from ctl.errors import ConfigError, LeaseConflict, StoreError
+from ctl.lease import rank
 from ctl.leasing import Identity, LeaseHolder
 from ctl.model import IPv4Network, Lease, Network, Snapshot
 from ctl.ports import LeaseStore
@@ -20,6 +22,26 @@ from ctl.report import LeaseReport, StoreReport
 from ctl.roster import moves
 
 log = logging.getLogger(__name__)
+
+
+HOLD_S: Final = 3.0
+"""How long a lease that is gone is kept in any case: its node may be about to claim it again."""
+
+
+def _vanished(before: Sequence[Lease], after: Sequence[Lease]) -> tuple[Lease, ...]:
+    """Leases that are gone, where neither their subnet nor their host has a new one."""
+    changes = moves(before, after)
+    if not changes.gone:
+        return ()
+    subnets, hosts = {lease.subnet for lease in changes.new}, {lease.host for lease in changes.new}
+    return tuple(lease for lease in changes.gone if lease.subnet not in subnets and lease.host not in hosts)
+
+
+def _with(snapshot: Snapshot, kept: tuple[Lease, ...]) -> Snapshot:
+    """The snapshot as if these were still in it."""
+    if not kept:
+        return snapshot
+    return replace(snapshot, leases=tuple(sorted((*snapshot.leases, *kept), key=rank)))
 
 
 class Membership:
@@ -54,6 +76,8 @@ class Membership:
         """Until when (by `steady`) leases that vanish may have done so by a clock set or data lost."""
         self._suspicious_since: float | None = None
         """Since when (by `steady`) the store lacks most leases that we know."""
+        self._gone_since: dict[IPv4Network, float] = {}
+        """Since when (by `steady`) it lacks a few."""
 
     # --- Our lease -------------------------------------------------------------
 
@@ -74,6 +98,11 @@ class Membership:
     def renewal_in(self) -> float | None:
         """Seconds until our lease has to be renewed; None: not before something else changes."""
         return None if self.conflict else self._holder.next_renewal() - self._clock()
+
+    def doubt_in(self) -> float:
+        """Seconds until a lease that is gone has been kept for long enough; inf: there is none."""
+        kept = [since + HOLD_S for since in self._gone_since.values()]
+        return min(kept, default=math.inf) - self._steady()
 
     def lease_report(self) -> LeaseReport:
         """Of our own lease."""
@@ -126,31 +155,35 @@ class Membership:
             self._doubt_until = self._steady() + self._patience
 
     def _believe(self, snapshot: Snapshot) -> Snapshot:
-        """Many peers gone at once: kept until the store says the same for a while.
+        """Many peers gone at once: kept until the store says the same for a while. Few: for a moment.
 
         A store that was restored empty, or a broken one, must not take the network down, nor
         a wall clock that was set: then all leases of a file may have ended at once.
         """
         before = self.snapshot.leases if self.snapshot else ()
-        changes = moves(before, snapshot.leases)
-        new = {lease.subnet for lease in changes.new} if changes.gone else set()
-        gone = tuple(lease for lease in changes.gone if lease.subnet not in new)
-        now = self._steady()
+        gone, now = _vanished(before, snapshot.leases), self._steady()
         if len(gone) <= (max(3, len(before) // 2) if now >= self._doubt_until else 0):
             self._suspicious_since = None
-        elif self._suspicious_since is None:
+            self._problems["mass removal"] = ()
+            return _with(snapshot, self._briefly_kept(gone, now))
+        self._gone_since = {}
+        if self._suspicious_since is None:
             self._suspicious_since = now
             log.critical("%d of %d leases are gone at once: not believed yet", len(gone), len(before))
-        if self._suspicious_since is None or now >= self._suspicious_since + self._patience:
-            believed = self._suspicious_since is not None
+        if now >= self._suspicious_since + self._patience:
             self._suspicious_since = None
             self._problems["mass removal"] = ()
-            return self._store.snapshot(fresh=True) if believed else snapshot
+            return self._store.snapshot(fresh=True)
         text = f"{len(gone)} of {len(before)} leases are gone from the store at once: kept for now"
         self._problems["mass removal"] = (text,)
-        return replace(
-            snapshot, leases=tuple(sorted((*snapshot.leases, *gone), key=lambda each: each.subnet))
-        )
+        return _with(snapshot, gone)
+
+    def _briefly_kept(self, gone: tuple[Lease, ...], now: float) -> tuple[Lease, ...]:
+        """Those that are gone for less than HOLD_S: a node that lives claims its lease again at once."""
+        since = {lease.subnet: self._gone_since.get(lease.subnet, now) for lease in gone}
+        kept = tuple(lease for lease in gone if now < since[lease.subnet] + HOLD_S)
+        self._gone_since = {lease.subnet: since[lease.subnet] for lease in kept}
+        return kept
 
     def _check_network(self) -> None:
         text = "the network in the store has changed: restart this agent to follow it"

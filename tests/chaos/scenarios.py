@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
-from tests.chaos import agents, hosts, upgrade
+from tests.chaos import agents, full, hosts, peers, stores, upgrade
 from tests.chaos.scenario import Scenario
 
-SCENARIOS: Final[tuple[Scenario, ...]] = (*agents.SCENARIOS, *upgrade.SCENARIOS, *hosts.SCENARIOS)
+SCENARIOS: Final[tuple[Scenario, ...]] = (*agents.SCENARIOS, *upgrade.SCENARIOS, *hosts.SCENARIOS, *stores.SCENARIOS,
+    *peers.SCENARIOS, *full.SCENARIOS)  # fmt: skip

@@ -82,10 +82,10 @@ class Site:
         return int(report["ok"]) + int(report["failed"])
 
 
-def pair(lab: Lab, *flags: str) -> Site:
+def pair(lab: Lab, *flags: str, network: Sequence[Any] = ()) -> Site:
     """Two nodes as they are without any setting, and with `flags`."""
     a, b = lab.host("a"), lab.host("b")
-    lab.init_network()
+    lab.init_network(*network)
     site = Site(lab, a, b, None, None, {"a": flags, "b": flags})  # type: ignore[arg-type]
     for name in ("a", "b"):
         site.start(name)

@@ -28,6 +28,7 @@ from ctl.host import Link, Uplink
 from ctl.kernel.monitor import EVERYTHING, Change, Monitor
 from ctl.leasing import Identity
 from ctl.mailbox import Signal
+from ctl.membership import HOLD_S
 from ctl.model import Lease, MacAddress, Network, Snapshot
 from ctl.node import Node
 from ctl.report import health, readiness
@@ -448,9 +449,40 @@ def test_peers_appear_and_disappear_with_their_leases(world: World) -> None:
     world.read_store()
     assert set(world.kernel.routed[-1]) == {own(world).subnet, *(lease.subnet for lease in leases)}
     world.store.delete(leases[0])
-    world.read_store()
+    world.run(HOLD_S + 1)
     assert set(world.kernel.routed[-1]) == {own(world).subnet, leases[1].subnet}
     assert world.problem("mass removal") == ()
+
+
+def test_a_lease_that_is_gone_for_a_moment_was_never_gone(world: World) -> None:
+    """Its node lives, and claims again what a store has lost."""
+    leases = world.peers(10, 20)
+    world.full()
+    everyone = set(world.kernel.routed[-1])
+    world.store.delete(leases[0])
+    before = world.passes()
+    for _ in range(5):
+        world.read_store()
+        assert set(world.kernel.routed[-1]) == everyone
+        world.clock.now += HOLD_S / 6
+    world.peers(10)
+    world.run(2 * HOLD_S)
+    assert set(world.kernel.routed[-1]) == everyone
+    assert world.passes() - before <= 7, "nothing is left to wait for"
+
+
+@pytest.mark.parametrize("same", ["subnet", "host"])
+def test_a_lease_that_another_takes_the_place_of_is_gone_at_once(world: World, same: str) -> None:
+    (old,) = world.peers(10)
+    world.full()
+    world.store.delete(old)
+    if same == "subnet":
+        new = replace(old, host=IPv4Address("10.0.1.99"), node="n99")
+    else:
+        new = replace(old, subnet=IPv4Network("172.17.99.0/24"))
+    new = world.store.put(new, None)
+    world.read_store()
+    assert set(world.kernel.routed[-1]) == {own(world).subnet, new.subnet}
 
 
 def test_a_mass_removal_is_believed_only_when_it_lasts(
