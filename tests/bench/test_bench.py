@@ -287,6 +287,7 @@ def test_a_batch_changes_many_entries() -> None:
         assert {key for key, _ in table_.items()} == set(keys[990:])
 
 
+@pytest.mark.timeout(400)
 def test_packets_are_injected_both_ways_and_to_many_peers() -> None:
     found = rigs.injected(1, 0.05, nobody, {"ebpf": ()}).results()
     assert set(found) == {"direct", "ebpf"}
@@ -294,6 +295,7 @@ def test_packets_are_injected_both_ways_and_to_many_peers() -> None:
         assert all(path[name].median > 0 for name in ("inject_decap", "inject_encap"))
 
 
+@pytest.mark.timeout(400)
 def test_a_short_run_yields_every_measure() -> None:
     plan = Plan(rounds=1, seconds=1, wire_seconds=1, node_rounds=1, idle_s=0.2)
     made = side(["ebpf-xdp"], WIRE, plan, nobody, whole=True)
@@ -309,6 +311,7 @@ def test_a_short_run_yields_every_measure() -> None:
     assert set(written["paths"]["wire/ebpf-xdp"]["tcp_1"]) == {"median", "stdev", "values", "unit"}
 
 
+@pytest.mark.timeout(400)
 def test_starts_are_timed_to_the_first_packet_by_ebpf() -> None:
     with Lab() as lab:
         host = node.Starting(lab)
