@@ -166,6 +166,11 @@ def test_what_the_tools_print_is_read() -> None:
     assert percentiles(printed) == {"p50": 55.0, "p99": 70.25, "p99.9": 90.5}
     tenths = [{"sum": {"start": n / 10, "seconds": 0.1, "bytes": 1e9 if n < 3 else 125e6}} for n in range(10)]
     assert received_rate({"server_output_json": {"intervals": tenths}}) == pytest.approx(10.0)
+    whole = {
+        "server_output_json": {"intervals": tenths[:4]},
+        "end": {"sum_received": {"bits_per_second": 5e9}},
+    }
+    assert received_rate(whole) == 5.0
     stat = "cpu  10 20 30 4000 500 60 70 8 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\n"
     assert machine.unused(stat) == 45.08
     assert machine.Usage(5.0, 12.0).used_since(machine.Usage(1.0, 10.0), cpus=3) == 2.0
