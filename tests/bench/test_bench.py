@@ -302,7 +302,7 @@ def test_packets_are_injected_both_ways_and_to_many_peers() -> None:
 
 @pytest.mark.timeout(400)
 def test_a_short_run_yields_every_measure() -> None:
-    plan = Plan(rounds=1, seconds=1, wire_seconds=1, node_rounds=1, idle_s=0.2)
+    plan = Plan(rounds=1, seconds=1, node_rounds=1, idle_s=0.2)
     made = side(["ebpf-xdp"], WIRE, plan, nobody, whole=True)
     found = made.results["ebpf-xdp"]
     assert set(found) == {name for run in RUNS for name in run.yields}
