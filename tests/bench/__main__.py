@@ -50,24 +50,25 @@ class Plan:
 
     rounds: int
     seconds: int
-    wire_seconds: int
     wire_runs: tuple[Measure, ...] = RUNS
     node_rounds: int = 5
     moves: int = 20
     idle_s: float = 20.0
     peer_sizes: tuple[int, ...] = rigs.SIZES
+    whole: bool = True
+    """With the cost of the programs and convergence."""
 
     def steps(self, paths: int) -> int:
         """Of a whole run, for the progress."""
         sides = self.rounds * paths * (len(RUNS) + len(self.wire_runs))
-        programs_ = self.node_rounds * 2 * len(programs.LOADS)
         rest = self.rounds * (len(rigs.RIGS) + 1) + self.node_rounds * (len(self.peer_sizes) + 3)
-        return sides + programs_ + rest + 2 * self.moves
+        more = self.node_rounds * 2 * len(programs.LOADS) + 2 * self.moves
+        return sides + rest + (more if self.whole else 0)
 
 
-FULL = Plan(rounds=7, seconds=2, wire_seconds=1)
-QUICK = Plan(rounds=3, seconds=1, wire_seconds=1, wire_runs=RUNS[:1], node_rounds=1, moves=3, idle_s=3.0,
-             peer_sizes=(100, 100_000))  # fmt: skip
+FULL = Plan(rounds=7, seconds=1)
+QUICK = Plan(rounds=3, seconds=1, wire_runs=RUNS[:1], node_rounds=1, idle_s=3.0,
+             peer_sizes=(100, 100_000), whole=False)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +121,7 @@ def side(names: Sequence[str], setting: str, plan: Plan, tick: Tick, whole: bool
     """Build the named paths, measure, remove them again; with agents and programs if `whole`."""
     wire = setting == WIRE
     with Lab() as lab:
-        how = Conditions(plan.wire_seconds if wire else plan.seconds, compiled_crr(lab.dir))
+        how = Conditions(plan.seconds, compiled_crr(lab.dir))
         lab.init_network()
         paths = [PATHS[name](lab) for name in names]
         for path in paths:
@@ -134,7 +135,7 @@ def side(names: Sequence[str], setting: str, plan: Plan, tick: Tick, whole: bool
             vxlan = [agent for path in paths if path.name.startswith("ebpf") for agent in path.agents]
             extra["node"] = node.idle(vxlan, plan.idle_s).results()
         measured = measure(paths, plan.rounds, how, plan.wire_runs if wire else RUNS, tick)
-        if whole:
+        if whole and plan.whole:
             ours = [path for path in paths if path.name in ("ebpf", "ebpf-xdp")]
             extra["programs"] = programs.measure(ours, plan.node_rounds, how, tick).results()
         shown = next((path.hosts[0] for path in paths if path.hosts), paths[0].client)
@@ -169,13 +170,14 @@ def whole(plan: Plan, tick: Tick) -> tuple[dict[str, Side], dict[str, Results]]:
     """Everything."""
     first = side(list(PATHS), OFFLOADS_ON, plan, tick, whole=True)
     second = side(list(PATHS), WIRE, plan, tick)
-    injected = rigs.injected(plan.rounds, plan.seconds / 4, tick).results()
+    injected = rigs.injected(plan.rounds, plan.seconds / 2, tick).results()
     merged = {path: {**found, **injected.get(path, {})} for path, found in first.results.items()}
     how = Conditions(plan.seconds, FilePath())
     about = dict(first.extra["node"]["agent"]) | node.starts(plan.node_rounds, tick).results()["agent"]
-    about |= node.convergence(plan.moves, tick).results()["agent"]
+    if plan.whole:
+        about |= node.convergence(plan.moves, tick).results()["agent"]
     extra = {
-        "programs": first.extra["programs"],
+        "programs": first.extra.get("programs", {}),
         "peers": rigs.lookups(plan.node_rounds, how, tick, plan.peer_sizes).results(),
         "node": {"agent": about},
     }
@@ -231,7 +233,7 @@ def _run(args: argparse.Namespace, plan: Plan) -> tuple[dict[str, Side], dict[st
     else:
         names = args.paths.split(",") if args.paths else list(PATHS)
         setting = WIRE if args.wire else OFFLOADS_ON
-        plan = replace(plan, wire_seconds=plan.seconds, wire_runs=RUNS)
+        plan = replace(plan, wire_runs=RUNS)
         progress = Progress(plan.rounds * len(names) * len(RUNS))
         found = {setting: side(names, setting, plan, progress.tick)}, {}
     progress.end()

@@ -83,10 +83,13 @@ def _iperf(path: Path, seconds: int, *flags: str) -> dict[str, Any]:
 
 
 def received_rate(report: dict[str, Any]) -> float:
-    """Gb/s that the receiver saw once the flow was warm. CommandFailed would have come before."""
+    """Gb/s that the receiver saw once the flow was warm; of the whole run if it could not keep time."""
     sums = [each["sum"] for each in report["server_output_json"]["intervals"]]
-    warm = [each for each in sums if each["start"] >= WARM_UP_S and each["seconds"] > 0.05]
-    return float(8e-9 * sum(each["bytes"] for each in warm) / sum(each["seconds"] for each in warm))
+    warm = [each for each in sums if each["start"] >= WARM_UP_S]
+    seconds = sum(each["seconds"] for each in warm)
+    if seconds < WARM_UP_S:
+        return float(report["end"]["sum_received"]["bits_per_second"] / 1e9)
+    return float(8e-9 * sum(each["bytes"] for each in warm) / seconds)
 
 
 def tcp_1(path: Path, how: Conditions) -> dict[str, float]:
