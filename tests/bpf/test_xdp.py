@@ -292,7 +292,6 @@ def test_a_jumbo_frame_is_decapsulated_in_pieces(datapath: Datapath) -> None:
     first = datapath.xdp(wire(JUMBO), program=XDP_FRAGS)
     assert (first.action, first.reason) == (XdpAction.PASS, "decap")
     assert first.counted == (1, len(wire(JUMBO)))
-    assert datapath.maps.peer_stats()[PEER.host].rx_bytes == len(JUMBO)
     packet, inner = first.packet, JUMBO[14:]
     assert packet[:14] == wire(JUMBO)[:14], "until it is delivered"
     assert (packet[22], packets.checksum(packet[14:34])) == (inner[8] - 1, 0), (
