@@ -1,4 +1,7 @@
-"""The vxlan backend's way to each peer: kernel tables first, then the maps of the shortcut.
+"""The vxlan backend's way to each peer: tables of the kernel path, maps of the shortcut.
+
+At start the kernel path is whole before there is a map. Later the maps come first: they say
+who may send to us, and a route brings answers.
 
 Follows the leases change by change. Whatever fails, the next time begins from the whole:
 plan and tables are then made anew.
@@ -7,9 +10,11 @@ plan and tables are then made anew.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
 
+from ctl.errors import KernelError
 from ctl.host import Hop, Removed, Uplink
 from ctl.kernel import fib, xfrm
 from ctl.kernel.maps import Maps
@@ -79,6 +84,10 @@ class Peering:
             self._tables.routes.doubt()
         self._seen.problems["leases"] = self._roster.problems
         self._seen.peers_ebpf, self._seen.peers_kernel_path = 0, len(self._roster.usable)
+        if self._filled is not None and self.fits():
+            # Who is routed to answers at once, and must not be a stranger then.
+            with suppress(KernelError):  # said when the maps have their own turn
+                self._fill(self._filled, self._tables)
         if device:
             self._settle_routes(self._tables, device)
 

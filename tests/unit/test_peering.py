@@ -88,6 +88,25 @@ def test_a_plan_that_fails_leaves_the_maps_as_they_are(kernel: Fib) -> None:
     assert set(maps.vtep_table.rows) == {PEER.host, OTHER.host}
 
 
+def test_a_peer_that_is_routed_to_may_answer(kernel: Fib, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its answer to the first packet that the route carries must find it in the maps."""
+    maps: Any = SimpleNamespace(vtep_table=Rows(), peer_table=Rows())
+    strangers: list[object] = []
+
+    class Routed(Rows):
+        def apply(self, delta: Delta[Any, Any]) -> None:
+            strangers.extend(via for _, via in delta.puts if via.ifindex and not maps.vtep_table.rows)
+
+    monkeypatch.setattr(peering, "Routes", Routed)
+    for other in ("Fdb", "VtepNeighbours"):
+        monkeypatch.setattr(peering, other, Rows)
+    plan = peering.Peering(SimpleNamespace(), Seen(), 10)  # type: ignore[arg-type]
+    plan.reconcile_routes(site(), 7, [], EVERYTHING)
+    plan.reconcile_maps(maps, bypassing=True)
+    plan.reconcile_routes(site(), 7, [PEER], LEASES)
+    assert not strangers
+
+
 def test_nobody_is_refused_before_it_is_known_who_the_peers_are(kernel: Fib) -> None:
     """What an earlier life left in the maps may be a part of them only."""
     plan = peering.Peering(SimpleNamespace(), Seen(), 1)  # type: ignore[arg-type]
