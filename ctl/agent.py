@@ -269,9 +269,8 @@ class Agent:
     def _pass(self, changes: frozenset[Change], store_changed: bool, full: bool) -> None:
         """Every part gets its turn, whatever became of the others; KernelError sums up."""
         steps = _Steps()
-        if Change.DEVICES in changes:
-            if steps.take(self._follow_uplink):
-                store_changed, changes = True, changes | {Change.FIREWALL}
+        if Change.DEVICES in changes and steps.take(self._follow_uplink):
+            store_changed, changes = True, changes | {Change.FIREWALL}
         if store_changed:
             self._sync_store()
             changes |= {Change.LEASES}
