@@ -212,10 +212,10 @@ def main(argv: list[str]) -> int:
     except (CommandFailed, TimedOut, OvnetError, OSError) as error:
         print(f"\nbench: a measurement failed: {_one_line(str(error))}", file=sys.stderr)
         return 1
-    for setting, each in sides.items():
-        print(f"\n{setting}", *table(each.results), sep="\n")
     args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(json.dumps(document(sides, extra, facts), indent=1, sort_keys=True) + "\n")
+    for setting, each in sides.items():
+        print(f"\n{setting}", *table(each.results), sep="\n")
     print(f"\nresults: {args.output}; `python -m tests.bench.document` puts them into docs/", file=sys.stderr)
     return 0
 

@@ -95,15 +95,17 @@ def within_noise(results: Results, path: str) -> dict[str, list[str]]:
 
 def table(results: Results) -> list[str]:
     """Lines for people: a row a path, a column a measure, with the spread and the ratio."""
-    measures = list(next(iter(results.values())))
-    unit = {name: series.unit for name, series in next(iter(results.values())).items()}
+    unit = {name: series.unit for found in results.values() for name, series in found.items()}
+    measures = list(unit)
     head = ["path", *(f"{name} {unit[name]}" for name in measures)]
     rows = [[path, *(_cell(results, path, name) for name in measures)] for path in results]
     return _aligned([head, *rows])
 
 
 def _cell(results: Results, path: str, measure: str) -> str:
-    series = results[path][measure]
+    series = results[path].get(measure)
+    if series is None:  # not every path has injected packets
+        return ""
     text = f"{series.median:,.1f} ±{series.stdev:,.1f}" if series.median < 1e4 else f"{series.median:,.0f}"
     base = results.get(BASES[0], {}).get(measure)
     if base is None or path == BASES[0]:

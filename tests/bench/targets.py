@@ -25,7 +25,8 @@ class Target:
 
     @property
     def wanted(self) -> str:
-        return f"{'≥' if self.at_least else '≤'} {_number(self.bound)}{'x' if self.base else ''}"
+        bound = f"{_number(self.bound)}x" if self.base else f"{self.bound:,.10g}"
+        return f"{'≥' if self.at_least else '≤'} {bound}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -201,6 +201,30 @@ def test_a_wrong_argument_is_refused(arguments: list[str]) -> None:
     assert arguments[1] in done.stderr.splitlines()[-1]
 
 
+def test_results_are_written_and_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of paths that have not all the same measures, as those without injected packets."""
+    results = {"udp": {"tcp_1": SLOW}, "kernel-vxlan": {"tcp_1": SLOW, "inject_decap": SLOW},
+               "ebpf": {"tcp_1": FAST, "inject_decap": FAST}}  # fmt: skip
+    extra = {"node": {"agent": {"rss": FAST}}, "peers": {"100": {"tcp_1": FAST, "encap_random": SLOW}},
+             "programs": {"ebpf, UDP 64 bytes": {"from_wire": SLOW}}}  # fmt: skip
+    monkeypatch.setattr("tests.bench.__main__._run", lambda *_: ({"offloads-on": Side(results)}, extra))
+    output = tmp_path / "results.json"
+    assert main(["--output", str(output)]) == 0
+    shown = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    assert "inject_decap Gb/s" in shown["path"]
+    assert shown["ebpf"].count("(2.00x)") == 2
+    assert shown["udp"].rstrip().endswith("(=)")
+    written = json.loads(output.read_text())
+    assert set(written["machine"]) >= {"kernel", "cpus", "cpu", "congestion_control"}
+    text = document.renewed(f"{document.BEGIN}{document.END}", written)
+    assert "| RSS of the agent | 11 ± 1 Gb/s |" in text
+    assert "| RSS of the agent, MB |  | ≤ 35 | 11.00 | reached |" in text
+    assert "| injected decap, packets/s | 5.5 ± 0.5 | 11 ± 1 (2.00x) |  |" in text
+    assert document.draw(written, tmp_path)
+
+
 def test_a_run_that_fails_is_tried_again_and_that_is_noted() -> None:
     left = [CommandFailed("sockperf: exit 1\nno answer"), None]
 
