@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from functools import partial
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
+from ctl.model import Lease, MacAddress
+from ctl.store import open_store
 from tests.chaos.scenario import Scenario, Sight
 from tests.chaos.site import Site, complaints, pair
 from tests.lab import Lab, wait_until
 
 GROUP: Final = "Maps"
 FLOWS_MAX: Final = 64
+MORE: Final = (211, 212)
 
 
 def small(lab: Lab) -> Site:
-    """Room for one peer, one container, few flows."""
-    return pair(lab, "--peers-max", "1", "--endpoints-max", "1", "--flows-max", str(FLOWS_MAX))
+    """Room for a second peer, a second container, few flows."""
+    return pair(lab, "--peers-max", "2", "--endpoints-max", "2", "--flows-max", str(FLOWS_MAX))
 
 
 def named(site: Site, text: str) -> bool:
@@ -25,24 +29,29 @@ def named(site: Site, text: str) -> bool:
 
 def peers_full(site: Site) -> None:
     """Two more peers."""
-    for number in (211, 212):
-        site.b.ovctl("lease", "reserve", f"172.17.{number}.0/24", "--host", f"192.168.77.{number}")
+    store = open_store(site.lab.store_url)
+    for number in MORE:
+        mac = MacAddress(b"\x02\x00\x00\x00\x02" + bytes([number]))
+        host = IPv4Address(f"192.168.77.{number}")
+        store.put(Lease(IPv4Network(f"172.17.{number}.0/24"), host, mac, 1, node=f"n{number}"), None)
 
 
 def peers_leave(site: Site) -> None:
-    for number in (211, 212):
+    for number in MORE:
         site.b.ovctl("lease", "release", f"172.17.{number}.0/24")
     wait_until(site.healthy, 60, lambda: str(complaints(site.a)))
 
 
 def endpoints_full(site: Site) -> None:
-    """Another container on a."""
-    site.notes["extra"] = extra = site.a.container("extra")
-    extra.run("ping", "-c2", "-i0.05", "-W2", site.two.address)
+    """Two more containers on a, which reach b."""
+    site.notes["extras"] = extras = [site.a.container(f"extra{number}") for number in range(2)]
+    for extra in extras:
+        extra.run("ping", "-c2", "-i0.05", "-W2", site.two.address)
 
 
 def endpoint_leaves(site: Site) -> None:
-    site.notes["extra"].remove()
+    for extra in site.notes["extras"]:
+        extra.remove()
     wait_until(site.healthy, 60, lambda: str(complaints(site.a)))
 
 
@@ -60,12 +69,12 @@ def flows_full(site: Site) -> None:
 
 SCENARIOS: Final = (
     Scenario(
-        GROUP, "peers full", "two peers more than `--peers-max`", peers_full, partial(named, text="map peers is full"),
+        GROUP, "peers full", "more peers than `--peers-max`", peers_full, partial(named, text="map peers is full"),
         Sight(status="map peers is full", metric="`ovnet_map_entries`, `ovnet_map_capacity`"), restore=peers_leave,
         build=small, limit=60,
     ),
     Scenario(
-        GROUP, "endpoints full", "a container more than `--endpoints-max`", endpoints_full,
+        GROUP, "endpoints full", "more containers than `--endpoints-max`", endpoints_full,
         partial(named, text="map endpoints is full"),
         Sight(status="map endpoints is full", metric="`ovnet_map_entries`, `ovnet_map_capacity`"),
         restore=endpoint_leaves, build=small, limit=60,

@@ -53,8 +53,8 @@ def moved(site: Site) -> None:
     b = site.b
     old = b.address
     new = "192.168.77.151" if old != "192.168.77.151" else "192.168.77.152"
+    b.ip("addr", "del", f"{old}/24", "dev", "eth0")  # first: it would take the other along
     b.ip("addr", "add", f"{new}/24", "dev", "eth0")
-    b.ip("addr", "del", f"{old}/24", "dev", "eth0")
     b.address = new
     wait_until(partial(reaches, site, new), 60, lambda: site.log("b"))
 
