@@ -69,18 +69,35 @@ def flows_full(site: Site) -> None:
 
 SCENARIOS: Final = (
     Scenario(
-        GROUP, "peers full", "more peers than `--peers-max`", peers_full, partial(named, text="map peers is full"),
-        Sight(status="map peers is full", metric="`ovnet_map_entries`, `ovnet_map_capacity`"), restore=peers_leave,
-        build=small, limit=60,
+        GROUP,
+        "peers full",
+        "more peers than `--peers-max`",
+        peers_full,
+        partial(named, text="map peers is full"),
+        Sight(status="map peers is full", metric="`ovnet_map_entries`, `ovnet_map_capacity`"),
+        restore=peers_leave,
+        build=small,
+        limit=60,
     ),
     Scenario(
-        GROUP, "endpoints full", "more containers than `--endpoints-max`", endpoints_full,
+        GROUP,
+        "endpoints full",
+        "more containers than `--endpoints-max`",
+        endpoints_full,
         partial(named, text="map endpoints is full"),
         Sight(status="map endpoints is full", metric="`ovnet_map_entries`, `ovnet_map_capacity`"),
-        restore=endpoint_leaves, build=small, limit=60,
+        restore=endpoint_leaves,
+        build=small,
+        limit=60,
     ),
     Scenario(
-        GROUP, "flows full", "20 times as many flows as `--flows-max`; those used least lose their approval",
-        flows_full, Site.healthy, Sight(metric="`ovnet_map_entries`, `ovnet_map_capacity`"), build=small, limit=60,
+        GROUP,
+        "flows full",
+        "20 times as many flows as `--flows-max`; those used least lose their approval",
+        flows_full,
+        Site.healthy,
+        Sight(metric="`ovnet_map_entries`, `ovnet_map_capacity`"),
+        build=small,
+        limit=60,
     ),
-)  # fmt: skip
+)

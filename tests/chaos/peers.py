@@ -1,4 +1,4 @@
-"""Scenarios: other nodes reboot, move, end, come and go by the thousand. What happens to a is that it follows."""
+"""Scenarios: other nodes reboot, move, end, come and go by the thousand. a follows."""
 
 from __future__ import annotations
 
@@ -72,7 +72,9 @@ def gone_for_good(site: Site) -> None:
     grant = etcd.ctl("lease", "grant", str(GONE_LEASE_S)).split()[1]
     put_lease(etcd, f"{subnet}-24", "192.168.77.207", grant)
     wait_until(lambda: subnet in a.ip("route"), 60, "a knows the peer")
-    wait_until(lambda: footprint(site) == before, 60, lambda: f"all of it is gone, and no more: {footprint(site)}")
+    wait_until(
+        lambda: footprint(site) == before, 60, lambda: f"all of it is gone, and no more: {footprint(site)}"
+    )
 
 
 def footprint(site: Site) -> tuple[str, ...]:
@@ -123,20 +125,50 @@ def filled(site: Site, peers: int) -> None:
 
 SCENARIOS: Final = (
     Scenario(
-        GROUP, "rebooted", "b comes back with nothing but its subnet, and another VTEP MAC", rebooted, well,
-        Sight(metric=PEERS), ALL, "b is not there meanwhile", build=with_room, limit=120, times=3,
+        GROUP,
+        "rebooted",
+        "b comes back with nothing but its subnet, and another VTEP MAC",
+        rebooted,
+        well,
+        Sight(metric=PEERS),
+        ALL,
+        "b is not there meanwhile",
+        build=with_room,
+        limit=120,
+        times=3,
     ),
     Scenario(
-        GROUP, "moved", "b gets another address, the old one goes", moved, well,
-        Sight(metric=PEERS), ALL, "a sends to the old address until b has written its lease and a has read it",
-        build=with_room, limit=120,
+        GROUP,
+        "moved",
+        "b gets another address, the old one goes",
+        moved,
+        well,
+        Sight(metric=PEERS),
+        ALL,
+        "a sends to the old address until b has written its lease and a has read it",
+        build=with_room,
+        limit=120,
     ),
     Scenario(
-        GROUP, "gone for good", "another node's lease ends", gone_for_good, well,
-        Sight(metric=PEERS), build=with_room, limit=120, times=3,
+        GROUP,
+        "gone for good",
+        "another node's lease ends",
+        gone_for_good,
+        well,
+        Sight(metric=PEERS),
+        build=with_room,
+        limit=120,
+        times=3,
     ),
     Scenario(
-        GROUP, "a thousand", "1,000 nodes join, change their MACs and leave", crowd, well,
-        Sight(metric=PEERS), build=with_room, limit=180, times=1,
+        GROUP,
+        "a thousand",
+        "1,000 nodes join, change their MACs and leave",
+        crowd,
+        well,
+        Sight(metric=PEERS),
+        build=with_room,
+        limit=180,
+        times=1,
     ),
-)  # fmt: skip
+)

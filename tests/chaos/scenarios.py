@@ -7,5 +7,11 @@ from typing import Final
 from tests.chaos import agents, full, hosts, peers, stores, upgrade
 from tests.chaos.scenario import Scenario
 
-SCENARIOS: Final[tuple[Scenario, ...]] = (*agents.SCENARIOS, *upgrade.SCENARIOS, *hosts.SCENARIOS, *stores.SCENARIOS,
-    *peers.SCENARIOS, *full.SCENARIOS)  # fmt: skip
+SCENARIOS: Final[tuple[Scenario, ...]] = (
+    *agents.SCENARIOS,
+    *upgrade.SCENARIOS,
+    *hosts.SCENARIOS,
+    *stores.SCENARIOS,
+    *peers.SCENARIOS,
+    *full.SCENARIOS,
+)
