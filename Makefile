@@ -85,6 +85,12 @@ BATCHES ?= 1000
 fuzz-pair: ready ## random packets through two nodes, with eBPF and without: BATCHES=1000 SEED=1 (root)
 	@$(BIN)/python -m tests.fuzz.pair $(BATCHES) $(SEED)
 
+# make soak HOURS=0.1
+HOURS ?= 1
+.PHONY: soak
+soak: ready ## churn and faults for HOURS; memory, descriptors and entries must be flat (root)
+	@$(BIN)/python -m tests.soak --hours $(HOURS) $(ARGS)
+
 .PHONY: clean
 clean: ## remove what dead labs left (namespaces, pins), caches and .venv
 	@if [ -x $(BIN)/python ] && [ "$$(id -u)" = 0 ]; then $(BIN)/python -m tests.lab clean; fi

@@ -1,4 +1,4 @@
-"""Scenarios: other nodes reboot, move, end, come and go by the thousand. a follows."""
+"""Scenarios: other nodes reboot, move, end, come and go by the thousand; a follows."""
 
 from __future__ import annotations
 

@@ -92,7 +92,14 @@ def pair(lab: Lab, *flags: str, network: Sequence[Any] = ()) -> Site:
     for host in (a, b):
         wait_until(partial(_knows_a_peer, host), 10, f"{host.name} knows its peer")
     site.one, site.two = a.container("one"), b.container("two")
+    for port in (site.one, site.two):
+        # Before there is traffic: a clsact that comes stops the port's sending for a moment (dev_deactivate).
+        wait_until(partial(_has_programs, port), 20, f"{port.port} has its programs")
     return site
+
+
+def _has_programs(container: Container) -> bool:
+    return filters(container.host, container.port).count("ovnet:") == 2
 
 
 def _knows_a_peer(host: Host) -> bool:

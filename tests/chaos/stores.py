@@ -7,6 +7,7 @@ import shutil
 import signal
 import sqlite3
 import sys
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -47,8 +48,14 @@ def with_etcd(lab: Lab, *network: Any) -> Site:
     site = pair(lab, "--resync-interval", "10", network=network)
     (port,) = free_ports(1)
     (member,) = etcd.members
-    site.a.popen(sys.executable, str(Path(__file__).with_name("slow.py")),
-                 str(port), etcd.address, str(member.port), str(delay))  # fmt: skip
+    site.a.popen(
+        sys.executable,
+        str(Path(__file__).with_name("slow.py")),
+        str(port),
+        etcd.address,
+        str(member.port),
+        str(delay),
+    )
     wait_until(partial(site.a.listens, port), 60, "the proxy listens")
     site.flags = {**site.flags, "a": (*site.flags["a"], "--store", f"etcd://127.0.0.1:{port}")}
     site.notes |= {"etcd": etcd, "clock": clock, "delay": delay}
@@ -188,7 +195,8 @@ def locked(site: Site) -> None:
     db = sqlite3.connect(site.lab.store, isolation_level=None)
     site.agent().kill(signal.SIGSTOP)  # else it could be quicker than the lock
     try:
-        db.execute("DELETE FROM lease WHERE node = 'a'")
+        # It has to be renewed at once.
+        db.execute("UPDATE lease SET expires_at = ? WHERE node = 'a'", (time.time() + 600,))
         db.execute("BEGIN EXCLUSIVE")
         site.agent().kill(signal.SIGCONT)
         until_complaint(site, "locked")

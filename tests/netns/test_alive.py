@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+from tests.chaos.stores import put_lease
 from tests.host import Agent, Host
 from tests.lab import Lab, wait_until
 from tests.namespace import REPOSITORY
@@ -93,37 +94,80 @@ def test_a_thread_of_the_etcd_store_that_dies_takes_the_process_down(lab: Lab) -
         file = lab.dir / f"trip-{thread}"
         agent = tripwired(a, module, path, file)
         file.touch()
-        etcd.ctl("put", "/coreos.com/network/subnets/172.17.99.0-24",
-                 '{"PublicIP": "192.168.77.99", "BackendType": "vxlan",'
-                 f' "BackendData": {{"VNI": 1, "VtepMAC": "02:00:00:00:00:{len(thread):02x}"}}}}')  # fmt: skip
+        put_lease(etcd, "172.17.99.0-24", f"192.168.77.{len(thread)}")
         ends(agent, path)
 
 
-OURS = {
+OURS: dict[str, tuple[str, ...]] = {
     "route": ("ip", "route", "add", "172.17.250.0/24", "dev", "eth0", "proto", "147"),
     "neighbour": ("ip", "neigh", "add", "172.17.250.0", "lladdr", "02:00:00:00:02:50", "nud", "permanent",
                   "dev", "ovnet.1"),
     "fdb": ("bridge", "fdb", "add", "02:00:00:00:02:50", "dev", "ovnet.1", "dst", "192.168.77.250", "self"),
 }  # fmt: skip
-FOREIGN = (
+FOREIGN: tuple[tuple[str, ...], ...] = (
     ("ip", "route", "add", "172.17.251.0/24", "dev", "eth0"),
     ("ip", "route", "add", "172.18.0.0/24", "dev", "eth0", "proto", "static"),
     ("ip", "link", "add", "theirs", "type", "bridge"),
-    ("ip", "link", "add", "other", "type", "vxlan", "id", "77", "dstport", "4789", "local", "192.168.77.11", "dev", "eth0"),
-    ("ip", "neigh", "add", "192.168.77.240", "lladdr", "02:00:00:00:02:40", "nud", "permanent", "dev", "eth0"),
+    (
+        "ip",
+        "link",
+        "add",
+        "other",
+        "type",
+        "vxlan",
+        "id",
+        "77",
+        "dstport",
+        "4789",
+        "local",
+        "192.168.77.11",
+        "dev",
+        "eth0",
+    ),
+    (
+        "ip",
+        "neigh",
+        "add",
+        "192.168.77.240",
+        "lladdr",
+        "02:00:00:00:02:40",
+        "nud",
+        "permanent",
+        "dev",
+        "eth0",
+    ),
     ("bridge", "fdb", "add", "02:00:00:00:02:51", "dev", "other", "dst", "192.168.77.251", "self"),
-    ("tc", "filter", "add", "dev", "eth0", "egress", "prio", "1", "protocol", "ip",
-     "u32", "match", "u32", "0", "0", "classid", "1:1"),
+    (
+        "tc",
+        "filter",
+        "add",
+        "dev",
+        "eth0",
+        "egress",
+        "prio",
+        "1",
+        "protocol",
+        "ip",
+        "u32",
+        "match",
+        "u32",
+        "0",
+        "0",
+        "classid",
+        "1:1",
+    ),
     ("nft", "add", "table", "ip", "theirs"),
     ("nft", "add", "chain", "ip", "theirs", "mine", "{ type filter hook forward priority 10; }"),
     ("nft", "add", "rule", "ip", "theirs", "mine", "counter", "comment", '"ovnet"'),
-)  # fmt: skip
+)
 
 
 def test_a_start_removes_what_is_stale_and_only_what_is_ours(lab: Lab) -> None:
     """What an earlier life has left, of every kind; beside each something of somebody else."""
     pair = build(lab)
     a = pair.a
+    port = ("tc", "filter", "show", "dev", pair.on_a.port, "egress")
+    wait_until(lambda: "ovnet:" in a.run(*port).stdout, 20, "the port has its programs")
     first = a.footprint()
     pair.agents["a"].stop()
     for command in FOREIGN:
