@@ -66,8 +66,12 @@ class Lock:
             os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def keep(self) -> None:
-        """The directory stays: there is a node now."""
+        """The directory stays: there is a node now. What killed agents have left half written goes."""
         self._kept = True
+        with suppress(OSError):
+            for path in leftovers(self._directory):
+                if not path.name.endswith(f".{os.getpid()}"):
+                    path.unlink()
 
     def __enter__(self) -> Self:
         return self

@@ -9,6 +9,7 @@ from typing import Any
 
 from ctl.kernel.maps import open_maps
 from tests.host import Agent, Host
+from tests.namespace import alive
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -65,8 +66,14 @@ def kernel(host: Host) -> dict[str, float]:
         "nft_rules": float(sum("rule" in each for each in rules)),
         "nft_objects": float(len(rules)),
         "pins": float(sum(path.is_file() for path in host.bpffs.rglob("*"))),
-        "state_files": float(len(list(host.state_dir.iterdir()))),
+        "state_files": float(sum(not _being_written(path) for path in host.state_dir.iterdir())),
     }
+
+
+def _being_written(path: Path) -> bool:
+    """A temporary file of a process that lives (ctl.statedir.write_atomically)."""
+    pid = path.name.rpartition(".")[2]
+    return path.name.startswith(".") and pid.isdigit() and alive(int(pid))
 
 
 def _json(host: Host, *command: str) -> Any:

@@ -191,6 +191,21 @@ def test_files_are_replaced_whole(tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["subnet.env"]
 
 
+def test_a_start_removes_what_killed_agents_left_half_written(tmp_path: Path) -> None:
+    for name in (
+        ".status.json.1",
+        ".subnet.env.4194304",
+        f".status.json.{os.getpid()}",
+        ".theirs",
+        "status.json",
+    ):
+        (tmp_path / name).write_text("half")
+    with statedir.Lock(tmp_path) as lock:
+        lock.keep()
+    left = {".theirs", f".status.json.{os.getpid()}", "status.json", statedir.LOCK}
+    assert set(os.listdir(tmp_path)) == left
+
+
 def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))
