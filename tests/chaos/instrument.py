@@ -44,6 +44,8 @@ class Instrument:
         for place, peer in (self.ends, reversed(self.ends)):
             # Who has never spoken has to be asked for its MAC, and few packets wait for that.
             place.place.run("ping", "-c2", "-i0.05", "-W2", peer.place.address)
+        for end in self.ends:
+            wait_until(partial(_settled, end.place), 30, f"{end.place.name} is known to its node")
         self._before = [host.bypassed() for host in self._hosts]
         self._backlog = backlog_drops()
         self._tell(signal.SIGUSR2)
@@ -131,6 +133,17 @@ class Instrument:
             for stream in datagrams.SHARE
             for by, to in ((here, there), (there, here))
         )  # fmt: skip
+
+
+def _settled(container: Container) -> bool:
+    """Whether the port has its programs, and they know the container.
+
+    The qdisc that filters hang on stops a port's queue for some milliseconds when it comes
+    (qdisc_graft), and what is sent meanwhile is lost. That is a container's start, not the scenario.
+    """
+    host = container.host
+    known = {row["ip"] for row in host.json("map", "dump", "endpoints")}
+    return container.port in host.status()["ports"] and str(container.address) in known
 
 
 def _end(place: Container, peer: Container, rate: int) -> End:
