@@ -244,11 +244,8 @@ def remove_path(path: Path) -> None:
 
 def remove_cgroup(path: Path) -> None:
     """Kill what is in a control group of ours, then remove it from the leaves up."""
-    groups = sorted({path, *path.glob("**/")}, reverse=True)
-    pids = {int(pid) for group in groups for pid in (group / "cgroup.procs").read_text().split()}
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
-    for group in groups:
+    (path / "cgroup.kill").write_text("1")  # whoever ends or forks meanwhile
+    for group in sorted({path, *path.glob("**/")}, reverse=True):
         wait_until(partial(_removed, group), 5, f"control group {group} is empty")
 
 
