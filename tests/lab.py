@@ -29,6 +29,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -244,8 +245,11 @@ def remove_path(path: Path) -> None:
 
 def remove_cgroup(path: Path) -> None:
     """Kill what is in a control group of ours, then remove it from the leaves up."""
-    (path / "cgroup.kill").write_text("1")  # whoever ends or forks meanwhile
-    for group in sorted({path, *path.glob("**/")}, reverse=True):
+    groups = sorted({path, *path.glob("**/")}, reverse=True)
+    for pid in {int(pid) for group in groups for pid in (group / "cgroup.procs").read_text().split()}:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for group in groups:
         wait_until(partial(_removed, group), 5, f"control group {group} is empty")
 
 
