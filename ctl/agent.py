@@ -223,6 +223,10 @@ class Agent:
         took = self._reconciles.last_duration
         if self._reconciles.error:
             return min(max(self._back_off.wait, 4 * took), FAILING_GAP_S)
+        if self._reconciles.ok == 1:
+            return (
+                MIN_GAP_S  # the first compiles, and containers that are there are not to wait as long again
+            )
         return max(MIN_GAP_S, min(took, FAILING_GAP_S)) if changes else min(took, MIN_GAP_S)
 
     def _next(self, next_resync: float) -> tuple[frozenset[Change], frozenset[Signal]]:

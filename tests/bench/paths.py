@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ctl.backend.udp.underlay import OVERHEAD as UDP_OVERHEAD
 from tests.host import Agent, Host
-from tests.lab import Lab
+from tests.lab import Lab, wait_until
 from tests.namespace import Namespace
 
 INNER_MTU = 1450
@@ -83,6 +83,11 @@ def _with_agents(name: str, stem: str, hosts: tuple[Host, Host], flags: tuple[st
     for agent in agents:
         agent.wait_ready()
     client, server = hosts[0].container(f"{stem}c"), hosts[1].container(f"{stem}s")
+
+    def reached() -> bool:
+        return client.run("ping", "-c1", "-W1", server.address, check=False).returncode == 0
+
+    wait_until(reached, 20, f"the containers of {name} reach each other")
     return Path(name, client, server, server.address, hosts, agents)
 
 
