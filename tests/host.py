@@ -223,4 +223,5 @@ class Host(Namespace):
     def environment(self, extra: Mapping[str, str] | None = None) -> dict[str, str]:
         """The lab's own environment with the node's settings, and `extra` over them."""
         ours = {key: value for key, value in os.environ.items() if not key.startswith("OVNET_")}
+        ours["TMPDIR"] = str(self.lab.dir)  # what a killed compiler leaves goes with the lab
         return {**ours, **self.env, **(extra or {})}

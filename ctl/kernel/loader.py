@@ -215,7 +215,9 @@ class Compiler:
                     stderr=subprocess.PIPE,
                     text=True,
                     cwd="/",
-                    env={"PATH": os.environ.get("PATH", ""), "PYTHONPATH": root} | _NO_CACHE,
+                    env={key: os.environ[key] for key in ("PATH", "TMPDIR") if key in os.environ}
+                    | {"PYTHONPATH": root}
+                    | _NO_CACHE,
                 )
         except OSError as error:
             raise KernelError(f"cannot run {_COMPILER}: {error.strerror}") from error
