@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from ipaddress import IPv4Address
 from socket import AF_INET
@@ -12,11 +11,21 @@ from typing import Final
 
 from ctl.errors import KernelError
 from ctl.host import Hop, Uplink
-from ctl.kernel.rtnl import RTM_GETROUTE, RTMSG, Message, Rtnl, attribute, attributes
+from ctl.kernel.rtnl import (
+    RTA_DST,
+    RTA_OIF,
+    RTM_GETROUTE,
+    RTMSG,
+    RTN_UNICAST,
+    Message,
+    Rtnl,
+    attribute,
+    attributes,
+    to_number,
+)
 
 _RTM_F_FIB_MATCH: Final = 0x2000
-_RTN_UNICAST: Final = 1
-_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_METRICS, _RTA_MULTIPATH = 1, 2, 4, 5, 8, 9
+_RTA_SRC, _RTA_GATEWAY, _RTA_METRICS, _RTA_MULTIPATH = 2, 5, 8, 9
 _RTA_VIA, _RTA_ENCAP = 18, 22
 _RTAX_MTU: Final = 2
 _NO_ROUTE: Final = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
@@ -32,7 +41,7 @@ def hops(rtnl: Rtnl, hosts: Iterable[IPv4Address], uplink: Uplink, mtu: int) -> 
     # The route itself, not one path that was picked of it.
     head = RTMSG.pack(AF_INET, 32, 32, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
     source = attribute(_RTA_SRC, uplink.address.packed)
-    requests = [Message(RTM_GETROUTE, 0, head + attribute(_RTA_DST, host.packed) + source) for host in asked]
+    requests = [Message(RTM_GETROUTE, 0, head + attribute(RTA_DST, host.packed) + source) for host in asked]
     found = {}
     for host, (code, body) in zip(asked, rtnl.ask(requests), strict=True):
         if code and code not in _NO_ROUTE:
@@ -43,15 +52,15 @@ def hops(rtnl: Rtnl, hosts: Iterable[IPv4Address], uplink: Uplink, mtu: int) -> 
 
 def _hop(body: bytes, host: IPv4Address, mtu: int) -> Hop | None:
     route = attributes(body, RTMSG.size)
-    if RTMSG.unpack_from(body)[7] != _RTN_UNICAST or _RTA_VIA in route or _RTA_ENCAP in route:
+    if RTMSG.unpack_from(body)[7] != RTN_UNICAST or _RTA_VIA in route or _RTA_ENCAP in route:
         return None
-    own = int.from_bytes(attributes(route.get(_RTA_METRICS, b"")).get(_RTAX_MTU, b""), sys.byteorder)
+    own = to_number(attributes(route.get(_RTA_METRICS, b"")).get(_RTAX_MTU, b""))
     smaller = own if own < mtu else 0
     if paths := route.get(_RTA_MULTIPATH):
         interfaces = set(_path_interfaces(paths))
         return Hop(interfaces.pop(), None, smaller) if len(interfaces) == 1 else None
     gateway = route.get(_RTA_GATEWAY)
-    ifindex = int.from_bytes(route.get(_RTA_OIF, b""), sys.byteorder)
+    ifindex = to_number(route.get(RTA_OIF, b""))
     return Hop(ifindex, IPv4Address(gateway) if gateway else host, smaller)
 
 
@@ -59,8 +68,8 @@ def _path_interfaces(paths: bytes) -> Iterator[int]:
     """The ifindex of each struct rtnexthop: length, flags, hops, ifindex, attributes."""
     offset = 0
     while offset + 8 <= len(paths):
-        length = int.from_bytes(paths[offset : offset + 2], sys.byteorder)
+        length = to_number(paths[offset : offset + 2])
         if length < 8:
             return
-        yield int.from_bytes(paths[offset + 4 : offset + 8], sys.byteorder)
+        yield to_number(paths[offset + 4 : offset + 8])
         offset += (length + 3) & ~3

@@ -23,7 +23,16 @@ from ctl.host import Link, Route, RouteKey
 from ctl.kernel.command import run, succeeds
 from ctl.kernel.link import not_learning
 from ctl.kernel.netlink import Netlink, suppress_missing
-from ctl.kernel.rtnl import NLM_F_CREATE, NLM_F_REPLACE, RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE, RTMSG
+from ctl.kernel.rtnl import (
+    NLM_F_CREATE,
+    NLM_F_REPLACE,
+    RT_TABLE_MAIN,
+    RTM_DELROUTE,
+    RTM_GETROUTE,
+    RTM_NEWROUTE,
+    RTMSG,
+    RTN_UNICAST,
+)
 from ctl.kernel.tables import parse_route, route_body
 
 PROCESS: Final = re.compile(r"flanneld(-.*)?")
@@ -35,9 +44,7 @@ CHAINS: Final = (("nat", "POSTROUTING", "FLANNEL-POSTRTG"), ("filter", "FORWARD"
 
 RTPROT_BOOT: Final = 3
 """rtm_protocol of flannel's routes: what its netlink library takes when told nothing."""
-_RTN_UNICAST: Final = 1
 _RTN_BLACKHOLE: Final = 6
-_RT_TABLE_MAIN: Final = 254
 
 
 def device_name(vni: int) -> str:
@@ -115,7 +122,7 @@ def _leftover_routes(netlink: Netlink, network: IPv4Network) -> Iterator[tuple[I
         asked = RTMSG.pack(AF_INET, 0, 0, 0, 0, RTPROT_BOOT, 0, 0, 0)
         for body in netlink.rtnl.dump(RTM_GETROUTE, asked):
             _, length, _, _, table, protocol, _, kind, _ = RTMSG.unpack_from(body)
-            if (table, protocol) != (_RT_TABLE_MAIN, RTPROT_BOOT) or not length:
+            if (table, protocol) != (RT_TABLE_MAIN, RTPROT_BOOT) or not length:
                 continue
             key, route = parse_route(body)
             if not key.metric and key.subnet != network and key.subnet.subnet_of(network):
@@ -127,7 +134,7 @@ def routes(netlink: Netlink, network: IPv4Network) -> Mapping[IPv4Network, Route
     return {
         subnet: replace(route, mtu=0)
         for subnet, kind, route in _leftover_routes(netlink, network)
-        if kind == _RTN_UNICAST and int(route.via) and route.ifindex
+        if kind == RTN_UNICAST and int(route.via) and route.ifindex
     }
 
 

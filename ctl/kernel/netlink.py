@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Interface
@@ -26,23 +25,26 @@ from ctl.kernel.rtnl import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
+    RT_TABLE_MAIN,
     RTA_DST,
     RTA_OIF,
+    RTA_PREFSRC,
     RTM_DELADDR,
     RTM_DELLINK,
     RTM_GETADDR,
     RTM_GETLINK,
     RTM_GETNEIGH,
-    RTM_GETROUTE,
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWNEIGH,
     RTM_NEWROUTE,
     RTMSG,
+    RTN_UNICAST,
     Refused,
     Rtnl,
     attribute,
     attributes,
+    number,
 )
 from ctl.model import MacAddress
 
@@ -52,7 +54,7 @@ NUD_USABLE: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80
 """Reachable, stale, delay, probe, permanent: there is a MAC (linux/neighbour.h)."""
 _NUD_UNASKED: Final = 0x02 | 0x04
 """Reachable, stale."""
-_RT_TABLE_MAIN, _RTPROT_KERNEL, _RT_SCOPE_LINK, _RTN_UNICAST, _RTA_PREFSRC = 254, 2, 253, 1, 7
+_RTPROT_KERNEL, _RT_SCOPE_LINK = 2, 253
 """linux/rtnetlink.h."""
 _NUD_PROBE: Final = 0x10
 _NUD_PERMANENT: Final = 0x80
@@ -114,7 +116,7 @@ class Netlink:
 
     def neighbours(self, bridge: int) -> Neighbours:
         """Containers' addresses and MACs, as bridge and neighbour table know them."""
-        which = bridge.to_bytes(4, sys.byteorder)
+        which = number(bridge)
         request = NDMSG.pack(AF_INET, 0, 0, 0, 0) + attribute(NDA_IFINDEX, which)
         addresses = list(map(_neighbour, self.rtnl.dump(RTM_GETNEIGH, request)))
         # By the bridge, or the kernel would list every peer's entry of the vxlan device too.
@@ -240,17 +242,16 @@ class Netlink:
         """The route that came with the address: the kernel does not make it again for who flushes it."""
         inside = address.network.broadcast_address - 1
         inside -= inside == address.ip
-        asked = RTMSG.pack(AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_DST, inside.packed)
-        which = ifindex.to_bytes(4, sys.byteorder)
+        which = number(ifindex)
         with suppress(Refused):  # no route at all
-            if attributes(self.rtnl.get(RTM_GETROUTE, asked), RTMSG.size).get(RTA_OIF) == which:
+            if attributes(self.rtnl.route_to(inside), RTMSG.size).get(RTA_OIF) == which:
                 return
-        head = RTMSG.pack(AF_INET, address.network.prefixlen, 0, 0, _RT_TABLE_MAIN, _RTPROT_KERNEL,
-                          _RT_SCOPE_LINK, _RTN_UNICAST, 0)  # fmt: skip
+        head = RTMSG.pack(AF_INET, address.network.prefixlen, 0, 0, RT_TABLE_MAIN, _RTPROT_KERNEL,
+                          _RT_SCOPE_LINK, RTN_UNICAST, 0)  # fmt: skip
         named = (
             (RTA_DST, address.network.network_address.packed),
             (RTA_OIF, which),
-            (_RTA_PREFSRC, address.ip.packed),
+            (RTA_PREFSRC, address.ip.packed),
         )
         try:
             self.rtnl.do(RTM_NEWROUTE, _NEW, head + b"".join(attribute(*each) for each in named))

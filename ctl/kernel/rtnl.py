@@ -13,6 +13,7 @@ import struct
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Final
 
 from ctl.errors import KernelError
@@ -23,7 +24,9 @@ RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNEIGH, RTM_DELNEIGH, RTM_GETNEIGH = 28, 29, 30
 RTM_NEWQDISC, RTM_DELQDISC = 36, 37
 RTM_NEWTFILTER, RTM_DELTFILTER, RTM_GETTFILTER = 44, 45, 46
-RTA_DST, RTA_OIF = 1, 4
+RTA_DST, RTA_OIF, RTA_PREFSRC = 1, 4, 7
+RTN_UNICAST: Final = 1
+RT_TABLE_MAIN: Final = 254
 NDA_DST, NDA_LLADDR, NDA_IFINDEX, NDA_MASTER = 1, 2, 8, 9
 NLM_F_REPLACE: Final = 0x100
 NLM_F_EXCL: Final = 0x200
@@ -169,6 +172,13 @@ class Rtnl:
                     _raise_refusal(told, content)
                 found = content
         return found
+
+    def route_to(self, host: IPv4Address) -> bytes:
+        """The route that a packet of ours to `host` takes (RTM_GETROUTE). Refused if there is none."""
+        return self.get(
+            RTM_GETROUTE,
+            RTMSG.pack(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + attribute(RTA_DST, host.packed),
+        )
 
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """All that the kernel has, as the bodies of its messages. Refused if it does not tell.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -28,6 +27,9 @@ from ctl.kernel.rtnl import (
     NLM_F_CREATE,
     NLM_F_EXCL,
     NLM_F_REPLACE,
+    RT_TABLE_MAIN,
+    RTA_DST,
+    RTA_OIF,
     RTM_DELNEIGH,
     RTM_DELQDISC,
     RTM_DELROUTE,
@@ -40,11 +42,14 @@ from ctl.kernel.rtnl import (
     RTM_NEWROUTE,
     RTM_NEWTFILTER,
     RTMSG,
+    RTN_UNICAST,
     Message,
     Refused,
     Rtnl,
     attribute,
     attributes,
+    number,
+    to_number,
 )
 from ctl.model import MacAddress
 from ctl.plan import Delta
@@ -56,10 +61,8 @@ ROUTE_PROTOCOL: Final = 147
 """rtm_protocol of our routes: in no registry (iproute2's rt_protos), so ours to remove."""
 
 _RTNH_F_ONLINK: Final = 4
-_RTN_UNICAST: Final = 1
-_RT_TABLE_MAIN: Final = 254
 _RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 0, 253, 255
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS = 1, 4, 5, 6, 8
+_RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS = 5, 6, 8
 _RTAX_MTU: Final = 2
 _NTF_SELF: Final = 2
 _NUD_PERMANENT: Final = 0x80
@@ -75,9 +78,9 @@ def _apply(delta: Delta[K, V], put: Callable[[K, V], None], remove: Callable[[K]
     operations: list[Callable[[], None]] = [partial(remove, key) for key in delta.removals]
     operations += [partial(put, key, value) for key, value in delta.puts]
     failed, reason = 0, ""
-    for number, operation in enumerate(operations):
+    for turn, operation in enumerate(operations):
         try:
-            with suppress_missing() if number < len(delta.removals) else nullcontext():
+            with suppress_missing() if turn < len(delta.removals) else nullcontext():
                 operation()
         except KernelError as error:
             failed, reason = failed + 1, str(error)
@@ -103,7 +106,7 @@ class Routes:
         self._doubles = {}
         for body in self._rtnl.dump(RTM_GETROUTE, request):
             _, _, _, tos, table, *_ = RTMSG.unpack_from(body)
-            if table != _RT_TABLE_MAIN:
+            if table != RT_TABLE_MAIN:
                 continue
             key, route = parse_route(body)
             if tos or key in found:
@@ -129,33 +132,33 @@ def route_key(body: bytes) -> RouteKey:
 def parse_route(body: bytes) -> tuple[RouteKey, Route]:
     """A route by its message; one over several paths has no interface here."""
     found = attributes(body, RTMSG.size)
-    subnet = IPv4Network((found.get(_RTA_DST, bytes(4)), body[1]))
-    key = RouteKey(subnet, int.from_bytes(found.get(_RTA_PRIORITY, b""), sys.byteorder))
+    subnet = IPv4Network((found.get(RTA_DST, bytes(4)), body[1]))
+    key = RouteKey(subnet, to_number(found.get(_RTA_PRIORITY, b"")))
     via = IPv4Address(found.get(_RTA_GATEWAY, bytes(4)))
-    ifindex = int.from_bytes(found.get(_RTA_OIF, b""), sys.byteorder)
+    ifindex = to_number(found.get(RTA_OIF, b""))
     mtu = attributes(found.get(_RTA_METRICS, b"")).get(_RTAX_MTU, b"")
     onlink = bool(RTMSG.unpack_from(body)[-1] & _RTNH_F_ONLINK)
-    return key, Route(via, ifindex, onlink, int.from_bytes(mtu, sys.byteorder))
+    return key, Route(via, ifindex, onlink, to_number(mtu))
 
 
 def route_body(
     key: RouteKey, route: Route | None = None, *, protocol: int = ROUTE_PROTOCOL, kind: int = 0
 ) -> bytes:
     """Struct rtmsg with its attributes; without a route, what names the one to remove (`kind`: RTN_*)."""
-    named = attribute(_RTA_DST, key.subnet.network_address.packed)
+    named = attribute(RTA_DST, key.subnet.network_address.packed)
     if key.metric:
-        named += attribute(_RTA_PRIORITY, key.metric.to_bytes(4, sys.byteorder))
-    head = AF_INET, key.subnet.prefixlen, 0, 0, _RT_TABLE_MAIN, protocol
+        named += attribute(_RTA_PRIORITY, number(key.metric))
+    head = AF_INET, key.subnet.prefixlen, 0, 0, RT_TABLE_MAIN, protocol
     if route is None:
         return RTMSG.pack(*head, _RT_SCOPE_NOWHERE, kind, 0) + named
-    named += attribute(_RTA_OIF, route.ifindex.to_bytes(4, sys.byteorder))
+    named += attribute(RTA_OIF, number(route.ifindex))
     if route.mtu:
-        named += attribute(_RTA_METRICS, attribute(_RTAX_MTU, route.mtu.to_bytes(4, sys.byteorder)))
+        named += attribute(_RTA_METRICS, attribute(_RTAX_MTU, number(route.mtu)))
     if not int(route.via):
-        return RTMSG.pack(*head, _RT_SCOPE_LINK, _RTN_UNICAST, 0) + named
+        return RTMSG.pack(*head, _RT_SCOPE_LINK, RTN_UNICAST, 0) + named
     flags = _RTNH_F_ONLINK if route.onlink else 0
     gateway = attribute(_RTA_GATEWAY, route.via.packed)
-    return RTMSG.pack(*head, _RT_SCOPE_UNIVERSE, _RTN_UNICAST, flags) + named + gateway
+    return RTMSG.pack(*head, _RT_SCOPE_UNIVERSE, RTN_UNICAST, flags) + named + gateway
 
 
 class VtepNeighbours:
@@ -222,7 +225,7 @@ class Fdb:
 
 def _ifindex_filter(ifindex: int) -> bytes:
     """For dumps of neighbours; with AF_BRIDGE the head says it."""
-    return attribute(NDA_IFINDEX, ifindex.to_bytes(4, sys.byteorder))
+    return attribute(NDA_IFINDEX, number(ifindex))
 
 
 def _change(rtnl: Rtnl, what: str, removals: Sequence[Message], puts: Sequence[Message]) -> None:

@@ -11,12 +11,17 @@ from socket import AF_INET
 from ctl.errors import AgentError, KernelError
 from ctl.host import OWNER, Link, Uplink
 from ctl.kernel.netlink import Netlink
-from ctl.kernel.rtnl import RTM_GETROUTE, RTMSG, attribute, attributes, to_number
+from ctl.kernel.rtnl import (
+    RT_TABLE_MAIN,
+    RTA_OIF,
+    RTA_PREFSRC,
+    RTM_GETROUTE,
+    RTMSG,
+    RTN_UNICAST,
+    attributes,
+    to_number,
+)
 from ctl.kernel.tables import parse_route
-
-_RTN_UNICAST = 1
-_RT_TABLE_MAIN = 254
-_RTA_DST, _RTA_OIF, _RTA_PREFSRC = 1, 4, 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,23 +127,22 @@ def _by_pattern(netlink: Netlink, pattern: str, links: Iterable[Link]) -> Named:
 def _by_route(netlink: Netlink, host: IPv4Address, links: Mapping[int, Link]) -> Named:
     try:
         with netlink.doing(f"route to {host}"):
-            asked = RTMSG.pack(AF_INET, 32, 0, 0, 0, 0, 0, 0, 0) + attribute(_RTA_DST, host.packed)
-            body = netlink.rtnl.get(RTM_GETROUTE, asked)
+            body = netlink.rtnl.route_to(host)
     except KernelError as error:
         raise AgentError(f"{error}: see --iface-can-reach") from error
     route = attributes(body, RTMSG.size)
-    link = links.get(to_number(route.get(_RTA_OIF, b"")))
-    source = route.get(_RTA_PREFSRC)
-    if RTMSG.unpack_from(body)[7] != _RTN_UNICAST or link is None or source is None:
+    link = links.get(to_number(route.get(RTA_OIF, b"")))
+    source = route.get(RTA_PREFSRC)
+    if RTMSG.unpack_from(body)[7] != RTN_UNICAST or link is None or source is None:
         raise AgentError(f"no interface leads to {host}: see --iface-can-reach")
     return link, [IPv4Address(source)]
 
 
 def _default(netlink: Netlink, links: Mapping[int, Link]) -> Link:
     with netlink.doing("list routes"):
-        found = netlink.rtnl.dump(RTM_GETROUTE, RTMSG.pack(AF_INET, 0, 0, 0, _RT_TABLE_MAIN, 0, 0, 0, 0))
+        found = netlink.rtnl.dump(RTM_GETROUTE, RTMSG.pack(AF_INET, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0))
     # Their prefix lengths first: there may be a route for each of thousands of peers.
-    defaults = (parse_route(body) for body in found if not body[1] and body[4] == _RT_TABLE_MAIN)
+    defaults = (parse_route(body) for body in found if not body[1] and body[4] == RT_TABLE_MAIN)
     routes = [(key.metric, route.ifindex) for key, route in defaults if route.ifindex]
     if not routes:
         raise AgentError("no default route to find the uplink by: name it with --iface")
