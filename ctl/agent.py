@@ -335,7 +335,7 @@ class Agent:
     def _sync_store(self) -> None:
         """The store being away changes nothing else."""
         if not self._joined.sync():
-            self._try_later()
+            self._back_off.failed(self._steady())
         self._node.fenced = bool(self._joined.conflict)
 
     def _succeeded(self, full: bool) -> None:
@@ -348,7 +348,6 @@ class Agent:
         )
         if self._joined.report.up:
             self._back_off.succeeded()
-            self._reconciles = replace(self._reconciles, back_off=0.0)
         if full and not self._ready:
             self._ready = True
             log.info("ready: %s", self._node.settings.node_name)
@@ -358,11 +357,7 @@ class Agent:
         if why != self._reconciles.error:
             log.error("%s", why)
         self._reconciles = replace(self._reconciles, failed=self._reconciles.failed + 1, error=why)
-        self._try_later()
-
-    def _try_later(self) -> None:
         self._back_off.failed(self._steady())
-        self._reconciles = replace(self._reconciles, back_off=self._back_off.wait)
 
     # --- What others see -------------------------------------------------------
 
@@ -378,7 +373,8 @@ class Agent:
             log.warning("dropped at %s: %s; %d bytes: %s", where, why, event.packet_len, event.data.hex())
 
     def _publish(self) -> None:
+        reconciles = replace(self._reconciles, back_off=self._back_off.wait)
         self.report = describe(
-            self._node, self._joined, self._reconciles, started=self._started, passed=self._ready
+            self._node, self._joined, reconciles, started=self._started, passed=self._ready
         )
         self._report_file.write(self.report)
