@@ -208,6 +208,10 @@ class Host(Namespace):
         shown["pins"] = str(sorted(self.bpffs.rglob("*")) if self.bpffs.exists() else None)
         return shown
 
+    def knows_a_peer(self) -> bool:
+        """Whether another node's lease has become a route."""
+        return bool(self.ip("route", "show", "proto", "147"))
+
     def teardown(self) -> CompletedProcess[str]:
         """`ovctl teardown`."""
         return self.ovctl("teardown")

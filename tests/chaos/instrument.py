@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from tests.chaos import connections, datagrams, figures
 from tests.chaos.figures import Figures
+from tests.chaos.site import filters
 from tests.host import Container, Host
 from tests.process import Process, TimedOut, wait_until
 
@@ -143,7 +144,7 @@ def _settled(container: Container) -> bool:
     """
     host = container.host
     known = {row["ip"] for row in host.json("map", "dump", "endpoints")}
-    return container.port in host.status()["ports"] and str(container.address) in known
+    return filters(host, container.port).count("ovnet:") == 2 and str(container.address) in known
 
 
 def _end(place: Container, peer: Container, rate: int) -> End:

@@ -7,7 +7,6 @@ import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -90,20 +89,9 @@ def pair(lab: Lab, *flags: str, network: Sequence[Any] = ()) -> Site:
     for name in ("a", "b"):
         site.start(name)
     for host in (a, b):
-        wait_until(partial(_knows_a_peer, host), 10, f"{host.name} knows its peer")
+        wait_until(host.knows_a_peer, 10, f"{host.name} knows its peer")
     site.one, site.two = a.container("one"), b.container("two")
-    for port in (site.one, site.two):
-        # Before there is traffic: a clsact that comes stops the port's sending for a moment (dev_deactivate).
-        wait_until(partial(_has_programs, port), 20, f"{port.port} has its programs")
     return site
-
-
-def _has_programs(container: Container) -> bool:
-    return filters(container.host, container.port).count("ovnet:") == 2
-
-
-def _knows_a_peer(host: Host) -> bool:
-    return bool(host.ip("route", "show", "proto", "147"))
 
 
 Build = Callable[[Lab], Site]

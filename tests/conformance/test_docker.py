@@ -20,7 +20,6 @@ from tests.etcd import Etcd
 from tests.host import Agent, Host
 from tests.lab import Lab, wait_until
 from tests.namespace import Netns
-from tests.netns.conftest import knows_a_peer
 from tests.stream import TRAFFIC, Tally, TcpSink, UdpStream, tcp_send
 
 PORT, INNER = 9100, 9200
@@ -165,7 +164,7 @@ def start(lab: Lab, policy: str) -> Hosts:
     for host in (b, outside):
         host.ip("route", "add", OTHER_NET, "via", a.address)
     for host in (a, b):
-        wait_until(partial(knows_a_peer, host), 10, f"{host.name} knows its peer")
+        wait_until(host.knows_a_peer, 10, f"{host.name} knows its peer")
     places: dict[str, Netns] = {
         "a": a, "b": b, "outside": outside, "on_a": on_a, "on_b": on_b, "near_b": near_b, "other": other
     }  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 
 import pytest
 
@@ -29,18 +28,13 @@ class Pair:
     agents: dict[str, Agent] = field(default_factory=dict)
 
 
-def knows_a_peer(host: Host) -> bool:
-    """Whether the other node's lease has become a route."""
-    return bool(host.ip("route", "show", "proto", "147"))
-
-
 def build(lab: Lab, *flags: str) -> Pair:
     """Two nodes whose agents run with `flags`."""
     a, b, outside = lab.host("a"), lab.host("b"), lab.outside()
     lab.init_network()
     agents = {host.name: host.agent("--approval-ttl", str(APPROVAL_TTL), *flags) for host in (a, b)}
     for host in (a, b):
-        wait_until(partial(knows_a_peer, host), 10, f"{host.name} knows its peer")
+        wait_until(host.knows_a_peer, 10, f"{host.name} knows its peer")
     return Pair(lab, a, b, outside, a.container("one"), b.container("one"), agents)
 
 

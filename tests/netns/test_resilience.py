@@ -15,7 +15,7 @@ from tests import packets
 from tests.host import METRICS_PORT, Agent, Host, ovctl_argv
 from tests.lab import Container, Lab, wait_until
 from tests.namespace import REPOSITORY
-from tests.netns.conftest import APPROVAL_TTL, Pair, build, knows_a_peer
+from tests.netns.conftest import APPROVAL_TTL, Pair, build
 from tests.stream import TcpSink, UdpStream, tcp_send
 
 BCC = Path("/usr/lib/python3/dist-packages/bcc")
@@ -86,7 +86,7 @@ def test_without_a_compiler_the_kernel_path_carries(lab: Lab) -> None:
     agent = agent_without_bcc(a)
     wait_until(lambda: "compil" in a.status().get("reconcile", {}).get("error", ""), 30, agent.log)
     one, two = a.container("one"), b.container("two")
-    wait_until(partial(knows_a_peer, b), 10, "b knows a, whose first pass has failed within milliseconds")
+    wait_until(b.knows_a_peer, 10, "b knows a, whose first pass has failed within milliseconds")
     reaches(one, two)
     reaches(two, one)
     status, body = a.http(f"http://127.0.0.1:{METRICS_PORT}/readyz")

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from tests.lab import Container, Host, Lab, run, wait_until
-from tests.netns.conftest import knows_a_peer
 from tests.process import CommandFailed
 from tests.stream import UdpStream
 from tests.systemd import UNIT, Systemd
@@ -32,7 +31,7 @@ class Service:
         self.was_ready = (self.a.state_dir / "subnet.env").exists(), self.a.status()["reconcile"]["ok"]
         self.b.agent("--approval-ttl", "1")
         for host in (self.a, self.b):
-            wait_until(lambda host=host: knows_a_peer(host), 10, f"{host.name} knows its peer")  # type: ignore[misc]
+            wait_until(host.knows_a_peer, 10, f"{host.name} knows its peer")
         self.one, self.two = self.a.container("one"), self.b.container("two")
         wait_until(lambda: carries(self.a, self.one, self.two), 20, "eBPF of a carries")
 

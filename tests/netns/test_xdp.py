@@ -389,7 +389,7 @@ def test_jumbo_frames_pass_through_xdp(lab: Lab) -> None:
     like_a_wire(lab, a, b)
     one, two = a.container("one"), b.container("two")
     for host in (a, b):
-        wait_until(lambda: host.ip("route", "show", "proto", "147"), SOON, "it knows its peer")  # noqa: B023
+        wait_until(host.knows_a_peer, SOON, "it knows its peer")
     size = str(JUMBO - 50 - 28)
     two.run("ping", "-c1", "-W5", one.address)
 

@@ -27,7 +27,6 @@ from ctl.reasons import REASONS
 from tests import packets
 from tests.host import Container, Host
 from tests.lab import Lab, wait_until
-from tests.netns.conftest import knows_a_peer
 from tests.netns.parity.capture import Ring, Shot, Tap, fields
 
 MARK: Final = 253
@@ -139,7 +138,7 @@ class Site:
             host.ovctl("lease", "reserve", SUBNETS[host.name], "--host", host.address)
         self.agents = {host.name: host.agent(*self.flags) for host in (self.a, self.b)}
         for host in (self.a, self.b):
-            wait_until(partial(knows_a_peer, host), 10, f"{host.name} knows its peer")
+            wait_until(host.knows_a_peer, 10, f"{host.name} knows its peer")
         self.one, self.two = self.a.container("one"), self.b.container("two")
         self.near, self.far = self.a.container("near"), self.b.container("far")
         self.outside = lab.outside()
