@@ -258,6 +258,9 @@ def test_foreign_filter_on_the_vxlan_device_is_named_and_stops_nothing_else(lab:
 def test_second_agent_in_the_same_namespace_is_refused(lab: Lab) -> None:
     pair = build(lab)
     a = pair.a
+    wait_until(
+        lambda: pair.on_a.port in a.status()["ports"], SOON, "its own agent is done with the container"
+    )
     before = a.footprint()
     other = {
         "OVNET_STATE_DIR": str(lab.dir / "second"),
