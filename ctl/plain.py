@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from contextlib import closing
 from ipaddress import IPv4Address
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from ctl.backend.udp.files import device_port
 from ctl.config import Settings
 from ctl.host import OWNER, Link, Uplink
 from ctl.kernel import maps, xdp
+from ctl.kernel.filters import Filters
 from ctl.kernel.loader import Programs
 from ctl.kernel.netlink import Netlink
-from ctl.kernel.tables import Filters
 from ctl.model import MacAddress, Network
 from ctl.plan import diff
 from ctl.report import KernelPort
@@ -71,9 +72,10 @@ class PlainBackend:
     def load(self, _site: Site) -> None:
         """Take the programs and pins of an earlier life away."""
         if not self._clean:
-            filters, links = Filters(self._netlink), self._netlink.links()
+            links = self._netlink.links()
             xdp.remove_all(self._netlink, links, self._settings.bpffs)
-            filters.apply(diff({}, filters.read_on(links)))
+            with closing(Filters(self._netlink.rtnl, self._settings.bpffs)) as filters:
+                filters.apply(diff({}, filters.read_on(links)))
             maps.unpin_all(self._settings.bpffs)
             self._clean = True
 

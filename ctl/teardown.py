@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import closing
+
 from ctl import statedir
 from ctl.config import Settings
 from ctl.errors import AgentError
 from ctl.host import OWNER
 from ctl.kernel import firewall, flannel, maps, sysctl, xdp
+from ctl.kernel.filters import Filters
 from ctl.kernel.netlink import Netlink
-from ctl.kernel.tables import Filters, Routes
+from ctl.kernel.tables import Routes
 from ctl.plain import remove_tunnels
 from ctl.plan import diff
 from ctl.takeover import hand_over
@@ -44,14 +47,14 @@ def give_to_flannel(settings: Settings, netlink: Netlink) -> list[str]:
 
 
 def _programs(settings: Settings, netlink: Netlink, *, keep_clsact: bool = False) -> list[str]:
-    filters = Filters(netlink)
     links = netlink.links()
     # First: what it has decapsulated is for from_wire to deliver.
     ahead = xdp.remove_all(netlink, links, settings.bpffs)
-    found = filters.read_on(links)
-    filters.apply(diff({}, found))
-    if not keep_clsact:
-        filters.remove_clsact({key.ifindex for key in found})
+    with closing(Filters(netlink.rtnl, settings.bpffs)) as filters:
+        found = filters.read_on(links)
+        filters.apply(diff({}, found))
+        if not keep_clsact:
+            filters.remove_clsact({key.ifindex for key in found})
     names = sorted({*ahead, *(links[key.ifindex].name for key in found)})
     return [f"programs on {', '.join(names)}"] if names else []
 

@@ -15,9 +15,9 @@ from ctl.errors import ForeignProgram
 from ctl.hook import UplinkHook
 from ctl.host import FilterKey, Link, Removed, Uplink, VxlanDevice
 from ctl.kernel import bpffs, firewall, headroom, loader, maps, probe, sysctl
+from ctl.kernel.filters import Filters
 from ctl.kernel.monitor import Change
 from ctl.kernel.netlink import Netlink
-from ctl.kernel.tables import Filters
 from ctl.kernel.xdp import PROGRAM as XDP_PROGRAM
 from ctl.model import VXLAN_OVERHEAD, Bypass, HookMode, IPv4Address, Lease, MacAddress, Network
 from ctl.peering import Peering
@@ -50,7 +50,7 @@ class VxlanBackend:
         self.device = 0
         """ifindex of the vxlan device; 0: not made yet."""
         self._settings, self._netlink, self._seen = settings, netlink, seen
-        self._filters = Filters(netlink)
+        self._filters = Filters(netlink.rtnl, settings.bpffs)
         self._hook = UplinkHook(settings, netlink, seen)
         self._peering = Peering(netlink.rtnl, seen, settings.peers_max)
         self._ahead: loader.Compiler | None = None
@@ -136,12 +136,12 @@ class VxlanBackend:
         elif self.maps.repin(settings.bpffs):
             log.warning("pins of maps under %s were gone: pinned again", settings.bpffs)
         self._write_node(self.maps, site)
-        if self.programs and self.programs.repin(settings.bpffs):
+        if self.programs and (self.programs.repin(settings.bpffs) | self._filters.pin()):
             log.warning("pins of programs under %s were gone: pinned again", settings.bpffs)
         if self.programs is None and settings.bypass is not Bypass.OFF:
             ahead, self._ahead = self._ahead, None
             self.programs = loader.load(self.maps, settings.bpffs, settings.state_dir, ahead)
-            self._filters.fds = {name: program.fd for name, program in self.programs.by_name.items()}
+            self._filters.programs = self.programs.by_name
             log.info("datapath %s loaded", self.programs.digest)
 
     def _sysctls(self, site: Site) -> None:

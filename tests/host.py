@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 from collections.abc import Mapping
 from ipaddress import IPv4Address, IPv4Interface
@@ -14,6 +15,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TYPE_CHECKING, Any
 
+from ctl.kernel.hooks import Hooked, listing
+from ctl.kernel.netlink import Netlink
 from tests.namespace import REPOSITORY, Namespace
 from tests.process import CommandFailed, Process, run, wait_until
 
@@ -192,6 +195,10 @@ class Host(Namespace):
         carried = sum(row["packets"] for row in rows if row["verdict"] == "bypass")
         return carried, sum(row["packets"] for row in rows if row["verdict"] == "pass")
 
+    def ifindex(self, device: str) -> int:
+        """Of an interface of this host."""
+        return self.call(lambda: socket.if_nametoindex(device))
+
     def footprint(self) -> dict[str, str]:
         """Everything of this host that an agent may change, to compare before and after."""
         shown = {
@@ -200,6 +207,9 @@ class Host(Namespace):
                             "ip neigh show nud permanent", "bridge fdb show", "tc qdisc show",
                             "tc filter show dev eth0 ingress", "nft list ruleset")
         }  # fmt: skip
+        shown["programs"] = "\n".join(
+            str((each.dev, each.hook, each.at, each.name, each.ours)) for each in self.hooks()
+        )
         for name in SYSCTLS:
             try:
                 shown[name] = self.sysctl(name)
@@ -207,6 +217,15 @@ class Host(Namespace):
                 shown[name] = "absent"
         shown["pins"] = str(sorted(self.bpffs.rglob("*")) if self.bpffs.exists() else None)
         return shown
+
+    def hooks(self) -> list[Hooked]:
+        """What runs on the hooks of its interfaces, whoever put it there."""
+
+        def read() -> list[Hooked]:
+            with Netlink() as netlink:
+                return listing(netlink, self.bpffs)
+
+        return self.call(read)
 
     def knows_a_peer(self) -> bool:
         """Whether another node's lease has become a route."""

@@ -19,7 +19,7 @@ from typing import NoReturn
 from ctl import __version__
 from ctl.errors import OvnetError
 
-NOUNS = ("agent", "network", "lease", "map", "flow", "status", "docker-opts", "teardown")
+NOUNS = ("agent", "network", "lease", "map", "flow", "hook", "status", "docker-opts", "teardown")
 """Modules of this package (with `_` for `-`), each with `register(subparsers)`."""
 
 

@@ -20,14 +20,19 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = 0, 1, 2, 3, 4
 PROG_LOAD, OBJ_PIN, OBJ_GET, PROG_TEST_RUN = 5, 6, 7, 10
-PROG_BY_ID, OBJ_INFO = 13, 15
+PROG_BY_ID, OBJ_INFO, PROG_QUERY = 13, 15, 16
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
+LINK_CREATE, LINK_UPDATE, LINK_DETACH = 28, 29, 34
 
 PROG_TYPE_SCHED_CLS: Final = 3
 PROG_TYPE_XDP: Final = 6
 PROG_NAME_LEN: Final = 16
 XDP_HAS_FRAGS: Final = 1 << 5
 """BPF_F_XDP_HAS_FRAGS, from Linux 5.18 on."""
+
+TCX_INGRESS: Final = 46
+TCX_EGRESS: Final = 47
+"""enum bpf_attach_type, from Linux 6.6 on."""
 
 MAP_TYPES: Final = {
     "hash": 1, "array": 2, "percpu_hash": 5, "percpu_array": 6, "lru_hash": 9, "lpm_trie": 11, "ringbuf": 27,
@@ -158,6 +163,63 @@ def _map_ids(fd: int, count: int) -> frozenset[int]:
     struct.pack_into("=IQ", info, _NR_MAP_IDS, count, ids_address)
     _bpf(OBJ_INFO, struct.pack("=IIQ", fd, len(info), info_address))
     return frozenset(struct.unpack_from(f"={count}I", ids))
+
+
+@dataclass(frozen=True, slots=True)
+class LinkInfo:
+    """struct bpf_link_info of a link at tcx; `ifindex` is 0 once it is detached or its device gone."""
+
+    id: int
+    program: int
+    """Its id."""
+    ifindex: int
+    attach_type: int
+
+
+def link_create(program: int, ifindex: int, attach_type: int) -> int:
+    """Attach an open program behind all that are there; returns the link's file descriptor.
+
+    It stays attached while that is open or pinned. ENODEV: no such interface in this namespace.
+    """
+    return _bpf(LINK_CREATE, struct.pack("=IIII", program, ifindex, attach_type, 0))
+
+
+def link_update(link: int, program: int) -> None:
+    """Put another open program in the place of the link's, between two packets. ENOLINK: it is detached."""
+    _bpf(LINK_UPDATE, struct.pack("=III", link, program, 0))
+
+
+def link_detach(link: int) -> None:
+    """Take the link's program off its device at once, whoever holds the link. Nothing if it is off."""
+    _bpf(LINK_DETACH, struct.pack("=I", link))
+
+
+def link_info(link: int) -> LinkInfo:
+    """What the kernel says of an open link at tcx."""
+    _, ident, program, ifindex, attach_type = struct.unpack_from("=IIIxxxxII", _info(link, 64))
+    return LinkInfo(ident, program, ifindex, attach_type)
+
+
+def attached(ifindex: int, attach_type: int) -> list[int]:
+    """Ids of the programs on an interface's tcx hook, in the order in which they run.
+
+    EINVAL: this kernel has no such hook. ENODEV: no such interface in this namespace.
+    """
+    ids, address = _room(_ATTACHED_MAX * 4)
+    attr = ctypes.create_string_buffer(_ATTR_SIZE)
+    struct.pack_into("=IIIIQI", attr, 0, ifindex, attach_type, 0, 0, address, _ATTACHED_MAX)
+    try:
+        _call(PROG_QUERY, attr)
+    except OSError as error:
+        if error.errno != errno.ENOENT:  # nothing was ever attached
+            raise
+        return []
+    (count,) = struct.unpack_from("=I", attr, 24)
+    return list(struct.unpack_from(f"={count}I", ids))
+
+
+_ATTACHED_MAX: Final = 64
+"""BPF_MPROG_MAX of include/linux/bpf_mprog.h."""
 
 
 class VerifierError(OSError):

@@ -10,7 +10,7 @@ import struct
 from dataclasses import dataclass
 from typing import Final
 
-from ctl.kernel.rtnl import attribute, attributes, number, text
+from ctl.kernel.rtnl import attribute, attributes, number, text, to_number
 
 INGRESS: Final = 0xFFFFFFF2
 EGRESS: Final = 0xFFFFFFF3
@@ -21,7 +21,7 @@ _TCMSG: Final = struct.Struct("=BxxxiIII")
 _CLSACT_HANDLE: Final = 0xFFFF0000
 _CLSACT_PARENT: Final = 0xFFFFFFF1
 _KIND, _OPTIONS = 1, 2
-_BPF_FD, _BPF_NAME, _BPF_FLAGS = 6, 7, 8
+_BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_ID = 6, 7, 8, 11
 _DIRECT_ACTION: Final = 1
 _ETH_P_ALL: Final = 0x0003
 
@@ -34,6 +34,8 @@ class Attached:
     priority: int
     name: str
     """Of a bpf filter; empty if it has none."""
+    program: int = 0
+    """Id of a bpf filter's program, if that is eBPF."""
 
 
 def clsact(ifindex: int) -> bytes:
@@ -65,5 +67,8 @@ def parse(body: bytes) -> Attached | None:
     if not handle or _OPTIONS not in found:
         return None
     kind = text(found.get(_KIND, b""))
-    name = text(attributes(found[_OPTIONS]).get(_BPF_NAME, b"")) if kind == "bpf" else ""
-    return Attached(kind, info >> 16, name)
+    if kind != "bpf":
+        return Attached(kind, info >> 16, "")
+    options = attributes(found[_OPTIONS])
+    name, ident = text(options.get(_BPF_NAME, b"")), to_number(options.get(_BPF_ID, b""))
+    return Attached(kind, info >> 16, name, ident)

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 from tests.chaos.stores import put_lease
+from tests.hooks import programs
 from tests.host import Agent, Host
 from tests.lab import Lab, wait_until
 from tests.namespace import REPOSITORY
@@ -137,6 +138,7 @@ FOREIGN: tuple[tuple[str, ...], ...] = (
         "eth0",
     ),
     ("bridge", "fdb", "add", "02:00:00:00:02:51", "dev", "other", "dst", "192.168.77.251", "self"),
+    ("tc", "qdisc", "replace", "dev", "eth0", "clsact"),
     (
         "tc",
         "filter",
@@ -166,8 +168,7 @@ def test_a_start_removes_what_is_stale_and_only_what_is_ours(lab: Lab) -> None:
     """What an earlier life has left, of every kind; beside each something of somebody else."""
     pair = build(lab)
     a = pair.a
-    port = ("tc", "filter", "show", "dev", pair.on_a.port, "egress")
-    wait_until(lambda: "ovnet:" in a.run(*port).stdout, 20, "the port has its programs")
+    wait_until(lambda: len(programs(a, pair.on_a.port)) == 2, 20, "the port has its programs")
     first = a.footprint()
     pair.agents["a"].stop()
     for command in FOREIGN:

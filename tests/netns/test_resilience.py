@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import packets
+from tests.hooks import programs
 from tests.host import METRICS_PORT, Agent, Host, ovctl_argv
 from tests.lab import Container, Lab, wait_until
 from tests.namespace import REPOSITORY
@@ -45,13 +46,6 @@ def complaints(host: Host) -> str:
 
 def healthy(host: Host) -> bool:
     return host.ovctl("status", check=False).returncode == 0
-
-
-def filters(host: Host, device: str) -> str:
-    """Our programs on a device, both directions."""
-    shown = [host.run("tc", "filter", "show", "dev", device, way, check=False).stdout
-             for way in ("ingress", "egress")]  # fmt: skip
-    return "\n".join(line for text in shown for line in text.splitlines() if "ovnet:" in line)
 
 
 def carries(host: Host, source: Container, sink: Container) -> bool:
@@ -132,7 +126,7 @@ def test_peers_beyond_the_map_are_reached_by_the_kernel_path(lab: Lab, when: str
     # What comes after still gets its programs.
     late = a.container("late")
     reaches(late, others[0])
-    wait_until(lambda: filters(a, late.port), SOON, "a later container has its programs")
+    wait_until(lambda: programs(a, late.port), SOON, "a later container has its programs")
 
 
 def test_strangers_are_refused_again_when_all_peers_fit(lab: Lab) -> None:
@@ -177,7 +171,7 @@ def test_containers_beyond_the_map_are_reached_by_the_kernel_path(lab: Lab) -> N
         reaches(pair.on_b, container)
     assert full in complaints(pair.a)
     assert dropped(pair.a) == dropped(pair.b) == []
-    assert filters(pair.a, second.port)
+    assert programs(pair.a, second.port)
     # When the first one goes, there is room for the second.
     pair.on_a.remove()
     wait_carries(pair.a, second, pair.on_b)
@@ -198,16 +192,16 @@ def test_ports_that_leave_the_bridge_in_one_burst_keep_none_of_our_programs(lab:
     for port in ports:
         a.ip("link", "add", port, "type", "veth", "peer", "name", port, "netns", far.netns)
         a.ip("link", "set", port, "master", a.bridge, "up")
-    wait_until(lambda: all(filters(a, port) for port in ports), SOON, "all ports have programs")
+    wait_until(lambda: all(programs(a, port) for port in ports), SOON, "all ports have programs")
     for _ in range(3):
         set_all(a, ports, burst, "nomaster")
         wait_until(
-            lambda: not any(filters(a, port) for port in ports),
+            lambda: not any(programs(a, port) for port in ports),
             SOON,
-            lambda: f"programs go: {[port for port in ports if filters(a, port)]}\n{agent.log()}",
+            lambda: f"programs go: {[port for port in ports if programs(a, port)]}\n{agent.log()}",
         )
         set_all(a, ports, burst, "master", a.bridge)
-        wait_until(lambda: all(filters(a, port) for port in ports), SOON, "and come back")
+        wait_until(lambda: all(programs(a, port) for port in ports), SOON, "and come back")
 
 
 def set_all(host: Host, ports: list[str], burst: str, *what: str) -> None:
@@ -238,12 +232,12 @@ def test_foreign_filter_on_the_vxlan_device_is_named_and_stops_nothing_else(lab:
     a = pair.a
     tc = partial(a.run, "tc", "filter")
     with stopped(pair.agents["a"]):
-        tc("del", "dev", "ovnet.1", "egress")
+        a.run("tc", "qdisc", "add", "dev", "ovnet.1", "clsact")
         tc("add", "dev", "ovnet.1", "egress", "prio", priority, "protocol", "ip",
            "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
     wait_until(lambda: priority in complaints_or_nothing(a), SOON, "status names the filter")
     late = a.container("late")
-    wait_until(lambda: filters(a, late.port), SOON, "a new container has its programs")
+    wait_until(lambda: programs(a, late.port), SOON, "a new container has its programs")
     reaches(late, pair.on_b)
     reaches(pair.on_b, late)
     endpoints = {row["ip"]: row["dev"] for row in a.json("map", "dump", "endpoints")}
@@ -322,29 +316,12 @@ def test_deleted_vxlan_device_is_made_again_and_a_stream_goes_on(pair: Pair) -> 
     for stream in streams:
         stream.advance(1)
     a.ip("link", "del", "ovnet.1")
-    wait_until(lambda: filters(a, "ovnet.1"), SOON, "the device and its program are there")
+    wait_until(lambda: programs(a, "ovnet.1"), SOON, "the device and its program are there")
     for stream in streams:
         stream.advance(2 * APPROVAL_TTL)
         stream.finish()
     wait_carries(a, pair.on_a, pair.on_b)
     reaches(pair.on_a, pair.on_b, 9103)  # a new flow
-    wait_until(partial(healthy, a), SOON, lambda: complaints_or_nothing(a))
-
-
-@pytest.mark.parametrize("device", ["eth0", "ovnet.1"])
-def test_deleted_clsact_comes_back_with_its_programs(pair: Pair, device: str) -> None:
-    a = pair.a
-    wait_carries(a, pair.on_b, pair.on_a)
-    before = filters(a, device)
-    assert before
-    stream = UdpStream(pair.on_b, pair.on_a, pair.on_a.address)
-    stream.advance(1)
-    a.run("tc", "qdisc", "del", "dev", device, "clsact")
-    wait_until(lambda: filters(a, device), SOON, "the programs are back")
-    assert filters(a, device).split() == before.split()
-    stream.advance(2 * APPROVAL_TTL)
-    stream.finish()
-    wait_carries(a, pair.on_b, pair.on_a)
     wait_until(partial(healthy, a), SOON, lambda: complaints_or_nothing(a))
 
 

@@ -19,11 +19,12 @@ from ctl.kernel import bpf
 from ctl.kernel.maps import open_maps
 from ctl.model import MacAddress
 from tests import packets
+from tests.hooks import detach, programs
 from tests.host import METRICS_PORT, Host
 from tests.lab import Lab, wait_until
 from tests.namespace import Namespace
 from tests.netns.conftest import APPROVAL_TTL, Pair, build
-from tests.netns.test_resilience import FAST, SOON, complaints_or_nothing, filters, healthy, reaches, stopped
+from tests.netns.test_resilience import FAST, SOON, complaints_or_nothing, healthy, reaches, stopped
 from tests.packets import checksum
 from tests.stream import TRAFFIC, Tally, TcpSink, UdpStream, tcp_send
 from tests.traffic import SEQUENCE
@@ -216,13 +217,13 @@ def test_without_from_wire_the_kernel_path_takes_what_xdp_has_decapsulated(pair:
     stream = UdpStream(pair.on_b, pair.on_a, pair.on_a.address)
     stream.advance(0.3)
     with stopped(pair.agents["a"]):
-        pair.a.run("tc", "qdisc", "del", "dev", "eth0", "clsact")
+        detach(pair.a, "eth0")
         before = decapsulated(pair.a)
         stream.advance(APPROVAL_TTL / 2)
         by_xdp, delivered, _ = (now - then for now, then in zip(decapsulated(pair.a), before, strict=True))
         assert delivered == 0
         assert by_xdp > 0
-    wait_until(lambda: filters(pair.a, "eth0"), SOON, "from_wire is back")
+    wait_until(lambda: programs(pair.a, "eth0"), SOON, "from_wire is back")
     stream.advance(0.3)
     stream.finish()
     assert attached(pair.a)
@@ -316,13 +317,13 @@ def test_where_from_wire_cannot_be_there_is_no_xdp(pair: Pair) -> None:
     a, ours = pair.a, attached(pair.a)
     tc = partial(a.run, "tc", "filter")
     with stopped(pair.agents["a"]):
-        tc("del", "dev", "eth0", "ingress")
+        a.run("tc", "qdisc", "add", "dev", "eth0", "clsact")
         tc("add", "dev", "eth0", "ingress", "prio", "49000", "protocol", "ip",
            "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
     wait_until(lambda: not attached(a), SOON, "XDP is taken off")
     reaches(pair.on_b, pair.on_a)
     assert "49000" in complaints_or_nothing(a)
-    tc("del", "dev", "eth0", "ingress", "prio", "49000")
+    a.run("tc", "qdisc", "del", "dev", "eth0", "clsact")
     wait_until(lambda: attached(a) == ours, SOON, "XDP is back")
     wait_until(partial(healthy, a), SOON, lambda: complaints_or_nothing(a))
 
@@ -364,7 +365,7 @@ def test_a_driver_that_refuses_leaves_it_to_tc_until_it_does_not(lab: Lab) -> No
     refusal = f"eth0: XDP: {words} (MTU 1500): from_wire stays at tc"
     assert refusal in agent.log()
     assert f"hook        tc: {refusal}\n" in host.ovctl("status").stdout
-    assert filters(host, "eth0")
+    assert programs(host, "eth0")
     _, text = host.http(f"http://127.0.0.1:{METRICS_PORT}/metrics")
     assert "ovnet_hook_refused 1.0" in text
 
