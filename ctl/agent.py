@@ -211,8 +211,8 @@ class Agent:
             self._log_drops()
             notify("WATCHDOG=1")
             changes, signals = self._next(next_resync)
-            if self._node.backend and not self._node.backend.intact():
-                changes |= {Change.PEERS}
+            if self._node.backend:
+                changes |= self._node.backend.lost()
 
     def _gap(self, changes: frozenset[Change]) -> float:
         """Seconds until the next reconcile may begin: a storm of events must not become one of reconciles.

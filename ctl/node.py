@@ -51,8 +51,8 @@ class Backend(Protocol):
     def tunnel(self, site: Site, /) -> firewall.Tunnel | None:
         """What the firewall has to guard."""
 
-    def intact(self) -> bool:
-        """Whether all that it runs outside the kernel still runs."""
+    def lost(self) -> frozenset[Change]:
+        """What has ended or come off without an event. Asked often: cheap."""
 
     def ensure_device(self, site: Site, links: dict[int, Link], /) -> None: ...
 

@@ -14,6 +14,7 @@ from ctl.host import OWNER, Link, Uplink
 from ctl.kernel import maps, xdp
 from ctl.kernel.filters import Filters
 from ctl.kernel.loader import Programs
+from ctl.kernel.monitor import Change
 from ctl.kernel.netlink import Netlink
 from ctl.model import MacAddress, Network
 from ctl.plan import diff
@@ -61,9 +62,9 @@ class PlainBackend:
     def tunnel(_site: Site) -> None:
         """No VXLAN is taken."""
 
-    def intact(self) -> bool:
-        """Nothing of ours runs outside the kernel."""
-        return True
+    def lost(self) -> frozenset[Change]:
+        """Nothing ends without an event."""
+        return frozenset()
 
     def hop_interfaces(self) -> frozenset[int]:
         """None but the uplink, unless a backend knows better."""

@@ -30,9 +30,10 @@ class UdpBackend(PlainBackend):
     _key: tuple[IPv4Address, int] | None = None
     _route: RouteKey | None = None
 
-    def intact(self) -> bool:
-        """Whether the forwarder runs that should."""
-        return self._forwarder is None or self._forwarder.pid() is not None
+    def lost(self) -> frozenset[Change]:
+        """The way to the peers, if the forwarder has ended."""
+        gone = self._forwarder is not None and self._forwarder.pid() is None
+        return frozenset({Change.PEERS} if gone else ())
 
     def ensure_device(self, site: Site, links: dict[int, Link]) -> None:
         """Remove the tunnel of an earlier life with another backend or port.

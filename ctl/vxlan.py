@@ -76,9 +76,9 @@ class VxlanBackend:
             raise ForeignProgram(f"{link.name}: {why}: remove it, or run with --bypass=off")
         self._ahead = loader.compile_ahead(self._settings.bpffs, self._settings.state_dir)
 
-    def intact(self) -> bool:
-        """All of it is in the kernel."""
-        return True
+    def lost(self) -> frozenset[Change]:
+        """Programs that someone took off their hooks: of tcx there are no events."""
+        return frozenset({Change.FILTERS} if self._filters.detached() else ())
 
     @staticmethod
     def tunnel(site: Site) -> firewall.Tunnel:

@@ -65,6 +65,10 @@ class Filters:
         """Pin the links whose pins are gone; True if there were any. KernelError."""
         return self._links.pin()
 
+    def detached(self) -> bool:
+        """Whether someone took a link of ours off. 2 us for each."""
+        return self._links.detached()
+
     def forget(self, ifindex: int | None = None) -> None:
         """Someone changed the filters of an interface (None: of any)."""
         # The interface stays known: a program on it that is not wanted has to go.

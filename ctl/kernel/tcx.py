@@ -104,6 +104,10 @@ class Links:
                 bpf.link_detach(fd)
             self._drop(key)
 
+    def detached(self) -> bool:
+        """Whether one is off its interface, or that is gone."""
+        return not all(bpf.link_info(fd).ifindex for fd in self._open.values())
+
     def forget(self, key: FilterKey) -> None:
         """Its interface is gone, and took the program along."""
         if key in self._open:

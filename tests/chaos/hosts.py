@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import shutil
-import signal
 from collections.abc import Callable
 from functools import partial
 from typing import Final
 
 from tests.chaos.scenario import ALL, KERNEL_PATH, Scenario, Sight
-from tests.chaos.site import Site, filters, pair, rule_handles
+from tests.chaos.site import Site, pair, rule_handles
+from tests.hooks import detach, programs
 from tests.lab import Lab, wait_until
 
 GROUP: Final = "Host"
@@ -48,7 +47,7 @@ def whole(site: Site) -> bool:
     a = site.a
     places = (("eth0", 1), (DEVICE, 1), (site.one.port, 2))
     return (
-        all(filters(a, device).count("ovnet:") == count for device, count in places)
+        all(len(programs(a, device)) == count for device, count in places)
         and bool(a.ip("route", "show", "proto", "147"))
         and "masquerade" in rule_handles(a)
         and site.healthy()
@@ -60,31 +59,36 @@ def devices(site: Site) -> tuple[str, str, str]:
     return "eth0", DEVICE, site.one.port
 
 
-def filters_deleted(site: Site) -> None:
-    """All programs everywhere, but not the qdiscs that they hang on."""
-    for device in devices(site):
-        for way in ("ingress", "egress"):
-            site.a.run("tc", "filter", "del", "dev", device, way)
+def detached(site: Site) -> None:
+    """All programs everywhere, as `bpftool link detach` does it."""
+    detach(site.a, *devices(site))
 
 
-def clsact_deleted(site: Site) -> None:
-    """The qdiscs, and the programs with them."""
+def put_filters(site: Site, priority: int) -> None:
+    """Filters of someone, which pass everything, before all programs of ours."""
+    for device, side in zip(devices(site), ("ingress", "egress", "ingress"), strict=True):
+        site.a.run("tc", "qdisc", "add", "dev", device, "clsact")
+        site.a.run("tc", "filter", "add", "dev", device, side, "prio", str(priority), "protocol", "ip",
+                   "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
+
+
+def filtered(site: Site) -> bool:
+    """Ours have gone behind them."""
+    return whole(site) and {each.at for each in programs(site.a, DEVICE)} == {"clsact"}
+
+
+def filters_gone(site: Site) -> None:
     for device in devices(site):
         site.a.run("tc", "qdisc", "del", "dev", device, "clsact")
+    wait_until(lambda: whole(site), 20, "our programs are back")
 
 
 def taken_by_someone(site: Site) -> None:
-    """Someone puts a filter of his own where ours was, which passes everything."""
-    tc, port = partial(site.a.run, "tc", "filter"), site.one.port
-    site.agent().kill(signal.SIGSTOP)  # or it is quicker
-    try:
-        rows = json.loads(site.a.run("tc", "-j", "filter", "show", "dev", port, "ingress").stdout)
-        (priority,) = {str(row["pref"]) for row in rows}
-        tc("del", "dev", port, "ingress")
-        tc("add", "dev", port, "ingress", "prio", priority, "protocol", "ip",
-           "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
-    finally:
-        site.agent().kill(signal.SIGCONT)
+    """Someone's filter, which passes everything, would come behind ours."""
+    port = site.one.port
+    site.a.run("tc", "qdisc", "add", "dev", port, "clsact")
+    site.a.run("tc", "filter", "add", "dev", port, "ingress", "prio", "50000", "protocol", "ip",
+               "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
 
 
 def left_alone(site: Site) -> bool:
@@ -95,7 +99,7 @@ def left_alone(site: Site) -> bool:
 
 def given_back(site: Site) -> None:
     """Someone takes it away again."""
-    site.a.run("tc", "filter", "del", "dev", site.one.port, "ingress")
+    site.a.run("tc", "qdisc", "del", "dev", site.one.port, "clsact")
     wait_until(lambda: whole(site), 20, "our programs are back")
 
 
@@ -230,25 +234,26 @@ SCENARIOS: Final = (
     Scenario(
         GROUP,
         "programs removed",
-        "`tc filter del` on uplink, vxlan device and port",
-        filters_deleted,
+        "`bpftool link detach` on uplink, vxlan device and port",
+        detached,
         whole,
         Sight(metric=OPERATIONS),
     ),
     Scenario(
         GROUP,
-        "qdiscs removed",
-        "`tc qdisc del ... clsact` on uplink, vxlan device and port",
-        clsact_deleted,
-        whole,
+        "others' filters",
+        "someone's filters come, with a qdisc `clsact`, on uplink, vxlan device and port",
+        partial(put_filters, priority=10),
+        filtered,
         Sight(metric=OPERATIONS),
         ALL,
         DEACTIVATED,
+        restore=filters_gone,
     ),
     Scenario(
         GROUP,
-        "program replaced",
-        "someone's filter takes the place of ours on a port",
+        "program in the way",
+        "someone's filter comes on a port, at a priority behind ours",
         taken_by_someone,
         left_alone,
         Sight(status="filter of someone else"),

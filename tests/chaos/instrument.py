@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from tests.chaos import connections, datagrams, figures
 from tests.chaos.figures import Figures
-from tests.chaos.site import filters
+from tests.hooks import programs
 from tests.host import Container, Host
 from tests.process import Process, TimedOut, wait_until
 
@@ -137,14 +137,10 @@ class Instrument:
 
 
 def _settled(container: Container) -> bool:
-    """Whether the port has its programs, and they know the container.
-
-    The qdisc that filters hang on stops a port's queue for some milliseconds when it comes
-    (qdisc_graft), and what is sent meanwhile is lost. That is a container's start, not the scenario.
-    """
+    """Whether the port has its programs, and they know the container."""
     host = container.host
     known = {row["ip"] for row in host.json("map", "dump", "endpoints")}
-    return filters(host, container.port).count("ovnet:") == 2 and str(container.address) in known
+    return len(programs(host, container.port)) == 2 and str(container.address) in known
 
 
 def _end(place: Container, peer: Container, rate: int) -> End:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
@@ -104,13 +103,6 @@ def complaints(host: Host) -> list[str]:
     return [*report.get("problems", ()), *report.get("not_ready", ()), *left]
 
 
-def filters(host: Host, device: str) -> str:
-    """Our programs on a device, both directions."""
-    shown = [host.run("tc", "filter", "show", "dev", device, way, check=False).stdout
-             for way in ("ingress", "egress")]  # fmt: skip
-    return "\n".join(line for text in shown for line in text.splitlines() if "ovnet:" in line)
-
-
 def rule_handles(host: Host) -> str:
     """Our nftables rules, without counters."""
     return host.run("nft", "-s", "list", "table", "ip", "ovnet", check=False).stdout
@@ -119,9 +111,3 @@ def rule_handles(host: Host) -> str:
 def said(pattern: str, text: str) -> bool:
     """Whether a log has a line like that."""
     return re.search(pattern, text) is not None
-
-
-def ids(host: Host, device: str, way: str) -> list[int]:
-    """Kernel ids of the BPF programs at a tc hook."""
-    rows = json.loads(host.run("tc", "-j", "filter", "show", "dev", device, way, check=False).stdout or "[]")
-    return [row["options"]["prog"]["id"] for row in rows if "prog" in row.get("options", {})]

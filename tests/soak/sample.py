@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ctl.kernel.maps import open_maps
+from tests.hooks import programs
 from tests.host import Agent, Host
 from tests.namespace import alive
 
@@ -50,11 +51,6 @@ def fill(host: Host) -> dict[str, float]:
 def kernel(host: Host) -> dict[str, float]:
     """What is ours in the kernel and in the file system."""
     device = "ovnet.1"
-    filters = 0
-    for link in _json(host, "ip", "-j", "link"):
-        for way in ("ingress", "egress"):
-            shown = host.run("tc", "filter", "show", "dev", link["ifname"], way, check=False).stdout
-            filters += shown.count("ovnet:")
     rules = _json(host, "nft", "-j", "list", "ruleset")["nftables"]
     neighbours = _json(host, "ip", "-j", "neigh", "show", "nud", "permanent", "dev", device)
     fdb = _json(host, "bridge", "-j", "fdb", "show", "dev", device)
@@ -62,7 +58,7 @@ def kernel(host: Host) -> dict[str, float]:
         "routes": float(len(_json(host, "ip", "-j", "route", "show", "proto", "147"))),
         "neighbours": float(len(neighbours)),
         "fdb": float(len([each for each in fdb if "dst" in each])),
-        "filters": float(filters),
+        "filters": float(len(programs(host))),
         "nft_rules": float(sum("rule" in each for each in rules)),
         "nft_objects": float(len(rules)),
         "pins": float(sum(path.is_file() for path in host.bpffs.rglob("*"))),

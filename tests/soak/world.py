@@ -24,6 +24,7 @@ from pathlib import Path
 from ctl.model import Lease, MacAddress
 from tests.etcd import Etcd
 from tests.etcd_load import Load, lease
+from tests.hooks import detach
 from tests.host import METRICS_PORT, Agent, Host
 from tests.lab import Container, Lab
 from tests.process import CommandFailed, wait_until
@@ -221,7 +222,7 @@ class World:
         self._somewhere().nft("flush table ip ovnet\n")
 
     def filters_removed(self) -> None:
-        self._somewhere().run("tc", "qdisc", "del", "dev", "ovnet.1", "clsact")
+        detach(self._somewhere(), "ovnet.1")
 
     def routes_flushed(self) -> None:
         self._somewhere().ip("route", "flush", "proto", "147")

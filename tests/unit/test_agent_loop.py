@@ -152,8 +152,8 @@ class FakeKernel:
     def forget_filters(self) -> None:
         pass
 
-    def intact(self) -> bool:
-        return self.whole
+    def lost(self) -> frozenset[Change]:
+        return frozenset() if self.whole else frozenset({Change.PEERS})
 
     def _step(self, name: str) -> None:
         self.calls.append(name)
