@@ -83,18 +83,19 @@ static __always_inline void report_drop(struct __sk_buff *skb, enum hook hook,
 					enum reason reason, struct counter *counter)
 {
 	struct event *event = new_event(hook, reason, skb->ifindex, skb->len, counter);
-	__u64 len = skb->len;
+	__u64 rest = skb->len - 1ULL; /* of what is captured, behind its first byte */
 
 	if (!event)
 		return;
-	if (len > EVENT_BYTES)
-		len = EVENT_BYTES;
-	/* The verifier wants to see a length of at least one, in the register that is
-	 * passed; left alone, or with 32 bits, the compiler tests a copy. */
-	asm volatile("" : "+r"(len));
-	if (len < 1 || bpf_skb_load_bytes(skb, 0, event->data, len))
-		len = 0;
-	event->captured_len = len;
+	if (rest > EVENT_BYTES - 1)
+		rest = EVENT_BYTES - 1;
+	/* The verifier wants to see a length of at least one in the register that is passed.
+	 * An older one (6.1) learns nothing from a comparison with zero, so one is added;
+	 * left alone, the compiler would take the one off again. */
+	asm volatile("" : "+r"(rest));
+	event->captured_len = rest + 1;
+	if (bpf_skb_load_bytes(skb, 0, event->data, rest + 1))
+		event->captured_len = 0;
 	events.ringbuf_submit(event, 0);
 }
 

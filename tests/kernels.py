@@ -28,6 +28,7 @@ PATIENCE: Final = 20
 """How many times slower than a machine the emulated one may be."""
 
 PARTS: Final = {
+    "loading": ("tests/bpf/test_loader.py",),
     "smoke tc": ("tests/netns/test_smoke.py", "-k", "tc"),
     "smoke xdp": ("tests/netns/test_smoke.py", "-k", "xdp"),
     "bpf ring": ("tests/bpf",),
