@@ -115,7 +115,11 @@ def pins_removed(site: Site) -> None:
 
 
 def pinned(site: Site) -> bool:
-    return len([*site.a.bpffs.glob("v*/maps/*")]) == 7 and len([*site.a.bpffs.glob("v*/progs-*/*")]) == 5
+    return (
+        len([*site.a.bpffs.glob("v*/maps/*")]) == 7
+        and len([*site.a.bpffs.glob("v*/progs-*/*")]) == 5
+        and len(programs(site.a)) == 4
+    )
 
 
 def routes_flushed(site: Site) -> None:
