@@ -54,7 +54,7 @@ def _programs(settings: Settings, netlink: Netlink, *, keep_clsact: bool = False
         found = filters.read_on(links)
         filters.apply(diff({}, found))
         if not keep_clsact:
-            filters.remove_clsact({key.ifindex for key in found})
+            filters.remove_clsact()
     names = sorted({*ahead, *(links[key.ifindex].name for key in found)})
     return [f"programs on {', '.join(names)}"] if names else []
 

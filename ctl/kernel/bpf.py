@@ -33,6 +33,7 @@ XDP_HAS_FRAGS: Final = 1 << 5
 TCX_INGRESS: Final = 46
 TCX_EGRESS: Final = 47
 """enum bpf_attach_type, from Linux 6.6 on."""
+_LINK_TYPE_TCX: Final = 11
 
 MAP_TYPES: Final = {
     "hash": 1, "array": 2, "percpu_hash": 5, "percpu_array": 6, "lru_hash": 9, "lpm_trie": 11, "ringbuf": 27,
@@ -195,8 +196,10 @@ def link_detach(link: int) -> None:
 
 
 def link_info(link: int) -> LinkInfo:
-    """What the kernel says of an open link at tcx."""
-    _, ident, program, ifindex, attach_type = struct.unpack_from("=IIIxxxxII", _info(link, 64))
+    """What the kernel says of an open link at tcx. EINVAL for another thing."""
+    kind, ident, program, ifindex, attach_type = struct.unpack_from("=IIIxxxxII", _info(link, 64))
+    if kind != _LINK_TYPE_TCX:
+        raise OSError(errno.EINVAL, "it is no link at tcx")
     return LinkInfo(ident, program, ifindex, attach_type)
 
 

@@ -54,6 +54,8 @@ class Filters:
         self._known: dict[int, dict[FilterKey, Filter]] = {}
         self._stale: set[int] = set()
         self._taken: dict[int, str] = {}
+        self._filtered: set[int] = set()
+        """Interfaces that have, or had, a program of ours by a filter."""
         self.programs: Mapping[str, Program] = {}
         """What there is to attach, by name."""
 
@@ -173,12 +175,12 @@ class Filters:
         with suppress_missing():
             self._rtnl.do(RTM_DELTFILTER, 0, _place(key))
 
-    def remove_clsact(self, interfaces: Iterable[int]) -> None:
-        """Take the qdisc that our filters hung on away where nothing hangs on it any more.
+    def remove_clsact(self) -> None:
+        """Take the qdisc that filters of ours hung on away where nothing hangs on it any more.
 
         For teardown only: deactivating an interface's qdiscs drops packets under load.
         """
-        for ifindex in interfaces:
+        for ifindex in self._filtered:
             with suppress_missing():
                 if not any(_dump(self._rtnl, FilterKey(ifindex, ingress)) for ingress in (True, False)):
                     self._rtnl.do(RTM_DELQDISC, 0, tc.clsact(ifindex))
@@ -187,7 +189,9 @@ class Filters:
         """What of ours is in a place, where the program with the id `linked` hangs by a link."""
         there = attached(self._rtnl, key)
         filtered = [each for each in there if is_ours(each)]
-        if not linked and not filtered:
+        if filtered:
+            self._filtered.add(key.ifindex)
+        elif not linked:
             return None
         if self._links_at(there):
             right = not filtered and tcx.programs(key)[-1:] == [linked]

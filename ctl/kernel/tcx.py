@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -75,11 +76,13 @@ class Links:
 
         Refused if pins cannot be read.
         """
-        for key, pin in _pins(self._directory).items():
-            if key not in self._open:
-                with _doing(f"open {pin}"):
-                    self._open[key] = bpf.obj_get(str(pin))
         infos = {key: bpf.link_info(fd) for key, fd in self._open.items()}
+        for key, pin in _pins(self._directory).items():
+            if key not in infos:
+                with _doing(f"open {pin}"):
+                    fd = bpf.obj_get(str(pin))
+                    infos[key] = bpf.link_info(fd)
+                    self._open[key] = fd
         for key, info in infos.items():
             if not info.ifindex:
                 self._drop(key)
@@ -105,8 +108,9 @@ class Links:
             self._drop(key)
 
     def detached(self) -> bool:
-        """Whether one is off its interface, or that is gone."""
-        return not all(bpf.link_info(fd).ifindex for fd in self._open.values())
+        """Whether one is off its interface; one that went with its interface is not."""
+        off = (key.ifindex for key, fd in self._open.items() if not bpf.link_info(fd).ifindex)
+        return any(map(_exists, off))
 
     def forget(self, key: FilterKey) -> None:
         """Its interface is gone, and took the program along."""
@@ -139,6 +143,14 @@ def _doing(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise Refused(error.errno or 0, f"cannot {what}: {error.strerror}") from error
+
+
+def _exists(ifindex: int) -> bool:
+    try:
+        socket.if_indextoname(ifindex)
+    except OSError:
+        return False
+    return True
 
 
 def _attach_type(ingress: bool) -> int:

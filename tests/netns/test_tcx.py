@@ -187,8 +187,10 @@ def test_teardown_leaves_others_alone(lab: Lab) -> None:
     a = pair.a
     with someone_at_tcx(a, "eth0", bpf.TCX_INGRESS) as theirs:
         pair.agents["a"].stop()
+        a.run("tc", "qdisc", "add", "dev", "eth0", "clsact")
         a.teardown()
         assert programs(a) == []
+        assert "clsact" in a.run("tc", "qdisc", "show", "dev", "eth0").stdout
         assert not a.bpffs.exists()
         key = FilterKey(a.ifindex("eth0"), True)
         assert a.call(partial(tcx.programs, key)) == [theirs]
