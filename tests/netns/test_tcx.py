@@ -103,8 +103,8 @@ def test_ours_gives_way_to_a_filter_and_returns(pair: Pair, device: str) -> None
     """Filters run after tcx: someone's would not see what ours redirects."""
     a = pair.a
     side = "ingress" if device == "eth0" else "egress"
+    a.run("tc", "qdisc", "add", "dev", device, "clsact")  # which costs packets: not ours to mend
     with streams(pair) as both:
-        a.run("tc", "qdisc", "add", "dev", device, "clsact")
         a.run("tc", "filter", "add", "dev", device, side, "prio", "10", "protocol", "ip",
               "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
         wait_until(lambda: at(a, device) == [(device, "clsact")], SOON, "ours is a filter behind it")
