@@ -49,6 +49,8 @@ class VxlanBackend:
         self.programs: loader.Programs | None = None
         self.device = 0
         """ifindex of the vxlan device; 0: not made yet."""
+        self._uplink = 0
+        """ifindex of the interface that has from_wire."""
         self._settings, self._netlink, self._seen = settings, netlink, seen
         self._filters = Filters(netlink.rtnl, settings.bpffs)
         self._hook = UplinkHook(settings, netlink, seen)
@@ -77,8 +79,11 @@ class VxlanBackend:
         self._ahead = loader.compile_ahead(self._settings.bpffs, self._settings.state_dir)
 
     def lost(self) -> frozenset[Change]:
-        """Programs that someone took off their hooks: of tcx there are no events."""
-        return frozenset({Change.FILTERS} if self._filters.detached() else ())
+        """Programs of uplink and tunnel that someone took off: of tcx there are no events.
+
+        One of a port costs no more than its container's shortcut, until the next resync.
+        """
+        return frozenset({Change.FILTERS} if self._filters.detached((self._uplink, self.device)) else ())
 
     @staticmethod
     def tunnel(site: Site) -> firewall.Tunnel:
@@ -210,7 +215,8 @@ class VxlanBackend:
         ids = {name: p.id for name, p in self.programs.by_name.items()} if self.programs else {}
         wanted = plan_filters(ids, site.uplink.link.ifindex, self.device, ports)
         present = self._filters.read_on({*links} if self._first_look else {key.ifindex for key in wanted})
-        place = FilterKey(site.uplink.link.ifindex, True)
+        self._uplink = site.uplink.link.ifindex
+        place = FilterKey(self._uplink, True)
         if place not in wanted:
             self._hook.reconcile(links, place.ifindex, None)
         try:

@@ -8,7 +8,7 @@ runs before them.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
@@ -67,9 +67,9 @@ class Filters:
         """Pin the links whose pins are gone; True if there were any. KernelError."""
         return self._links.pin()
 
-    def detached(self) -> bool:
-        """Whether someone took a link of ours off. 2 us for each."""
-        return self._links.detached()
+    def detached(self, interfaces: Collection[int]) -> bool:
+        """Whether someone took a link of ours off one of these interfaces. 5 us for each link."""
+        return self._links.detached(interfaces)
 
     def forget(self, ifindex: int | None = None) -> None:
         """Someone changed the filters of an interface (None: of any)."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -107,10 +107,10 @@ class Links:
                 bpf.link_detach(fd)
             self._drop(key)
 
-    def detached(self) -> bool:
-        """Whether one is off its interface; one that went with its interface is not."""
-        off = (key.ifindex for key, fd in self._open.items() if not bpf.link_info(fd).ifindex)
-        return any(map(_exists, off))
+    def detached(self, interfaces: Collection[int]) -> bool:
+        """Whether one of these is off; those that went with their interface are not."""
+        asked = [(key.ifindex, fd) for key, fd in self._open.items() if key.ifindex in interfaces]
+        return any(_exists(ifindex) for ifindex, fd in asked if not bpf.link_info(fd).ifindex)
 
     def forget(self, key: FilterKey) -> None:
         """Its interface is gone, and took the program along."""
