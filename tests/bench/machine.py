@@ -15,8 +15,8 @@ from tests.namespace import Netns
 
 TOOLS = {
     "iperf3": "iperf3", "sockperf": "sockperf", "cc": "gcc", "bpftool": "bpftool", "ethtool": "ethtool",
-    "taskset": "util-linux", "nsenter": "util-linux", "ping": "iputils-ping", "ip": "iproute2",
-    "nft": "nftables",
+    "taskset": "util-linux", "chrt": "util-linux", "timeout": "coreutils", "nsenter": "util-linux",
+    "ping": "iputils-ping", "ip": "iproute2", "nft": "nftables",
 }  # fmt: skip
 """What the bench runs, and Debian's package of it."""
 
