@@ -176,6 +176,21 @@ static __always_inline enum reason approve_flow(struct __sk_buff *skb, const str
 	return REASON_LEARNED;
 }
 
+/* An ARP packet that came in through port `from`: who speaks for the address of a container of
+ * another port has taken it over, for the bridge and its neighbour table. The agent hears of
+ * that a moment later; from now on the kernel path knows better where the address is. */
+static __always_inline void heed_arp(struct cursor *cur, __u32 from)
+{
+	struct arp *arp = take_arp(cur);
+	struct endpoint *endpoint;
+
+	if (!arp)
+		return;
+	endpoint = endpoint_of(arp->sender);
+	if (endpoint && endpoint->ifindex != from)
+		forget_endpoint(arp->sender);
+}
+
 /* The whole of a learning hook. */
 static __always_inline enum reason learn(struct __sk_buff *skb, enum direction direction)
 {
@@ -191,11 +206,14 @@ static __always_inline enum reason learn(struct __sk_buff *skb, enum direction d
 
 	if (!self)
 		return REASON_NOT_CONFIGURED;
-	if (self->bypass != BYPASS_LEARNED)
-		return REASON_BYPASS_OFF;
 	eth = take_eth(&cur);
 	if (!eth)
 		return REASON_TRUNCATED;
+	/* Flooded, so it also shows what comes from ports that have no programs (yet). */
+	if (direction == DIR_IN && eth->h_proto == bpf_htons(ETH_P_ARP))
+		heed_arp(&cur, skb->ingress_ifindex);
+	if (self->bypass != BYPASS_LEARNED)
+		return REASON_BYPASS_OFF;
 	if (eth->h_proto != bpf_htons(ETH_P_IP))
 		return REASON_NOT_IPV4;
 	ip = take_ip(&cur);
