@@ -13,6 +13,7 @@ import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
 from typing import Final
@@ -20,9 +21,13 @@ from typing import Final
 import pytest
 
 from ctl.model import MacAddress
+from ctl.store import open_store
+from ctl.vxlan import vtep_mac
 from tests import packets
-from tests.host import Container
+from tests.host import Container, Host
+from tests.lab import Lab
 from tests.netns.parity.capture import Shot, Tap
+from tests.netns.parity.conftest import LEARNED
 from tests.netns.parity.site import Site, knows
 from tests.netns.parity.talk import PORT
 from tests.netns.parity.test_underlay import sink
@@ -33,19 +38,19 @@ SOON: Final = 10
 NUMBERS: Final = 50
 LOST: Final = 0.5
 """Seconds in which nothing more has come: then it is lost. It comes in microseconds."""
+OFF: Final = ("--bypass", "off")
 BROADCAST: Final = MacAddress(b"\xff" * 6)
 OTHER_MAC: Final = "02:42:0a:0b:0c:0d"
 
 
 class Line:
-    """Numbered datagrams from container one, and the containers at which they may arrive."""
+    """Numbered datagrams from a container, and those at which they may arrive."""
 
-    def __init__(self, site: Site, address: str, places: dict[str, Container]) -> None:
+    def __init__(self, source: Container, address: str, places: dict[str, Container]) -> None:
         with ExitStack() as stack:
-            self._sender = stack.enter_context(site.one.call(partial(socket.socket, type=socket.SOCK_DGRAM)))
+            self._sender = stack.enter_context(source.call(partial(socket.socket, type=socket.SOCK_DGRAM)))
             self._sinks = {name: stack.enter_context(place.call(sink)) for name, place in places.items()}
             self._stack = stack.pop_all()
-        self._site = site
         self._sender.connect((address, PORT))
         self._sent = 0
 
@@ -67,11 +72,16 @@ class Line:
                     found[name] += 1
         return {name: number for name, number in found.items() if number}
 
-    def by_ebpf(self, count: int) -> bool:
-        """Whether node b's programs deliver them all; in vain where there are none."""
-        before = delivered(self._site)
-        self.send(count)
-        return "off" in self._site.flags or delivered(self._site) - before == count
+    def listen(self, name: str, place: Container) -> None:
+        """One more of them."""
+        self._sinks[name] = self._stack.enter_context(place.call(sink))
+
+
+def by_ebpf(site: Site, line: Line) -> bool:
+    """Whether node b's programs deliver a datagram; in vain where there are none."""
+    before = delivered(site)
+    line.send(1)
+    return "off" in site.flags or delivered(site) - before == 1
 
 
 def delivered(site: Site) -> int:
@@ -171,16 +181,16 @@ def moved(site: Site, move: str) -> list[dict[str, int]]:
     who, mac, take = MOVES[move]
     with (
         ends(site, who, mac) as (old, new),
-        closing(Line(site, old.address, {"old": old, "new": new})) as line,
+        closing(Line(site.one, old.address, {"old": old, "new": new})) as line,
     ):
         if "off" not in site.flags:
             wait_until(partial(knows, site.maps["b"], old), SOON, "the agent has found it")
-        wait_until(partial(line.by_ebpf, 1), SOON, "eBPF delivers it")
+        wait_until(partial(by_ebpf, site, line), SOON, "eBPF delivers it")
         with stopped(site.agents["b"]):
             found = [line.send()]
             take(site, old, new)
             found.append(line.send())
-        wait_until(partial(line.by_ebpf, 1), SOON, "eBPF delivers to the new place")
+        wait_until(partial(by_ebpf, site, line), SOON, "eBPF delivers to the new place")
         return [*found, line.send()]
 
 
@@ -189,3 +199,54 @@ def test_an_address_on_another_port(kernel: Site, learned: Site, move: str) -> N
     by_kernel = moved(kernel, move)
     assert by_kernel == [{"old": NUMBERS}, {"new": NUMBERS}, {"new": NUMBERS}]
     assert moved(learned, move) == by_kernel
+
+
+@pytest.mark.parametrize("flags", [OFF, LEARNED["learned"]], ids=["off", "learned"])
+def test_a_subnet_moves_to_another_node(flags: tuple[str, ...]) -> None:
+    """With its lease. The old node has not been told, and its container still listens.
+
+    `flags`: of the sender's node, which is what it is about; the others carry by the kernel path.
+    """
+    with Lab() as lab:
+        a, b, c = (lab.host(name) for name in "abc")
+        lab.init_network()
+        agents = {host.name: host.agent(*how, wait=False) for host, how in ((a, flags), (b, OFF))}
+        for agent in agents.values():
+            agent.wait_ready()
+        wait_until(a.knows_a_peer, SOON, "a knows its peer")
+        one, old = a.container("one"), b.container("old")
+        one.run("ping", "-c2", "-i0.1", "-W2", old.address)
+        with closing(Line(one, old.address, {"old": old})) as line:
+            wait_until(lambda: sent_by_ebpf(a, line, flags), SOON, "eBPF sends it")
+            found = [line.send()]
+            agents["b"].stop()
+            hand_over(lab, b, c)
+            vtep = str(vtep_mac(IPv4Address(c.address), 1))
+            wait_until(lambda: vtep in a.ip("neigh", "show", "nud", "permanent"), SOON, "a has been told")
+            found.append(line.send())
+            c.agent(*OFF)
+            new = c.container("new", old.address)
+            new.run("ping", "-c1", "-W2", str(c.gateway.ip))
+            line.listen("new", new)
+            found.append(line.send())
+            wait_until(lambda: sent_by_ebpf(a, line, flags), SOON, "eBPF sends to the new node")
+            found.append(line.send())
+    assert found == [{"old": NUMBERS}, {}, {"new": NUMBERS}, {"new": NUMBERS}]
+
+
+def sent_by_ebpf(host: Host, line: Line, flags: tuple[str, ...]) -> bool:
+    """Whether the host's programs send a datagram; in vain where there are none."""
+    if "off" in flags:
+        return True
+    key = ("from_container", "encap")
+    before = host.counters().get(key, 0)
+    line.send(1)
+    return host.counters().get(key, 0) > before
+
+
+def hand_over(lab: Lab, old: Host, new: Host) -> None:
+    """The lease of one host becomes another's, as if it had been released and taken at once."""
+    store = open_store(lab.store_url)
+    held = next(lease for lease in store.snapshot().leases if str(lease.host) == old.address)
+    host = IPv4Address(new.address)
+    store.put(replace(held, host=host, node=new.name, vtep_mac=vtep_mac(host, 1)), held)
