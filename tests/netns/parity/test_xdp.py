@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from ipaddress import IPv4Address
 from typing import Final
 
 import pytest
 
-from ctl.model import MacAddress
-from ctl.vxlan import vtep_mac
-from tests.netns.parity.rows import ARRIVING, CHECKSUMS, OFFLOADS, PROTOCOLS, Outer, Row
-from tests.netns.parity.site import UPLINK_MACS, Seen, Site
-from tests.netns.parity.test_packets import compare, counted, ends, shoot
+from tests.netns.parity.rows import ARRIVING, CHECKSUMS, OFFLOADS, PROTOCOLS, Row
+from tests.netns.parity.site import Seen, Site
+from tests.netns.parity.test_packets import arrive, compare, counted, ends, shoot
 
 FIRST_PORT: Final = 30000
 WIRE: Final[dict[str, bool | None]] = {"tx": False, "gro": True}
@@ -52,14 +49,8 @@ def check(seen: Seen, into: str) -> None:
 
 @pytest.mark.parametrize("number", range(len(ARRIVING)), ids=[row.name for row in ARRIVING])
 def test_arriving(wired: Site, xdp: Site, number: int) -> None:
-    row: Outer = ARRIVING[number]
-
-    def act(site: Site) -> Callable[[], None]:
-        hosts = tuple(IPv4Address(host.address) for host in (site.a, site.b))
-        macs = tuple(MacAddress.parse(UPLINK_MACS[name]) for name in "ab")
-        vteps = tuple(vtep_mac(host, 1) for host in hosts)
-        return partial(shoot, site.at_a, row.send(ends(site, FIRST_PORT + number), macs + vteps, hosts))
-
+    row = ARRIVING[number]
+    act = partial(arrive, row=row, port=FIRST_PORT + number)
     check(compare(wired, xdp, act, from_a=False), row.into)
 
 
