@@ -54,11 +54,21 @@ def mutated(rng: Random, frame: bytes, start: int) -> bytes:
 
 
 def sent(rng: Random, site: Site) -> list[bytes]:
-    """What container one sends."""
+    """What container one sends. Not with sources of other subnets, which the receiver refuses, or of none
+    of them, which masquerade gives random ports.
+    """
     rows = [rng.choice(SENT) for _ in range(BATCH)]
     frames = [rng.choice(row.send(ends(site))[:4]).frame for row in rows if not row.offloads]
     found = [mutated(rng, frame, packets.ETH_LEN) for frame in frames]
-    return [frame[:LARGEST] for frame in found if len(frame) > packets.ETH_LEN]
+    return [frame[:LARGEST] for frame in found if len(frame) > packets.ETH_LEN and own(site, frame)]
+
+
+def own(site: Site, frame: bytes) -> bool:
+    """Whether an IPv4 packet has a source of node a's subnet."""
+    source = frame[26:30]
+    if frame[12:14] != b"\x08\0" or len(source) < 4:
+        return True
+    return IPv4Address(source) in site.a.gateway.network
 
 
 def from_the_wire(rng: Random, site: Site, start: int) -> list[bytes]:
