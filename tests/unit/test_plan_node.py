@@ -102,5 +102,5 @@ def test_a_larger_mtu_waits_for_containers_of_the_smaller_one(
     ports: tuple[int, ...], wanted: int, has: int
 ) -> None:
     links = [replace(link(number), mtu=mtu) for number, mtu in enumerate(ports, 10)]
-    others = [replace(link(8, "elsewhere", master=3)), link(7, "ovnet-room", "vxlan")]
+    others = [link(8, "elsewhere", master=3), link(7, "ovnet-room", "vxlan")]
     assert plan_bridge_mtu(BRIDGE, wanted, [*links, *others]) == has
