@@ -34,9 +34,9 @@ from tests.netns.parity.test_underlay import sink
 from tests.netns.test_resilience import stopped
 from tests.process import wait_until
 
-SOON: Final = 10
+SOON: Final = 20
 NUMBERS: Final = 50
-LOST: Final = 0.5
+LOST: Final = 2
 """Seconds in which nothing more has come: then it is lost. It comes in microseconds."""
 OFF: Final = ("--bypass", "off")
 BROADCAST: Final = MacAddress(b"\xff" * 6)

@@ -119,14 +119,17 @@ def shoot_all(site: Site, first: int) -> None:
 
 
 def where(site: Site, hops: Hops, first: int) -> tuple[Counter[tuple[str, str]], int]:
-    """On which cable, to which MAC, and how many of them by eBPF; twice, the second time approved."""
+    """On which cable, to which MAC, and how many of them by eBPF, when the flows are approved."""
     with second_uplink(site) as at_nic, closing(Tap(site.lab.wire, "a")) as at_eth, reached(site, hops):
-        before = site.counters()["a", "from_container"]["encap"]
-        for _ in range(2):
-            shoot_all(site, first)
         taps = {"eth0": at_eth, NIC: at_nic}
-        on = Counter((name, mac) for name, tap in taps.items() for mac in tunnels(tap))
-        return on, site.counters()["a", "from_container"]["encap"] - before
+        for turn in range(3):
+            before = site.counters()["a", "from_container"]
+            shoot_all(site, first)
+            counted = site.counters()["a", "from_container"] - before
+            on = Counter((name, mac) for name, tap in taps.items() for mac in tunnels(tap))
+            if turn and not counted["flow_expired"]:  # else so late that the first approvals were over
+                break
+        return on, counted["encap"]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -134,6 +137,6 @@ def test_a_second_uplink(kernel: Site, learned: Site, way: str) -> None:
     hops, carried = WAYS[way]
     first = FIRST + FLOWS * list(WAYS).index(way)
     by_kernel, none = where(kernel, hops, first)
-    assert (by_kernel.total(), none) == (2 * FLOWS, 0)
+    assert (by_kernel.total(), none) == (FLOWS, 0)
     assert len(by_kernel) == 1, "all flows take one way"
     assert where(learned, hops, first) == (by_kernel, FLOWS if carried else 0)
