@@ -77,7 +77,7 @@ struct flow_key {
 _Static_assert(sizeof(struct flow_key) == 20, "struct flow_key is ABI");
 
 struct flow {
-	__u64 approved_ns;  /* when the kernel path last carried a packet of it */
+	__u64 approved_ns;  /* when the kernel path last carried a packet of it; less for new UDP */
 	__u64 last_seen_ns; /* when a packet last bypassed */
 	__u64 packets;      /* packets that bypassed since the first approval */
 	__u32 mark;         /* skb->mark and skb->priority as the kernel path had set them */

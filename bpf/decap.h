@@ -208,17 +208,31 @@ static __always_inline enum reason read_inner(const struct node *self, struct cu
 	return oversize(self, &in->l4, in->len - sizeof(*eth), gso_size) ? REASON_OVERSIZE : 0;
 }
 
-/* May its flow bypass? 0, or why not. */
-static __always_inline enum reason admit(const struct node *self, const struct arrival *in,
-					 __u32 packets)
+/* Is there no such interface any more? What is redirected there would be lost, while the
+ * kernel path may reach who has taken the address over: the agent is not so quick. Of all
+ * that bpf_check_mtu() tells, only whether it has found the interface counts. */
+static __always_inline int port_gone(void *ctx, __u32 ifindex)
 {
+	__u32 mtu = 0;
+
+	return bpf_check_mtu(ctx, ifindex, &mtu, 0, 0) < 0;
+}
+
+/* May its flow bypass? 0, or why not. `ctx`: of the program. */
+static __always_inline enum reason admit(const struct node *self, const struct arrival *in,
+					 __u32 packets, void *ctx)
+{
+	enum reason why = 0;
+
 	if (in->l4.control)
 		return REASON_TCP_CONTROL;
 	if (in->tos < 0)
 		return REASON_ECN;
 	if (self->bypass == BYPASS_LEARNED)
-		return check_approval(self, &in->key, packets, 0);
-	return 0;
+		why = check_approval(self, &in->key, packets, 0);
+	if (!why && port_gone(ctx, in->endpoint->ifindex))
+		why = REASON_NO_ENDPOINT;
+	return why;
 }
 
 /* The inner IP header as the container gets it. */
@@ -282,7 +296,7 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 	if (in.ip->protocol == IPPROTO_UDP && skb->gso_size)
 		why = REASON_UDP_GSO;
 	else
-		why = admit(self, &in, packets);
+		why = admit(self, &in, packets, skb);
 	if (why == REASON_TCP_CONTROL)
 		forget_flow(&in.key);
 	if (why) {

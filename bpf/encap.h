@@ -100,6 +100,8 @@ static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
 	eth = take_eth(&cur);
 	if (!eth)
 		return REASON_TRUNCATED;
+	if (eth->h_proto == bpf_htons(ETH_P_ARP))
+		heed_arp(&cur, skb->ifindex);
 	if (eth->h_proto != bpf_htons(ETH_P_IP))
 		return REASON_NOT_IPV4;
 	ip = take_ip(&cur);
@@ -118,8 +120,13 @@ static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
 		return REASON_INNER_CHECKSUM;
 	source = endpoint_of(ip->saddr);
 	/* Unknown yet, another container's address, or a MAC that is for the bridge to judge. */
-	if (!source || source->ifindex != skb->ifindex || !same_mac(eth->h_source, source->mac))
+	if (!source || !same_mac(eth->h_source, source->mac))
 		return REASON_NO_ENDPOINT;
+	if (source->ifindex != skb->ifindex) {
+		/* The bridge has learned from this frame that its MAC has moved here. */
+		forget_endpoint(ip->saddr);
+		return REASON_NO_ENDPOINT;
+	}
 	if (!same_mac(eth->h_dest, source->bridge_mac))
 		return REASON_NOT_ROUTED;
 	why = take_flow(&cur, ip, DIR_OUT, skb->ifindex, &key, &l4);

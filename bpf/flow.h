@@ -150,6 +150,30 @@ static __always_inline void forget_flow(const struct flow_key *key)
 	flows.delete(&both);
 }
 
+/* By a packet that comes two seconds after the first, conntrack tells a lasting UDP flow from a
+ * question with its answer: then the entry is assured, and kept for minutes
+ * (nf_conntrack_udp_packet). It has to see that packet. */
+#define UDP_STREAM_NS  2100000000ULL
+#define UDP_TIMEOUT_NS 30000000000ULL /* how long it remembers one that is not assured */
+
+/* The time from which the approval counts. A new flow of UDP has it dated back, so that it
+ * ends as soon as that packet is due. */
+static __always_inline __u64 approval_start(const struct node *self, const struct flow_key *key,
+					    const struct flow *known, __u64 now)
+{
+	__u64 ttl = self->approval_ttl_ns;
+	__s64 age = known ? now - known->approved_ns : 0;
+
+	if (key->proto != IPPROTO_UDP || ttl <= UDP_STREAM_NS)
+		return now;
+	/* Several of the first packets are on their way at once: no reason to extend it. */
+	if (known && age <= (__s64)ttl)
+		return known->approved_ns;
+	if (known && age < (__s64)(ttl + UDP_TIMEOUT_NS))
+		return now;
+	return now - (ttl - UDP_STREAM_NS);
+}
+
 /* Approve the flow of a packet that has left netfilter, if it is what was signed. */
 static __always_inline enum reason approve_flow(struct __sk_buff *skb, const struct node *self,
 						const struct flow_key *key)
@@ -165,15 +189,30 @@ static __always_inline enum reason approve_flow(struct __sk_buff *skb, const str
 	if (flow) {
 		flow->mark = skb->mark;
 		flow->priority = skb->priority;
-		flow->approved_ns = now;
+		flow->approved_ns = approval_start(self, key, flow, now);
 		return REASON_LEARNED;
 	}
 	fresh.mark = skb->mark;
 	fresh.priority = skb->priority;
-	fresh.approved_ns = now;
+	fresh.approved_ns = approval_start(self, key, 0, now);
 	if (flows.update(&stored, &fresh))
 		return REASON_FLOWS_FULL;
 	return REASON_LEARNED;
+}
+
+/* An ARP packet that came in through port `from`: who speaks for the address of a container of
+ * another port has taken it over, for the bridge and its neighbour table. The agent hears of
+ * that a moment later; from now on the kernel path knows better where the address is. */
+static __always_inline void heed_arp(struct cursor *cur, __u32 from)
+{
+	struct arp *arp = take_arp(cur);
+	struct endpoint *endpoint;
+
+	if (!arp)
+		return;
+	endpoint = endpoint_of(arp->sender);
+	if (endpoint && endpoint->ifindex != from)
+		forget_endpoint(arp->sender);
 }
 
 /* The whole of a learning hook. */
@@ -191,11 +230,14 @@ static __always_inline enum reason learn(struct __sk_buff *skb, enum direction d
 
 	if (!self)
 		return REASON_NOT_CONFIGURED;
-	if (self->bypass != BYPASS_LEARNED)
-		return REASON_BYPASS_OFF;
 	eth = take_eth(&cur);
 	if (!eth)
 		return REASON_TRUNCATED;
+	/* Flooded, so it also shows what comes from ports that have no programs (yet). */
+	if (direction == DIR_IN && eth->h_proto == bpf_htons(ETH_P_ARP))
+		heed_arp(&cur, skb->ingress_ifindex);
+	if (self->bypass != BYPASS_LEARNED)
+		return REASON_BYPASS_OFF;
 	if (eth->h_proto != bpf_htons(ETH_P_IP))
 		return REASON_NOT_IPV4;
 	ip = take_ip(&cur);

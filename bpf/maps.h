@@ -47,6 +47,11 @@ static __always_inline struct endpoint *endpoint_of(__be32 addr)
 	return endpoints.lookup(&addr);
 }
 
+static __always_inline void forget_endpoint(__be32 addr)
+{
+	endpoints.delete(&addr);
+}
+
 static __always_inline struct peer_stats *stats_of(__be32 host)
 {
 	return peer_stats.lookup(&host);

@@ -69,6 +69,28 @@ static __always_inline struct iphdr *take_ip(struct cursor *cur)
 	return take(cur, sizeof(struct iphdr));
 }
 
+/* RFC 826, for Ethernet and IPv4. */
+struct arp {
+	__be16 hardware;
+	__be16 protocol;
+	__u8   hardware_len;
+	__u8   protocol_len;
+	__be16 operation;
+	__u8   sender_mac[ETH_ALEN];
+	__be32 sender;
+	__u8   target_mac[ETH_ALEN];
+	__be32 target;
+} __attribute__((packed));
+_Static_assert(sizeof(struct arp) == 28, "as on the wire");
+
+static __always_inline struct arp *take_arp(struct cursor *cur)
+{
+	struct arp *arp = take(cur, sizeof(*arp));
+
+	return arp && arp->protocol == bpf_htons(ETH_P_IP) && arp->protocol_len == 4 &&
+	       arp->hardware_len == ETH_ALEN ? arp : 0;
+}
+
 static __always_inline struct udphdr *take_udp(struct cursor *cur)
 {
 	return take(cur, sizeof(struct udphdr));

@@ -45,7 +45,7 @@ class Hop:
 
     ifindex: int
     next_hop: IPv4Address | None
-    """The neighbour to send to; None: several paths, ask the FIB for each packet."""
+    """The neighbour to send to; None: not known, ask the FIB for each packet."""
     mtu: int = 0
     """The route's own, if it is smaller than what we send; 0: it is not."""
 

@@ -86,6 +86,16 @@ def plan_filters(
     return {key: Filter(name, programs[name]) for key, name in places.items()}
 
 
+def plan_bridge_mtu(bridge: Link, wanted: int, links: Iterable[Link]) -> int:
+    """`wanted`, but no more than the bridge has as long as containers run that were made for that.
+
+    What is too large for them a larger bridge would drop at their ports without a word. Where
+    the bridge is as small, the host says so to whom it is from.
+    """
+    ports = (link for link in links if link.master == bridge.ifindex and link.kind == "veth")
+    return min(bridge.mtu, wanted) if any(port.mtu == bridge.mtu for port in ports) else wanted
+
+
 def wants_xdp(mode: HookMode, uplink: Link) -> bool:
     """Whether to try XDP on this uplink.
 

@@ -175,7 +175,7 @@ class Datapath:
 
     def approve(self, key: FlowKey, *, age_s: float = 0) -> None:
         """As if the kernel path had carried the flow `age_s` ago (or when the machine started)."""
-        now = time.clock_gettime_ns(_MONOTONIC_COARSE)
+        now = time.clock_gettime_ns(MONOTONIC_COARSE)
         self._raw["flows"].update(key.pack(), FlowEntry(max(now - int(age_s * 1e9), 0), 0, 0).pack())
 
     def approved(self, key: FlowKey) -> bool:
@@ -256,7 +256,7 @@ def _create(name: str, spec: Spec) -> int:
 
 
 _MMAPABLE: Final = 1 << 10
-_MONOTONIC_COARSE: Final = 6
+MONOTONIC_COARSE: Final = 6
 """The programs' clock (linux/time.h); the fine one is ahead of it, in their future."""
 
 # Offsets in struct __sk_buff (linux/bpf.h) of what a test run takes from its context.

@@ -37,6 +37,24 @@ def ether(payload: bytes, src: MacAddress, dst: MacAddress, proto: int = IPV4) -
     return dst.packed + src.packed + struct.pack("!H", proto) + payload
 
 
+def arp(
+    sender: IPv4Address,
+    mac: MacAddress,
+    target: IPv4Address,
+    *,
+    reply: bool = False,
+    head: tuple[int, int, int, int] = (1, IPV4, 6, 4),
+) -> bytes:
+    """`head`: hardware, protocol and the lengths of their addresses, which may lie."""
+    return (
+        struct.pack("!HHBBH", *head, 2 if reply else 1)
+        + mac.packed
+        + sender.packed
+        + bytes(6)
+        + target.packed
+    )
+
+
 def ipv4(
     payload: bytes,
     src: IPv4Address,

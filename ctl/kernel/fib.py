@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address
 from socket import AF_INET
 from typing import Final
@@ -37,17 +38,39 @@ def hops(rtnl: Rtnl, hosts: Iterable[IPv4Address], uplink: Uplink, mtu: int) -> 
     That is: no route, a local or unreachable one, one over several interfaces, over an IPv6
     neighbour or another tunnel. `mtu`: of the largest packets that we send. KernelError.
     """
-    asked = list(hosts)
     # The route itself, not one path that was picked of it.
-    head = RTMSG.pack(AF_INET, 32, 32, 0, 0, 0, 0, 0, _RTM_F_FIB_MATCH)
+    routes = _routes(rtnl, list(hosts), uplink, _RTM_F_FIB_MATCH)
+    found = {host: _hop(body, host, mtu) if body else None for host, body in routes.items()}
+    # Of several paths over one interface, the one that the kernel picks by the addresses. Left to
+    # the programs it would be the first one, for all peers: they have to say the interface.
+    several = {host: hop for host, hop in found.items() if hop and hop.next_hop is None}
+    for host, body in _routes(rtnl, list(several), uplink, 0).items():
+        found[host] = _picked(several[host], body, host)
+    return found
+
+
+def _routes(
+    rtnl: Rtnl, hosts: Sequence[IPv4Address], uplink: Uplink, flags: int
+) -> dict[IPv4Address, bytes | None]:
+    """The kernel's answer for each host; None: it has no route."""
+    head = RTMSG.pack(AF_INET, 32, 32, 0, 0, 0, 0, 0, flags)
     source = attribute(_RTA_SRC, uplink.address.packed)
-    requests = [Message(RTM_GETROUTE, 0, head + attribute(RTA_DST, host.packed) + source) for host in asked]
-    found = {}
-    for host, (code, body) in zip(asked, rtnl.ask(requests), strict=True):
+    requests = [Message(RTM_GETROUTE, 0, head + attribute(RTA_DST, host.packed) + source) for host in hosts]
+    found: dict[IPv4Address, bytes | None] = {}
+    for host, (code, body) in zip(hosts, rtnl.ask(requests), strict=True):
         if code and code not in _NO_ROUTE:
             raise KernelError(f"route to {host}: {os.strerror(code)}")
-        found[host] = None if code else _hop(body, host, mtu)
+        found[host] = None if code else body
     return found
+
+
+def _picked(hop: Hop, body: bytes | None, host: IPv4Address) -> Hop:
+    """With the next hop of the answer, if it is about the same interface: the route may have changed."""
+    route = attributes(body, RTMSG.size) if body else {}
+    if to_number(route.get(RTA_OIF, b"")) != hop.ifindex:
+        return hop
+    gateway = route.get(_RTA_GATEWAY)
+    return replace(hop, next_hop=IPv4Address(gateway) if gateway else host)
 
 
 def _hop(body: bytes, host: IPv4Address, mtu: int) -> Hop | None:

@@ -47,6 +47,7 @@ from ctl.kernel.rtnl import (
     number,
 )
 from ctl.model import MacAddress
+from ctl.plan import plan_bridge_mtu
 
 log = logging.getLogger(__name__)
 
@@ -219,8 +220,10 @@ class Netlink:
             if found is None or not found.up:
                 self.change(link_messages.changes(ifindex, up=True))
             ours = found is None or found.alias == OWNER
-            if ours and found and found.mtu != want.mtu:
-                self.change(link_messages.changes(ifindex, mtu=want.mtu))
+            if ours and found:
+                mtu = plan_bridge_mtu(found, want.mtu, links.values())
+                if found.mtu != mtu:
+                    self.change(link_messages.changes(ifindex, mtu=mtu))
             wrong = self._bridge_address(ifindex, want, ours)
             if not wrong:
                 self._bridge_route(ifindex, want.address)

@@ -38,6 +38,7 @@ FEATURES: Final = (
     Feature("bpf_redirect_neigh", (5, 10), helper=152),
     Feature("bpf_redirect_peer", (5, 10), helper=155),
     Feature("bpf_ktime_get_coarse_ns", (5, 11), helper=160),
+    Feature("bpf_check_mtu", (5, 12), helper=163),
     Feature("BPF_F_ADJ_ROOM_ENCAP_L2_ETH", (5, 13), flags=ENCAP_FLAGS),
 )
 

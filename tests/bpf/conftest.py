@@ -9,6 +9,11 @@ import pytest
 from ctl.kernel import bpffs
 from ctl.kernel.maps import unpin_all
 from tests.datapath import Datapath
+from tests.lab import Lab
+from tests.namespace import Namespace
+
+PORT = 77
+"""Ifindex of an interface that is nowhere but in the namespace `ports`."""
 
 
 @pytest.fixture
@@ -26,3 +31,12 @@ def pins() -> Iterator[Path]:
     yield path
     unpin_all(path)
     assert not path.exists()
+
+
+@pytest.fixture(scope="module")
+def ports() -> Iterator[Namespace]:
+    """A namespace with one more interface than `lo`."""
+    with Lab() as lab:
+        made = lab.namespace("ports")
+        made.ip("link", "add", "name", "port", "index", str(PORT), "type", "bridge")
+        yield made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from tests import packets
 from tests.datapath import (
     ENDPOINT,
     LOCAL,
+    MONOTONIC_COARSE,
     NODE,
     PEER,
     PEER_MAC,
@@ -215,6 +217,39 @@ def test_a_packet_on_the_kernel_path_renews_the_approval(datapath: Datapath) -> 
     assert datapath.run("from_container", sent()).reason == "flow_expired"
     assert datapath.run("to_overlay", sent(ttl=63), hash=flow_hash(flow_out())).reason == "learned"
     assert datapath.run("from_container", sent()).reason == "encap"
+
+
+@pytest.mark.parametrize(
+    ("proto", "age_s", "left_s"),
+    [
+        (UDP, None, 2.1),  # by then conntrack has to see whether it goes on
+        (UDP, 1.0, 4.0),  # several on the kernel path at once: as it was
+        (UDP, 6.0, 5.0),
+        (UDP, 34.0, 5.0),
+        (UDP, 36.0, 2.1),  # conntrack has forgotten it, and begins anew
+        (TCP, None, 5.0),
+        (TCP, 1.0, 5.0),
+        (ICMP, None, 5.0),
+    ],
+)
+def test_how_long_an_approval_lasts(
+    datapath: Datapath, proto: int, age_s: float | None, left_s: float
+) -> None:
+    l4 = {UDP: packets.udp(b"", 1000, 2000), TCP: packets.tcp(b"", 1000, 2000), ICMP: packets.icmp(b"", 8, 7)}
+    key = flow_out(ICMP, 7, 8 << 8) if proto == ICMP else flow_out(proto)
+    if age_s is not None:
+        datapath.approve(key, age_s=age_s)
+    frame = sent(l4[proto], proto, ttl=63)
+    assert datapath.run("to_overlay", frame, hash=flow_hash(key)).reason == "learned"
+    age = time.clock_gettime_ns(MONOTONIC_COARSE) - datapath.maps.flows()[key].approved_ns
+    assert NODE.approval_ttl_ns - age == pytest.approx(left_s * 1e9, abs=0.5e9)
+
+
+def test_a_short_approval_is_the_same_for_all(datapath: Datapath) -> None:
+    datapath.node(approval_ttl_ns=10**9)
+    datapath.run("to_overlay", sent(ttl=63), hash=flow_hash(flow_out()))
+    age = time.clock_gettime_ns(MONOTONIC_COARSE) - datapath.maps.flows()[flow_out()].approved_ns
+    assert age < 0.5e9
 
 
 def test_a_flow_counts_what_bypassed(datapath: Datapath) -> None:

@@ -17,6 +17,7 @@ from ctl.kernel.maps import RING_BYTES
 from ctl.kernel.source import XDP, XDP_FRAGS
 from ctl.model import Bypass, MacAddress
 from tests import packets
+from tests.bpf.conftest import PORT
 from tests.bpf.test_golden import DELIVERED, FLOWS, FRAMES, ON_B, ON_WIRE, TWO, A, B, Flow, frame, key, peer
 from tests.bpf.test_reasons import IN, Case, approved
 from tests.datapath import (
@@ -41,6 +42,7 @@ from tests.datapath import (
 )
 from tests.fuzz.check import VERDICTS, XDP_ACTIONS, check_xdp
 from tests.fuzz.mutator import draw_wire, furnish
+from tests.namespace import Namespace
 from tests.packets import ACK, FIN, RST, SYN, TCP, VLAN
 
 ETHERNET = MAC.packed + BRIDGE_MAC.packed + b"\x08\0"
@@ -93,14 +95,14 @@ def carried(datapath: Datapath, packet: bytes) -> Result:
     return datapath.deliver(first.packet, first.note)
 
 
-def test_the_note_says_where_to(datapath: Datapath) -> None:
+def test_the_note_says_where_to(datapath: Datapath, ports: Namespace) -> None:
     approved()(datapath)
     note = datapath.xdp(wire(received())).note
     assert note[4:] == struct.pack("=I", LO) + MAC.packed + BRIDGE_MAC.packed
-    datapath.endpoint(LOCAL, replace(ENDPOINT, ifindex=77))
-    datapath.approve(flow_in(ifindex=77))
-    other = datapath.xdp(wire(received())).note
-    assert other[4:8] == struct.pack("=I", 77)
+    datapath.endpoint(LOCAL, replace(ENDPOINT, ifindex=PORT))
+    datapath.approve(flow_in(ifindex=PORT))
+    other = ports.call(lambda: datapath.xdp(wire(received()))).note
+    assert other[4:8] == struct.pack("=I", PORT)
     assert other[:4] != note[:4], "one key would be good for every port"
 
 

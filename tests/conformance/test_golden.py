@@ -155,6 +155,8 @@ def both_ways(wire: Wire, frame: bytes) -> tuple[bytes, bytes]:
     kernel_wire, kernel_delivered = send(wire, frame)
     assert wire.carried() == start, "the first packet was the kernel's to carry"
     ours_wire, ours_delivered = send(wire, frame)
+    if wire.carried() == start:  # so late that the first approval of UDP was over: the next one lasts
+        ours_wire, ours_delivered = send(wire, frame)
     assert wire.carried() == (start[0] + 1, start[1] + 1), "the second packet was ours to carry"
     assert without_ident(ours_wire) == without_ident(kernel_wire)
     assert Tunnel.parse(ours_wire).ip.valid
@@ -224,5 +226,9 @@ def test_a_congestion_mark_on_the_wire_is_treated_as_by_the_kernel(
         assert all(wire.refused(frame, probe) for _ in range(2))
         assert wire.carried()[1] == before
     else:
-        assert wire.injected(frame, probe) == wire.injected(frame, probe)
+        by_kernel = wire.injected(frame, probe)
+        ours = wire.injected(frame, probe)
+        if wire.carried()[1] == before:  # as in both_ways
+            ours = wire.injected(frame, probe)
+        assert ours == by_kernel
         assert wire.carried()[1] == before + 1

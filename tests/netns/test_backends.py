@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -14,6 +15,7 @@ import pytest
 from tests.host import METRICS_PORT, Container, Host
 from tests.lab import Lab
 from tests.process import wait_until
+from tests.stream import TcpSink, tcp_send
 
 
 @contextmanager
@@ -169,3 +171,38 @@ def test_a_backend_that_we_do_not_run_is_refused(lab: Lab) -> None:
     assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
     assert "alloc" in done.stderr
     assert a.footprint() == before
+
+
+def test_a_larger_mtu_waits_for_the_containers_of_the_smaller_one(lab: Lab) -> None:
+    """What does not fit them would be lost at their ports; so who sends it is told."""
+    a, b = lab.host("a"), lab.host("b")
+    lab.init_network()
+    for host in (a, b):
+        host.agent("--bypass", "off")
+    old = b.container("old")
+    restart_with(lab, (a, b), "--backend", "host-gw")
+    new = a.container("new")
+    full = ("ping", "-c1", "-W5", "-M", "do", "-s", str(1500 - 28))
+    refused = new.run(*full, old.address, check=False).stdout
+    assert f"From {b.address} icmp_seq=1 Frag needed and DF set (mtu = 1450)" in refused
+    assert tcp_send_through(new, old) == 1_000_000
+    assert (mtu_of(b), b.subnet_env()["FLANNEL_MTU"]) == (1450, "1500")
+    late = b.container("late")
+    old.remove()
+    wait_until(lambda: mtu_of(b) == 1500, 10, "the bridge follows")
+    new.run(*full, late.address)
+
+
+def mtu_of(host: Host) -> int:
+    """The bridge's."""
+    (link,) = json.loads(host.ip("-j", "link", "show", host.bridge))
+    return int(link["mtu"])
+
+
+def tcp_send_through(source: Container, target: Container) -> int:
+    """Bytes that arrive of a million."""
+    server = TcpSink(target)
+    tcp_send(source, target.address, 1_000_000)
+    (end,) = server.wait_for(1)
+    server.stop()
+    return int(end["bytes"])

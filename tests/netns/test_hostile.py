@@ -485,6 +485,8 @@ def test_the_true_flow_goes_by_ebpf(site: Site) -> None:
 
     before = carried()
     site.send_true()
+    if carried() == before:  # its approval was over: this one has renewed it
+        site.send_true()
     assert carried() == before + (not site.off)
 
 

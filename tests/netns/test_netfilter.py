@@ -90,9 +90,9 @@ def test_drop_rule_holds_for_running_flows_when_their_approval_ends(pair: Pair, 
 def test_flow_flush_makes_a_drop_rule_hold_now(lab: Lab) -> None:
     pair = build(lab, "--approval-ttl", "3600")
     stream = UdpStream(pair.on_a, pair.on_b, pair.on_b.address, rate=2000)
-    stream.advance(1)
+    stream.advance(3)  # the first approval of UDP lasts two seconds
     with rules(pair.a, "test_policy", forward(f"ip daddr {pair.on_b.address} drop")):
-        stream.advance(2)  # the approval lasts an hour
+        stream.advance(2)  # the next one an hour
         pair.a.ovctl("flow", "flush")
         stream.stall(GRACE)
     stream.finish()

@@ -157,6 +157,12 @@ def test_an_fdb_entry_with_more_than_a_host_of_its_own_is_put_right(place: Place
     Fdb(place.rtnl, place.vxlan).apply(Delta(removals=(one,)))
 
 
+def picked(host: Host, target: IPv4Address) -> IPv4Address:
+    """The next hop that the kernel chooses of several."""
+    (route,) = json.loads(host.ip("-j", "route", "get", str(target), "from", host.address))
+    return IPv4Address(route["gateway"])
+
+
 def test_hops_are_as_the_fib_says(place: Place) -> None:
     host, eth0 = place.host, place.uplink.link.ifindex
     near, far, nowhere, spread, two, small, tunnel = (
@@ -175,13 +181,17 @@ def test_hops_are_as_the_fib_says(place: Place) -> None:
         near: Hop(eth0, near),
         far: Hop(eth0, IPv4Address("192.168.77.1")),
         nowhere: None,
-        spread: Hop(eth0, None),
+        spread: Hop(eth0, picked(host, spread)),
         two: None,
         small: Hop(eth0, IPv4Address("192.168.77.1"), 1400),
         tunnel: Hop(place.vxlan, tunnel),
         place.uplink.address: None,
         IPv4Address("203.0.113.1"): None,
     }
+    several = [spread + number for number in range(32)]
+    found = fib.hops(place.rtnl, several, place.uplink, 1500)
+    assert found == {each: Hop(eth0, picked(host, each)) for each in several}
+    assert len(set(found.values())) == 2, "not all peers behind one"
     hosts = [IPv4Address(int(near) - 50 + number % 100) for number in range(1000)]
     assert set(fib.hops(place.rtnl, hosts, place.uplink, 1500)) == set(hosts)
 

@@ -9,7 +9,7 @@ import pytest
 
 from ctl.host import FilterKey, Link, Neighbours
 from ctl.model import HookMode, MacAddress
-from ctl.plan import plan_endpoints, plan_filters, plan_questions, wants_xdp
+from ctl.plan import plan_bridge_mtu, plan_endpoints, plan_filters, plan_questions, wants_xdp
 
 OWN_SUBNET = IPv4Network("172.17.1.0/24")
 
@@ -85,3 +85,22 @@ def test_programs_hang_on_uplink_vxlan_device_and_ports() -> None:
 
 def test_without_programs_nothing_hangs_anywhere() -> None:
     assert plan_filters({}, 2, 3, [5]) == {}
+
+
+@pytest.mark.parametrize(
+    ("ports", "wanted", "has"),
+    [
+        ((), 1500, 1500),
+        ((1450,), 1500, 1450),
+        ((1500, 1450), 1500, 1450),
+        ((1500, 1400), 1500, 1500),  # of their own choice, not the overlay's
+        ((1450,), 1400, 1400),
+        ((1450,), 1450, 1450),
+    ],
+)
+def test_a_larger_mtu_waits_for_containers_of_the_smaller_one(
+    ports: tuple[int, ...], wanted: int, has: int
+) -> None:
+    links = [replace(link(number), mtu=mtu) for number, mtu in enumerate(ports, 10)]
+    others = [link(8, "elsewhere", master=3), link(7, "ovnet-room", "vxlan")]
+    assert plan_bridge_mtu(BRIDGE, wanted, [*links, *others]) == has

@@ -27,7 +27,11 @@ def test_a_kernel_that_has_it_all_is_taken(linux: tuple[int, int]) -> None:
     ("linux", "named"),
     [
         ((5, 12), "BPF_F_ADJ_ROOM_ENCAP_L2_ETH (Linux 5.13)"),
-        ((5, 10), "bpf_ktime_get_coarse_ns (Linux 5.11), BPF_F_ADJ_ROOM_ENCAP_L2_ETH (Linux 5.13)"),
+        (
+            (5, 10),
+            "bpf_ktime_get_coarse_ns (Linux 5.11), bpf_check_mtu (Linux 5.12), "
+            "BPF_F_ADJ_ROOM_ENCAP_L2_ETH (Linux 5.13)",
+        ),
         ((5, 4), "bpf_redirect_peer (Linux 5.10)"),
     ],
     indirect=["linux"],

@@ -105,17 +105,17 @@ class Ring:
     behind it have made of it meanwhile.
     """
 
-    BLOCKS, BLOCK_SIZE, RETIRE_MS = 16, 1 << 20, 5
+    BLOCKS, BLOCK_SIZE, FRAME_SIZE, RETIRE_MS = 512, 1 << 17, 1 << 16, 5
+    """A block is handed over when it is full or RETIRE_MS old, and an exchange is read when it is over:
+    so the blocks are small and many, for one that takes seconds on a busy machine."""
 
     def __init__(self, place: Netns, device: str) -> None:
         self._socket = place.call(lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0))
         self._socket.setsockopt(SOL_PACKET, PACKET_VNET_HDR, 1)
         self._socket.setsockopt(SOL_PACKET, PACKET_VERSION, TPACKET_V3)
-        self._socket.setsockopt(
-            SOL_PACKET,
-            PACKET_RX_RING,
-            struct.pack("=7I", self.BLOCK_SIZE, self.BLOCKS, 1 << 16, self.BLOCKS << 4, self.RETIRE_MS, 0, 0),
-        )
+        frames = self.BLOCKS * self.BLOCK_SIZE // self.FRAME_SIZE
+        wanted = (self.BLOCK_SIZE, self.BLOCKS, self.FRAME_SIZE, frames, self.RETIRE_MS, 0, 0)
+        self._socket.setsockopt(SOL_PACKET, PACKET_RX_RING, struct.pack("=7I", *wanted))
         self._ring = mmap.mmap(self._socket.fileno(), self.BLOCK_SIZE * self.BLOCKS)
         self._block = 0
         self._socket.bind((device, 3))

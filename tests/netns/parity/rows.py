@@ -391,6 +391,15 @@ class Outer:
         return packets.ether(packet, macs[0], macs[1])
 
 
+FOREIGN_SOURCES: Final = {
+    "the sending host's": "192.168.77.11",
+    "another host's": "192.168.77.13",
+    "of nobody, outside of the network": "203.0.113.9",
+    "the receiving host's": "192.168.77.12",
+    "loopback": "127.0.0.1",
+}
+"""Outside of the network: the overlay does not know whose they are."""
+
 ARRIVING: Final = (
     *(
         Outer(
@@ -434,6 +443,10 @@ ARRIVING: Final = (
     Outer("inner fragments", fragments(1400, [2, 0, 1]), "fragment"),
     Outer("inner options", udp(options=bytes([148, 4, 0, 0]), summed=False), "ip_options"),
     Outer("inner packet of MTU size", udp(UDP_MAX)),
+    *(
+        Outer(f"inner source {whose}", udp(src=IPV4(src)), "foreign_source")
+        for whose, src in FOREIGN_SOURCES.items()
+    ),
     Outer("another VNI", udp(), "vxlan_header", vni=2),
     Outer("no VNI", udp(), "vxlan_header", flags=0),
     Outer("a reserved flag", udp(), "vxlan_header", flags=packets.VXLAN_I | 1),
