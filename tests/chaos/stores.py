@@ -58,7 +58,7 @@ def with_etcd(lab: Lab, *network: Any) -> Site:
     )
     wait_until(partial(site.a.listens, port), 60, "the proxy listens")
     site.flags = {**site.flags, "a": (*site.flags["a"], "--store", f"etcd://127.0.0.1:{port}")}
-    site.notes |= {"etcd": etcd, "clock": clock, "delay": delay}
+    site.notes |= {"etcd": etcd, "clock": clock, "delay": delay, "network": network}
     site.agent().stop()
     site.start(program=(sys.executable, "-c", CLOCK, str(clock)))
     return site
@@ -125,7 +125,7 @@ def emptied(site: Site) -> None:
     member.start()
     wait_until(member.healthy, 60, "etcd answers again")
     until_complaint(site, "network is gone from the store")
-    site.lab.init_network()
+    site.lab.init_network(*site.notes["network"])
 
 
 def compacted(site: Site) -> None:
