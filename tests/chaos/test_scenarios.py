@@ -7,6 +7,7 @@ from typing import Final
 
 import pytest
 
+from tests.chaos.containers import with_docker
 from tests.chaos.course import broken_promises, run_course
 from tests.chaos.document import key
 from tests.chaos.full import small
@@ -20,6 +21,9 @@ BY_HAND: Final = {
     "Upgrade: other map layout": "tests/netns/test_downgrade.py goes there and back",
     "Upgrade: downgrade": "tests/netns/test_downgrade.py is it, with more to see",
     "Host: XDP removed": "a site of its own; tests/netns/test_xdp.py has it",
+    "Containers: while no agent runs": "the first clsact on a port loses some of the first packets",
+    "Containers: while it starts": "the first clsact on a port loses some of the first packets",
+    "Containers: hundreds": "as 'a hundred containers', only longer",
     "Store: etcd cut off": "half a minute of waiting for a silence to be noticed",
     "Store: etcd slow": "half a minute of waiting for slow replies",
     "Store: etcd compacted": "half a minute of waiting for a silence to be noticed",
@@ -33,6 +37,7 @@ COURSES: Final = {
     "agent": (pair, ("Agent: ", "Store: SQLite")),
     "upgrade": (pair, ("Upgrade: ",)),
     "host": (pair, ("Host: ",)),
+    "docker": (with_docker, ("Containers: docker",)),
     "etcd": (with_room, ("Store: etcd", "Store: clock", "Peer: ")),
     "maps": (small, ("Maps: ",)),
 }
