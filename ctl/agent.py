@@ -206,8 +206,8 @@ class Agent:
                 self._not_before = time.monotonic() + self._gap(changes)
                 self._watch(self._devices())
                 if changes == EVERYTHING:
-                    # What failed leaves cycles (an exception and its frames), which by our thresholds would
-                    # wait for long, and malloc's heap grow meanwhile. Peers have grown old: left out.
+                    # A start leaves 16 MB in cycles, and each failure some (an exception and its frames),
+                    # which by our thresholds would wait for hours. Peers have grown old: left out.
                     gc.collect(1)
             self._log_drops()
             notify("WATCHDOG=1")

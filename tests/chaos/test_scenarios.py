@@ -21,8 +21,6 @@ BY_HAND: Final = {
     "Upgrade: other map layout": "tests/netns/test_downgrade.py goes there and back",
     "Upgrade: downgrade": "tests/netns/test_downgrade.py is it, with more to see",
     "Host: XDP removed": "a site of its own; tests/netns/test_xdp.py has it",
-    "Containers: while no agent runs": "the first clsact on a port loses some of the first packets",
-    "Containers: while it starts": "the first clsact on a port loses some of the first packets",
     "Containers: hundreds": "as 'a hundred containers', only longer",
     "Store: etcd cut off": "half a minute of waiting for a silence to be noticed",
     "Store: etcd slow": "half a minute of waiting for slow replies",
@@ -36,7 +34,7 @@ BY_HAND: Final = {
 COURSES: Final = {
     "agent": (pair, ("Agent: ", "Store: SQLite")),
     "upgrade": (pair, ("Upgrade: ",)),
-    "host": (pair, ("Host: ",)),
+    "host": (pair, ("Host: ", "Containers: while")),
     "docker": (with_docker, ("Containers: docker",)),
     "etcd": (with_room, ("Store: etcd", "Store: clock", "Peer: ")),
     "maps": (small, ("Maps: ",)),
