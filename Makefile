@@ -38,12 +38,13 @@ demo: ready ## two hosts, containers, the registry story, in under two minutes (
 test: lint ## lint, then all rings of tests, cheapest first (root)
 	@$(BIN)/python -m tests.rings $(if $(ARGS),-- $(ARGS))
 
-RINGS := unit bpf netns conformance fuzz bench
+RINGS := unit bpf netns conformance chaos fuzz bench
 .PHONY: $(addprefix test-,$(RINGS))
 test-unit: ## one ring: pure functions, no root
 test-bpf: ## one ring: the programs on single packets
 test-netns: ## one ring: hosts in network namespaces
 test-conformance: ## one ring: against independent peers
+test-chaos: ## one ring: each scenario once, short
 test-fuzz: ## one ring: random input
 test-bench: ## one ring: short measurements
 $(addprefix test-,$(RINGS)): test-%: ready

@@ -34,6 +34,7 @@ from ctl.notify import notify, watchdog_seconds
 from ctl.ports import Closing, LeaseStore
 from ctl.reasons import reason
 from ctl.report import AgentReport, ReconcileReport
+from ctl.site import Site
 from ctl.wire import parse_subnet_env
 
 log = logging.getLogger(__name__)
@@ -205,8 +206,8 @@ class Agent:
                 self._not_before = time.monotonic() + self._gap(changes)
                 self._watch(self._devices())
                 if changes == EVERYTHING:
-                    # What failed leaves cycles (an exception and its frames), which by our thresholds would
-                    # wait for long, and malloc's heap grow meanwhile. Peers have grown old: left out.
+                    # A start leaves 16 MB in cycles, and each failure some (an exception and its frames),
+                    # which by our thresholds would wait for hours. Peers have grown old: left out.
                     gc.collect(1)
             self._log_drops()
             notify("WATCHDOG=1")
@@ -300,17 +301,24 @@ class Agent:
                 changes |= EVERYTHING
             self._watch(self._devices())
         site = node.site(network, lease)
-        peers = changes & _PEERS if snapshot is not None else frozenset()
-        if peers and snapshot:
+        if snapshot and changes & _PEERS:
             steps.take(backend.reconcile_routes, site, snapshot.leases, changes)
         if Change.FIREWALL in changes:
             steps.take(node.reconcile_firewall, network, lease)
         if Change.DEVICES in changes:
-            steps.take(backend.load, site)
-        if peers:
+            changes |= self._load(steps, site)
+        if snapshot and changes & _PEERS:
             steps.take(backend.reconcile_maps, site)
         if changes & {Change.PORTS, Change.FILTERS, Change.DEVICES}:
             steps.take(backend.reconcile_ports, site)
+
+    def _load(self, steps: _Steps, site: Site) -> frozenset[Change]:
+        """Maps and programs; returns what has to be done because of them: new maps are empty."""
+        backend = self._node.backend
+        assert backend is not None
+        before = backend.maps
+        steps.take(backend.load, site)
+        return EVERYTHING if backend.maps is not before else frozenset()
 
     def _follow_uplink(self) -> bool:
         """True if our address or the interface changed: the lease and the rules have to say so."""

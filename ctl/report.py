@@ -184,6 +184,7 @@ def health(report: AgentReport, now: float, fill: Fill | None = None) -> tuple[b
         *([] if report.store.up else [f"store {report.store.url} unreachable: {report.store.error}"]),
         *(_lease_trouble(report.lease, now) if report.lease else []),
         *full_maps(fill or {}),
+        *_no_shortcut(report),
     ]
     return not why, why
 
@@ -248,6 +249,14 @@ def _overdue(reconcile: ReconcileReport, now: float) -> list[str]:
     if age <= STALE_RECONCILES * reconcile.interval + STALE_GRACE:
         return []
     return [f"last successful reconcile was {age:.0f} s ago" + _because(reconcile.error)]
+
+
+def _no_shortcut(report: AgentReport) -> list[str]:
+    """Where programs are wanted, nothing failed, and none are there: `problems` says why."""
+    wanted = report.backend == "vxlan" and report.bypass is not Bypass.OFF
+    if not wanted or report.program or not report.ready or report.reconcile.error:
+        return []
+    return ["eBPF carries nothing: no programs are loaded"]
 
 
 def _failing(reconcile: ReconcileReport) -> list[str]:

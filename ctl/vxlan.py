@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Interface
 from typing import Final
 
-from ctl.abi import NO_MAC, NODE_F_PEERS_INCOMPLETE, NODE_F_XDP, EndpointEntry, NodeEntry
+from ctl.abi import LAYOUT, NO_MAC, NODE_F_PEERS_INCOMPLETE, NODE_F_XDP, EndpointEntry, NodeEntry
 from ctl.config import Settings
 from ctl.errors import ForeignProgram
 from ctl.hook import UplinkHook
@@ -76,7 +76,8 @@ class VxlanBackend:
         self._hook.preflight(link)
         if why := self._filters.foreign(link.ifindex, ingress=True):
             raise ForeignProgram(f"{link.name}: {why}: remove it, or run with --bypass=off")
-        self._ahead = loader.compile_ahead(self._settings.bpffs, self._settings.state_dir)
+        if maps.newer_layout(self._settings.bpffs) is None:
+            self._ahead = loader.compile_ahead(self._settings.bpffs, self._settings.state_dir)
 
     def lost(self) -> frozenset[Change]:
         """Programs of uplink and tunnel that someone took off: of tcx there are no events.
@@ -128,6 +129,8 @@ class VxlanBackend:
         """Maps and programs: adopted, or made. The kernel path is in place already."""
         settings = self._settings
         self._sysctls(site)
+        if self.maps is None and self._left_to_newer(site):
+            return
         if self.maps is None:
             bpffs.ensure(str(settings.bpffs))
             wanted = maps.specs(settings.peers_max, settings.endpoints_max, settings.flows_max)
@@ -148,6 +151,30 @@ class VxlanBackend:
             self.programs = loader.load(self.maps, settings.bpffs, settings.state_dir, ahead)
             self._filters.programs = self.programs.by_name
             log.info("datapath %s loaded", self.programs.digest)
+
+    def _left_to_newer(self, site: Site) -> bool:
+        """Whether a newer version's pins are here: then eBPF carries nothing, and somebody has to decide.
+
+        What it has pinned stays for its return. Its programs are taken off the interfaces: nobody
+        fills the maps that they go by. (How it attaches is known: filters, links and XDP of ours.)
+        """
+        settings = self._settings
+        newer = None if settings.bypass is Bypass.OFF else maps.newer_layout(settings.bpffs)
+        if newer is None:
+            self._seen.problems["pins"] = ()
+            return False
+        text = (
+            f"pins of a newer version under {settings.bpffs} (layout {newer}, this one has {LAYOUT}): "
+            f"refused, the kernel path carries all; "
+            f"run that version again, or remove {settings.bpffs}/v{newer}"
+        )
+        if self._seen.problems.get("pins") != (text,):
+            log.warning("%s", text)
+        self._seen.problems["pins"] = (text,)
+        links = self._netlink.links()
+        self._hook.reconcile(links, site.uplink.link.ifindex, None)
+        apply("filters", self._filters, diff({}, self._filters.read_on(links)), self._seen)
+        return True
 
     def _sysctls(self, site: Site) -> None:
         """Conntrack has to be lenient only while it does not see everything."""
@@ -227,7 +254,7 @@ class VxlanBackend:
                 self._attach_xdp(site, links, delivers)
         if self._first_look:
             loader.drop_others(self._settings.bpffs, self.programs.digest if self.programs else "")
-            maps.unpin_other_layouts(self._settings.bpffs)
+            maps.unpin_older_layouts(self._settings.bpffs)
             self._first_look = False
 
     def _attach_xdp(self, site: Site, links: Mapping[int, Link], delivers: bool) -> None:

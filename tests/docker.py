@@ -18,6 +18,7 @@ Traps, each met on Debian's docker.io 20.10:
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
@@ -96,8 +97,7 @@ class Dockerd:
             place.mkdir()
             host.lab.at_close(place.rmdir)
         hide = "".join(f"mount -t tmpfs tmpfs {place} && " for place in PRIVATE)
-        self.daemon = host.popen(
-            "unshare", "--mount", "sh", "-c", f'{hide}exec dockerd "$@"', "dockerd",
+        self._arguments = (
             "--host", self.socket,
             "--config-file", str(self.root / "daemon.json"),
             "--data-root", str(self.root / "data"),
@@ -108,8 +108,23 @@ class Dockerd:
             "--shutdown-timeout", "1",
             *flags,
         )  # fmt: skip
-        wait_until(self._answers, 60, lambda: f"dockerd on {host.name} answers\n{self.daemon.log()}")
+        self._start("unshare", "--mount", "sh", "-c", f'{hide}exec dockerd "$@"', "dockerd")
         self._import_image()
+
+    def _start(self, *program: str) -> None:
+        """Run dockerd by `program`, to which its arguments are added; returns when it answers."""
+        self.daemon = self.host.popen(*program, *self._arguments)
+        wait_until(self._answers, 60, lambda: f"dockerd on {self.host.name} answers\n{self.daemon.log()}")
+
+    def restart(self) -> None:
+        """As systemd does it. Containers live on if the daemon runs with `--live-restore`."""
+        # What it goes on with, containerd's sockets, is in the mount namespace that it had.
+        mounts = os.open(f"/proc/{self.daemon.pid}/ns/mnt", os.O_RDONLY)
+        try:
+            self.daemon.stop()
+            self._start("nsenter", f"--mount=/proc/{os.getpid()}/fd/{mounts}", "dockerd")
+        finally:
+            os.close(mounts)
 
     @property
     def socket(self) -> str:

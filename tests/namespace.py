@@ -14,6 +14,7 @@ import threading
 import urllib.request
 from collections.abc import Callable, Mapping
 from functools import partial
+from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
 
@@ -113,12 +114,15 @@ class Netns:
         return result[0]
 
     def http(self, url: str, seconds: float = 5) -> tuple[int, str]:
-        """GET from inside: status and body; OSError if nobody answers."""
+        """GET from inside: status and body; OSError if nobody answers, or not to the end."""
 
         def fetch() -> tuple[int, str]:
             opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Lenient())
-            with opener.open(url, timeout=seconds) as response:
-                return response.status, response.read().decode()
+            try:
+                with opener.open(url, timeout=seconds) as response:
+                    return response.status, response.read().decode()
+            except HTTPException as error:  # killed in the middle of its answer
+                raise ConnectionError(f"{url}: {error!r}") from error
 
         return self.call(fetch)
 

@@ -33,6 +33,7 @@ RINGS = {
     "bpf": Ring("the programs on single packets, in the kernel"),
     "netns": Ring("hosts in network namespaces"),
     "conformance": Ring("against independent peers"),
+    "chaos": Ring("what goes wrong, under traffic, once each"),
     "fuzz": Ring("random input, a short run"),
     "bench": Ring("measurements, a short run"),
 }

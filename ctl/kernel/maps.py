@@ -297,18 +297,35 @@ def unpin_all(root: str | Path) -> bool:
     if not top.is_dir() or not bpffs.holds(top):
         return False
     with refused(f"cannot remove the pins under {top}"):
-        layouts = [path for path in top.iterdir() if _LAYOUT.fullmatch(path.name) and _is_own_dir(path)]
-        removed = [_unpin_layout(path) for path in layouts]
+        removed = [_unpin_layout(path) for _, path in _layouts(top)]
         return bpffs.remove_empty(top) or any(removed)
 
 
-def unpin_other_layouts(root: str | Path) -> None:
-    """Remove what another version has pinned below `root`: last, when nobody uses it. KernelError."""
-    top = Path(root)
-    with refused(f"cannot remove the pins under {top}"):
-        for path in top.iterdir():
-            if _LAYOUT.fullmatch(path.name) and path != layout_dir(root) and _is_own_dir(path):
+def unpin_older_layouts(root: str | Path) -> None:
+    """Remove what earlier versions have pinned below `root`: last, when nobody uses it. KernelError."""
+    with refused(f"cannot remove the pins under {root}"):
+        for number, path in _layouts(Path(root)):
+            if number < abi.LAYOUT:
                 _unpin_layout(path)
+
+
+def newer_layout(root: str | Path) -> int | None:
+    """The highest layout that is pinned below `root` and that this version does not know. KernelError."""
+    with refused(f"cannot look at {root}"):
+        pinned = (number for number, path in _layouts(Path(root)) if any(path.glob("*/*")))
+        highest = max(pinned, default=abi.LAYOUT)
+    return highest if highest > abi.LAYOUT else None
+
+
+def _layouts(root: Path) -> list[tuple[int, Path]]:
+    """Numbers and directories of the layouts that are there."""
+    if not root.is_dir():
+        return []
+    return [
+        (int(path.name[1:]), path)
+        for path in root.iterdir()
+        if _LAYOUT.fullmatch(path.name) and _is_own_dir(path)
+    ]
 
 
 _LAYOUT: Final = re.compile(r"v[0-9]+")

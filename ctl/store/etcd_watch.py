@@ -42,7 +42,7 @@ FIRST_LIST_S: Final = 10.0
 class Pace:
     """How often a watch doubts what it hears, seconds."""
 
-    probe: float = 15.0
+    probe: float = 10.0
     """Of silence, until the member is asked whether it is still there."""
     full_list: float = 300.0
 
@@ -268,19 +268,24 @@ class Watch:
     def _doubt(self) -> None:
         listed = time.monotonic()
         every = self._pace.full_list * random.uniform(0.8, 1.2)
-        while not self._closing.wait(self._pace.probe):
+        asked = time.monotonic()
+        # Until the silence has lasted, not at a beat of our own, which it could just have missed.
+        while not self._closing.wait(self._pace.probe - self._silent_for(asked)):
             try:
-                if self._silent_for() >= self._pace.probe:
+                if self._silent_for(asked) >= self._pace.probe:
                     self._probe()
+                    asked = time.monotonic()
                 if self._error is None and time.monotonic() - listed >= every:
                     listed = time.monotonic()
                     self.refresh()
             except StoreError:
                 # Whether it has really gone, the other thread finds out by opening a new stream.
+                asked = time.monotonic()
                 self._abort()
 
-    def _silent_for(self) -> float:
-        return time.monotonic() - self._heard
+    def _silent_for(self, asked: float) -> float:
+        """Seconds since the stream said something, or its member was asked (at `asked`)."""
+        return time.monotonic() - max(self._heard, asked)
 
     def _probe(self) -> None:
         """Ask the stream's member; what it reads, a quorum has agreed to."""

@@ -16,10 +16,11 @@ from ctl.kernel.maps import (
     create_or_adopt,
     layout_dir,
     mismatch,
+    newer_layout,
     open_maps,
     specs,
     unpin_all,
-    unpin_other_layouts,
+    unpin_older_layouts,
 )
 
 SPECS = specs(64, 64, 64)
@@ -50,14 +51,30 @@ def test_unpin_all_leaves_nothing_of_any_layout(pins: Path, foreign: int) -> Non
     assert unpin_all(pins) is False
 
 
-def test_what_another_version_left_is_removed_and_ours_stays(pins: Path, foreign: int) -> None:
+def test_what_an_earlier_version_left_is_removed_and_the_rest_stays(pins: Path, foreign: int) -> None:
     create_or_adopt(pins, SPECS).close()
-    for place in ("v1/maps", "v1/progs-0123456789abcdef", "v99/maps", "theirs/maps"):
+    for place in ("v0/maps", "v0/progs-0123456789abcdef", "v99/maps", "theirs/maps"):
         (pins / place).mkdir(parents=True)
         bpf.obj_pin(foreign, str(pins / place / "from_wire"))
-    unpin_other_layouts(pins)
-    assert sorted(path.name for path in pins.iterdir()) == ["theirs", f"v{abi.LAYOUT}"]
+    unpin_older_layouts(pins)
+    assert sorted(path.name for path in pins.iterdir()) == sorted(["theirs", f"v{abi.LAYOUT}", "v99"])
     assert mismatch(pins, SPECS) is None
+
+
+def test_a_newer_version_is_known_by_what_it_has_pinned(pins: Path, foreign: int) -> None:
+    assert newer_layout(pins / "missing") is None
+    create_or_adopt(pins, SPECS).close()
+    for place in ("v0/maps", "v98/maps", "v99/maps", "theirs/maps"):
+        (pins / place).mkdir(parents=True)
+    (pins / "v97").symlink_to(pins / "theirs")
+    for place in ("v0/maps", "theirs/maps"):
+        bpf.obj_pin(foreign, str(pins / place / "peers"))
+    assert newer_layout(pins) is None, "nothing is pinned in empty directories"
+    bpf.obj_pin(foreign, str(pins / "v98" / "maps" / "peers"))
+    assert newer_layout(pins) == 98
+    (pins / "v99" / "progs-feed").mkdir()
+    bpf.obj_pin(foreign, str(pins / "v99" / "progs-feed" / "from_wire"))
+    assert newer_layout(pins) == 99
 
 
 def test_unpin_all_leaves_what_is_not_ours(pins: Path, foreign: int) -> None:

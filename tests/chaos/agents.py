@@ -76,16 +76,18 @@ def out_of_memory(site: Site) -> None:
     site.agent().stop()
     agent = site.start(program=("sh", "-c", 'echo $$ > "$0"; exec "$@"', memory.procs, *ovctl_argv()))
     try:
-        memory.squeeze()
-        wait_until(lambda: _asked_until_dead(agent), 30, "the kernel ends an agent that wants more memory")
+        wait_until(
+            lambda: _squeezed_to_death(agent, memory), 30, "the kernel ends an agent that wants more memory"
+        )
         assert memory.kills() > 0, "it was the control group that ended it"
     finally:
         memory.remove()
     site.start()
 
 
-def _asked_until_dead(agent: Agent) -> bool:
-    """A scrape needs memory."""
+def _squeezed_to_death(agent: Agent, memory: Memory) -> bool:
+    """A scrape needs memory. At first there are pages of files to give up for it, so again and again."""
+    memory.squeeze()
     agent.ready()
     with suppress(OSError):
         agent.host.http("http://127.0.0.1:9475/metrics", seconds=1)

@@ -29,6 +29,8 @@ RATE: Final = 20
 """New TCP connections, and new UDP flows, a second."""
 PATIENCE_S: Final = 8.0
 """A flow that has not succeeded by then has failed."""
+MOST: Final = 5000
+"""Failures that are told one by one."""
 BLOCK: Final = 32 << 10
 PAUSE_S: Final = 0.02
 _STREAM, _FRESH = b"s", b"f"
@@ -84,7 +86,7 @@ class Client:
         self.stop = asyncio.Event()
         self.fresh: Counter[str] = Counter()
         self.failures: list[tuple[float, str]] = []
-        """When they were begun (wall clock), and what became of them: the first hundred."""
+        """When they were begun (wall clock), and what became of them: the first thousands."""
         self.stream: dict[str, object] = {}
         self.lag = 0.0
         """Seconds for which we were not run, at the worst."""
@@ -119,7 +121,7 @@ class Client:
 
     def _failed(self, kind: str, how: str, begun: float, why: str) -> None:
         self.fresh[f"{kind}_{how}"] += 1
-        if len(self.failures) < 100:
+        if len(self.failures) < MOST:
             self.failures.append((begun, f"{kind} {how}: {why}"))
 
     async def _tcp(self) -> int:

@@ -6,7 +6,7 @@ Two streams to the container at PEER, and the same two from it:
     options    a quarter of that, port PORT + 1: with an IP option, so always by the kernel path
 
 SIGUSR2 begins the sending, SIGUSR1 ends it, SIGTERM ends the program. Each 0.1 s a JSON line: per stream
-how many were sent and have arrived; the last line has `final` and everything that was counted.
+how many were sent and have arrived until `at` (ns); the last has `final` and everything that was counted.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def main() -> int:
                 stream.send(now)
             stream.receive()
         if now - spoke > 0.1:
-            say({stream.name: stream.brief() for stream in streams} | {"ended": signal.SIGUSR1 in told})
+            state = {"ended": signal.SIGUSR1 in told, "at": time.time_ns()}
+            say({stream.name: stream.brief() for stream in streams} | state)
             spoke = now
         time.sleep(max(0.0, now + TICK_S - time.monotonic()))
     for stream in streams:

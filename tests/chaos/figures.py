@@ -44,15 +44,17 @@ class Way:
 
     def lost_outside(self, windows: Windows) -> int:
         """By the network, and sent in none of these times."""
-        return max(0, sum(self._outside(loss, windows) for loss in self.losses) - self.starved)
+        return max(0, sum(self.outside(loss, windows) for loss in self.losses) - self.starved)
 
-    def _outside(self, loss: Loss, windows: Windows) -> int:
+    def outside(self, loss: Loss, windows: Windows) -> int:
         """How many of these; those that go on for longer than the window are outside, too."""
-        for begin, end in windows:
-            if loss.before >= begin and loss.after <= end:
-                most = self.rate * ((end - max(loss.after, begin)) / 1e9 + SLACK_S)
-                return max(0, loss.count - int(most))
-        return loss.count
+        return min([loss.count, *(self._beyond(loss, begin, end) for begin, end in windows)])
+
+    def _beyond(self, loss: Loss, begin: int, end: int) -> int:
+        if loss.before < begin or loss.after > end:
+            return loss.count
+        most = self.rate * ((end - max(loss.after, begin)) / 1e9 + SLACK_S)
+        return max(0, loss.count - int(most))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +90,7 @@ class Side:
         Sending again is no sign of a loss where nobody ran to answer for longer than TCP waits.
         """
         return [why for at, why in self.failures
-                if not any(begin / 1e9 - ROUND_S <= at <= end / 1e9 for begin, end in windows)
+                if not under_way(at, windows)
                 and ("again" not in why or self.lag < STARVED_S)]  # fmt: skip
 
 
@@ -107,11 +109,11 @@ class Figures:
 
     def lost(self, stream: str | None = None) -> int:
         """Datagrams that the network lost."""
-        return sum(way.lost for way in self._of(stream))
+        return sum(way.lost for way in self.of(stream))
 
     def lost_outside(self, windows: Windows, stream: str) -> int:
         """The same, of those that were sent in none of these times."""
-        return sum(way.lost_outside(windows) for way in self._of(stream))
+        return sum(way.lost_outside(windows) for way in self.of(stream))
 
     def failed_outside(self, windows: Windows) -> list[str]:
         """New flows that failed and were under way in none of these times."""
@@ -122,7 +124,8 @@ class Figures:
         """For how long the programs of the instrument were not run, at the worst."""
         return max(side.lag for side in self.sides) * 1e3
 
-    def _of(self, stream: str | None) -> Iterable[Way]:
+    def of(self, stream: str | None) -> Iterable[Way]:
+        """The ways of one stream; None: of all."""
         return [way for way in self.ways if stream in (None, way.stream)]
 
     @property
@@ -165,6 +168,11 @@ class Figures:
     def whole(self) -> bool:
         """Whether both TCP streams arrived as they were sent."""
         return all(side.stream_whole for side in self.sides)
+
+
+def under_way(at: float, windows: Windows) -> bool:
+    """Whether a new flow that was begun at `at` (s) can have met one of these times."""
+    return any(begin / 1e9 - ROUND_S <= at <= end / 1e9 for begin, end in windows)
 
 
 def way(name: str, stream: str, rate: float, sent: int, facts: Mapping[str, Any], now: int) -> Way:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from functools import partial
 from typing import Final
 
 from tests.chaos.scenario import ALL, KERNEL_PATH, Scenario, Sight
@@ -64,11 +63,11 @@ def detached(site: Site) -> None:
     detach(site.a, *devices(site))
 
 
-def put_filters(site: Site, priority: int) -> None:
+def put_filters(site: Site) -> None:
     """Filters of someone, which pass everything, before all programs of ours."""
     for device, side in zip(devices(site), ("ingress", "egress", "ingress"), strict=True):
         site.a.run("tc", "qdisc", "add", "dev", device, "clsact")
-        site.a.run("tc", "filter", "add", "dev", device, side, "prio", str(priority), "protocol", "ip",
+        site.a.run("tc", "filter", "add", "dev", device, side, "prio", "10", "protocol", "ip",
                    "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
 
 
@@ -77,30 +76,33 @@ def filtered(site: Site) -> bool:
     return whole(site) and {each.at for each in programs(site.a, DEVICE)} == {"clsact"}
 
 
-def filters_gone(site: Site) -> None:
+def filters_come_and_go(site: Site) -> None:
+    """Ours go behind them, and forward again."""
+    put_filters(site)
+    wait_until(lambda: filtered(site), 20, site.log)
     for device in devices(site):
         site.a.run("tc", "qdisc", "del", "dev", device, "clsact")
-    wait_until(lambda: whole(site), 20, "our programs are back")
+
+
+def linked(site: Site) -> bool:
+    """Ours are where they were."""
+    return whole(site) and {each.at for each in programs(site.a, DEVICE)} == {"tcx"}
 
 
 def taken_by_someone(site: Site) -> None:
-    """Someone's filter, which passes everything, would come behind ours."""
+    """Someone's filter, which passes everything, would come behind ours; later it goes."""
     port = site.one.port
     site.a.run("tc", "qdisc", "add", "dev", port, "clsact")
     site.a.run("tc", "filter", "add", "dev", port, "ingress", "prio", "50000", "protocol", "ip",
                "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
+    wait_until(lambda: left_alone(site), 20, site.log)
+    site.a.run("tc", "qdisc", "del", "dev", port, "clsact")
 
 
 def left_alone(site: Site) -> bool:
     """The port is named as the kernel path's: that is all that the agent may do."""
     ports = [port["name"] for port in site.a.status()["kernel_ports"]]
     return ports == [site.one.port]
-
-
-def given_back(site: Site) -> None:
-    """Someone takes it away again."""
-    site.a.run("tc", "qdisc", "del", "dev", site.one.port, "clsact")
-    wait_until(lambda: whole(site), 20, "our programs are back")
 
 
 def event(site: Site) -> None:
@@ -246,22 +248,22 @@ SCENARIOS: Final = (
     Scenario(
         GROUP,
         "others' filters",
-        "someone's filters come, with a qdisc `clsact`, on uplink, vxlan device and port",
-        partial(put_filters, priority=10),
-        filtered,
+        "someone's filters come, with a qdisc `clsact`, on uplink, vxlan device and port, and go",
+        filters_come_and_go,
+        linked,
         Sight(metric=OPERATIONS),
         ALL,
         DEACTIVATED,
-        restore=filters_gone,
     ),
     Scenario(
         GROUP,
         "program in the way",
-        "someone's filter comes on a port, at a priority behind ours",
+        "someone's filter comes on a port, at a priority behind ours, and goes",
         taken_by_someone,
-        left_alone,
-        Sight(status="filter of someone else"),
-        restore=given_back,
+        linked,
+        Sight(status="would not see what our program redirects"),
+        ALL,
+        DEACTIVATED,
     ),
     Scenario(
         GROUP,

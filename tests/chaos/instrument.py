@@ -59,16 +59,16 @@ class Instrument:
 
     def flows(self, seconds: float = 20) -> None:
         """Return when of all streams arrives what is sent from now on; TimedOut if it does not."""
-        sent = [{stream: found[stream]["sent"] for stream in datagrams.SHARE} for found in self.progress()]
+        now = time.time_ns()
+        # What was printed before now may be of before the event that is asked about.
+        wait_until(lambda: all(found["at"] >= now for found in self.progress()), seconds, "all is told", 0.01)
+        sent = [found[stream]["sent"] for found in self.progress() for stream in datagrams.SHARE]
 
         def arrive() -> bool:
             highest = [
                 found[stream]["highest"] for found in reversed(self.progress()) for stream in datagrams.SHARE
             ]
-            return all(
-                now > then
-                for now, then in zip(highest, [n for each in sent for n in each.values()], strict=True)
-            )
+            return all(number >= count for number, count in zip(highest, sent, strict=True))
 
         wait_until(arrive, seconds, lambda: f"all streams arrive: {self.progress()}", 0.01)
 

@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from tests.chaos.instrument import Instrument
 from tests.chaos.scenario import Outcome, Scenario
@@ -57,6 +58,36 @@ class Watch:
         return None if self.seen_at is None else (self.seen_at - self.began) * 1e3
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A scenario that was done once; times in ns since the epoch."""
+
+    scenario: Scenario
+    begin: int
+    mended: int
+    log: str
+    """What the agent of a said until it was mended."""
+    complaints: frozenset[str]
+    detected_ms: float | None
+
+
+def once(site: Site, scenario: Scenario, instrument: Instrument, after: float = AFTER_S) -> Turn:
+    """Do it, wait until it is mended, look on for `after` seconds, put the site back."""
+    watch = Watch(site, scenario)
+    begin = time.time_ns()
+    try:
+        scenario.act(site)
+        wait_until(lambda: scenario.mended(site), scenario.limit, lambda: f"mended\n{site.log()}", 0.01)
+        instrument.flows()
+    finally:
+        mended = time.time_ns()
+        detected = watch.close()
+    turn = Turn(scenario, begin, mended, watch.log(), frozenset(watch.complaints), detected)
+    instrument.advance(after)
+    scenario.restore(site)
+    return turn
+
+
 def run(
     site: Site,
     scenario: Scenario,
@@ -67,29 +98,20 @@ def run(
 ) -> Outcome:
     """Do it so many times, and again for at least `seconds`. The site is as before afterwards."""
     instrument = Instrument(site.one, site.two)
-    windows: list[tuple[int, int]] = []
-    log = ""
-    named: set[str] = set()
-    detected: list[float] = []
+    turns: list[Turn] = []
     instrument.begin()
     instrument.advance(BEFORE_S)
     deadline = time.monotonic() + seconds
-    while len(windows) < times or time.monotonic() < deadline:
-        progress(f"{scenario.group}: {scenario.name}" + (f" ({len(windows) + 1})" if windows else ""))
-        watch = Watch(site, scenario)
-        begin = time.time_ns()
-        try:
-            scenario.act(site)
-            wait_until(lambda: scenario.mended(site), scenario.limit, lambda: f"mended\n{site.log()}", 0.01)
-            instrument.flows()
-        finally:
-            windows.append((begin, time.time_ns()))
-            first = watch.close()
-        detected += [] if first is None else [first]
-        log, named = log + watch.log(), named | watch.complaints
-        instrument.advance(AFTER_S)
-        scenario.restore(site)
+    while len(turns) < times or time.monotonic() < deadline:
+        progress(f"{scenario.group}: {scenario.name}" + (f" ({len(turns) + 1})" if turns else ""))
+        turns.append(once(site, scenario, instrument))
     figures = instrument.finish()
     scenario.finish(site)
-    mended = max(end - begin for begin, end in windows) / 1e6
-    return Outcome(figures, windows, max(detected, default=None), mended, log, frozenset(named))
+    return Outcome(
+        figures,
+        [(turn.begin, turn.mended) for turn in turns],
+        max((turn.detected_ms for turn in turns if turn.detected_ms is not None), default=None),
+        max(turn.mended - turn.begin for turn in turns) / 1e6,
+        "".join(turn.log for turn in turns),
+        frozenset().union(*(turn.complaints for turn in turns)),
+    )

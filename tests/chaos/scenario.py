@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -89,14 +89,15 @@ def broken(scenario: Scenario, outcome: Outcome) -> list[str]:
         found.append(f"{figures.duplicates} datagrams came twice")
     found += [f"TCP stream of {side.name} is not whole: {side.stream_error or 'other bytes'}"
               for side in figures.sides if not side.stream_whole]  # fmt: skip
-    return [*found, *_unseen(scenario.sight, outcome)]
+    return [*found, *unseen(scenario.sight, outcome.log, outcome.complaints)]
 
 
-def _unseen(sight: Sight, outcome: Outcome) -> list[str]:
+def unseen(sight: Sight, log: str, complaints: Collection[str]) -> list[str]:
+    """What the operator should have seen, and could not."""
     found = []
-    if sight.log and not re.search(sight.log, outcome.log):
+    if sight.log and not re.search(sight.log, log):
         found.append(f"the log has no line like: {sight.log}")
-    if sight.status and not any(sight.status in line for line in outcome.complaints):
+    if sight.status and not any(sight.status in line for line in complaints):
         found.append(f"status did not say: {sight.status}")
     return found
 

@@ -42,8 +42,8 @@ def with_etcd(lab: Lab, *network: Any) -> Site:
     """
     etcd = lab.etcd()
     clock, delay = lab.dir / "clock-offset", lab.dir / "reply-delay"
-    clock.write_text("0")
-    delay.write_text("0")
+    tell(clock, 0)
+    tell(delay, 0)
     # Doubts last for one interval: a minute would be long for a test.
     site = pair(lab, "--resync-interval", "10", network=network)
     (port,) = free_ports(1)
@@ -58,10 +58,17 @@ def with_etcd(lab: Lab, *network: Any) -> Site:
     )
     wait_until(partial(site.a.listens, port), 60, "the proxy listens")
     site.flags = {**site.flags, "a": (*site.flags["a"], "--store", f"etcd://127.0.0.1:{port}")}
-    site.notes |= {"etcd": etcd, "clock": clock, "delay": delay}
+    site.notes |= {"etcd": etcd, "clock": clock, "delay": delay, "network": network}
     site.agent().stop()
     site.start(program=(sys.executable, "-c", CLOCK, str(clock)))
     return site
+
+
+def tell(file: Path, seconds: float) -> None:
+    """Write what others read all the time: whole or not at all."""
+    new = file.with_name(f"{file.name}.new")
+    new.write_text(str(seconds))
+    new.rename(file)
 
 
 def etcd_of(site: Site) -> Etcd:
@@ -107,12 +114,12 @@ def cut_off(site: Site) -> None:
 def slow(site: Site) -> None:
     """Each reply is late while a peer's lease comes, is followed, and goes."""
     etcd, delay = etcd_of(site), Path(site.notes["delay"])
-    delay.write_text(str(SLOW_S))
+    tell(delay, SLOW_S)
     put_lease(etcd, "172.17.201.0-24", "192.168.77.201")
     wait_until(lambda: "172.17.201.0/24" in site.a.ip("route"), 60, "a slow store is followed")
     etcd.ctl("del", key("172.17.201.0-24"))
     wait_until(lambda: "172.17.201.0/24" not in site.a.ip("route"), 60, "a slow store is followed")
-    delay.write_text("0")
+    tell(delay, 0)
 
 
 def emptied(site: Site) -> None:
@@ -125,7 +132,7 @@ def emptied(site: Site) -> None:
     member.start()
     wait_until(member.healthy, 60, "etcd answers again")
     until_complaint(site, "network is gone from the store")
-    site.lab.init_network()
+    site.lab.init_network(*site.notes["network"])
 
 
 def compacted(site: Site) -> None:
@@ -179,7 +186,7 @@ def clock_jumps(site: Site) -> None:
     """Two days ahead and back, each noticed."""
     for offset, sign in ((JUMP_S, r"\+"), (0, "-")):
         before = len(site.log())
-        Path(site.notes["clock"]).write_text(str(offset))
+        tell(Path(site.notes["clock"]), offset)
         wait_until(partial(_set, site, sign, before), 60, site.log)
 
 

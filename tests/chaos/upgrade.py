@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Final
 
 from ctl import abi
+from tests.chaos.hosts import event
 from tests.chaos.scenario import Scenario, Sight
-from tests.chaos.site import Site
+from tests.chaos.site import Site, complaints
 from tests.lab import wait_until
 from tests.namespace import REPOSITORY
 
@@ -19,9 +20,9 @@ GROUP: Final = "Upgrade"
 MODULE: Final = (sys.executable, "-m", "ctl.cli.main")
 
 
-def release(site: Site, name: str, layout: int = abi.LAYOUT) -> Path:
+def release(directory: Path, name: str, layout: int = abi.LAYOUT) -> Path:
     """A copy of the sources that makes other programs, and other maps if the layout is another."""
-    home = site.lab.dir / f"release-{name}"
+    home = directory / f"release-{name}"
     if home.exists():
         return home
     for package in ("bpf", "ctl", "metrics"):
@@ -44,7 +45,7 @@ def replaced(name: str, layout: int = abi.LAYOUT) -> Callable[[Site], None]:
     def act(site: Site) -> None:
         before = program(site)
         site.agent().stop()
-        site.start(program=MODULE, source=release(site, name, layout))
+        site.start(program=MODULE, source=release(site.lab.dir, name, layout))
         wait_until(lambda: program(site) != before, 20, "other programs")
 
     return act
@@ -59,6 +60,35 @@ def current(site: Site) -> None:
     """Back to what this checkout builds."""
     site.agent().stop()
     site.start()
+
+
+NEWER: Final = abi.LAYOUT + 1
+
+
+def downgraded(site: Site) -> None:
+    """A newer version has been here, and has pinned what this one cannot read."""
+    replaced("newer", NEWER)(site)
+    current(site)
+
+
+def refused(site: Site) -> bool:
+    """The agent leaves it alone, and says so."""
+    return any("refused, the kernel path carries all" in line for line in complaints(site.a))
+
+
+def decided(site: Site) -> None:
+    """For the version that is there: the newer one's pins go."""
+    wait_until(lambda: refused(site), 20, site.log)
+    shutil.rmtree(site.a.bpffs / f"v{NEWER}")
+    event(site)
+    wait_until(site.healthy, 20, site.log)
+    wait_until(lambda: bool(program(site)), 20, site.log)
+
+
+def back(site: Site) -> None:
+    """From the newer version to this one."""
+    current(site)
+    decided(site)
 
 
 def with_flags(*flags: str) -> Callable[[Site], None]:
@@ -98,10 +128,19 @@ SCENARIOS: Final = (
     Scenario(
         GROUP,
         "other map layout",
-        "an agent of a version with another map layout takes over",
-        replaced("layout", abi.LAYOUT + 1),
-        restore=current,
+        "an agent of a newer version with another map layout takes over",
+        replaced("newer", NEWER),
+        restore=back,
         sight=LOADED,
+    ),
+    Scenario(
+        GROUP,
+        "downgrade",
+        "an agent finds the pins of a newer version; later somebody removes them",
+        downgraded,
+        refused,
+        Sight(log="refused, the kernel path carries all", status="pins of a newer version"),
+        restore=decided,
     ),
     Scenario(
         GROUP,

@@ -99,7 +99,7 @@ class FakeKernel:
     device: int = 4
     takeover: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(subnet=None))
     maps: None = None
-    programs: None = None
+    programs: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(digest="feed"))
     overhead: int = 50
     whole: bool = True
     fenced: bool = False

@@ -126,6 +126,12 @@ def test_what_may_be_lost_may_be_lost_until_it_is_mended(way: Way, kept: bool) -
     assert broken(scenario(frozenset({OPTIONS, FRESH})), outcome(way)), "another stream may not"
 
 
+def test_a_loss_that_touches_two_times_counts_to_the_longer_one() -> None:
+    windows = ((900 * MS, 1001 * MS), (1001 * MS, 2000 * MS))
+    assert lost(900, 1000, 1900).lost_outside(windows) == 0
+    assert lost(900, 1000, 1900).lost_outside(windows[:1]) > 0
+
+
 def test_a_new_flow_that_fails_is_a_promise_broken() -> None:
     side = replace(SIDE, failures=((1.05, "udp failed: TimeoutError()"),))
     assert broken(scenario(), outcome(side=side)) == ["1 new flows failed: a: udp failed: TimeoutError()"]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from ctl.abi import Counter, Direction, Hook
 from ctl.errors import AgentError
+from ctl.model import Bypass
 from ctl.report import (
     FORMAT,
     AgentReport,
@@ -136,6 +137,16 @@ def test_lease_trouble(lease: AgentReport, words: str | None) -> None:
 def test_a_full_map_is_unhealthy_and_named() -> None:
     fill = {"peers": (4, 4), "flows": (3, 4), "odd": (0, 0)}
     assert complaints(REPORT, fill) == ["map peers is full: 4 of 4 entries"]
+
+
+def test_a_node_without_programs_says_so_where_they_are_wanted() -> None:
+    without = replace(REPORT, program="")
+    assert complaints(without) == ["eBPF carries nothing: no programs are loaded"]
+    assert readiness(without, NOW) == "", "the kernel path is whole: containers may come"
+    assert complaints(replace(without, bypass=Bypass.OFF)) == []
+    assert complaints(replace(without, backend="host-gw")) == []
+    failing = replace(REPORT.reconcile, error="no compiler")
+    assert complaints(replace(without, reconcile=failing)) == ["reconciling fails: no compiler"]
 
 
 def test_readiness_ignores_the_store_but_not_a_stuck_agent() -> None:
