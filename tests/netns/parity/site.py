@@ -14,7 +14,7 @@ import select
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from ipaddress import IPv4Address
@@ -145,8 +145,6 @@ class Site:
     def _build(self) -> None:
         lab = self.lab
         self.a, self.b = lab.host("a", mtu=self._mtu), lab.host("b", mtu=self._mtu)
-        with suppress(FileNotFoundError):  # the switch is none that judges what it passes on
-            lab.wire.sysctl("net.bridge.bridge-nf-call-iptables", "0")
         lab.init_network("172.17.0.0/16", 24, *self._network)
         for host in (self.a, self.b):
             host.ip("link", "set", "eth0", "address", UPLINK_MACS[host.name])

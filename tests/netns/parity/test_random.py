@@ -8,7 +8,7 @@ from typing import Final
 
 import pytest
 
-from tests.fuzz.pair import DRAWS, SILENT, differences
+from tests.fuzz.pair import DRAWS, differences, quiet
 from tests.netns.parity.site import Site
 
 SEEDS: Final = range(20240607, 20240607 + 12)
@@ -16,13 +16,9 @@ SEEDS: Final = range(20240607, 20240607 + 12)
 
 @pytest.fixture(scope="module")
 def silent(kernel: Site, learned: Site) -> Iterator[tuple[Site, Site]]:
-    """Containers that do not answer what they get."""
-    containers = [container for site in (kernel, learned) for container in (site.one, site.two)]
-    for container in containers:
-        container.nft(SILENT)
-    yield kernel, learned
-    for container in containers:
-        container.nft("delete table ip silent")
+    """Both sites, as the long run has them."""
+    with quiet(kernel), quiet(learned):
+        yield kernel, learned
 
 
 @pytest.mark.parametrize("kind", DRAWS)

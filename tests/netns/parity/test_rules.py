@@ -63,6 +63,8 @@ def conversations(site: Site, row: Rules) -> list[Told]:
     with ExitStack() as stack:
         for host, nft in ((site.a, row.on_a), (site.b, row.on_b)):
             stack.enter_context(told(host, nft, row))
+        for maps in site.maps.values():
+            maps.flush_flows()  # approved under other rules: a new socket may get the port of an old one
         answering = stack.enter_context(servers(places))
         first = talk(client, row.to, answering)
         lost = "lost" in (*first.udp, *first.tcp)  # which takes time: once is enough
