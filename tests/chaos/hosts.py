@@ -127,9 +127,8 @@ def pinned(site: Site) -> bool:
 def routes_flushed(site: Site) -> None:
     """All of the main table; then what belongs to the devices, as whoever runs the host restores it."""
     a = site.a
-    kept = [
-        line for line in a.ip("-4", "route", "show", "proto", "kernel").splitlines() if "dev eth0" in line
-    ]
+    # All of it, or what is shown lacks what it was asked by, and comes back without.
+    kept = [line for line in a.ip("-4", "route", "show", "table", "main").splitlines() if "dev eth0" in line]
     a.ip("route", "flush", "table", "main")
     for line in kept:
         a.ip("route", "add", *line.replace(" linkdown", "").split())
