@@ -109,7 +109,9 @@ def with_docker(lab: Lab) -> Site:
         wait_until(host.knows_a_peer, 10, f"{host.name} knows its peer")
     docker = site.notes["docker"] = Dockerd(a, "--live-restore", *flags_from_lease(a))
     docker.run("one", "sleep", "infinity")
-    site.one, site.two = Live(docker, "one"), b.container("two")  # type: ignore[assignment]
+    live = Live(docker, "one")
+    lab.at_close(live.stop_processes)
+    site.one, site.two = live, b.container("two")  # type: ignore[assignment]
     return site
 
 
