@@ -48,6 +48,12 @@ def healthy(host: Host) -> bool:
     return host.ovctl("status", check=False).returncode == 0
 
 
+def endpoint_of(host: Host, container: Container) -> str | None:
+    """The port by which a container is known."""
+    rows = host.json("map", "dump", "endpoints")
+    return next((row["dev"] for row in rows if row["ip"] == container.address), None)
+
+
 def carries(host: Host, source: Container, sink: Container) -> bool:
     """Whether eBPF on `host` takes part in a ping from one container to the other."""
     before = host.bypassed()[0]
@@ -240,8 +246,8 @@ def test_foreign_filter_on_the_vxlan_device_is_named_and_stops_nothing_else(lab:
     wait_until(lambda: programs(a, late.port), SOON, "a new container has its programs")
     reaches(late, pair.on_b)
     reaches(pair.on_b, late)
-    endpoints = {row["ip"]: row["dev"] for row in a.json("map", "dump", "endpoints")}
-    assert endpoints[late.address] == late.port
+    # What fails is tried less often, so the agent may look a moment after its programs are there.
+    wait_until(lambda: endpoint_of(a, late) == late.port, SOON, "the new container is known")
     assert "u32" in tc("show", "dev", "ovnet.1", "egress").stdout, "it is not ours to remove"
     assert f"priority {priority}" in complaints(a)
     tc("del", "dev", "ovnet.1", "egress", "prio", priority)
