@@ -17,11 +17,15 @@ from ctl.host import OWNER, Link
 from ctl.kernel.link import bare_vxlan, changes
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.rtnl import NLM_F_CREATE, NLM_F_EXCL, RTM_NEWLINK
+from ctl.model import MacAddress
 
 DEVICE: Final = "ovnet-room"
 _VNI: Final = (1 << 24) - 1
 _PORT: Final = 1
 """Never used. Only a vxlan device that has the same VNI and port would be in the way."""
+_MAC: Final = MacAddress.parse("fe:ff:ff:ff:ff:ff")
+"""The highest. A bridge that was given no address has the lowest of its ports', so another one could
+become it, and would be lost when we go: its containers send to the address that they know."""
 
 
 def ensure(netlink: Netlink, bridge: int, mtu: int, links: dict[int, Link]) -> None:
@@ -33,6 +37,6 @@ def ensure(netlink: Netlink, bridge: int, mtu: int, links: dict[int, Link]) -> N
         return
     with netlink.doing(f"create {DEVICE}"):
         if found is None:
-            netlink.rtnl.do(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, bare_vxlan(DEVICE, _VNI, _PORT))
+            netlink.rtnl.do(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, bare_vxlan(DEVICE, _VNI, _PORT, _MAC))
         ifindex = netlink.link(name=DEVICE).ifindex
         netlink.change(changes(ifindex, mtu=mtu, alias=OWNER, master=bridge))

@@ -128,10 +128,10 @@ def vxlan(want: VxlanDevice) -> bytes:
     return changes(0, name=want.name, mac=want.mac, mtu=want.mtu) + _info("vxlan", data)
 
 
-def bare_vxlan(name: str, vni: int, port: int) -> bytes:
+def bare_vxlan(name: str, vni: int, port: int, mac: MacAddress) -> bytes:
     """A new vxlan device that leads nowhere, down."""
     data = attribute(_VXLAN_ID, number(vni)) + attribute(_VXLAN_PORT, port.to_bytes(2, "big"))
-    return changes(0, name=name) + _info("vxlan", data)
+    return changes(0, name=name, mac=mac) + _info("vxlan", data)
 
 
 def bridge(want: BridgeDevice) -> bytes:

@@ -144,16 +144,15 @@ def test_a_host_is_taken_over_and_given_back_without_a_lost_packet(cluster: Clus
     assert "flannel.1" not in a.ip("link")
     assert "FLANNEL" not in rules(a)
     assert "OVNET-FWD" in rules(a)
-    assert "99" not in a.ip("route", "show", "proto", "147") + a.run("bridge", "fdb").stdout
+    assert "02:00:00:00:00:99" not in a.run("bridge", "fdb").stdout
     assert "172.17.99" not in a.ip("neigh") + a.ip("route")
     assert (a.ip("-d", "link", "show", "flannel.2"), a.ip("route", "show", "dev", "flannel.2")) == other
 
-    # The same MAC after a restart of the agent; programs come on top. A qdisc that is hung on an
-    # interface that sends stops it for about a millisecond: three interfaces.
+    # The same MAC after a restart of the agent; programs come on top.
     agent.stop()
     traffic = Traffic(cluster)
     a.agent()
-    assert traffic.finish() <= 3 * RATE / 50
+    assert traffic.finish() == 0
     assert f'"VtepMAC":"{mac[1]}"' in cluster.value(a)
     assert a.bypassed()[0] > 0
     a.ovctl("status")

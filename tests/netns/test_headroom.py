@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import struct
 
 from ctl.kernel.rtnl import Rtnl, attributes
@@ -64,3 +65,26 @@ def test_a_device_of_that_name_that_is_not_ours_is_named_and_kept(lab: Lab) -> N
     assert "bridge" in a.ip("-d", "link", "show", "ovnet-room")
     a.ip("link", "del", "ovnet-room")
     leaves_room(a.container("one"))
+
+
+def test_a_bridge_that_was_given_no_address_keeps_the_one_of_its_ports(lab: Lab) -> None:
+    """So is CNI's; and if it changed, containers would send to nobody until they ask again."""
+    a = lab.host("a")
+    lab.init_network()
+    a.ip("link", "add", "cni0", "type", "bridge")
+    a.ip("link", "add", "port", "address", "fe:ff:ff:00:00:01", "type", "veth", "peer", "name", "end")
+    a.ip("link", "set", "port", "master", "cni0", "up")
+    a.ip("link", "set", "cni0", "up")
+
+    def address() -> str:
+        (found,) = json.loads(a.ip("-j", "link", "show", "cni0"))
+        return str(found["address"])
+
+    assert address() == "fe:ff:ff:00:00:01"
+    agent = a.agent("--bridge", "cni0")
+    wait_until(lambda: "master cni0" in a.ip("link", "show", "ovnet-room"), 10, "it is a port")
+    assert address() == "fe:ff:ff:00:00:01"
+    agent.stop()
+    a.teardown()
+    assert "ovnet-room" not in a.ip("link")
+    assert address() == "fe:ff:ff:00:00:01"
