@@ -35,12 +35,15 @@ def register(subparsers: Any) -> None:
 
 
 def run_list(args: argparse.Namespace) -> int:
-    """Print a line for each program or filter."""
+    """Print a line for each program or filter. AgentError without the capabilities to ask for them."""
+    from ctl.cli.agent import require_capabilities
     from ctl.cli.settings import load
     from ctl.kernel.hooks import listing
     from ctl.kernel.netlink import Netlink
 
+    settings = load(args)
+    require_capabilities()
     with Netlink() as netlink:
-        found = listing(netlink, load(args).bpffs)
+        found = listing(netlink, settings.bpffs)
     emit(map(asdict, found), COLUMNS, args.output)
     return 0

@@ -210,11 +210,12 @@ def test_mtu_too_small(host: Host) -> None:
         host.ip("link", "set", "eth0", "mtu", "1500")
 
 
-def test_without_root(host: Host, tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [("agent",), ("teardown",), ("hook", "list")], ids=" ".join)
+def test_without_root(host: Host, tmp_path: Path, command: tuple[str, ...]) -> None:
     before = host.footprint()
     env = {**os.environ, **host.env, "OVNET_STATE_DIR": "/tmp/ovlab-none", "OVNET_CONFIG": "/dev/null"}
     done = run(
-        host.argv("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *ovctl_argv(), "agent"),
+        host.argv("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", *ovctl_argv(), *command),
         check=False, env=env, cwd=REPOSITORY,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (FAILED, "")
