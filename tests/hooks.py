@@ -18,8 +18,14 @@ def programs(host: Host, *devices: str) -> list[Hooked]:
 def detach(host: Host, *devices: str) -> None:
     """Take our links off these devices as `bpftool link detach` would: their pins stay."""
     indexes = set(map(host.ifindex, devices))
-    for pin in (host.bpffs / tcx.DIRECTORY).iterdir():
-        if int(pin.name.partition("-")[0]) in indexes:
+    for key, pin in tcx.pins(host.bpffs).items():
+        if key.ifindex in indexes:
             fd = bpf.obj_get(str(pin))
             bpf.link_detach(fd)
             os.close(fd)
+
+
+def put_foreign_filter(host: Host, device: str, side: str, priority: int | str) -> None:
+    """Someone's filter on clsact, which has to be there: it matches everything and passes it on."""
+    host.run("tc", "filter", "add", "dev", device, side, "prio", str(priority), "protocol", "ip",
+             "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip

@@ -45,7 +45,7 @@ def programs(key: FilterKey) -> list[int]:
 def pinned(root: Path) -> Mapping[FilterKey, int]:
     """Program ids by place, of our links that are pinned below `root` and attached. Changes nothing."""
     found = {}
-    for key, pin in _pins(root / DIRECTORY).items():
+    for key, pin in pins(root).items():
         with suppress(OSError):  # one that goes just now
             fd = bpf.obj_get(str(pin))
             try:
@@ -57,7 +57,9 @@ def pinned(root: Path) -> Mapping[FilterKey, int]:
     return found
 
 
-def _pins(directory: Path) -> dict[FilterKey, Path]:
+def pins(root: Path) -> dict[FilterKey, Path]:
+    """What is pinned below `root`, by place, attached or not."""
+    directory = root / DIRECTORY
     if not directory.is_dir():
         return {}
     return {key: pin for pin in directory.iterdir() if (key := _key(pin.name))}
@@ -67,7 +69,7 @@ class Links:
     """Our links by place, pinned as `<root>/links/<ifindex>-<side>`. One thread's."""
 
     def __init__(self, root: Path) -> None:
-        self._directory = root / DIRECTORY
+        self._root, self._directory = root, root / DIRECTORY
         self._open: dict[FilterKey, int] = {}
         """File descriptors: with them the links outlive the loss of their pins."""
 
@@ -77,7 +79,7 @@ class Links:
         Refused if pins cannot be read.
         """
         infos = {key: bpf.link_info(fd) for key, fd in self._open.items()}
-        for key, pin in _pins(self._directory).items():
+        for key, pin in pins(self._root).items():
             if key not in infos:
                 with _doing(f"open {pin}"):
                     fd = bpf.obj_get(str(pin))

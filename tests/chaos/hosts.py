@@ -8,7 +8,7 @@ from typing import Final
 
 from tests.chaos.scenario import ALL, KERNEL_PATH, Scenario, Sight
 from tests.chaos.site import Site, pair, rule_handles
-from tests.hooks import detach, programs
+from tests.hooks import detach, programs, put_foreign_filter
 from tests.lab import Lab, wait_until
 
 GROUP: Final = "Host"
@@ -67,8 +67,7 @@ def put_filters(site: Site) -> None:
     """Filters of someone, which pass everything, before all programs of ours."""
     for device, side in zip(devices(site), ("ingress", "egress", "ingress"), strict=True):
         site.a.run("tc", "qdisc", "add", "dev", device, "clsact")
-        site.a.run("tc", "filter", "add", "dev", device, side, "prio", "10", "protocol", "ip",
-                   "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
+        put_foreign_filter(site.a, device, side, 10)
 
 
 def filtered(site: Site) -> bool:
@@ -93,8 +92,7 @@ def taken_by_someone(site: Site) -> None:
     """Someone's filter, which passes everything, would come behind ours; later it goes."""
     port = site.one.port
     site.a.run("tc", "qdisc", "add", "dev", port, "clsact")
-    site.a.run("tc", "filter", "add", "dev", port, "ingress", "prio", "50000", "protocol", "ip",
-               "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
+    put_foreign_filter(site.a, port, "ingress", 50000)
     wait_until(lambda: left_alone(site), 20, site.log)
     site.a.run("tc", "qdisc", "del", "dev", port, "clsact")
 

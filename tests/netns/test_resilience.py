@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests import packets
-from tests.hooks import programs
+from tests.hooks import programs, put_foreign_filter
 from tests.host import METRICS_PORT, Agent, Host, ovctl_argv
 from tests.lab import Container, Lab, wait_until
 from tests.namespace import REPOSITORY
@@ -239,8 +239,7 @@ def test_foreign_filter_on_the_vxlan_device_is_named_and_stops_nothing_else(lab:
     tc = partial(a.run, "tc", "filter")
     with stopped(pair.agents["a"]):
         a.run("tc", "qdisc", "add", "dev", "ovnet.1", "clsact")
-        tc("add", "dev", "ovnet.1", "egress", "prio", priority, "protocol", "ip",
-           "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
+        put_foreign_filter(a, "ovnet.1", "egress", priority)
     wait_until(lambda: priority in complaints_or_nothing(a), SOON, "status names the filter")
     late = a.container("late")
     wait_until(lambda: programs(a, late.port), SOON, "a new container has its programs")

@@ -15,7 +15,7 @@ from ctl.kernel import bpf, tc, tcx
 from ctl.kernel.filters import HANDLE, PRIORITY
 from ctl.kernel.netlink import Netlink
 from ctl.kernel.rtnl import NLM_F_CREATE, RTM_NEWTFILTER
-from tests.hooks import detach, programs
+from tests.hooks import detach, programs, put_foreign_filter
 from tests.host import Host
 from tests.lab import Lab, wait_until
 from tests.netns.conftest import Pair, build
@@ -105,8 +105,7 @@ def test_ours_gives_way_to_a_filter_and_returns(pair: Pair, device: str) -> None
     side = "ingress" if device == "eth0" else "egress"
     a.run("tc", "qdisc", "add", "dev", device, "clsact")  # which costs packets: not ours to mend
     with streams(pair) as both:
-        a.run("tc", "filter", "add", "dev", device, side, "prio", "10", "protocol", "ip",
-              "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
+        put_foreign_filter(a, device, side, 10)
         wait_until(lambda: at(a, device) == [(device, "clsact")], SOON, "ours is a filter behind it")
         for stream in both:
             stream.advance(0.3)

@@ -19,7 +19,7 @@ from ctl.kernel import bpf
 from ctl.kernel.maps import open_maps
 from ctl.model import MacAddress
 from tests import packets
-from tests.hooks import detach, programs
+from tests.hooks import detach, programs, put_foreign_filter
 from tests.host import METRICS_PORT, Host
 from tests.lab import Lab, wait_until
 from tests.namespace import Namespace
@@ -315,11 +315,9 @@ def test_a_program_put_in_place_of_ours_is_named_and_left(pair: Pair) -> None:
 def test_where_from_wire_cannot_be_there_is_no_xdp(pair: Pair) -> None:
     """Its place is taken: what XDP would decapsulate, nobody would deliver."""
     a, ours = pair.a, attached(pair.a)
-    tc = partial(a.run, "tc", "filter")
     with stopped(pair.agents["a"]):
         a.run("tc", "qdisc", "add", "dev", "eth0", "clsact")
-        tc("add", "dev", "eth0", "ingress", "prio", "49000", "protocol", "ip",
-           "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
+        put_foreign_filter(a, "eth0", "ingress", 49000)
     wait_until(lambda: not attached(a), SOON, "XDP is taken off")
     reaches(pair.on_b, pair.on_a)
     assert "49000" in complaints_or_nothing(a)
