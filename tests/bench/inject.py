@@ -1,10 +1,10 @@
 """A packet generator and a sink, both of a few BPF instructions.
 
 The generator is an XDP program that BPF_PROG_TEST_RUN runs on live frames
-(Documentation/bpf/bpf_prog_run.rst): it writes each packet anew, because the pages are
-used again as the receiver left them, and sends it out of a device. On a veth the far end
-takes it as if it had come over a wire, if it has NAPI (GRO on). One core makes more packets
-than any receiver takes.
+(Documentation/bpf/bpf_prog_run.rst), as a driver's NAPI would on those of its ring: it
+writes each packet anew, because the pages are used again as the receiver left them, and goes
+on in the XDP program of the device, if that has one. What passes becomes an skb that the
+device has received.
 
 The sink drops IPv4 at the ingress of a device, and the device's clsact counts what it drops.
 """
@@ -16,6 +16,8 @@ import json
 import os
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,8 +28,9 @@ from tests.namespace import Namespace
 
 # Offsets in struct xdp_md and struct __sk_buff (linux/bpf.h).
 _DATA, _DATA_END, _PROTOCOL = 0, 4, 16
-_XDP_ABORTED, _XDP_TX, _TC_SHOT = 0, 3, 2
-_PRANDOM_U32: Final = 7
+_XDP_ABORTED, _XDP_PASS, _TC_SHOT = 0, 2, 2
+_PRANDOM_U32, _TAIL_CALL = 7, 12
+_MAP_TYPE_PROG_ARRAY: Final = 3
 
 _LIVE_FRAMES: Final = 1 << 1
 _FRAMES: Final = 1 << 17
@@ -74,10 +77,11 @@ class Spread:
     step: int
 
 
-def generator(frame: bytes, spread: Spread | None = None) -> bytes:
-    """Instructions of a program that writes `frame` over each packet and sends it back out.
+def generator(frame: bytes, spread: Spread | None = None, programs: int | None = None) -> bytes:
+    """Instructions of a program that writes `frame` over each packet and passes it.
 
-    `frame`: Ethernet with IPv4; with a `spread` the IP checksum follows the address.
+    `frame`: Ethernet with IPv4; with a `spread` the IP checksum follows the address. `programs`:
+    file descriptor of a map, whose program at 0 goes on with the packet.
     """
     body = b"".join(_store(frame, at) for at in range(0, len(frame), 8))
     head = _alu(_MOV, 6, src=1)
@@ -87,10 +91,16 @@ def generator(frame: bytes, spread: Spread | None = None) -> bytes:
         body += instruction(0x63, 2, 7, _DADDR) + instruction(0x6B, 2, 8, _CHECK)
     head += _load(4, 2, 6, _DATA) + _load(4, 3, 6, _DATA_END)
     head += _alu(_MOV, 4, src=2) + _alu(_ADD, 4, imm=len(frame))
-    end = _alu(_MOV, 0, imm=_XDP_TX) + _EXIT
+    end = _alu(_MOV, 0, imm=_XDP_PASS) + _EXIT if programs is None else _go_on(programs)
     skip = (len(body) + len(end)) // 8
     too_short = instruction(0x2D, 4, 3, skip)  # if r4 > r3
     return head + too_short + body + end + _alu(_MOV, 0, imm=_XDP_ABORTED) + _EXIT
+
+
+def _go_on(programs: int) -> bytes:
+    """To the program at 0; behind this if there is none."""
+    map_fd = instruction(0x18, 2, 1, imm=programs) + instruction(0)  # BPF_PSEUDO_MAP_FD
+    return _alu(_MOV, 1, src=6) + map_fd + _alu(_MOV, 3, imm=0) + instruction(0x85, imm=_TAIL_CALL)
 
 
 def _store(frame: bytes, at: int) -> bytes:
@@ -135,27 +145,47 @@ class Injected:
 def inject(
     place: Namespace, device: str, frame: bytes, seconds: float, cpu: int, spread: Spread | None = None
 ) -> Injected:
-    """Send `frame` out of `device` as fast as `cpu` can, which also receives them at the far end.
+    """Have `device` receive `frame` as often as `cpu` can make it and see it to its end.
 
     CPU time, because each system call ends with a wait for RCU that is no work.
     """
-    ifindex = json.loads(place.ip("-j", "link", "show", "dev", device))[0]["ifindex"]
+    link = json.loads(place.ip("-j", "-d", "link", "show", "dev", device))[0]
     softirqd = _ksoftirqd(cpu)
 
     def generate() -> Injected:
         os.sched_setaffinity(0, {cpu})  # of this thread
-        fd = bpf.prog_load(generator(frame, spread), "generate", bpf.PROG_TYPE_XDP)
-        try:
+        with loaded(frame, spread, link.get("xdp", {}).get("prog", {}).get("id")) as fd:
             before = time.thread_time() + ran(softirqd)
             sent, end = 0, before + seconds
             while time.thread_time() + ran(softirqd) < end:
-                _run_live(fd, frame, ifindex)
+                _run_live(fd, frame, link["ifindex"])
                 sent += _FRAMES
             return Injected(sent, time.thread_time() + ran(softirqd) - before)
-        finally:
-            os.close(fd)
 
     return place.call(generate)
+
+
+@contextmanager
+def loaded(frame: bytes, spread: Spread | None, then: int | None) -> Iterator[int]:
+    """The generator, in front of the XDP program with the id `then`; a file descriptor."""
+    with ExitStack() as kept:
+        programs = None if then is None else _program_array(then, kept)
+        flags = 0 if programs is None else bpf.XDP_HAS_FRAGS  # as the program that it calls
+        fd = bpf.prog_load(generator(frame, spread, programs), "generate", bpf.PROG_TYPE_XDP, flags)
+        kept.callback(os.close, fd)
+        yield fd
+
+
+def _program_array(ident: int, kept: ExitStack) -> int:
+    """A map of one program, for a tail call; a file descriptor that `kept` closes."""
+    array = command(bpf.MAP_CREATE, struct.pack("=IIII", _MAP_TYPE_PROG_ARRAY, 4, 4, 1))
+    kept.callback(os.close, array)
+    program = bpf.prog_get(ident)
+    kept.callback(os.close, program)
+    key, value = (ctypes.create_string_buffer(struct.pack("=I", number), 4) for number in (0, program))
+    entry = struct.pack("=IIQQQ", array, 0, ctypes.addressof(key), ctypes.addressof(value), 0)
+    command(bpf.MAP_UPDATE, entry)
+    return array
 
 
 def ran(pid: int) -> float:

@@ -2,9 +2,10 @@
 
     peer (bare) -- eth0 --- eth0 -- host with an agent -- veth -- container
 
-Decapsulation: VXLAN goes out of the peer, and a sink in the container counts what comes.
-Encapsulation: the container sends, and a sink at the peer counts. The generator works on
-the same core, so its work is in the figures; `direct` shows them without a host between.
+Decapsulation: the uplink receives VXLAN, and a sink in the container counts what comes.
+Encapsulation: the container's port receives, and a sink at the peer counts, behind the veth
+that is the wire. The generator works on the same core, so its work is in the figures, and
+that of the skb; `direct` shows them without a host between.
 """
 
 from __future__ import annotations
@@ -62,8 +63,6 @@ class Rig:
         open_store(lab.store_url).put(lease, None)
         self.container.run("ping", "-c1", str(self.host.gateway.ip))  # so that it is an endpoint
         wait_until(self._knows_both, 30, lambda: f"peer and container are known\n{self.agent.log()}")
-        for device in ("eth0", self.container.port):
-            self.host.run("ethtool", "-K", device, "gro", "on")
         self.peer.run("ping", "-c1", self.host.address)  # the sinks swallow answers
         self._sinks: dict[Namespace, Sink] = {
             place: Sink(place, "eth0", self.host.bpffs / "sink") for place in (self.container, self.peer)
@@ -86,14 +85,14 @@ class Rig:
         ends = IPv4Address(self.peer.address), IPv4Address(self.host.address)
         outer = packets.ipv4(tunnel, *ends, packets.UDP, fragment=0)
         outer = packets.ether(outer, mac_of(self.peer, "eth0"), mac_of(self.host, "eth0"))
-        return self._rate(self.peer, self.container, outer, seconds)
+        return self._rate("eth0", self.container, outer, seconds)
 
     def encap(self, seconds: float, spread: Spread | None = None, to: IPv4Address | None = None) -> float:
         """Packets a second of CPU time, from the container to the uplink; to one address or many."""
         datagram = self.datagram(IPv4Address(self.container.address), to or self._far)
         gateway = mac_of(self.host, self.host.bridge)
         frame = packets.ether(datagram, MacAddress.parse(self.container.mac), gateway)
-        return self._rate(self.container, self.peer, frame, seconds, spread)
+        return self._rate(self.container.port, self.peer, frame, seconds, spread)
 
     @staticmethod
     def datagram(source: IPv4Address, to: IPv4Address) -> bytes:
@@ -101,10 +100,10 @@ class Rig:
         return packets.ipv4(packets.udp(PAYLOAD, 1000, 2000), source, to, packets.UDP)
 
     def _rate(
-        self, source: Namespace, sink: Namespace, frame: bytes, seconds: float, spread: Spread | None = None
+        self, device: str, sink: Namespace, frame: bytes, seconds: float, spread: Spread | None = None
     ) -> float:
         before = self._sinks[sink].count()
-        done = inject.inject(source, "eth0", frame, seconds, CPU, spread)
+        done = inject.inject(self.host, device, frame, seconds, CPU, spread)
         return _arrived(self._sinks[sink].count() - before, done)
 
 
@@ -115,9 +114,8 @@ def _arrived(count: int, done: Injected) -> float:
 
 
 def direct_rate(lab: Lab) -> Callable[[float], float]:
-    """The rate into a bare namespace: what generator, veth and sink cost."""
+    """The rate into a bare namespace: what generator, skb and sink cost."""
     one, two = lab.pair("dp", "dh")
-    two.run("ethtool", "-K", "eth0", "gro", "on")
     two.bpffs.mkdir()
     sink = Sink(two, "eth0", two.bpffs / "sink")
     datagram = Rig.datagram(IPv4Address(one.address), IPv4Address(two.address))
@@ -125,7 +123,7 @@ def direct_rate(lab: Lab) -> Callable[[float], float]:
 
     def rate(seconds: float) -> float:
         before = sink.count()
-        done = inject.inject(one, "eth0", frame, seconds, CPU)
+        done = inject.inject(two, "eth0", frame, seconds, CPU)
         return _arrived(sink.count() - before, done)
 
     return rate
