@@ -1,17 +1,18 @@
 """The bench: every path side by side in one run, then the node itself.
 
-    python -m tests.bench [--quick] [--rounds N] [--seconds S] [--paths A,B] [--wire] [--output FILE]
+    python -m tests.bench [--quick] [--rounds N] [--seconds S] [--paths A,B] [--setting NAME] [--output FILE]
 
-Two settings of the underlay: offloads on, as a veth has them; and like a wire: finished
-checksums, frames of at most the MTU, GRO. (On a bare veth XDP is at a loss, as it takes the
-sender's offloads away.) Each round starts with another path. Prints a table and writes JSON:
+Settings: `offloads-on`, as a veth has them; `wire`, an underlay like a wire: finished checksums,
+frames of at most the MTU, GRO (on a bare veth XDP is at a loss, as it takes the sender's offloads
+away). In both, idle CPUs poll. `halting`: offloads on, and CPUs halt as the machine has it, on the
+paths that targets are about. Each round starts with another path. Prints a table and writes JSON:
 
     {"paths": {"<setting>/<path>": {"<measure>": {"median", "stdev", "values", "unit"}}},
      "ratios": {"<setting>/<path>": {"<measure>": {"kernel-vxlan": x, ...}}},
      "within_noise": {"<setting>/<path>": {"<measure>": ["routed", ...]}},
      "peers", "programs", "node": as "paths"; "machine", "offloads", "busy", ...}
 
-With --paths or --wire only that is measured, and nothing of the node. Exit: 0 done, 1 a
+With --paths or --setting only that is measured, and nothing of the node. Exit: 0 done, 1 a
 measurement failed, 2 usage, or the machine cannot run it.
 """
 
@@ -22,21 +23,32 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Final
 
 from ctl.errors import OvnetError
 from tests.bench import machine, node, programs, rigs
 from tests.bench.measures import RUNS, Conditions, Measure, compiled_crr
 from tests.bench.paths import PATHS, Path
 from tests.bench.progress import Progress
-from tests.bench.results import BASES, Collected, Results, as_json, ratios, table, within_noise
+from tests.bench.results import (
+    BASES,
+    HALTING,
+    OFFLOADS_ON,
+    SETTINGS,
+    WIRE,
+    Collected,
+    Results,
+    as_json,
+    ratios,
+    table,
+    within_noise,
+)
 from tests.lab import CommandFailed, Lab, TimedOut
 
-OFFLOADS_ON, WIRE = "offloads-on", "wire"
-"""Settings of the underlay."""
 OUTPUT = FilePath(__file__).parent / "results" / "latest.json"
 BACKGROUND_S = 0.5
 TRIES = 3
@@ -50,7 +62,7 @@ class Plan:
 
     rounds: int
     seconds: int
-    wire_runs: tuple[Measure, ...] = RUNS
+    runs: Mapping[str, tuple[Measure, ...]] = field(default_factory=lambda: dict.fromkeys(SETTINGS, RUNS))
     node_rounds: int = 5
     moves: int = 20
     idle_s: float = 20.0
@@ -58,16 +70,27 @@ class Plan:
     whole: bool = True
     """With the cost of the programs and convergence."""
 
-    def steps(self, paths: int) -> int:
+    def steps(self) -> int:
         """Of a whole run, for the progress."""
-        sides = self.rounds * paths * (len(RUNS) + len(self.wire_runs))
+        sides = self.rounds * sum(len(runs) * len(paths_in(setting)) for setting, runs in self.runs.items())
         rest = self.rounds * (len(rigs.RIGS) + 1) + self.node_rounds * (len(self.peer_sizes) + 3)
         more = self.node_rounds * 2 * len(programs.LOADS) + 2 * self.moves
         return sides + rest + (more if self.whole else 0)
 
 
-FULL = Plan(rounds=7, seconds=1)
-QUICK = Plan(rounds=3, seconds=1, wire_runs=RUNS[:1], node_rounds=1, idle_s=3.0,
+def paths_in(setting: str) -> list[str]:
+    """Names of the paths that a whole run measures."""
+    return [*BASES, "ebpf"] if setting == HALTING else list(PATHS)
+
+
+def _without(*measures: str) -> tuple[Measure, ...]:
+    """RUNS but those that yield one of these."""
+    return tuple(run for run in RUNS if not set(measures) & set(run.yields))
+
+
+_SHORT: Final = _without("tcp_4", "udp_rr_p50")
+FULL = Plan(rounds=7, seconds=1, runs={OFFLOADS_ON: RUNS, WIRE: _SHORT, HALTING: _SHORT})
+QUICK = Plan(rounds=3, seconds=1, runs={OFFLOADS_ON: RUNS, WIRE: RUNS[:1]}, node_rounds=1, idle_s=3.0,
              peer_sizes=(100, 100_000), whole=False)  # fmt: skip
 
 
@@ -119,13 +142,12 @@ def persist(run: Callable[[], dict[str, float]]) -> tuple[dict[str, float], list
 
 def side(names: Sequence[str], setting: str, plan: Plan, tick: Tick, whole: bool = False) -> Side:
     """Build the named paths, measure, remove them again; with agents and programs if `whole`."""
-    wire = setting == WIRE
     with Lab() as lab:
         how = Conditions(plan.seconds, compiled_crr(lab.dir))
         lab.init_network()
         paths = [PATHS[name](lab) for name in names]
         for path in paths:
-            if wire:
+            if setting == WIRE:
                 path.like_a_wire()
             # Neighbours, learning, caches.
             path.client.run("ping", "-c3", "-i0.1", path.server_address)
@@ -134,10 +156,11 @@ def side(names: Sequence[str], setting: str, plan: Plan, tick: Tick, whole: bool
             tick("memory and idle CPU of the agents")
             vxlan = [agent for path in paths if path.name.startswith("ebpf") for agent in path.agents]
             extra["node"] = node.idle(vxlan, plan.idle_s).results()
-        measured = measure(paths, plan.rounds, how, plan.wire_runs if wire else RUNS, tick)
-        if whole and plan.whole:
-            ours = [path for path in paths if path.name in ("ebpf", "ebpf-xdp")]
-            extra["programs"] = programs.measure(ours, plan.node_rounds, how, tick).results()
+        with nullcontext() if setting == HALTING else machine.awake():
+            measured = measure(paths, plan.rounds, how, plan.runs[setting], tick)
+            if whole and plan.whole:
+                ours = [path for path in paths if path.name in ("ebpf", "ebpf-xdp")]
+                extra["programs"] = programs.measure(ours, plan.node_rounds, how, tick).results()
         shown = next((path.hosts[0] for path in paths if path.hosts), paths[0].client)
         return replace(measured, offloads=machine.offloads(shown, "eth0"), extra=extra)
 
@@ -168,20 +191,25 @@ def document(sides: dict[str, Side], extra: dict[str, Results], facts: dict[str,
 
 def whole(plan: Plan, tick: Tick) -> tuple[dict[str, Side], dict[str, Results]]:
     """Everything."""
-    first = side(list(PATHS), OFFLOADS_ON, plan, tick, whole=True)
-    second = side(list(PATHS), WIRE, plan, tick)
+    sides = {
+        setting: side(paths_in(setting), setting, plan, tick, whole=setting == OFFLOADS_ON)
+        for setting in plan.runs
+    }
+    first = sides[OFFLOADS_ON]
     injected = rigs.injected(plan.rounds, plan.seconds / 2, tick).results()
     merged = {path: {**found, **injected.get(path, {})} for path, found in first.results.items()}
     how = Conditions(plan.seconds, FilePath())
     about = dict(first.extra["node"]["agent"]) | node.starts(plan.node_rounds, tick).results()["agent"]
     if plan.whole:
         about |= node.convergence(plan.moves, tick).results()["agent"]
+    with machine.awake():
+        peers = rigs.lookups(plan.node_rounds, how, tick, plan.peer_sizes).results()
     extra = {
         "programs": first.extra.get("programs", {}),
-        "peers": rigs.lookups(plan.node_rounds, how, tick, plan.peer_sizes).results(),
+        "peers": peers,
         "node": {"agent": about},
     }
-    return {OFFLOADS_ON: replace(first, results=merged), WIRE: second}, extra
+    return sides | {OFFLOADS_ON: replace(first, results=merged)}, extra
 
 
 def main(argv: list[str]) -> int:
@@ -227,13 +255,13 @@ def _one_line(text: str) -> str:
 
 
 def _run(args: argparse.Namespace, plan: Plan) -> tuple[dict[str, Side], dict[str, Results]]:
-    if not args.paths and not args.wire:
-        progress = Progress(plan.steps(len(PATHS)))
+    if not args.paths and not args.setting:
+        progress = Progress(plan.steps())
         found = whole(plan, progress.tick)
     else:
-        names = args.paths.split(",") if args.paths else list(PATHS)
-        setting = WIRE if args.wire else OFFLOADS_ON
-        plan = replace(plan, wire_runs=RUNS)
+        setting = args.setting or OFFLOADS_ON
+        names = args.paths.split(",") if args.paths else paths_in(setting)
+        plan = replace(plan, runs={setting: RUNS})
         progress = Progress(plan.rounds * len(names) * len(RUNS))
         found = {setting: side(names, setting, plan, progress.tick)}, {}
     progress.end()
@@ -248,7 +276,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--seconds", type=_positive, help=f"a run; default: {FULL.seconds}, quick {QUICK.seconds}"
     )
     parser.add_argument("--paths", default="", help="comma-separated, of: " + ", ".join(PATHS))
-    parser.add_argument("--wire", action="store_true", help="only the underlay like a wire")
+    parser.add_argument("--setting", choices=SETTINGS, help="only this one; see above")
     parser.add_argument("--output", type=FilePath, default=OUTPUT)
     args = parser.parse_args(argv)
     if args.paths and (unknown := set(args.paths.split(",")) - set(PATHS)):

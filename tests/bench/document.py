@@ -11,15 +11,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench.results import Results, Series, differs, from_json
-from tests.bench.targets import TARGETS, judge
+from tests.bench.results import HALTING, OFFLOADS_ON, WIRE, Results, Series, differs, from_json
+from tests.bench.targets import TARGETS, WHILE_HALTING, Target, judge
 
 RESULTS: Final = Path(__file__).parent / "results" / "latest.json"
 PERFORMANCE: Final = Path(__file__).parents[2] / "docs" / "performance.md"
 BEGIN: Final = "<!-- begin: made by python -m tests.bench.document -->\n"
 END: Final = "<!-- end -->\n"
 
-SETTINGS: Final = {"offloads-on": "Offloads on", "wire": "Like a wire"}
+TITLES: Final = {OFFLOADS_ON: "Offloads on", WIRE: "Like a wire", HALTING: "While CPUs halt"}
 BASE: Final = "kernel-vxlan"
 COLUMNS: Final = {
     "tcp_1": "TCP 1 flow, Gb/s", "tcp_4": "TCP 4 flows, Gb/s", "tcp_rr_p50": "TCP round trip p50, us",
@@ -62,9 +62,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def targets_table(results: Results) -> str:
+def targets_table(results: Results, targets: Sequence[Target] = TARGETS) -> str:
     """Every target, what was measured, and whether that is enough."""
-    verdicts = [judge(target, results) for target in TARGETS]
+    verdicts = [judge(target, results) for target in targets]
     return table(
         ("", "against", "target", "measured", ""),
         (
@@ -118,12 +118,12 @@ def node_table(found: Mapping[str, Series]) -> str:
 
 
 def by_setting(document: Mapping[str, Any]) -> dict[str, dict[str, dict[str, Series]]]:
-    """Setting -> path -> measure -> series, in the order of the document's SETTINGS and of the paths."""
+    """Setting -> path -> measure -> series, in the order of TITLES and of the paths."""
     order = ("direct", "routed", BASE, "ebpf", "ebpf-always", "ebpf-xdp", "udp")
     found = from_json(document["paths"])
     return {
         setting: {path: found[f"{setting}/{path}"] for path in order if f"{setting}/{path}" in found}
-        for setting in SETTINGS
+        for setting in TITLES
         if any(key.startswith(f"{setting}/") for key in found)
     }
 
@@ -142,8 +142,10 @@ def generated(document: Mapping[str, Any]) -> str:
     """What stands between the marks."""
     parts = [_heading(document), targets_table(everything(document))]
     for setting, results in by_setting(document).items():
-        parts.append(f"### {SETTINGS[setting]}\n\n![{SETTINGS[setting]}](performance-{setting}.svg)\n")
+        parts.append(f"### {TITLES[setting]}\n\n![{TITLES[setting]}](performance-{setting}.svg)\n")
         parts.append(f"{_offloads(document, setting)}\n\n{paths_table(results)}")
+        if setting == HALTING:
+            parts.append(targets_table(everything(document), WHILE_HALTING))
     if peers := from_json(document.get("peers", {})):
         sizes = {f"{int(size):,}": peers[size] for size in sorted(peers, key=int)}
         parts.append("### Entries in the maps\n\n![Peers](performance-peers.svg)\n")
@@ -163,11 +165,14 @@ def _heading(document: Mapping[str, Any]) -> str:
     machine, busy = document["machine"], document["busy"]
     kind = "make bench QUICK=1" if document["quick"] else "make bench"
     noisy = f" The machine was busy: others used {busy['cpus']:.2f} CPUs." if busy["busy"] else ""
+    driver = machine["idle_driver"]
+    idle = "halt, as there is no cpuidle driver" if driver == "none" else f"poll (cpuidle: {driver})"
     return (
         f"`{kind}` on {document['date']}: Linux {machine['kernel']}, "
         f"{machine['cpus']} CPUs ({machine['cpu']}), "
         f"{machine['congestion_control']}; {document['rounds']} rounds in rotated order, medians ± standard "
-        f"deviation.{noisy} A difference of less than two standard deviations is none: within noise.\n"
+        f"deviation. Idle CPUs {idle}.{noisy} "
+        "A difference of less than two standard deviations is none: within noise.\n"
     )
 
 
@@ -192,7 +197,7 @@ def draw(document: Mapping[str, Any], directory: Path) -> list[Path]:
     files = []
     for setting, results in by_setting(document).items():
         files.append(directory / f"performance-{setting}.svg")
-        plots.paths_plot(results, SETTINGS[setting], files[-1])
+        plots.paths_plot(results, TITLES[setting], files[-1])
     if peers := from_json(document.get("peers", {})):
         files.append(directory / "performance-peers.svg")
         plots.peers_plot(peers, files[-1])

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import struct
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from tests.namespace import Netns
 
 TOOLS = {
     "iperf3": "iperf3", "sockperf": "sockperf", "cc": "gcc", "bpftool": "bpftool", "ethtool": "ethtool",
-    "taskset": "util-linux", "chrt": "util-linux", "timeout": "coreutils", "nsenter": "util-linux",
+    "taskset": "util-linux", "nsenter": "util-linux",
     "ping": "iputils-ping", "ip": "iproute2", "nft": "nftables",
 }  # fmt: skip
 """What the bench runs, and Debian's package of it."""
@@ -75,6 +77,32 @@ def background(seconds: float) -> float:
     return max(0.0, after.used_since(before, cpus()) / (after.at - before.at))
 
 
+LATENCY = Path("/dev/cpu_dma_latency")
+"""The kernel's latency request (Documentation/power/pm_qos_interface.rst): us as an int."""
+
+
+@contextmanager
+def awake(request: Path = LATENCY) -> Iterator[None]:
+    """Keep idle CPUs from halting: they poll for work, and whatever wakes them needs no interrupt.
+
+    Who waits for a packet lets its CPU halt. A virtual CPU that halts is the hypervisor's, which
+    takes as long as the packet's whole way to bring it back; that would be measured, not the way.
+    Without a cpuidle driver (`idle_driver`) they halt all the same.
+    """
+    with ExitStack() as held:
+        if request.exists():
+            held.enter_context(request.open("wb", buffering=0)).write(struct.pack("=i", 0))
+        yield
+
+
+def idle_driver() -> str:
+    """What idle CPUs are left to; `none`: they halt, whatever is asked of them."""
+    try:
+        return Path("/sys/devices/system/cpu/cpuidle/current_driver").read_text().strip()
+    except OSError:
+        return "none"
+
+
 def cpus() -> int:
     return os.cpu_count() or 1
 
@@ -90,6 +118,7 @@ def facts() -> dict[str, Any]:
         "cpu": models[0] if models else "",
         "machine": platform.machine(),
         "memory_gb": round(pages / 1e9, 1),
+        "idle_driver": idle_driver(),
         "congestion_control": Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip(),
     }
 

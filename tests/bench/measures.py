@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,24 +57,6 @@ def compiled_crr(directory: FilePath) -> FilePath:
 def pinned(cpu: int, *command: str) -> list[str]:
     """`command` on one CPU."""
     return ["taskset", "-c", str(min(cpu, cpus() - 1)), *command]
-
-
-@contextmanager
-def awake(seconds: float) -> Iterator[None]:
-    """Keep the CPUs from halting, with work that anything else interrupts (SCHED_IDLE).
-
-    What waits for an answer lets them halt, twice a round trip. A virtual CPU that halts is the
-    hypervisor's, which takes as long as the packet's whole way to bring it back, or does not let
-    go of it at all, as it likes. `seconds`: after which it ends, whatever becomes of us.
-    """
-    spin = ("timeout", str(seconds), "chrt", "--idle", "0", "sh", "-c", "while :; do :; done")
-    spinning = [subprocess.Popen(pinned(cpu, *spin), start_new_session=True) for cpu in range(cpus())]
-    try:
-        yield
-    finally:
-        for each in spinning:
-            os.killpg(each.pid, signal.SIGKILL)
-            each.wait()
 
 
 @contextmanager
@@ -139,11 +118,10 @@ def _cpu_per_gb(path: Path, how: Conditions) -> dict[str, float]:
 
 def tcp_crr(path: Path, how: Conditions) -> dict[str, float]:
     """Connections one after the other."""
-    limit = how.seconds + 30
-    with _serving(path, str(how.crr), "serve", str(CRR_PORT), port=CRR_PORT), awake(limit):
+    with _serving(path, str(how.crr), "serve", str(CRR_PORT), port=CRR_PORT):
         done = path.client.run(
             *pinned(0, str(how.crr), "connect", path.server_address, str(CRR_PORT), str(how.seconds)),
-            seconds=limit,
+            seconds=how.seconds + 30,
         )
     return {"tcp_crr": float(done.stdout)}
 
@@ -152,11 +130,10 @@ def _round_trip(path: Path, how: Conditions, protocol: str) -> dict[str, float]:
     """us; sockperf would report half of it."""
     flags = ["--tcp"] if protocol == "tcp" else []
     ends = ("-i", path.server_address, "-p", str(PING_PORT), *flags)
-    limit = how.seconds + 30
-    with _serving(path, "sockperf", "server", *ends, port=PING_PORT, protocol=protocol), awake(limit):
+    with _serving(path, "sockperf", "server", *ends, port=PING_PORT, protocol=protocol):
         done = path.client.run(
             *pinned(0, "sockperf", "ping-pong", *ends, "--time", str(how.seconds), "--full-rtt"),
-            seconds=limit,
+            seconds=how.seconds + 30,
         )
     return {f"{protocol}_rr_{name}": value for name, value in percentiles(done.stdout).items()}
 

@@ -13,6 +13,8 @@ from typing import Any
 
 BASES = ("kernel-vxlan", "routed", "direct")
 """Paths that the others are compared with."""
+OFFLOADS_ON, WIRE, HALTING = SETTINGS = ("offloads-on", "wire", "halting")
+"""The underlay as a veth is, or like a wire; and as the first, with CPUs that halt when idle."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import struct
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,13 +17,13 @@ import pytest
 from ctl.kernel import bpf
 from tests import packets
 from tests.bench import document, inject, machine, node, programs, rigs
-from tests.bench.__main__ import WIRE, Plan, Side, main, persist, side
+from tests.bench.__main__ import Plan, Side, main, persist, side
 from tests.bench.__main__ import document as results_file
 from tests.bench.inject import Spread
 from tests.bench.measures import RUNS, percentiles, received_rate
 from tests.bench.paths import PATHS
 from tests.bench.progress import bar
-from tests.bench.results import BASES, Collected, Series, as_json, differs, from_json, ratios, table
+from tests.bench.results import BASES, WIRE, Collected, Series, as_json, differs, from_json, ratios, table
 from tests.bench.targets import TARGETS, Target, judge
 from tests.datapath import MAC, PEER_MAC
 from tests.lab import PREFIX, CommandFailed, Lab, leftover_paths
@@ -33,7 +34,8 @@ FAST, SLOW = Series((10.0, 11.0, 12.0), "Gb/s"), Series((5.0, 5.5, 6.0), "Gb/s")
 NOISY = Series((9.0, 11.0, 14.0), "Gb/s")
 CONTRACT = {"tcp_1", "tcp_4", "tcp_rr_p50", "tcp_rr_p99", "udp_rr_p50", "tcp_crr", "udp_pps_64", "cpu_per_gb"}
 FACTS = {
-    "machine": {"kernel": "6.18", "cpus": 2, "cpu": "some", "congestion_control": "bbr"},
+    "machine": {"kernel": "6.18", "cpus": 2, "cpu": "some", "congestion_control": "bbr",
+                "idle_driver": "haltpoll"},
     "date": "2026-01-01", "quick": False, "rounds": 3, "seconds": 1,
     "busy": {"cpus": 0.0, "limit": 0.1, "busy": False},
 }  # fmt: skip
@@ -179,6 +181,21 @@ def test_what_the_tools_print_is_read() -> None:
 def test_the_bar() -> None:
     assert bar(0.5, 75, "x") == f"[{'#' * 15}{' ' * 15}]  50 % 1:15 left  x"
     assert bar(0, None, "x").endswith("  0 %  x")
+
+
+def test_cpus_are_kept_awake_as_long_as_it_takes(tmp_path: Path) -> None:
+    def wanted() -> int:
+        """us, as the kernel has it from all who ask."""
+        value: int = struct.unpack("=i", machine.LATENCY.read_bytes())[0]
+        return value
+
+    before = wanted()
+    with pytest.raises(ZeroDivisionError), machine.awake():
+        assert wanted() == 0
+        raise ZeroDivisionError
+    assert wanted() == before
+    with machine.awake(tmp_path / "absent"):
+        assert not (tmp_path / "absent").exists()
 
 
 def test_a_missing_tool_is_named_with_its_package() -> None:
