@@ -23,7 +23,6 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path as FilePath
@@ -31,8 +30,9 @@ from typing import Any, Final
 
 from ctl.errors import OvnetError
 from tests.bench import machine, node, programs, rigs
-from tests.bench.measures import RUNS, Conditions, Measure, compiled_crr
+from tests.bench.measures import RUNS, Conditions, Measure
 from tests.bench.paths import PATHS, Path
+from tests.bench.placement import Placement
 from tests.bench.progress import Progress
 from tests.bench.results import (
     BASES,
@@ -89,7 +89,11 @@ def _without(*measures: str) -> tuple[Measure, ...]:
 
 
 _SHORT: Final = _without("tcp_4", "udp_rr_p50")
-FULL = Plan(rounds=7, seconds=1, runs={OFFLOADS_ON: RUNS, WIRE: _SHORT, HALTING: _SHORT})
+FULL = Plan(
+    rounds=7,
+    seconds=1,
+    runs={OFFLOADS_ON: RUNS, WIRE: _without("tcp_4", "udp_rr_p50", "tcp_rr_p50"), HALTING: _SHORT},
+)
 QUICK = Plan(rounds=3, seconds=1, runs={OFFLOADS_ON: RUNS, WIRE: RUNS[:1]}, node_rounds=1, idle_s=3.0,
              peer_sizes=(100, 100_000), whole=False)  # fmt: skip
 
@@ -104,13 +108,18 @@ class Side:
     """CPUs in use by others, a value a round."""
     again: Sequence[str] = ()
     """Runs that failed and were tried again."""
+    apart: int = 0
+    """Values taken while the CPUs were apart (`placement`)."""
     extra: Mapping[str, Results] = field(default_factory=dict)
     """Of the node, if that was asked for."""
 
 
-def measure(paths: Sequence[Path], rounds: int, how: Conditions, runs: Sequence[Measure], tick: Tick) -> Side:
-    """Every run on every path, `rounds` times."""
+def measure(
+    paths: Sequence[Path], rounds: int, how: Conditions, runs: Sequence[Measure], tick: Tick, polling: bool
+) -> Side:
+    """Every run on every path, `rounds` times. `polling`: idle CPUs do, for as long as a run lasts."""
     found, background, again = Collected(), [], []
+    placement = Placement(how.crr.parent)
     for number in range(rounds):
         shift = number % len(paths)
         background.append(machine.background(BACKGROUND_S))
@@ -118,11 +127,12 @@ def measure(paths: Sequence[Path], rounds: int, how: Conditions, runs: Sequence[
         for run in runs:
             for path in (*paths[shift:], *paths[:shift]):
                 tick(f"round {number + 1} of {rounds}: {run.name}, {path.name}")
-                values, failures = persist(partial(run.run, path, conditions))
+                once = partial(run.run, path, conditions)
+                values, failures = persist(partial(placement.settled, once, polling))
                 again += [f"round {number + 1}, {run.name}, {path.name}: {each}" for each in failures]
                 for name, value in values.items():
                     found.add(path.name, name, run.yields[name], value)
-    return Side(found.results(), background=background, again=again)
+    return Side(found.results(), background=background, again=again, apart=placement.apart)
 
 
 def persist(run: Callable[[], dict[str, float]]) -> tuple[dict[str, float], list[str]]:
@@ -143,7 +153,7 @@ def persist(run: Callable[[], dict[str, float]]) -> tuple[dict[str, float], list
 def side(names: Sequence[str], setting: str, plan: Plan, tick: Tick, whole: bool = False) -> Side:
     """Build the named paths, measure, remove them again; with agents and programs if `whole`."""
     with Lab() as lab:
-        how = Conditions(plan.seconds, compiled_crr(lab.dir))
+        how = Conditions(plan.seconds, machine.compiled("crr", lab.dir))
         lab.init_network()
         paths = [PATHS[name](lab) for name in names]
         for path in paths:
@@ -156,11 +166,10 @@ def side(names: Sequence[str], setting: str, plan: Plan, tick: Tick, whole: bool
             tick("memory and idle CPU of the agents")
             vxlan = [agent for path in paths if path.name.startswith("ebpf") for agent in path.agents]
             extra["node"] = node.idle(vxlan, plan.idle_s).results()
-        with nullcontext() if setting == HALTING else machine.awake():
-            measured = measure(paths, plan.rounds, how, plan.runs[setting], tick)
-            if whole and plan.whole:
-                ours = [path for path in paths if path.name in ("ebpf", "ebpf-xdp")]
-                extra["programs"] = programs.measure(ours, plan.node_rounds, how, tick).results()
+        measured = measure(paths, plan.rounds, how, plan.runs[setting], tick, polling=setting != HALTING)
+        if whole and plan.whole:
+            ours = [path for path in paths if path.name in ("ebpf", "ebpf-xdp")]
+            extra["programs"] = programs.measure(ours, plan.node_rounds, how, tick).results()
         shown = next((path.hosts[0] for path in paths if path.hosts), paths[0].client)
         return replace(measured, offloads=machine.offloads(shown, "eth0"), extra=extra)
 
@@ -178,6 +187,7 @@ def document(sides: dict[str, Side], extra: dict[str, Results], facts: dict[str,
         "offloads": {setting: dict(each.offloads) for setting, each in sides.items()},
         "background_cpus": {setting: list(each.background) for setting, each in sides.items()},
         "tried_again": {setting: list(each.again) for setting, each in sides.items()},
+        "apart": {setting: each.apart for setting, each in sides.items()},
         "paths": {
             f"{setting}/{path}": series
             for setting, each in sides.items()
@@ -202,11 +212,9 @@ def whole(plan: Plan, tick: Tick) -> tuple[dict[str, Side], dict[str, Results]]:
     about = dict(first.extra["node"]["agent"]) | node.starts(plan.node_rounds, tick).results()["agent"]
     if plan.whole:
         about |= node.convergence(plan.moves, tick).results()["agent"]
-    with machine.awake():
-        peers = rigs.lookups(plan.node_rounds, how, tick, plan.peer_sizes).results()
     extra = {
         "programs": first.extra.get("programs", {}),
-        "peers": peers,
+        "peers": rigs.lookups(plan.node_rounds, how, tick, plan.peer_sizes).results(),
         "node": {"agent": about},
     }
     return sides | {OFFLOADS_ON: replace(first, results=merged)}, extra

@@ -171,9 +171,14 @@ def _heading(document: Mapping[str, Any]) -> str:
         f"`{kind}` on {document['date']}: Linux {machine['kernel']}, "
         f"{machine['cpus']} CPUs ({machine['cpu']}), "
         f"{machine['congestion_control']}; {document['rounds']} rounds in rotated order, medians ± standard "
-        f"deviation. Idle CPUs {idle}.{noisy} "
+        f"deviation. Idle CPUs {idle}.{noisy}{_apart(document)} "
         "A difference of less than two standard deviations is none: within noise.\n"
     )
+
+
+def _apart(document: Mapping[str, Any]) -> str:
+    count = sum(document["apart"].values())
+    return f" {count} values had to be taken while the CPUs shared no cache." if count else ""
 
 
 def _offloads(document: Mapping[str, Any], setting: str) -> str:

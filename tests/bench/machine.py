@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.namespace import Netns
+from tests.process import run
 
 TOOLS = {
     "iperf3": "iperf3", "sockperf": "sockperf", "cc": "gcc", "bpftool": "bpftool", "ethtool": "ethtool",
@@ -67,6 +68,13 @@ def unused(stat: str) -> float:
     """Idle, iowait and steal of all CPUs in seconds, from /proc/stat."""
     fields = stat.split("\n", 1)[0].split()
     return sum(int(fields[column]) for column in (4, 5, 8)) / os.sysconf("SC_CLK_TCK")
+
+
+def compiled(name: str, directory: Path) -> Path:
+    """The C program of this name that is beside this file, in `directory`."""
+    program = directory / name
+    run(["cc", "-O2", "-pthread", "-o", str(program), str(Path(__file__).with_name(f"{name}.c"))])
+    return program
 
 
 def background(seconds: float) -> float:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tests.bench.machine import Usage, cpus
 from tests.bench.paths import Path
-from tests.process import CommandFailed, run
+from tests.process import CommandFailed
 
 PORT = 5201
 PING_PORT = 11111
@@ -45,13 +45,6 @@ class Measure:
 
 
 HIGHER_IS_BETTER = frozenset({"tcp_1", "tcp_4", "tcp_crr", "udp_pps_64", "inject_decap", "inject_encap"})
-
-
-def compiled_crr(directory: FilePath) -> FilePath:
-    """crr.c as a program in `directory`."""
-    program = directory / "crr"
-    run(["cc", "-O2", "-o", str(program), str(FilePath(__file__).with_name("crr.c"))])
-    return program
 
 
 def pinned(cpu: int, *command: str) -> list[str]:

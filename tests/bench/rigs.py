@@ -29,6 +29,7 @@ from tests.bench import inject
 from tests.bench.inject import Injected, Sink, Spread
 from tests.bench.measures import Conditions, tcp_1
 from tests.bench.paths import Path as Way
+from tests.bench.placement import Placement
 from tests.bench.results import Collected
 from tests.lab import Lab
 from tests.namespace import Namespace
@@ -235,13 +236,14 @@ def lookups(
             node = maps.node()
             assert node is not None
             maps.write_node(replace(node, bypass=Bypass.ALWAYS))
+        placement = Placement(lab.dir)
         for number in range(rounds):
             shift = number % len(sizes)
             for size in sizes[shift:] + sizes[:shift]:
                 tick(f"{size:,} peers")
                 for crowd in crowds:
                     crowd.resize(size)
-                found.add(str(size), "tcp_1", "Gb/s", tcp_1(way, how)["tcp_1"])
+                found.add(str(size), "tcp_1", "Gb/s", placement.settled(lambda: tcp_1(way, how)["tcp_1"]))
                 spread = Spread(size, FIRST.num_addresses)
                 rate = rig.encap(how.seconds / 2, spread, FIRST.network_address + 1)
                 found.add(str(size), "encap_random", "ns/packet", 1e9 / rate)

@@ -22,6 +22,7 @@ from tests.bench.__main__ import document as results_file
 from tests.bench.inject import Spread
 from tests.bench.measures import RUNS, percentiles, received_rate
 from tests.bench.paths import PATHS
+from tests.bench.placement import Placement
 from tests.bench.progress import bar
 from tests.bench.results import BASES, WIRE, Collected, Series, as_json, differs, from_json, ratios, table
 from tests.bench.targets import TARGETS, Target, judge
@@ -196,6 +197,17 @@ def test_cpus_are_kept_awake_as_long_as_it_takes(tmp_path: Path) -> None:
     assert wanted() == before
     with machine.awake(tmp_path / "absent"):
         assert not (tmp_path / "absent").exists()
+
+
+def test_the_distance_of_cpus_is_measured_and_waited_for(tmp_path: Path) -> None:
+    placement = Placement(tmp_path)
+    assert placement.settled(lambda: "value", polling=False) == "value"
+    assert placement.apart in (0, 1)
+    places = iter([False, True, False, True, True])  # apart, moved together, parted meanwhile, fine
+    taken = iter([1, 2])
+    placement.together = lambda: next(places)  # type: ignore[method-assign]
+    assert placement.settled(lambda: next(taken)) == 2
+    assert next(places, None) is None
 
 
 def test_a_missing_tool_is_named_with_its_package() -> None:
