@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench.results import HALTING, OFFLOADS_ON, WIRE, Results, Series, differs, from_json
+from tests.bench.results import HALTING, OFFLOADS_ON, WIRE, Results, Series, differs, from_json, ratio
 from tests.bench.targets import TARGETS, WHILE_HALTING, Target, judge
 
 RESULTS: Final = Path(__file__).parent / "results" / "latest.json"
@@ -52,7 +52,7 @@ def cell(series: Series | None, base: Series | None) -> str:
     if base is None or base is series or not base.median:
         return text
     return (
-        f"{text} ({series.median / base.median:.2f}x)" if differs(series, base) else f"{text} (within noise)"
+        f"{text} ({ratio(series, base).median:.2f}x)" if differs(series, base) else f"{text} (within noise)"
     )
 
 
@@ -172,7 +172,8 @@ def _heading(document: Mapping[str, Any]) -> str:
         f"{machine['cpus']} CPUs ({machine['cpu']}), "
         f"{machine['congestion_control']}; {document['rounds']} rounds in rotated order, medians ± standard "
         f"deviation. Idle CPUs {idle}.{noisy}{_apart(document)} "
-        "A difference of less than two standard deviations is none: within noise.\n"
+        "Ratios: medians of the rounds' ratios; one that is less than two standard deviations away from 1 "
+        "is within noise.\n"
     )
 
 

@@ -1,7 +1,8 @@
 """Numbers into medians, ratios and a table. Pure.
 
-A difference is claimed only where it is larger than two standard deviations of the
-noisier side: less than that a table shows as "=".
+A ratio is the median of the rounds' ratios: a slow moment of the machine slows both sides of a
+round. A difference is claimed only where the ratio is more than two standard deviations away
+from 1: less than that a table shows as "=".
 """
 
 from __future__ import annotations
@@ -70,16 +71,24 @@ def from_json(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Ser
     }
 
 
+def ratio(one: Series, other: Series) -> Series:
+    """`one` over `other`, round by round; of the medians if they are not of the same rounds."""
+    if len(one.values) != len(other.values) or not all(other.values):
+        return Series((one.median / other.median,), "x")
+    return Series(tuple(a / b for a, b in zip(one.values, other.values, strict=True)), "x")
+
+
 def differs(one: Series, other: Series) -> bool:
-    """Whether the medians lie more than two standard deviations apart."""
-    return abs(one.median - other.median) > 2 * max(one.stdev, other.stdev)
+    """Whether their ratio is more than two standard deviations away from 1."""
+    found = ratio(one, other)
+    return abs(found.median - 1) > 2 * found.stdev
 
 
 def ratios(results: Results, path: str) -> dict[str, dict[str, float]]:
-    """Measure -> base -> median of `path` over the base's."""
+    """Measure -> base -> `path` over the base."""
     return {
         measure: {
-            base: series.median / results[base][measure].median
+            base: ratio(series, results[base][measure]).median
             for base in BASES
             if base in results and base != path and measure in results[base]
         }
@@ -112,7 +121,7 @@ def _cell(results: Results, path: str, measure: str) -> str:
     base = results.get(BASES[0], {}).get(measure)
     if base is None or path == BASES[0]:
         return text
-    return f"{text} ({series.median / base.median:.2f}x)" if differs(series, base) else f"{text} (=)"
+    return f"{text} ({ratio(series, base).median:.2f}x)" if differs(series, base) else f"{text} (=)"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from tests.bench.results import HALTING, OFFLOADS_ON, WIRE, Results, Series, differs
+from tests.bench.results import HALTING, OFFLOADS_ON, WIRE, Results, Series, differs, ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Verdict:
     target: Target
     value: float | None = None
     noise: bool = False
-    """Whether path and base differ by less than two standard deviations."""
+    """Whether the ratio is less than two standard deviations away from 1."""
 
     @property
     def reached(self) -> bool | None:
@@ -118,7 +118,7 @@ def judge(target: Target, results: Results) -> Verdict:
     base = _series(results, target.base, target.measure)
     if base is None:
         return Verdict(target)
-    return Verdict(target, own.median / base.median, not differs(own, base))
+    return Verdict(target, ratio(own, base).median, not differs(own, base))
 
 
 def _series(results: Results, path: str, measure: str) -> Series | None:
