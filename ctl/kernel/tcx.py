@@ -36,10 +36,17 @@ def supported() -> bool:
 
 
 def programs(key: FilterKey) -> list[int]:
-    """Ids of all programs in a place, in the order in which they run. Empty if the interface is gone."""
-    with suppress(OSError):
-        return bpf.attached(key.ifindex, _attach_type(key.ingress))
-    return []
+    """Ids of all programs in a place, in the order in which they run. Refused.
+
+    Empty if the interface is gone, or the kernel has no such place.
+    """
+    with _doing(f"ask what runs on interface {key.ifindex}"):
+        try:
+            return bpf.attached(key.ifindex, _attach_type(key.ingress))
+        except OSError as error:
+            if error.errno in (errno.ENODEV, errno.EINVAL):
+                return []
+            raise
 
 
 def pinned(root: Path) -> Mapping[FilterKey, int]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 
@@ -14,7 +15,7 @@ from ctl.host import FilterKey
 from ctl.kernel import bpf, tc, tcx
 from ctl.kernel.filters import HANDLE, PRIORITY
 from ctl.kernel.netlink import Netlink
-from ctl.kernel.rtnl import NLM_F_CREATE, RTM_NEWTFILTER
+from ctl.kernel.rtnl import NLM_F_CREATE, RTM_NEWTFILTER, Refused
 from tests.hooks import detach, programs, put_foreign_filter
 from tests.host import Host
 from tests.lab import Lab, wait_until
@@ -207,3 +208,24 @@ def test_hooks_are_listed(pair: Pair) -> None:
     assert (port, "egress", "someone", False) in found
     assert theirs in [row["id"] for row in rows]
     assert "from_wire" in a.ovctl("hook", "list").stdout
+
+
+@pytest.mark.parametrize("code", [errno.ENODEV, errno.EINVAL])
+def test_where_nothing_can_be_nothing_runs(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interface that has just gone, or a kernel without tcx."""
+    monkeypatch.setattr(bpf, "attached", refusal(code))
+    assert tcx.programs(FilterKey(1, True)) == []
+
+
+def test_a_question_that_is_refused_is_not_taken_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`hook list` would show hooks as empty, and the agent put its program there once more."""
+    monkeypatch.setattr(bpf, "attached", refusal(errno.EPERM))
+    with pytest.raises(Refused, match="ask what runs on interface 1: Operation not permitted"):
+        tcx.programs(FilterKey(1, True))
+
+
+def refusal(code: int) -> Callable[[int, int], list[int]]:
+    def attached(ifindex: int, attach_type: int) -> list[int]:
+        raise OSError(code, os.strerror(code))
+
+    return attached
