@@ -218,7 +218,9 @@ def test_cpus_are_kept_awake_as_long_as_it_takes(tmp_path: Path) -> None:
         assert not (tmp_path / "absent").exists()
 
 
-def test_the_distance_of_cpus_is_measured_and_waited_for(tmp_path: Path) -> None:
+def test_the_distance_of_cpus_is_measured_and_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     placement = Placement(tmp_path)
     assert placement.settled(lambda: "value", polling=False) == "value"
     assert placement.apart in (0, 1)
@@ -227,6 +229,11 @@ def test_the_distance_of_cpus_is_measured_and_waited_for(tmp_path: Path) -> None
     placement.together = lambda: next(places)  # type: ignore[method-assign]
     assert placement.settled(lambda: next(taken)) == 2
     assert next(places, None) is None
+    before = placement.apart
+    monkeypatch.setattr("tests.bench.placement.PATIENCE_S", 0)
+    placement.together = lambda: False  # type: ignore[method-assign]
+    assert placement.settled(iter([3, 4]).__next__) == 3, "nothing is gained by another try"
+    assert placement.apart == before + 1
 
 
 def test_a_missing_tool_is_named_with_its_package() -> None:
