@@ -38,7 +38,7 @@ class Placement:
         self._shortest = float("inf")
         self.apart = 0
         """Values that had to be taken with the CPUs apart."""
-        for _ in range(LOOKS):
+        for _ in range(LOOKS if cpus() > 1 else 0):
             self.together()
             self._nudge()
 
@@ -75,5 +75,4 @@ class Placement:
         return there
 
     def _nudge(self) -> None:
-        if cpus() > 1:
-            run([self._program, "0", "1", str(NUDGE_MS)])
+        run([self._program, "0", "1", str(NUDGE_MS)])

@@ -10,7 +10,7 @@ import matplotlib as mpl
 mpl.use("svg")
 from matplotlib import pyplot as plt
 
-from tests.bench.results import Results
+from tests.bench.results import Results, ratio
 
 BASE: Final = "kernel-vxlan"
 COLOURS: Final = {
@@ -26,11 +26,12 @@ SHOWN: Final = {
 
 
 def relative(results: Results, path: str, measure: str) -> tuple[float, float] | None:
-    """Median and deviation over the median of the base; None where one of them is missing."""
+    """Median and deviation of the ratio to the base, as in the tables; None where one is missing."""
     own, base = results.get(path, {}).get(measure), results.get(BASE, {}).get(measure)
     if own is None or base is None or not base.median:
         return None
-    return own.median / base.median, own.stdev / base.median
+    found = ratio(own, base)
+    return found.median, found.stdev
 
 
 def paths_plot(results: Results, title: str, file: Path) -> None:

@@ -245,7 +245,9 @@ def test_a_missing_tool_is_named_with_its_package() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--paths", "warp"], ["--rounds", "0"], ["--seconds", "1.5"]], ids=lambda each: each[1]
+    "arguments",
+    [["--paths", "warp"], ["--setting", "windy"], ["--rounds", "0"], ["--seconds", "1.5"]],
+    ids=lambda each: each[1],
 )
 def test_a_wrong_argument_is_refused(arguments: list[str]) -> None:
     done = subprocess.run(
