@@ -45,6 +45,8 @@ _BATCH: Final = 4096
 _BATCH_MIN: Final = 256
 """Entries; what hashes to one bucket has to fit in a batch."""
 _BATCH_BYTES: Final = 1 << 18
+_LOG_BYTES: Final = 1 << 22
+"""Of the verifier's words about a program that it refuses."""
 
 _Buffer: TypeAlias = "ctypes.Array[ctypes.c_char]"
 
@@ -75,8 +77,13 @@ def _room(size: int) -> tuple[_Buffer, int]:
 def possible_cpus() -> int:
     """How many values an entry of a per-CPU map has."""
     with open("/sys/devices/system/cpu/possible") as file:
-        last = file.read().strip().split(",")[-1]
-    return int(last.split("-")[-1]) + 1
+        return count_cpus(file.read())
+
+
+def count_cpus(cpulist: str) -> int:
+    """How many are in a list of the kernel's ("0-3,8-11"): it gives no room to those in the gaps."""
+    ranges = (each.partition("-") for each in cpulist.strip().split(","))
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
 
 
 def map_create(kind: str, name: str, key: int, value: int, entries: int, flags: int = 0) -> int:
@@ -246,12 +253,14 @@ def prog_load(insns: bytes, name: str, kind: int = PROG_TYPE_SCHED_CLS, flags: i
     except OSError as first:
         if first.errno == errno.EPERM:
             raise
-        log, log_address = _room(1 << 22)
+        log, log_address = _room(_LOG_BYTES)
         try:
-            # Once more, for the words; a log too long for the buffer keeps its end.
+            # Once more, for the words.
             return attempt(1, len(log), log_address)
-        except OSError as error:
-            refused = VerifierError(error.errno, error.strerror)
+        except OSError:
+            # Not its error: before Linux 6.4 a log too long for the buffer is ENOSPC, whatever
+            # the program's fault, and keeps its beginning; later ones keep their end.
+            refused = VerifierError(first.errno, first.strerror)
             refused.log = log.value.decode(errors="replace")
             raise refused from first
     finally:
