@@ -12,6 +12,7 @@ import os
 import platform
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -84,6 +85,16 @@ def count_cpus(cpulist: str) -> int:
     """How many are in a list of the kernel's ("0-3,8-11"): it gives no room to those in the gaps."""
     ranges = (each.partition("-") for each in cpulist.strip().split(","))
     return sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
+
+
+@contextmanager
+def passed_on(fd: int) -> Iterator[int]:
+    """A file descriptor that the block hands to somebody who will close it: closed here if it fails."""
+    try:
+        yield fd
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def map_create(kind: str, name: str, key: int, value: int, entries: int, flags: int = 0) -> int:
@@ -289,12 +300,14 @@ class Map:
     """An open map. Keys and values are bytes; a per-CPU value is a list, one per CPU."""
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.info = map_info(fd)
-        self._per_cpu = self.info.type in PER_CPU
-        # The kernel rounds each CPU's value up to 8 bytes.
-        self._stride = -(-self.info.value_size // 8) * 8
-        self._value_room = self._stride * possible_cpus() if self._per_cpu else self.info.value_size
+        """Takes `fd` over: it is closed with the map, and at once if the kernel does not describe it."""
+        with passed_on(fd):
+            self.fd = fd
+            self.info = map_info(fd)
+            self._per_cpu = self.info.type in PER_CPU
+            # The kernel rounds each CPU's value up to 8 bytes.
+            self._stride = -(-self.info.value_size // 8) * 8
+            self._value_room = self._stride * possible_cpus() if self._per_cpu else self.info.value_size
 
     def close(self) -> None:
         os.close(self.fd)

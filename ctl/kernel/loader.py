@@ -18,8 +18,8 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -94,17 +94,31 @@ def load(maps: Maps, root: str | Path, cache_dir: Path, ahead: Compiler | None =
     build = digest(text, _compiler_version())
     home = _home(root, build)
     adopted = _adopt(home, maps.ids())
-    if adopted and XDP in adopted:
-        return Programs(build, adopted)
-    objects = _compiled(text, _cache(cache_dir, build), ahead)["programs"]
-    loaded = adopted or {name: load_program(name, objects[name], maps) for name in _TC}
+    loaded = adopted or {}
     refused = ""
-    try:
-        loaded[XDP] = load_xdp(objects, maps)
-    except KernelError as error:
-        refused = str(error)
-    _pin(home, loaded, anew=adopted is None)
+    with _closed_if_it_fails(loaded):
+        if XDP in loaded:
+            return Programs(build, loaded)
+        objects = _compiled(text, _cache(cache_dir, build), ahead)["programs"]
+        for name in _TC if adopted is None else ():
+            loaded[name] = load_program(name, objects[name], maps)
+        try:
+            loaded[XDP] = load_xdp(objects, maps)
+        except KernelError as error:
+            refused = str(error)
+        _pin(home, loaded, anew=adopted is None)
     return Programs(build, loaded, refused)
+
+
+@contextmanager
+def _closed_if_it_fails(programs: Mapping[str, Program]) -> Iterator[None]:
+    """What the block has put into `programs` stays open only if it succeeds: it is tried again for ever."""
+    try:
+        yield
+    except BaseException:
+        for program in programs.values():
+            os.close(program.fd)
+        raise
 
 
 _TC: Final = tuple(name for name in PROGRAMS if name != XDP)
@@ -138,23 +152,26 @@ def _compiler_version() -> str:
 def _adopt(home: Path, maps: frozenset[int]) -> dict[str, Program] | None:
     """What is pinned, if it uses no maps but those with these ids, and lacks none but XDP's."""
     found: dict[str, Program] = {}
-    fitting = True
-    try:
+    with suppress(OSError, _Misfit), _closed_if_it_fails(found):
         for name in PROGRAMS:
             if name == XDP and not (home / name).exists():
                 continue
-            fd = bpf.obj_get(str(home / name))
-            found[name] = Program(name, fd, 0)
-            info = bpf.prog_info(fd)
-            found[name] = Program(name, fd, info.id)
-            fitting = fitting and info.map_ids <= maps
-    except OSError:
-        fitting = False
-    if fitting:
+            found[name], used = _described(name, bpf.obj_get(str(home / name)))
+            if not used <= maps:
+                raise _Misfit
         return found
-    for program in found.values():
-        os.close(program.fd)
     return None
+
+
+class _Misfit(Exception):
+    """A pinned program uses other maps than the node's."""
+
+
+def _described(name: str, fd: int) -> tuple[Program, frozenset[int]]:
+    """An open program, and the ids of its maps. OSError, and `fd` closed, if the kernel does not tell."""
+    with bpf.passed_on(fd):
+        info = bpf.prog_info(fd)
+    return Program(name, fd, info.id), info.map_ids
 
 
 def _compiled(text: str, cache: Path, ahead: Compiler | None) -> dict[str, Any]:
@@ -250,7 +267,7 @@ def load_program(name: str, program: Mapping[str, Any], maps: Maps) -> Program:
     """
     kind = bpf.PROG_TYPE_XDP if name.startswith(XDP) else bpf.PROG_TYPE_SCHED_CLS
     try:
-        fd = bpf.prog_load(_with_maps(program, maps), name, kind)
+        return _described(name, bpf.prog_load(_with_maps(program, maps), name, kind))[0]
     except bpf.VerifierError as error:
         for line in error.log.splitlines()[-40:]:
             log.error("verifier: %s", line)
@@ -259,19 +276,19 @@ def load_program(name: str, program: Mapping[str, Any], maps: Maps) -> Program:
         raise KernelError(f"may not load program {name}: needs root, or CAP_BPF and CAP_NET_ADMIN") from error
     except OSError as error:
         raise KernelError(f"cannot load program {name}: {error.strerror}") from error
-    return Program(name, fd, bpf.prog_info(fd).id)
 
 
 def load_xdp(objects: Mapping[str, Any], maps: Maps) -> Program:
     """The program for XDP, for frames in several pieces if the kernel has them. KernelError."""
+    pieces, whole = (_with_maps(objects[name], maps) for name in (XDP_FRAGS, XDP))
     try:
-        fd = bpf.prog_load(_with_maps(objects[XDP_FRAGS], maps), XDP, bpf.PROG_TYPE_XDP, bpf.XDP_HAS_FRAGS)
-    except OSError:
         try:
-            fd = bpf.prog_load(_with_maps(objects[XDP], maps), XDP, bpf.PROG_TYPE_XDP)
-        except OSError as error:
-            raise KernelError(f"the kernel refused program {XDP}: {_last_words(error)}") from error
-    return Program(XDP, fd, bpf.prog_info(fd).id)
+            fd = bpf.prog_load(pieces, XDP, bpf.PROG_TYPE_XDP, bpf.XDP_HAS_FRAGS)
+        except OSError:
+            fd = bpf.prog_load(whole, XDP, bpf.PROG_TYPE_XDP)
+        return _described(XDP, fd)[0]
+    except OSError as error:
+        raise KernelError(f"the kernel refused program {XDP}: {_last_words(error)}") from error
 
 
 def _last_words(error: OSError) -> str:

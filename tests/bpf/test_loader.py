@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import itertools
 import json
 import logging
+import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -278,3 +283,64 @@ def test_before_linux_5_18_xdp_is_loaded_without_frags(
     refusing(monkeypatch, lambda kind, flags: flags != 0)
     programs = load(maps, pins, cache)
     assert (set(programs.by_name), programs.xdp_refused) == (set(PROGRAMS), "")
+
+
+@contextmanager
+def nothing_left_open() -> Iterator[None]:
+    """Fails unless as many descriptors are open after the block as before it."""
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, call: str, nth: int) -> None:
+    """A kernel that does all but the `nth` of the calls of one kind."""
+    does, count = getattr(bpf, call), itertools.count(1)
+
+    def call_(*args: object) -> object:
+        if next(count) == nth:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return does(*args)
+
+    monkeypatch.setattr(bpf, call, call_)
+
+
+CALLS = [("prog_load", 3), ("prog_info", 2), ("obj_pin", 1), ("obj_pin", 5)]
+
+
+@pytest.mark.parametrize(("call", "nth"), CALLS)
+def test_a_load_that_fails_leaves_nothing_open(
+    pins: Path, maps: Maps, cache: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
+) -> None:
+    load(maps, pins, cache).close()
+    drop_others(pins, "nothing")
+    with nothing_left_open(), monkeypatch.context() as failing:
+        fail_at(failing, call, nth)
+        with pytest.raises(KernelError, match="Cannot allocate memory"):
+            load(maps, pins, cache)
+    load(maps, pins, cache).close()
+
+
+def test_adopted_programs_are_let_go_if_the_one_for_xdp_cannot_be_compiled(
+    pins: Path, maps: Maps, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load(maps, pins, cache)
+    (home(pins, first) / XDP).unlink()
+    monkeypatch.setattr(loader, "_COMPILER", "/usr/bin/no-such-python")
+    with nothing_left_open(), pytest.raises(KernelError, match="no-such-python is missing"):
+        load(maps, pins, tmp_path)
+    first.close()
+
+
+@pytest.mark.parametrize("nth", [1, len(PROGRAMS)])
+def test_what_cannot_be_adopted_is_let_go(
+    pins: Path, maps: Maps, cache: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    load(maps, pins, cache).close()
+    with nothing_left_open():
+        with monkeypatch.context() as failing:
+            fail_at(failing, "prog_info", nth)
+            second = load(maps, pins, cache)
+        assert set(second.by_name) == set(PROGRAMS)
+        second.close()

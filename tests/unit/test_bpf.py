@@ -38,3 +38,14 @@ def test_the_verifiers_error_is_told_and_not_that_its_log_was_too_long(
     with pytest.raises(bpf.VerifierError, match="Permission denied") as caught:
         bpf.prog_load(bytes(8), "wild")
     assert (caught.value.errno, caught.value.log) == (errno.EACCES, "R1 invalid mem access")
+
+
+def test_a_descriptor_stays_open_only_for_who_got_it() -> None:
+    kept, lost = os.open("/dev/null", os.O_RDONLY), os.open("/dev/null", os.O_RDONLY)
+    with bpf.passed_on(kept) as fd:
+        pass
+    os.close(fd)
+    with pytest.raises(KeyError), bpf.passed_on(lost):
+        raise KeyError
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(lost)
