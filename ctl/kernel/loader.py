@@ -23,7 +23,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from ctl import statedir
 from ctl.errors import KernelError
@@ -211,7 +211,7 @@ def _check(text: str) -> str:
 class Compiler:
     """The compiler child (ctl.kernel.compile) at work on the named functions of a C text.
 
-    If nobody asks for its result, it ends when it writes it.
+    It writes into files, so it ends though nobody asks for its result.
     """
 
     def __init__(self, text: str, programs: Sequence[str] = BUILT) -> None:
@@ -225,12 +225,13 @@ class Compiler:
             with tempfile.TemporaryFile("w+") as handed:  # a pipe would hold us up until it is read
                 handed.write(text)
                 handed.seek(0)
+                self._out = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in `result`
+                self._err = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
                 self._child = subprocess.Popen(
                     [_COMPILER, "-m", "ctl.kernel.compile", *programs],
                     stdin=handed,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
+                    stdout=self._out,
+                    stderr=self._err,
                     cwd="/",
                     env={key: os.environ[key] for key in ("PATH", "TMPDIR") if key in os.environ}
                     | {"PYTHONPATH": root}
@@ -240,19 +241,26 @@ class Compiler:
             raise KernelError(f"cannot run {_COMPILER}: {error.strerror}") from error
 
     def result(self) -> str:
-        """Its JSON. KernelError with the last line that the compiler wrote; all of them are logged."""
-        try:
-            out, err = self._child.communicate(timeout=_TIMEOUT_S)
-        except subprocess.TimeoutExpired as error:
-            self._child.kill()
-            self._child.communicate()
-            raise KernelError(f"compiling the datapath took more than {_TIMEOUT_S:g} s") from error
+        """Its JSON, once. KernelError with the last line that the compiler wrote; all of them are logged."""
+        with self._out, self._err:
+            try:
+                self._child.wait(_TIMEOUT_S)
+            except subprocess.TimeoutExpired as error:
+                self._child.kill()
+                self._child.wait()
+                raise KernelError(f"compiling the datapath took more than {_TIMEOUT_S:g} s") from error
+            out, err = (_content(file) for file in (self._out, self._err))
         if self._child.returncode:
             for line in err.splitlines():
                 log.error("compiler: %s", line)
             last = err.strip().splitlines()[-1:] or ["no message"]
             raise KernelError(f"compiling the datapath failed: {last[0]}")
         return out
+
+
+def _content(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
 
 
 def compile_text(text: str, programs: Sequence[str] = BUILT) -> str:

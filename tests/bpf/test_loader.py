@@ -20,6 +20,7 @@ from ctl.kernel.loader import Programs, compile_ahead, compile_text, drop_others
 from ctl.kernel.maps import Maps, create_or_adopt, layout_dir, specs, unpin_all
 from ctl.kernel.source import PROGRAMS, XDP, digest, source
 from tests.datapath import Datapath, sent
+from tests.lab import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -181,6 +182,17 @@ def test_a_compiler_that_hangs_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(loader, "_TIMEOUT_S", 0)
     with pytest.raises(KernelError, match="compiling the datapath took more than 0 s"):
         compile_text(source())
+
+
+def test_a_child_whose_result_nobody_asks_for_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe takes 64 KB, and then holds up who writes."""
+    child, ended = tmp_path / "child", tmp_path / "ended"
+    child.write_text(f"#!/bin/sh\nhead -c 1000000 /dev/zero\nhead -c 1000000 /dev/zero >&2\ntouch {ended}\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(loader, "_COMPILER", str(child))
+    nobody_reads = loader.Compiler(source())
+    wait_until(ended.exists, 60, "the child ends")
+    assert len(nobody_reads.result()) == 1_000_000
 
 
 def test_the_digest_names_text_and_compiler() -> None:
