@@ -38,8 +38,13 @@ _COMPILER: Final = "/usr/bin/python3"
 """Debian's python3-bpfcc is for this interpreter only."""
 
 _TIMEOUT_S: Final = 120
-_NO_CACHE: Final = {"PYTHONDONTWRITEBYTECODE": "1"}
-"""The installed tree is not ours to write to."""
+_OPTIONS: Final = (
+    "-I",
+    "-B",  # the installed tree is not ours to write to
+    "-c",
+    "import sys; sys.path.append(sys.argv.pop(1)); from ctl.kernel.compile import main; sys.exit(main())",
+)
+"""Where our package lies comes after the system's own: PyPI's `bcc`, installed beside us, is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,14 +233,12 @@ class Compiler:
                 self._out = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in `result`
                 self._err = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
                 self._child = subprocess.Popen(
-                    [_COMPILER, "-m", "ctl.kernel.compile", *programs],
+                    [_COMPILER, *_OPTIONS, root, *programs],
                     stdin=handed,
                     stdout=self._out,
                     stderr=self._err,
                     cwd="/",
-                    env={key: os.environ[key] for key in ("PATH", "TMPDIR") if key in os.environ}
-                    | {"PYTHONPATH": root}
-                    | _NO_CACHE,
+                    env={key: os.environ[key] for key in ("PATH", "TMPDIR") if key in os.environ},
                 )
         except OSError as error:
             raise KernelError(f"cannot run {_COMPILER}: {error.strerror}") from error

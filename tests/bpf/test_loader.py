@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import errno
 import gc
+import importlib.util
 import itertools
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from ctl.errors import KernelError
-from ctl.kernel import bpf, loader
+from ctl.kernel import bpf, compile, loader
 from ctl.kernel.loader import Programs, compile_ahead, compile_text, drop_others, load, load_program
 from ctl.kernel.maps import Maps, create_or_adopt, layout_dir, specs, unpin_all
 from ctl.kernel.source import PROGRAMS, XDP, digest, source
@@ -182,6 +185,28 @@ def test_a_compiler_that_hangs_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(loader, "_TIMEOUT_S", 0)
     with pytest.raises(KernelError, match="compiling the datapath took more than 0 s"):
         compile_text(source())
+
+
+def test_a_package_bcc_beside_ours_is_not_taken_for_bcc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyPI has one, of crystal lattices."""
+    for name in ("ctl", "bpf"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "bcc.py").write_text("LATTICE = 'body-centred cubic'\n")
+    spec = importlib.util.spec_from_file_location(
+        "ctl", ROOT / "ctl/__init__.py", submodule_search_locations=[str(tmp_path / "ctl")]
+    )
+    monkeypatch.setattr(loader, "find_spec", lambda _: spec)
+    compile_text(source())
+
+
+def test_another_bcc_in_the_systems_own_place_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = ModuleType("bcc")
+    other.__file__ = "/usr/local/lib/python3/dist-packages/bcc.py"
+    monkeypatch.setitem(sys.modules, "bcc", other)
+    with pytest.raises(SystemExit, match=r"^/usr/local/.*bcc.py is another `bcc` .* python3-bpfcc$"):
+        compile.compile_text(source(), PROGRAMS)
 
 
 def test_a_child_whose_result_nobody_asks_for_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
