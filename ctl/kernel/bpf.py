@@ -12,6 +12,7 @@ import os
 import platform
 import struct
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -45,6 +46,8 @@ _BATCH: Final = 4096
 _BATCH_MIN: Final = 256
 """Entries; what hashes to one bucket has to fit in a batch."""
 _BATCH_BYTES: Final = 1 << 18
+_LOG_BYTES: Final = 1 << 22
+"""Of the verifier's words about a program that it refuses."""
 
 _Buffer: TypeAlias = "ctypes.Array[ctypes.c_char]"
 
@@ -75,8 +78,23 @@ def _room(size: int) -> tuple[_Buffer, int]:
 def possible_cpus() -> int:
     """How many values an entry of a per-CPU map has."""
     with open("/sys/devices/system/cpu/possible") as file:
-        last = file.read().strip().split(",")[-1]
-    return int(last.split("-")[-1]) + 1
+        return count_cpus(file.read())
+
+
+def count_cpus(cpulist: str) -> int:
+    """How many are in a list of the kernel's ("0-3,8-11"): it gives no room to those in the gaps."""
+    ranges = (each.partition("-") for each in cpulist.strip().split(","))
+    return sum(int(last or first) - int(first) + 1 for first, _, last in ranges)
+
+
+@contextmanager
+def passed_on(fd: int) -> Iterator[int]:
+    """A file descriptor that the block hands to somebody who will close it: closed here if it fails."""
+    try:
+        yield fd
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 def map_create(kind: str, name: str, key: int, value: int, entries: int, flags: int = 0) -> int:
@@ -246,12 +264,14 @@ def prog_load(insns: bytes, name: str, kind: int = PROG_TYPE_SCHED_CLS, flags: i
     except OSError as first:
         if first.errno == errno.EPERM:
             raise
-        log, log_address = _room(1 << 22)
+        log, log_address = _room(_LOG_BYTES)
         try:
-            # Once more, for the words; a log too long for the buffer keeps its end.
+            # Once more, for the words.
             return attempt(1, len(log), log_address)
-        except OSError as error:
-            refused = VerifierError(error.errno, error.strerror)
+        except OSError:
+            # Not its error: before Linux 6.4 a log too long for the buffer is ENOSPC, whatever
+            # the program's fault, and keeps its beginning; later ones keep their end.
+            refused = VerifierError(first.errno, first.strerror)
             refused.log = log.value.decode(errors="replace")
             raise refused from first
     finally:
@@ -280,12 +300,14 @@ class Map:
     """An open map. Keys and values are bytes; a per-CPU value is a list, one per CPU."""
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
-        self.info = map_info(fd)
-        self._per_cpu = self.info.type in PER_CPU
-        # The kernel rounds each CPU's value up to 8 bytes.
-        self._stride = -(-self.info.value_size // 8) * 8
-        self._value_room = self._stride * possible_cpus() if self._per_cpu else self.info.value_size
+        """Takes `fd` over: it is closed with the map, and at once if the kernel does not describe it."""
+        with passed_on(fd):
+            self.fd = fd
+            self.info = map_info(fd)
+            self._per_cpu = self.info.type in PER_CPU
+            # The kernel rounds each CPU's value up to 8 bytes.
+            self._stride = -(-self.info.value_size // 8) * 8
+            self._value_room = self._stride * possible_cpus() if self._per_cpu else self.info.value_size
 
     def close(self) -> None:
         os.close(self.fd)

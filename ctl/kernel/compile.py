@@ -45,6 +45,8 @@ def compile_text(text: str, programs: Sequence[str]) -> dict[str, Any]:
     """Compile with bcc and take `programs` apart. Exits with bcc's message if it refuses."""
     import bcc
 
+    if not hasattr(bcc, "BPF"):
+        sys.exit(f"{bcc.__file__} is another `bcc` than BCC's: remove it, and install python3-bpfcc")
     try:
         unit = bcc.BPF(
             text=text, cflags=["-Wall", "-Werror", "-Wno-unused-function", "-Wno-address-of-packed-member"]

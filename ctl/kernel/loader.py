@@ -18,12 +18,12 @@ import shutil
 import struct
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 from ctl import statedir
 from ctl.errors import KernelError
@@ -38,8 +38,13 @@ _COMPILER: Final = "/usr/bin/python3"
 """Debian's python3-bpfcc is for this interpreter only."""
 
 _TIMEOUT_S: Final = 120
-_NO_CACHE: Final = {"PYTHONDONTWRITEBYTECODE": "1"}
-"""The installed tree is not ours to write to."""
+_OPTIONS: Final = (
+    "-I",
+    "-B",  # the installed tree is not ours to write to
+    "-c",
+    "import sys; sys.path.append(sys.argv.pop(1)); from ctl.kernel.compile import main; sys.exit(main())",
+)
+"""Where our package lies comes after the system's own: PyPI's `bcc`, installed beside us, is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,17 +99,31 @@ def load(maps: Maps, root: str | Path, cache_dir: Path, ahead: Compiler | None =
     build = digest(text, _compiler_version())
     home = _home(root, build)
     adopted = _adopt(home, maps.ids())
-    if adopted and XDP in adopted:
-        return Programs(build, adopted)
-    objects = _compiled(text, _cache(cache_dir, build), ahead)["programs"]
-    loaded = adopted or {name: load_program(name, objects[name], maps) for name in _TC}
+    loaded = adopted or {}
     refused = ""
-    try:
-        loaded[XDP] = load_xdp(objects, maps)
-    except KernelError as error:
-        refused = str(error)
-    _pin(home, loaded, anew=adopted is None)
+    with _closed_if_it_fails(loaded):
+        if XDP in loaded:
+            return Programs(build, loaded)
+        objects = _compiled(text, _cache(cache_dir, build), ahead)["programs"]
+        for name in _TC if adopted is None else ():
+            loaded[name] = load_program(name, objects[name], maps)
+        try:
+            loaded[XDP] = load_xdp(objects, maps)
+        except KernelError as error:
+            refused = str(error)
+        _pin(home, loaded, anew=adopted is None)
     return Programs(build, loaded, refused)
+
+
+@contextmanager
+def _closed_if_it_fails(programs: Mapping[str, Program]) -> Iterator[None]:
+    """What the block has put into `programs` stays open only if it succeeds: it is tried again for ever."""
+    try:
+        yield
+    except BaseException:
+        for program in programs.values():
+            os.close(program.fd)
+        raise
 
 
 _TC: Final = tuple(name for name in PROGRAMS if name != XDP)
@@ -138,23 +157,26 @@ def _compiler_version() -> str:
 def _adopt(home: Path, maps: frozenset[int]) -> dict[str, Program] | None:
     """What is pinned, if it uses no maps but those with these ids, and lacks none but XDP's."""
     found: dict[str, Program] = {}
-    fitting = True
-    try:
+    with suppress(OSError, _Misfit), _closed_if_it_fails(found):
         for name in PROGRAMS:
             if name == XDP and not (home / name).exists():
                 continue
-            fd = bpf.obj_get(str(home / name))
-            found[name] = Program(name, fd, 0)
-            info = bpf.prog_info(fd)
-            found[name] = Program(name, fd, info.id)
-            fitting = fitting and info.map_ids <= maps
-    except OSError:
-        fitting = False
-    if fitting:
+            found[name], used = _described(name, bpf.obj_get(str(home / name)))
+            if not used <= maps:
+                raise _Misfit
         return found
-    for program in found.values():
-        os.close(program.fd)
     return None
+
+
+class _Misfit(Exception):
+    """A pinned program uses other maps than the node's."""
+
+
+def _described(name: str, fd: int) -> tuple[Program, frozenset[int]]:
+    """An open program, and the ids of its maps. OSError, and `fd` closed, if the kernel does not tell."""
+    with bpf.passed_on(fd):
+        info = bpf.prog_info(fd)
+    return Program(name, fd, info.id), info.map_ids
 
 
 def _compiled(text: str, cache: Path, ahead: Compiler | None) -> dict[str, Any]:
@@ -194,7 +216,7 @@ def _check(text: str) -> str:
 class Compiler:
     """The compiler child (ctl.kernel.compile) at work on the named functions of a C text.
 
-    If nobody asks for its result, it ends when it writes it.
+    It writes into files, so it ends though nobody asks for its result.
     """
 
     def __init__(self, text: str, programs: Sequence[str] = BUILT) -> None:
@@ -208,34 +230,40 @@ class Compiler:
             with tempfile.TemporaryFile("w+") as handed:  # a pipe would hold us up until it is read
                 handed.write(text)
                 handed.seek(0)
+                self._out = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in `result`
+                self._err = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
                 self._child = subprocess.Popen(
-                    [_COMPILER, "-m", "ctl.kernel.compile", *programs],
+                    [_COMPILER, *_OPTIONS, root, *programs],
                     stdin=handed,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    text=True,
+                    stdout=self._out,
+                    stderr=self._err,
                     cwd="/",
-                    env={key: os.environ[key] for key in ("PATH", "TMPDIR") if key in os.environ}
-                    | {"PYTHONPATH": root}
-                    | _NO_CACHE,
+                    env={key: os.environ[key] for key in ("PATH", "TMPDIR") if key in os.environ},
                 )
         except OSError as error:
             raise KernelError(f"cannot run {_COMPILER}: {error.strerror}") from error
 
     def result(self) -> str:
-        """Its JSON. KernelError with the last line that the compiler wrote; all of them are logged."""
-        try:
-            out, err = self._child.communicate(timeout=_TIMEOUT_S)
-        except subprocess.TimeoutExpired as error:
-            self._child.kill()
-            self._child.communicate()
-            raise KernelError(f"compiling the datapath took more than {_TIMEOUT_S:g} s") from error
+        """Its JSON, once. KernelError with the last line that the compiler wrote; all of them are logged."""
+        with self._out, self._err:
+            try:
+                self._child.wait(_TIMEOUT_S)
+            except subprocess.TimeoutExpired as error:
+                self._child.kill()
+                self._child.wait()
+                raise KernelError(f"compiling the datapath took more than {_TIMEOUT_S:g} s") from error
+            out, err = (_content(file) for file in (self._out, self._err))
         if self._child.returncode:
             for line in err.splitlines():
                 log.error("compiler: %s", line)
             last = err.strip().splitlines()[-1:] or ["no message"]
             raise KernelError(f"compiling the datapath failed: {last[0]}")
         return out
+
+
+def _content(file: IO[str]) -> str:
+    file.seek(0)
+    return file.read()
 
 
 def compile_text(text: str, programs: Sequence[str] = BUILT) -> str:
@@ -250,7 +278,7 @@ def load_program(name: str, program: Mapping[str, Any], maps: Maps) -> Program:
     """
     kind = bpf.PROG_TYPE_XDP if name.startswith(XDP) else bpf.PROG_TYPE_SCHED_CLS
     try:
-        fd = bpf.prog_load(_with_maps(program, maps), name, kind)
+        return _described(name, bpf.prog_load(_with_maps(program, maps), name, kind))[0]
     except bpf.VerifierError as error:
         for line in error.log.splitlines()[-40:]:
             log.error("verifier: %s", line)
@@ -259,19 +287,19 @@ def load_program(name: str, program: Mapping[str, Any], maps: Maps) -> Program:
         raise KernelError(f"may not load program {name}: needs root, or CAP_BPF and CAP_NET_ADMIN") from error
     except OSError as error:
         raise KernelError(f"cannot load program {name}: {error.strerror}") from error
-    return Program(name, fd, bpf.prog_info(fd).id)
 
 
 def load_xdp(objects: Mapping[str, Any], maps: Maps) -> Program:
     """The program for XDP, for frames in several pieces if the kernel has them. KernelError."""
+    pieces, whole = (_with_maps(objects[name], maps) for name in (XDP_FRAGS, XDP))
     try:
-        fd = bpf.prog_load(_with_maps(objects[XDP_FRAGS], maps), XDP, bpf.PROG_TYPE_XDP, bpf.XDP_HAS_FRAGS)
-    except OSError:
         try:
-            fd = bpf.prog_load(_with_maps(objects[XDP], maps), XDP, bpf.PROG_TYPE_XDP)
-        except OSError as error:
-            raise KernelError(f"the kernel refused program {XDP}: {_last_words(error)}") from error
-    return Program(XDP, fd, bpf.prog_info(fd).id)
+            fd = bpf.prog_load(pieces, XDP, bpf.PROG_TYPE_XDP, bpf.XDP_HAS_FRAGS)
+        except OSError:
+            fd = bpf.prog_load(whole, XDP, bpf.PROG_TYPE_XDP)
+        return _described(XDP, fd)[0]
+    except OSError as error:
+        raise KernelError(f"the kernel refused program {XDP}: {_last_words(error)}") from error
 
 
 def _last_words(error: OSError) -> str:

@@ -282,9 +282,9 @@ def create_or_adopt(root: str | Path, wanted: Mapping[str, Spec]) -> Maps:
 def _open_or_create(path: Path, name: str, spec: Spec) -> int:
     with suppress(FileNotFoundError):
         return bpf.obj_get(str(path))
-    fd = bpf.map_create(spec.kind, name, spec.key, spec.value, spec.entries)
-    bpf.obj_pin(fd, str(path))
-    return fd
+    with bpf.passed_on(bpf.map_create(spec.kind, name, spec.key, spec.value, spec.entries)) as fd:
+        bpf.obj_pin(fd, str(path))
+        return fd
 
 
 def unpin_all(root: str | Path) -> bool:

@@ -77,19 +77,19 @@ class Xdp:
     def _pinned(self, ident: int) -> int | None:
         for pin in self._root.glob(f"v*/progs-*/{PROGRAM}"):
             with suppress(OSError):  # a build that goes just now
-                fd = bpf.obj_get(str(pin))
-                if bpf.prog_info(fd).id == ident:
-                    return fd
+                with bpf.passed_on(bpf.obj_get(str(pin))) as fd:
+                    if bpf.prog_info(fd).id == ident:
+                        return fd
                 os.close(fd)
         return None
 
     def _named(self, ident: int) -> int | None:
         """One whose pin is lost: the kernel tells its name, to whom it lets ask (CAP_SYS_ADMIN)."""
         with suppress(OSError):
-            fd = bpf.prog_get(ident)
-            info = bpf.prog_info(fd)
-            if (info.name, info.type) == (PROGRAM, bpf.PROG_TYPE_XDP):
-                return fd
+            with bpf.passed_on(bpf.prog_get(ident)) as fd:
+                info = bpf.prog_info(fd)
+                if (info.name, info.type) == (PROGRAM, bpf.PROG_TYPE_XDP):
+                    return fd
             os.close(fd)
         return None
 

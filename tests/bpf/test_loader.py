@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import gc
+import importlib.util
+import itertools
 import json
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from ctl.errors import KernelError
-from ctl.kernel import bpf, loader
+from ctl.kernel import bpf, compile, loader
 from ctl.kernel.loader import Programs, compile_ahead, compile_text, drop_others, load, load_program
 from ctl.kernel.maps import Maps, create_or_adopt, layout_dir, specs, unpin_all
 from ctl.kernel.source import PROGRAMS, XDP, digest, source
 from tests.datapath import Datapath, sent
+from tests.lab import wait_until
 
 ROOT = Path(__file__).parents[2]
 
@@ -178,6 +187,39 @@ def test_a_compiler_that_hangs_is_one_line(monkeypatch: pytest.MonkeyPatch) -> N
         compile_text(source())
 
 
+def test_a_package_bcc_beside_ours_is_not_taken_for_bcc(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyPI has one, of crystal lattices."""
+    for name in ("ctl", "bpf"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    (tmp_path / "bcc.py").write_text("LATTICE = 'body-centred cubic'\n")
+    spec = importlib.util.spec_from_file_location(
+        "ctl", ROOT / "ctl/__init__.py", submodule_search_locations=[str(tmp_path / "ctl")]
+    )
+    monkeypatch.setattr(loader, "find_spec", lambda _: spec)
+    compile_text(source())
+
+
+def test_another_bcc_in_the_systems_own_place_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = ModuleType("bcc")
+    other.__file__ = "/usr/local/lib/python3/dist-packages/bcc.py"
+    monkeypatch.setitem(sys.modules, "bcc", other)
+    with pytest.raises(SystemExit, match=r"^/usr/local/.*bcc.py is another `bcc` .* python3-bpfcc$"):
+        compile.compile_text(source(), PROGRAMS)
+
+
+def test_a_child_whose_result_nobody_asks_for_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipe takes 64 KB, and then holds up who writes."""
+    child, ended = tmp_path / "child", tmp_path / "ended"
+    child.write_text(f"#!/bin/sh\nhead -c 1000000 /dev/zero\nhead -c 1000000 /dev/zero >&2\ntouch {ended}\n")
+    child.chmod(0o755)
+    monkeypatch.setattr(loader, "_COMPILER", str(child))
+    nobody_reads = loader.Compiler(source())
+    wait_until(ended.exists, 60, "the child ends")
+    assert len(nobody_reads.result()) == 1_000_000
+
+
 def test_the_digest_names_text_and_compiler() -> None:
     assert len({digest("a", "x"), digest("b", "x"), digest("a", "y")}) == 3
     assert digest("a", "x") == digest("a", "x")
@@ -278,3 +320,64 @@ def test_before_linux_5_18_xdp_is_loaded_without_frags(
     refusing(monkeypatch, lambda kind, flags: flags != 0)
     programs = load(maps, pins, cache)
     assert (set(programs.by_name), programs.xdp_refused) == (set(PROGRAMS), "")
+
+
+@contextmanager
+def nothing_left_open() -> Iterator[None]:
+    """Fails unless as many descriptors are open after the block as before it."""
+    before = len(os.listdir("/proc/self/fd"))
+    yield
+    gc.collect()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def fail_at(monkeypatch: pytest.MonkeyPatch, call: str, nth: int) -> None:
+    """A kernel that does all but the `nth` of the calls of one kind."""
+    does, count = getattr(bpf, call), itertools.count(1)
+
+    def call_(*args: object) -> object:
+        if next(count) == nth:
+            raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+        return does(*args)
+
+    monkeypatch.setattr(bpf, call, call_)
+
+
+CALLS = [("prog_load", 3), ("prog_info", 2), ("obj_pin", 1), ("obj_pin", 5)]
+
+
+@pytest.mark.parametrize(("call", "nth"), CALLS)
+def test_a_load_that_fails_leaves_nothing_open(
+    pins: Path, maps: Maps, cache: Path, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
+) -> None:
+    load(maps, pins, cache).close()
+    drop_others(pins, "nothing")
+    with nothing_left_open(), monkeypatch.context() as failing:
+        fail_at(failing, call, nth)
+        with pytest.raises(KernelError, match="Cannot allocate memory"):
+            load(maps, pins, cache)
+    load(maps, pins, cache).close()
+
+
+def test_adopted_programs_are_let_go_if_the_one_for_xdp_cannot_be_compiled(
+    pins: Path, maps: Maps, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = load(maps, pins, cache)
+    (home(pins, first) / XDP).unlink()
+    monkeypatch.setattr(loader, "_COMPILER", "/usr/bin/no-such-python")
+    with nothing_left_open(), pytest.raises(KernelError, match="no-such-python is missing"):
+        load(maps, pins, tmp_path)
+    first.close()
+
+
+@pytest.mark.parametrize("nth", [1, len(PROGRAMS)])
+def test_what_cannot_be_adopted_is_let_go(
+    pins: Path, maps: Maps, cache: Path, monkeypatch: pytest.MonkeyPatch, nth: int
+) -> None:
+    load(maps, pins, cache).close()
+    with nothing_left_open():
+        with monkeypatch.context() as failing:
+            fail_at(failing, "prog_info", nth)
+            second = load(maps, pins, cache)
+        assert set(second.by_name) == set(PROGRAMS)
+        second.close()

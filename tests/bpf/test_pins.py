@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,6 +19,7 @@ from ctl.kernel.maps import (
     mismatch,
     newer_layout,
     open_maps,
+    pinned_seed,
     specs,
     unpin_all,
     unpin_older_layouts,
@@ -155,3 +157,26 @@ def test_what_cannot_be_pinned_is_one_line(pins: Path) -> None:
     with pytest.raises(KernelError, match="cannot pin .*/thing: "):
         bpffs.pin_missing(pins, {"thing": null})
     os.close(null)
+
+
+@pytest.mark.parametrize("call", ["obj_pin", "map_info"])
+def test_maps_that_cannot_be_made_or_opened_leave_nothing_open(
+    pins: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """It is tried again for ever."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    before = len(os.listdir("/proc/self/fd"))
+    with monkeypatch.context() as failing:
+        failing.setattr(bpf, call, refuse)
+        with pytest.raises(KernelError, match="Cannot allocate memory"):
+            create_or_adopt(pins, SPECS)
+    create_or_adopt(pins, SPECS).close()
+    monkeypatch.setattr(bpf, "map_info", refuse)
+    with pytest.raises(KernelError, match="Cannot allocate memory"):
+        open_maps(pins)
+    assert mismatch(pins, SPECS) == "peers cannot be opened: Cannot allocate memory"
+    assert pinned_seed(pins) == 0
+    assert len(os.listdir("/proc/self/fd")) == before

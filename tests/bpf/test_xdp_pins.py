@@ -78,3 +78,19 @@ def test_a_pin_of_that_name_is_not_enough(pins: Path, xdp: Xdp, program: tuple[i
     with closing(bpf.Map(bpf.map_create("hash", "m", 4, 4, 1))) as table:
         bpf.obj_pin(table.fd, str(home / PROGRAM))
         assert not xdp.is_ours(program[1] + 1)
+
+
+def test_of_one_that_the_kernel_does_not_describe_nothing_stays_open(
+    pins: Path, xdp: Xdp, program: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = layout_dir(pins) / "progs-0123456789abcdef"
+    home.mkdir(parents=True)
+    bpf.obj_pin(program[0], str(home / PROGRAM))
+
+    def refuse(fd: int) -> None:
+        raise OSError(12, os.strerror(12))
+
+    monkeypatch.setattr(bpf, "prog_info", refuse)
+    before = len(os.listdir("/proc/self/fd"))
+    assert not xdp.is_ours(program[1])
+    assert len(os.listdir("/proc/self/fd")) == before
