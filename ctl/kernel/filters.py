@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Collection, Iterable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -127,7 +127,7 @@ class Filters:
         failed, reason = 0, ""
         for turn, operation in enumerate(operations):
             try:
-                with suppress_missing() if turn < len(delta.removals) else nullcontext():
+                with _suppress_missing() if turn < len(delta.removals) else nullcontext():
                     operation()
             except KernelError as error:
                 failed, reason = failed + 1, str(error)
@@ -172,7 +172,7 @@ class Filters:
         self._rtnl.do(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_REPLACE, body)
 
     def _remove_filter(self, key: FilterKey) -> None:
-        with suppress_missing():
+        with _suppress_missing():
             self._rtnl.do(RTM_DELTFILTER, 0, _place(key))
 
     def remove_clsact(self) -> None:
@@ -181,7 +181,7 @@ class Filters:
         For teardown only: deactivating an interface's qdiscs drops packets under load.
         """
         for ifindex in self._filtered:
-            with suppress_missing():
+            with _suppress_missing():
                 if not any(_dump(self._rtnl, FilterKey(ifindex, ingress)) for ingress in (True, False)):
                     self._rtnl.do(RTM_DELQDISC, 0, tc.clsact(ifindex))
 
@@ -216,6 +216,11 @@ def _dump(rtnl: Rtnl, key: FilterKey) -> list[bytes]:
     with suppress_missing():
         found.extend(rtnl.dump(RTM_GETTFILTER, tc.place(key.ifindex, _parent(key.ingress))))
     return found
+
+
+def _suppress_missing() -> AbstractContextManager[None]:
+    """For removals: where there is no clsact, a filter's place is one that cannot be (EINVAL)."""
+    return suppress_missing(also=errno.EINVAL)
 
 
 def _parent(ingress: bool) -> int:

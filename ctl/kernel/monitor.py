@@ -1,7 +1,8 @@
 """Hears of changes in the kernel: links, addresses, neighbours, routes, filters.
 
 Events only make reconciling sooner, so they are not decoded further than to tell which
-part of the state to look at, and losing some (ENOBUFS) means to look at everything.
+part of the state to look at, and losing some (ENOBUFS) means to look at all that they can
+have been about.
 A plain socket of its own: it may be read from any thread.
 """
 
@@ -15,16 +16,17 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import partial
 from ipaddress import IPv4Address
-from typing import Final
+from typing import Final, Protocol
 
 from ctl.host import OWNER, Removed
 from ctl.kernel.firewall import CHAIN, TABLE
 from ctl.kernel.netlink import NUD_USABLE
-from ctl.kernel.rtnl import NDA_DST, NDA_LLADDR, NDMSG, RTA_OIF, RTMSG, attributes
+from ctl.kernel.rtnl import NDA_DST, NDA_LLADDR, NDA_MASTER, NDMSG, RTA_OIF, RTMSG, attributes
 from ctl.kernel.tables import ROUTE_PROTOCOL, route_key
 from ctl.model import MacAddress
 
@@ -167,8 +169,11 @@ class Classifier:
         found = attributes(body, NDMSG.size)
         if ifindex == self.devices.tunnel:
             return self._own_neighbour(kind, family, found)
+        if family == socket.AF_BRIDGE:
+            master = int.from_bytes(found.get(NDA_MASTER, b""), sys.byteorder)
+            return frozenset({Change.PORTS}) if master == self.devices.bridge != 0 else frozenset()
         if family != socket.AF_INET or ifindex != self.devices.bridge:
-            return frozenset({Change.PORTS}) if family == socket.AF_BRIDGE else frozenset()
+            return frozenset()
         if ifindex != self._known_on:
             self._known_on = ifindex
             self.forget()  # what another bridge had, which is gone
@@ -219,6 +224,18 @@ def quiet_filter(tunnel: int) -> bytes:
     )
 
 
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What the messages of one kind of socket mean, and what it means that some were lost.
+
+    nftables tells all hosts' programs of all rules, so others' work can overflow its socket: what
+    was lost there can have been about our rules, and about nothing else.
+    """
+
+    heard: Callable[[bytes], frozenset[Change]]
+    lost: Callable[[], frozenset[Change]]
+
+
 class Monitor:
     """A thread that calls `changed` with what has changed. `close` ends it.
 
@@ -228,12 +245,15 @@ class Monitor:
     def __init__(self, changed: Callable[[frozenset[Change]], None], wanted: Wanted) -> None:
         self._classifier = Classifier(wanted)
         self._changed = changed
-        self._routes = _listen(socket.NETLINK_ROUTE, _GROUPS.values())
-        self._rules = _listen(_NETLINK_NETFILTER, [_NFNLGRP_NFTABLES])
-        self._others = [self._rules]
-        with suppress(OSError):  # a kernel without IPsec
-            self._others.append(_listen(socket.NETLINK_XFRM, [_XFRMNLGRP_POLICY]))
-        self._wake, self._woken = socket.socketpair()
+        self._sources: dict[socket.socket, Source] = {}
+        with ExitStack() as failing:
+            failing.callback(self._close_sources)
+            self._routes = self._hear(socket.NETLINK_ROUTE, _GROUPS.values(), routes(self._classifier))
+            self._hear(_NETLINK_NETFILTER, [_NFNLGRP_NFTABLES], RULES)
+            with suppress(OSError):  # a kernel without IPsec
+                self._hear(socket.NETLINK_XFRM, [_XFRMNLGRP_POLICY], POLICIES)
+            self._wake, self._woken = socket.socketpair()
+            failing.pop_all()
         self._thread = threading.Thread(target=self._run, name="netlink-monitor", daemon=True)
         self._thread.start()
 
@@ -246,44 +266,66 @@ class Monitor:
     def close(self) -> None:
         self._wake.close()
         self._thread.join()
-        for each in (self._routes, *self._others, self._woken):
+        self._woken.close()
+        self._close_sources()
+
+    def _hear(self, protocol: int, groups: Iterable[int], source: Source) -> socket.socket:
+        listener = _listen(protocol, groups)
+        self._sources[listener] = source
+        return listener
+
+    def _close_sources(self) -> None:
+        for each in self._sources:
             each.close()
 
     def _run(self) -> None:
         while True:
-            ready, _, _ = select.select([self._routes, *self._others, self._woken], [], [])
+            ready, _, _ = select.select([*self._sources, self._woken], [], [])
             if self._woken in ready:
                 return
-            found: frozenset[Change] = frozenset()
-            for each in ready:
-                found |= self._read(each)
+            found = frozenset().union(*(hear(each, self._sources[each]) for each in ready))
             if found:
                 self._changed(found)
 
-    def _read(self, source: socket.socket) -> frozenset[Change]:
-        try:
-            data = source.recv(1 << 17)
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            self._classifier.forget()
-            return EVERYTHING
-        if source is self._routes:
-            return self._decode(data)
-        # A policy of IPsec: which path the peers may take has to be decided anew.
-        return classify_rules(data) if source is self._rules else frozenset({Change.HOPS})
 
-    def _decode(self, data: bytes) -> frozenset[Change]:
-        found: frozenset[Change] = frozenset()
-        offset = 0
-        while offset + _HEADER.size <= len(data):
-            length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
-            if length < _HEADER.size:
-                break
-            body = data[offset + _HEADER.size : offset + length]
-            found |= self._classifier.classify(kind, body)
-            offset += (length + 3) & ~3
-        return found
+class Receiver(Protocol):
+    """A socket, as far as one hears by it."""
+
+    def recv(self, size: int, /) -> bytes: ...
+
+
+def hear(listener: Receiver, source: Source) -> frozenset[Change]:
+    """What the next messages may have changed; those that the kernel had no room for (ENOBUFS) too."""
+    try:
+        data = listener.recv(1 << 17)
+    except OSError as error:
+        if error.errno != errno.ENOBUFS:
+            raise
+        return source.lost()
+    return source.heard(data)
+
+
+def routes(classifier: Classifier) -> Source:
+    """rtnetlink: of all parts but the rules."""
+
+    def lost() -> frozenset[Change]:
+        classifier.forget()
+        return EVERYTHING
+
+    return Source(partial(_decode, classifier), lost)
+
+
+def _decode(classifier: Classifier, data: bytes) -> frozenset[Change]:
+    found: frozenset[Change] = frozenset()
+    offset = 0
+    while offset + _HEADER.size <= len(data):
+        length, kind, _, _, _ = _HEADER.unpack_from(data, offset)
+        if length < _HEADER.size:
+            break
+        body = data[offset + _HEADER.size : offset + length]
+        found |= classifier.classify(kind, body)
+        offset += (length + 3) & ~3
+    return found
 
 
 def classify_rules(data: bytes) -> frozenset[Change]:
@@ -295,12 +337,21 @@ def classify_rules(data: bytes) -> frozenset[Change]:
     return frozenset({Change.FIREWALL}) if ours else frozenset()
 
 
+RULES: Final = Source(classify_rules, lambda: frozenset({Change.FIREWALL}))
+
+POLICIES: Final = Source(lambda _: frozenset({Change.HOPS}), lambda: frozenset({Change.HOPS}))
+"""Of IPsec: which path the peers may take has to be decided anew."""
+
+
 def _listen(protocol: int, groups: Iterable[int]) -> socket.socket:
     listener = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
-    listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
-    listener.bind((0, 0))
-    for group in groups:
-        listener.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+    with ExitStack() as failing:
+        failing.callback(listener.close)
+        listener.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        listener.bind((0, 0))
+        for group in groups:
+            listener.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, group)
+        failing.pop_all()
     return listener
 
 

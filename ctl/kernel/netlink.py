@@ -60,8 +60,8 @@ _RTPROT_KERNEL, _RT_SCOPE_LINK = 2, 253
 _NUD_PROBE: Final = 0x10
 _NUD_PERMANENT: Final = 0x80
 _NEW: Final = NLM_F_CREATE | NLM_F_EXCL
-GONE: Final = (0, errno.ENOENT, errno.ENODEV, errno.ESRCH, errno.EINVAL)
-"""How the kernel answers a removal that worked, or that someone else was quicker with."""
+GONE: Final = (errno.ENOENT, errno.ENODEV, errno.ESRCH)
+"""How the kernel answers who names something that is not there."""
 
 
 class Netlink:
@@ -86,9 +86,6 @@ class Netlink:
             yield
         except Refused as error:
             raise KernelError(f"{what}: {error}") from error
-        except LookupError as error:
-            # Listed a moment ago, gone now: another event is under way.
-            raise KernelError(f"{what}: it vanished meanwhile") from error
 
     def links(self) -> dict[int, Link]:
         """All interfaces by ifindex."""
@@ -279,10 +276,10 @@ def _neighbour(body: bytes) -> tuple[int, int, dict[int, bytes]]:
 
 
 @contextmanager
-def suppress_missing() -> Iterator[None]:
-    """What is to be removed, or asked for, may be gone already."""
+def suppress_missing(*, also: int = 0) -> Iterator[None]:
+    """What is to be removed, or asked for, may be gone already. `also`: an errno that says so too."""
     try:
         yield
     except Refused as error:
-        if error.code not in GONE:
+        if error.code not in (*GONE, also):
             raise

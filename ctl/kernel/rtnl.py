@@ -12,6 +12,7 @@ import socket
 import struct
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
@@ -59,7 +60,8 @@ _BATCH: Final = 128
 """Messages a call: their answers, should all of them fail, fit the receive buffer."""
 _RECEIVE_BUFFER: Final = 1 << 21
 _RECEIVE: Final = 1 << 18
-_DUMP_ATTEMPTS: Final = 5
+_DUMP_ATTEMPTS: Final = 10
+"""Links that come and go ten a second interrupt every third dump of a thousand."""
 
 
 class Refused(KernelError):
@@ -120,12 +122,18 @@ class Rtnl:
         self._socket = socket.socket(
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE
         )
+        self._sequence = 0
+        with ExitStack() as failing:
+            failing.callback(self.close)
+            self._set_up()
+            failing.pop_all()
+
+    def _set_up(self) -> None:
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_CAP_ACK, 1)
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_EXT_ACK, 1)  # drivers say why they refuse XDP
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
         self._socket.bind((0, 0))
-        self._sequence = 0
 
     def close(self) -> None:
         self._socket.close()
@@ -160,7 +168,7 @@ class Rtnl:
         sequence = self._send([Message(kind, flags, body)], ack_last=True)
         for seq, answered, told, content in self._until(sequence):
             if seq == sequence and answered == _NLMSG_ERROR:
-                _raise_refusal(told, content)
+                _raise_refusal(answered, told, content)
 
     def get(self, kind: int, body: bytes) -> bytes:
         """The answer to a request that has one. Refused if there is none."""
@@ -169,7 +177,7 @@ class Rtnl:
         for seq, answered, told, content in self._until(sequence):
             if seq == sequence:
                 if answered == _NLMSG_ERROR:
-                    _raise_refusal(told, content)
+                    _raise_refusal(answered, told, content)
                 found = content
         return found
 
@@ -183,14 +191,14 @@ class Rtnl:
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """All that the kernel has, as the bodies of its messages. Refused if it does not tell.
 
-        A dump that a change interrupted is made again, a few times; then it is taken as it is.
+        A dump that a change interrupted is made again. KernelError if each one was: what may be
+        a part is no answer, for whatever is missing in it would be taken for gone.
         """
-        found: list[bytes] = []
         for _ in range(_DUMP_ATTEMPTS):
             found, interrupted = self._dump(kind, body)
             if not interrupted:
-                break
-        return found
+                return found
+        raise KernelError(f"rtnetlink: what was to be listed changed {_DUMP_ATTEMPTS} times meanwhile")
 
     def _dump(self, kind: int, body: bytes) -> tuple[list[bytes], bool]:
         sequence = self._send([Message(kind, _NLM_F_DUMP, body)])
@@ -201,10 +209,10 @@ class Rtnl:
                 if seq != sequence:
                     continue
                 interrupted |= bool(flags & _NLM_F_DUMP_INTR)
-                if kind_ == _NLMSG_DONE:
+                if kind_ in (_NLMSG_DONE, _NLMSG_ERROR):
+                    # Either says how it went: a dump that broke off ends with NLMSG_DONE and an errno.
+                    _raise_refusal(kind_, flags, content)
                     return found, interrupted
-                if kind_ == _NLMSG_ERROR:
-                    _raise_refusal(flags, content)
                 found.append(content)
 
     def _send(self, messages: Sequence[Message], *, ack_last: bool = False) -> int:
@@ -249,9 +257,13 @@ class Rtnl:
             offset += (length + 3) & ~3
 
 
-def _raise_refusal(flags: int, body: bytes) -> None:
-    """Refused, if an error message (struct nlmsgerr, attributes) says so; 0 is an acknowledgement."""
+def _raise_refusal(kind: int, flags: int, body: bytes) -> None:
+    """Refused, if the message that ends an answer says so; an error of 0 is an acknowledgement.
+
+    NLMSG_ERROR has struct nlmsgerr and attributes, NLMSG_DONE the error number and attributes.
+    """
     code = -_ERROR.unpack_from(body)[0]
     if code:
-        told = attributes(body, _ERROR.size + _HEADER.size) if flags & _NLM_F_ACK_TLVS else {}
+        before = _ERROR.size + (_HEADER.size if kind == _NLMSG_ERROR else 0)
+        told = attributes(body, before) if flags & _NLM_F_ACK_TLVS else {}
         raise Refused(code, text(told.get(_NLMSGERR_ATTR_MSG, b"")))

@@ -199,7 +199,7 @@ def _ifindex_filter(ifindex: int) -> bytes:
 
 def _change(rtnl: Rtnl, what: str, removals: Sequence[Message], puts: Sequence[Message]) -> None:
     """Removals, then puts. KernelError with a count if some failed; what is missing is removed already."""
-    gone = [code for code in rtnl.change(removals) if code not in GONE]
+    gone = [code for code in rtnl.change(removals) if code and code not in GONE]
     failed = gone + [code for code in rtnl.change(puts) if code]
     if failed:
         raise KernelError(f"{what}: {len(failed)} entries not applied: {os.strerror(failed[-1])}")

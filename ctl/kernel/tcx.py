@@ -83,15 +83,12 @@ class Links:
     def read(self) -> Mapping[FilterKey, int]:
         """Program ids by place: of the links that are attached. The pins of others are removed.
 
-        Refused if pins cannot be read.
+        Refused if pins cannot be read. What else is pinned by such a name is not ours: it stays.
         """
-        infos = {key: bpf.link_info(fd) for key, fd in self._open.items()}
         for key, pin in pins(self._root).items():
-            if key not in infos:
-                with _doing(f"open {pin}"):
-                    fd = bpf.obj_get(str(pin))
-                    infos[key] = bpf.link_info(fd)
-                    self._open[key] = fd
+            if key not in self._open and (fd := _open(pin)) is not None:
+                self._open[key] = fd
+        infos = {key: bpf.link_info(fd) for key, fd in self._open.items()}
         for key, info in infos.items():
             if not info.ifindex:
                 self._drop(key)
@@ -152,6 +149,18 @@ def _doing(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise Refused(error.errno or 0, f"cannot {what}: {error.strerror}") from error
+
+
+def _open(pin: Path) -> int | None:
+    """A file descriptor of the link that is pinned there; None if it is no link at tcx. Refused."""
+    with _doing(f"open {pin}"):
+        fd = bpf.obj_get(str(pin))
+    try:
+        bpf.link_info(fd)
+    except OSError:
+        os.close(fd)
+        return None
+    return fd
 
 
 def _exists(ifindex: int) -> bool:

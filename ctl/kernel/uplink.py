@@ -147,5 +147,6 @@ def _default(netlink: Netlink, links: Mapping[int, Link]) -> Link:
     if not routes:
         raise AgentError("no default route to find the uplink by: name it with --iface")
     _, ifindex = min(routes, key=lambda route: route[0])
-    with netlink.doing("find the default route's interface"):
-        return links[ifindex]
+    if ifindex not in links:  # the links were listed before the routes
+        raise KernelError("find the default route's interface: it vanished meanwhile")
+    return links[ifindex]

@@ -8,7 +8,7 @@ and of the one before. Nobody else's is ever replaced or removed, the kernel see
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Final
@@ -77,21 +77,29 @@ class Xdp:
     def _pinned(self, ident: int) -> int | None:
         for pin in self._root.glob(f"v*/progs-*/{PROGRAM}"):
             with suppress(OSError):  # a build that goes just now
-                with bpf.passed_on(bpf.obj_get(str(pin))) as fd:
-                    if bpf.prog_info(fd).id == ident:
-                        return fd
-                os.close(fd)
+                found = _kept(bpf.obj_get(str(pin)), lambda info: info.id == ident)
+                if found is not None:
+                    return found
         return None
 
     def _named(self, ident: int) -> int | None:
         """One whose pin is lost: the kernel tells its name, to whom it lets ask (CAP_SYS_ADMIN)."""
         with suppress(OSError):
-            with bpf.passed_on(bpf.prog_get(ident)) as fd:
-                info = bpf.prog_info(fd)
-                if (info.name, info.type) == (PROGRAM, bpf.PROG_TYPE_XDP):
-                    return fd
-            os.close(fd)
+            return _kept(
+                bpf.prog_get(ident), lambda info: (info.name, info.type) == (PROGRAM, bpf.PROG_TYPE_XDP)
+            )
         return None
+
+
+def _kept(fd: int, wanted: Callable[[bpf.ProgInfo], bool]) -> int | None:
+    """The descriptor, if its program is the wanted one; else None, and it is closed. OSError: closed too."""
+    keep = False
+    try:
+        keep = wanted(bpf.prog_info(fd))
+    finally:
+        if not keep:
+            os.close(fd)
+    return fd if keep else None
 
 
 def remove_all(netlink: Netlink, links: Mapping[int, Link], root: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import struct
 from typing import Final
@@ -11,6 +12,8 @@ from ctl.errors import KernelError
 
 _GETPOLICY: Final = 0x15
 _NEWPOLICY: Final = 0x13
+_DONE: Final = 3
+"""NLMSG_DONE."""
 _DUMP: Final = 0x301
 """NLM_F_REQUEST | NLM_F_DUMP."""
 
@@ -49,5 +52,21 @@ class Policies:
     def _ask(asked: socket.socket) -> bool:
         # struct xfrm_userpolicy_id, all zero.
         asked.send(struct.pack("=IHHII", 16 + 64, _GETPOLICY, _DUMP, 1, 0) + bytes(64))
-        (kind,) = struct.unpack_from("=H", asked.recv(1 << 16), 4)
-        return bool(kind == _NEWPOLICY)
+        return is_policy(asked.recv(1 << 16))
+
+
+def is_policy(answer: bytes) -> bool:
+    """Whether the first message of a dump is a policy; False at its end. OSError if it is an error.
+
+    NLMSG_ERROR and NLMSG_DONE both begin with an error number, which is 0 for the end of a dump
+    that went well. What cannot be read must not count as "none": eBPF would carry what policies
+    are to encrypt.
+    """
+    (kind,) = struct.unpack_from("=H", answer, 4)
+    if kind == _NEWPOLICY:
+        return True
+    (code,) = struct.unpack_from("=i", answer, 16)
+    if kind == _DONE and not code:
+        return False
+    code = -code or errno.EBADMSG
+    raise OSError(code, os.strerror(code))

@@ -19,6 +19,10 @@ from tests.datapath import Datapath
 NO_NETLINK: Any = None
 
 
+def descriptors() -> int:
+    return len(os.listdir("/proc/self/fd"))
+
+
 @pytest.fixture
 def program(datapath: Datapath) -> tuple[int, int]:
     """(file descriptor, id) of from_wire_xdp."""
@@ -80,17 +84,18 @@ def test_a_pin_of_that_name_is_not_enough(pins: Path, xdp: Xdp, program: tuple[i
         assert not xdp.is_ours(program[1] + 1)
 
 
-def test_of_one_that_the_kernel_does_not_describe_nothing_stays_open(
+def test_a_program_that_cannot_be_looked_at_leaves_no_descriptor_open(
     pins: Path, xdp: Xdp, program: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    fd, ident = program
     home = layout_dir(pins) / "progs-0123456789abcdef"
     home.mkdir(parents=True)
-    bpf.obj_pin(program[0], str(home / PROGRAM))
+    bpf.obj_pin(fd, str(home / PROGRAM))
 
-    def refuse(fd: int) -> None:
-        raise OSError(12, os.strerror(12))
+    def refuse(_: int) -> bpf.ProgInfo:
+        raise PermissionError(1, os.strerror(1))
 
     monkeypatch.setattr(bpf, "prog_info", refuse)
-    before = len(os.listdir("/proc/self/fd"))
-    assert not xdp.is_ours(program[1])
-    assert len(os.listdir("/proc/self/fd")) == before
+    before = descriptors()
+    assert not xdp.is_ours(ident)
+    assert descriptors() == before

@@ -12,10 +12,12 @@ from queue import Empty, SimpleQueue
 import pytest
 
 from ctl.errors import KernelError
-from ctl.host import Hop, Link, Route, RouteKey, Uplink
+from ctl.host import FilterKey, Hop, Link, Route, RouteKey, Uplink
 from ctl.kernel import fib
+from ctl.kernel.filters import attached
 from ctl.kernel.monitor import Change, Devices, Monitor
-from ctl.kernel.rtnl import Rtnl
+from ctl.kernel.netlink import Netlink
+from ctl.kernel.rtnl import RTM_GETROUTE, RTMSG, Refused, Rtnl
 from ctl.kernel.tables import Fdb, Routes, VtepNeighbours
 from ctl.model import MacAddress
 from ctl.plan import Delta
@@ -155,6 +157,20 @@ def test_an_fdb_entry_with_more_than_a_host_of_its_own_is_put_right(place: Place
     assert "4789" not in listed
     assert "192.0.2.7" not in listed
     Fdb(place.rtnl, place.vxlan).apply(Delta(removals=(one,)))
+
+
+def test_a_dump_that_the_kernel_breaks_off_is_not_an_empty_one(place: Place) -> None:
+    """It says so in the message that ends it."""
+    of_table_99 = RTMSG.pack(2, 0, 0, 0, 99, 0, 0, 0, 0)
+    with pytest.raises(Refused, match="FIB table does not exist"):
+        place.rtnl.dump(RTM_GETROUTE, of_table_99)
+
+
+def test_an_interface_that_is_gone_has_no_addresses_and_no_filters(place: Place) -> None:
+    netlink = place.host.call(Netlink)
+    assert netlink.addresses(9999) == []
+    assert attached(netlink.rtnl, FilterKey(9999, ingress=True)) == []
+    netlink.close()
 
 
 def picked(host: Host, target: IPv4Address) -> IPv4Address:

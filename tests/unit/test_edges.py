@@ -15,7 +15,7 @@ from ctl import statedir
 from ctl.errors import AgentError, ConfigError
 from ctl.host import RouteKey
 from ctl.kernel.firewall import ruleset
-from ctl.kernel.monitor import EVERYTHING, Change, Classifier, Devices
+from ctl.kernel.monitor import EVERYTHING, POLICIES, RULES, Change, Classifier, Devices, hear, routes
 from ctl.kernel.rtnl import NDMSG, attribute
 from ctl.kernel.source import source
 from ctl.kernel.tables import ROUTE_PROTOCOL
@@ -88,10 +88,17 @@ def test_kernel_messages_point_at_what_may_differ(kind: int, body: bytes, expect
 
 
 def neighbour(
-    ifindex: int, state: int = STALE, mac: bytes = b"", family: int = 2, address: str = "172.17.8.2"
+    ifindex: int,
+    state: int = STALE,
+    mac: bytes = b"",
+    family: int = 2,
+    address: str = "172.17.8.2",
+    master: int = 0,
 ) -> bytes:
-    destination = attribute(1, IPv4Address(address).packed) if family == 2 else b""
-    return NDMSG.pack(family, ifindex, state, 0, 1) + destination + (attribute(2, mac) if mac else b"")
+    body = NDMSG.pack(family, ifindex, state, 0, 1)
+    body += attribute(1, IPv4Address(address).packed) if family == 2 else b""
+    body += attribute(2, mac) if mac else b""
+    return body + (attribute(9, struct.pack("=I", master)) if master else b"")
 
 
 def test_of_neighbours_only_what_is_new_counts() -> None:
@@ -105,7 +112,10 @@ def test_of_neighbours_only_what_is_new_counts() -> None:
         (NEW, neighbour(BRIDGE, FAILED), set()),
         (GONE, neighbour(BRIDGE), set()),
         (NEW, neighbour(UPLINK, STALE, one), set()),
-        (NEW, neighbour(5, STALE, one, family=7), {Change.PORTS}),
+        (NEW, neighbour(5, STALE, one, family=7, master=BRIDGE), {Change.PORTS}),
+        (GONE, neighbour(5, STALE, one, family=7, master=BRIDGE), {Change.PORTS}),
+        (NEW, neighbour(5, STALE, one, family=7, master=8), set()),
+        (NEW, neighbour(6, STALE, one, family=7), set()),
         (NEW, neighbour(VXLAN, 128, one), set()),
         (GONE, neighbour(VXLAN, 128, b"\2peer.", address="172.17.9.0"), {Change.PEERS}),
         (GONE, neighbour(VXLAN, 128, b"\2peer.", address="172.17.10.0"), set()),
@@ -129,6 +139,29 @@ def test_neighbours_of_a_bridge_that_is_gone_are_forgotten() -> None:
     assert memory.classify(NEW, neighbour(8, STALE, one)) == {Change.PORTS}
     memory.devices = Devices(VXLAN, BRIDGE, UPLINK)
     assert memory.classify(NEW, neighbour(BRIDGE, STALE, one)) == {Change.PORTS}
+
+
+class Overflowed:
+    """A socket that had no room for what it should have got."""
+
+    def recv(self, _: int) -> bytes:
+        raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+
+
+def test_what_others_sockets_lose_says_nothing_of_links_routes_and_containers() -> None:
+    """One that changes thousands of rules at a time (kube-proxy) overflows that of the rules."""
+    assert hear(Overflowed(), RULES) == {Change.FIREWALL}
+    assert hear(Overflowed(), POLICIES) == {Change.HOPS}
+
+
+def test_after_a_loss_all_neighbours_are_new() -> None:
+    memory = classifier()
+    event = neighbour(BRIDGE, STALE, b"\2one..")
+    assert memory.classify(NEW, event) == {Change.PORTS}
+    hear(Overflowed(), RULES)
+    assert memory.classify(NEW, event) == set()
+    assert hear(Overflowed(), routes(memory)) == EVERYTHING
+    assert memory.classify(NEW, event) == {Change.PORTS}
 
 
 def test_mailbox_hands_out_all_posts_together() -> None:
