@@ -98,6 +98,9 @@ class Agent:
         self._reconciles = ReconcileReport(settings.resync_interval)
         self._report_file = ReportFile(settings.state_dir)
         self._back_off = BackOff()
+        """Of what failed in the kernel."""
+        self._store_back_off = BackOff()
+        """Of a store that did not answer."""
         self._fenced = False
         """Whether the kernel has been told that our subnet is not ours."""
         self._ready = False
@@ -193,12 +196,9 @@ class Agent:
         next_resync = 0.0
         while Signal.STOP not in signals:
             now = self._steady()
-            if (
-                self._joined.clock_was_set()
-                or now >= next_resync
-                or self._next_try() <= 0
-                or ((changes or signals) and not self._ready)
-            ):
+            if self._joined.clock_was_set() or self._next_look_at_store() <= 0:
+                signals |= {Signal.STORE}
+            if now >= next_resync or self._next_retry() <= 0 or ((changes or signals) and not self._ready):
                 changes, signals = EVERYTHING, signals | {Signal.STORE}
                 next_resync = now + self._settings.resync_interval
             if changes or signals:
@@ -245,15 +245,23 @@ class Agent:
     def _pause(self, next_resync: float) -> float:
         """Seconds until the loop has to turn again."""
         now = self._steady()
-        due = [next_resync - now, TICK_S, self._next_try()]
+        due = [next_resync - now, TICK_S, self._next_retry(), self._next_look_at_store()]
         if (watchdog := watchdog_seconds()) is not None:
             due.append(watchdog)
         return min(due)
 
-    def _next_try(self) -> float:
-        """Seconds until what failed is tried again, or, if nothing did, the store looked at; inf: never."""
-        if self._back_off.pending:
-            return self._back_off.left(self._steady())
+    def _next_retry(self) -> float:
+        """Seconds until everything is tried again because something failed; inf: nothing did."""
+        return self._back_off.left(self._steady()) if self._back_off.pending else math.inf
+
+    def _next_look_at_store(self) -> float:
+        """Seconds until the store is asked without a word from it; inf: never.
+
+        It is asked again when it did not answer, else when our lease is to be renewed, or a lease
+        that vanished has been kept for long enough. The kernel has no part in any of these.
+        """
+        if self._store_back_off.pending:
+            return self._store_back_off.left(self._steady())
         renewal = self._joined.renewal_in()
         return min(self._joined.doubt_in(), math.inf if renewal is None else renewal)
 
@@ -342,8 +350,10 @@ class Agent:
 
     def _sync_store(self) -> None:
         """The store being away changes nothing else."""
-        if not self._joined.sync():
-            self._back_off.failed(self._steady())
+        if self._joined.sync():
+            self._store_back_off.succeeded()
+        else:
+            self._store_back_off.failed(self._steady())
         self._node.fenced = bool(self._joined.conflict)
 
     def _succeeded(self, full: bool) -> None:
@@ -354,8 +364,7 @@ class Agent:
         self._reconciles = replace(
             self._reconciles, ok=self._reconciles.ok + 1, last_success=self._clock(), error=""
         )
-        if self._joined.report.up:
-            self._back_off.succeeded()
+        self._back_off.succeeded()
         if full and not self._ready:
             self._ready = True
             log.info("ready: %s", self._node.settings.node_name)
@@ -381,7 +390,8 @@ class Agent:
             log.warning("dropped at %s: %s; %d bytes: %s", where, why, event.packet_len, event.data.hex())
 
     def _publish(self) -> None:
-        reconciles = replace(self._reconciles, back_off=self._back_off.wait)
+        wait = max(self._back_off.wait, self._store_back_off.wait)
+        reconciles = replace(self._reconciles, back_off=wait)
         self.report = describe(
             self._node, self._joined, reconciles, started=self._started, passed=self._ready
         )

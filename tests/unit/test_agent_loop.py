@@ -213,10 +213,11 @@ class World:
             for n in numbers
         ]
 
-    def run(self, seconds: float, *, turns: int = 5000, each: Callable[[], None] = lambda: None) -> int:
+    def run(self, seconds: float, *, turns: int = 5000, each: Callable[[], object] = lambda: None) -> int:
         """The loop for that long by its own clock, in no time; how often it turned.
 
-        `each` is called at every turn. More than `turns` of them are a spinning loop.
+        `each` is called at every turn; if it returns True, the store says that it has changed.
+        More than `turns` of them are a spinning loop.
         """
         end, turned = self.clock.now + seconds, 0
 
@@ -225,8 +226,8 @@ class World:
             turned += 1
             assert turned <= turns, f"{turned} turns, {self.passes()} passes: the loop spins"
             self.clock.now += max(timeout, 0.001)
-            each()
-            return NO_CHANGES, frozenset({Signal.STOP} if self.clock.now >= end else ())
+            said = frozenset({Signal.STORE} if each() is True else ())
+            return NO_CHANGES, said | frozenset({Signal.STOP} if self.clock.now >= end else ())
 
         with self.patch.context() as patch:
             patch.setattr(self.agent.mailbox, "take", take)
@@ -388,6 +389,73 @@ def test_a_retry_is_not_put_off_by_a_clock_set_back(world: World) -> None:
     assert world.report.ready
 
 
+def resyncs(world: World) -> int:
+    """How often everything was looked at so far."""
+    return world.kernel.calls.count("refresh_uplink")
+
+
+@pytest.fixture
+def rare(world: World) -> World:
+    """An agent that has looked at everything, and will not again for a year."""
+    world.agent._settings = replace(world.agent._settings, resync_interval=365 * DAY)
+    world.run(1)
+    world.kernel.calls.clear()
+    return world
+
+
+def looked_at_everything_but_at_the_start(world: World) -> int:
+    return resyncs(world) - 1
+
+
+def test_a_lease_that_leaves_costs_no_look_at_everything(rare: World) -> None:
+    leases = rare.peers(10, 20, 30, 40, 50)
+    rare.run(1)
+    rare.kernel.calls.clear()
+    begun = rare.clock.now
+
+    def leave() -> bool:
+        due = bool(leases) and rare.clock.now > begun + 10 * (6 - len(leases))
+        if due:
+            rare.store.delete(leases.pop())
+        return due
+
+    rare.run(100, each=leave)
+    assert not leases
+    assert rare.kernel.routed[-1] == (own(rare).subnet,), "they are gone"
+    assert looked_at_everything_but_at_the_start(rare) == 0
+
+
+def test_a_renewal_costs_no_look_at_everything(rare: World) -> None:
+    rare.kernel.calls.clear()
+    rare.run(2 * LEASE_TTL)
+    assert own(rare).expires_at > rare.clock.now + MARGIN - TICK_S  # type: ignore[operator]
+    assert looked_at_everything_but_at_the_start(rare) == 0
+
+
+def test_a_store_that_stays_away_costs_no_look_at_everything(rare: World) -> None:
+    rare.store.away = "store is away"
+    rare.kernel.calls.clear()
+    rare.run(10 * RESYNC)
+    assert rare.report.reconcile.back_off == BACK_OFF_MAX_S
+    rare.store.away = ""
+    rare.run(2 * BACK_OFF_MAX_S)
+    assert rare.report.store.up
+    assert rare.report.reconcile.back_off == 0
+    assert resyncs(rare) == 2, "when each loop starts"
+
+
+def test_a_clock_that_is_set_costs_no_look_at_everything(rare: World) -> None:
+    rare.kernel.calls.clear()
+    jumps = iter([0.0, DAY])
+
+    def set_clock() -> None:
+        rare.clock.ahead += next(jumps, 0.0)
+
+    rare.run(RESYNC, each=set_clock)
+    assert own(rare).expires_at == pytest.approx(rare.clock() + LEASE_TTL, abs=2 * RESYNC)
+    assert looked_at_everything_but_at_the_start(rare) == 0
+
+
 def test_a_mass_removal_is_believed_no_sooner_by_a_clock_set_forward(world: World) -> None:
     leases = world.peers(*range(10, 30))
     world.full()
@@ -431,13 +499,13 @@ def test_pause_is_as_long_as_the_next_thing_due_lets_it(world: World) -> None:
     assert world.agent._pause(now + 1) == 1
     world.clock.now = own(world).expires_at - MARGIN - 2  # type: ignore[operator]
     assert world.agent._pause(world.clock.now + RESYNC) == pytest.approx(2)
-    assert world.agent._next_try() == pytest.approx(2)
+    assert world.agent._next_look_at_store() == pytest.approx(2)
     world.store.away = "store is away"
     world.clock.now += 3
-    assert world.agent._next_try() <= 0
+    assert world.agent._next_look_at_store() <= 0
     world.agent._sync_store()
     assert world.agent._pause(world.clock.now + RESYNC) > 0.3, "until the back-off ends"
-    assert world.agent._next_try() > 0
+    assert world.agent._next_look_at_store() > 0
 
 
 # --- The store --------------------------------------------------------------------
