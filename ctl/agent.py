@@ -22,6 +22,7 @@ from ctl.claim import claim_namespace
 from ctl.clock import uptime
 from ctl.config import Settings
 from ctl.describe import ReportFile, describe
+from ctl.drops import DropLog
 from ctl.errors import KernelError, OvnetError, StoreAway
 from ctl.kernel.events import Ring
 from ctl.kernel.maps import RING_BYTES
@@ -32,7 +33,6 @@ from ctl.model import Bypass, IPv4Network, Network
 from ctl.node import Node
 from ctl.notify import notify, watchdog_seconds
 from ctl.ports import Closing, LeaseStore
-from ctl.reasons import reason
 from ctl.report import AgentReport, ReconcileReport
 from ctl.site import Site
 from ctl.wire import parse_subnet_env
@@ -105,6 +105,7 @@ class Agent:
         """Whether the kernel has been told that our subnet is not ours."""
         self._ready = False
         self._ring: Ring | None = None
+        self._drops = DropLog()
         self._not_before = 0.0
         self._claim: Closing | None = None
         self._watching: Closing | None = None
@@ -384,10 +385,8 @@ class Agent:
             return
         if self._ring is None:
             self._ring = Ring(maps.fd("events"), RING_BYTES)
-        for event in self._ring.drain():
-            why = reason(event.reason).caption
-            where = f"{event.hook.label}, interface {event.ifindex}"
-            log.warning("dropped at %s: %s; %d bytes: %s", where, why, event.packet_len, event.data.hex())
+        for line in self._drops.lines(self._ring.drain(), self._steady()):
+            log.warning("%s", line)
 
     def _publish(self) -> None:
         wait = max(self._back_off.wait, self._store_back_off.wait)
