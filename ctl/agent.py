@@ -210,11 +210,10 @@ class Agent:
                     # A start leaves 16 MB in cycles, and each failure some (an exception and its frames),
                     # which by our thresholds would wait for hours. Peers have grown old: left out.
                     gc.collect(1)
-            self._log_drops()
+            self._aside("drops", self._log_drops, None)
             notify("WATCHDOG=1")
             changes, signals = self._next(next_resync)
-            if self._node.backend:
-                changes |= self._node.backend.lost()
+            changes |= self._aside("watching", self._lost, frozenset[Change]())
 
     def _gap(self, changes: frozenset[Change]) -> float:
         """Seconds until the next reconcile may begin: a storm of events must not become one of reconciles.
@@ -376,6 +375,25 @@ class Agent:
             log.error("%s", why)
         self._reconciles = replace(self._reconciles, failed=self._reconciles.failed + 1, error=why)
         self._back_off.failed(self._steady())
+
+    def _aside(self, part: str, look: Callable[[], T], otherwise: T) -> T:
+        """What `look` returns. A failure is a problem of `part`, said once; the next turn looks again."""
+        problems, found, wrong = self._node.seen.problems, otherwise, ""
+        try:
+            found = look()
+        except OvnetError as error:
+            wrong = str(error)
+        lines = (wrong,) if wrong else ()
+        if problems.get(part, ()) != lines:
+            problems[part] = lines
+            if wrong:
+                log.error("%s", wrong)
+            self._publish()
+        return found
+
+    def _lost(self) -> frozenset[Change]:
+        """What has ended or come off without an event."""
+        return self._node.backend.lost() if self._node.backend else frozenset()
 
     # --- What others see -------------------------------------------------------
 

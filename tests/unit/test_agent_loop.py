@@ -98,7 +98,7 @@ class FakeKernel:
     mtu: int = 1450
     device: int = 4
     takeover: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(subnet=None))
-    maps: None = None
+    maps: SimpleNamespace | None = None
     programs: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(digest="feed"))
     overhead: int = 50
     whole: bool = True
@@ -153,6 +153,8 @@ class FakeKernel:
         pass
 
     def lost(self) -> frozenset[Change]:
+        if "lost" in self.failing:
+            raise self.failing["lost"]
         return frozenset() if self.whole else frozenset({Change.PEERS})
 
     def _step(self, name: str) -> None:
@@ -906,6 +908,42 @@ def test_an_event_after_a_first_pass_that_failed_is_no_bug(world: World) -> None
     for change in Change:
         world.part(change)
     assert not world.report.ready
+
+
+def test_an_agent_that_cannot_tell_what_is_lost_goes_on_and_says_so_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.kernel.failing["lost"] = KernelError("the lock is held by an unknown process: end it")
+    before = world.run(RESYNC)
+    world.run(5 * RESYNC)
+    assert before <= RESYNC / TICK_S + 5, "and does not spin"
+    assert world.problem("watching") == ("the lock is held by an unknown process: end it",)
+    assert world.problem("watching")[0] in world.report.problems
+    assert sum("unknown process" in record.getMessage() for record in caplog.records) == 1
+    world.kernel.failing.clear()
+    world.run(TICK_S)
+    assert world.report.problems == ()
+    assert world.report.ready
+
+
+def test_an_agent_that_cannot_read_what_was_dropped_goes_on_and_says_so_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(fd: int, size: int) -> None:
+        raise KernelError("cannot map the events ring: Cannot allocate memory")
+
+    world.patch.setattr("ctl.agent.Ring", refuse)
+    world.kernel.maps = SimpleNamespace(fd=lambda name: 3)
+    world.run(5 * RESYNC)
+    assert world.report.ready
+    assert "cannot map the events ring" in world.report.problems[0]
+    assert sum("events ring" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_bug_where_the_agent_looks_what_is_lost_ends_it(world: World) -> None:
+    world.kernel.failing["lost"] = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        world.run(RESYNC)
 
 
 def test_a_bug_ends_the_agent(world: World) -> None:
