@@ -31,7 +31,7 @@ from ctl.mailbox import Mailbox, Signal
 from ctl.membership import Membership
 from ctl.model import Bypass, IPv4Network, Network
 from ctl.node import Node
-from ctl.notify import notify, watchdog_seconds
+from ctl.notify import Starting, notify, watchdog_seconds
 from ctl.ports import Closing, LeaseStore
 from ctl.report import AgentReport, ReconcileReport
 from ctl.site import Site
@@ -104,6 +104,7 @@ class Agent:
         self._fenced = False
         """Whether the kernel has been told that our subnet is not ours."""
         self._ready = False
+        self._starting = Starting()
         self._ring: Ring | None = None
         self._drops = DropLog()
         self._not_before = 0.0
@@ -145,11 +146,15 @@ class Agent:
         back_off = BackOff()
         while True:
             try:
-                return step()
+                result = step()
             except StoreAway as error:
                 if str(error) != said:
                     log.error("store: %s; waiting for it", error)
                 said = str(error)
+            else:
+                self._starting.goes_on()
+                return result
+            self._starting.waits(f"waiting for the store: {said}")
             _, signals = self.mailbox.take(back_off.failed(self._steady()))
             if Signal.STOP in signals:
                 return None
@@ -159,6 +164,7 @@ class Agent:
         if network is None:
             log.warning("no network in %s yet: run ovctl network init", self._settings.store)
         while network is None:
+            self._starting.waits("waiting for a network in the store: run ovctl network init")
             _, signals = self.mailbox.take(NETWORK_POLL_S)
             if Signal.STOP in signals:
                 return None
@@ -369,12 +375,15 @@ class Agent:
             self._ready = True
             log.info("ready: %s", self._node.settings.node_name)
             notify("READY=1")
+            self._starting.goes_on()
 
     def _failed(self, why: str) -> None:
         if why != self._reconciles.error:
             log.error("%s", why)
         self._reconciles = replace(self._reconciles, failed=self._reconciles.failed + 1, error=why)
         self._back_off.failed(self._steady())
+        if not self._ready:
+            self._starting.waits(f"not ready: {why}")
 
     def _aside(self, part: str, look: Callable[[], T], otherwise: T) -> T:
         """What `look` returns. A failure is a problem of `part`, said once; the next turn looks again."""

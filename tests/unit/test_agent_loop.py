@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -804,6 +806,82 @@ def test_an_agent_waits_for_a_network_and_says_so_once(
     assert agent.start()
     said = [record.getMessage() for record in caplog.records if "no network" in record.getMessage()]
     assert len(said) == 1 and "ovctl network init" in said[0]
+
+
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict[str, str]]]]:
+    """What systemd is told, each message by its variables; since the last call."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.setblocking(False)
+
+        def messages() -> list[dict[str, str]]:
+            found = []
+            with suppress(BlockingIOError):
+                while True:
+                    lines = listener.recv(4096).decode().splitlines()
+                    found.append(dict(line.split("=", 1) for line in lines))
+            return found
+
+        yield messages
+
+
+Told = Callable[[], list[dict[str, str]]]
+LONGEST_PAUSE_S = 1.25 * BACK_OFF_MAX_S
+
+
+def test_an_agent_that_waits_for_its_store_is_given_time_by_systemd(world: World, told: Told) -> None:
+    agent = starting(world, *[StoreAway("etcd unreachable:\nno leader")] * 8)
+    world.patch.setenv("NOTIFY_SOCKET", str(world.kernel.settings.state_dir / "notify"))
+    assert agent.start()
+    *waiting, last = told()
+    assert len(waiting) == 8, "at every try"
+    for message, pause in zip(waiting, waits, strict=True):
+        assert message["STATUS"] == "waiting for the store: etcd unreachable: no leader"
+        assert int(message["EXTEND_TIMEOUT_USEC"]) / 1e6 > pause + LONGEST_PAUSE_S
+    assert last == {"STATUS": ""}
+
+
+def test_an_agent_that_waits_for_a_network_is_given_time_by_systemd(world: World, told: Told) -> None:
+    agent = starting(world)
+    answers = iter([None, None, None, NETWORK, NETWORK])
+    world.patch.setattr(cast(Any, agent._store), "read_network", lambda: next(answers))
+    world.patch.setenv("NOTIFY_SOCKET", str(world.kernel.settings.state_dir / "notify"))
+    assert agent.start()
+    *waiting, last = told()
+    assert len(waiting) >= 2
+    assert all("ovctl network init" in message["STATUS"] for message in waiting)
+    assert all(int(message["EXTEND_TIMEOUT_USEC"]) > 0 for message in waiting)
+    assert last == {"STATUS": ""}
+
+
+def test_an_agent_whose_first_pass_fails_is_given_time_by_systemd(world: World, told: Told) -> None:
+    world.patch.setenv("NOTIFY_SOCKET", str(world.kernel.settings.state_dir / "notify"))
+    world.kernel.failing["load"] = KernelError("no compiler")
+    heard: list[dict[str, str]] = []
+
+    def hear() -> None:
+        heard.extend(message for message in told() if message != {"WATCHDOG": "1"})
+
+    world.run(RESYNC, each=hear)
+    assert len(heard) == world.report.reconcile.failed
+    assert {message["STATUS"] for message in heard} == {"not ready: no compiler"}
+    assert all(int(message["EXTEND_TIMEOUT_USEC"]) / 1e6 > LONGEST_PAUSE_S for message in heard)
+    heard.clear()
+    world.kernel.failing.clear()
+    world.run(LONGEST_PAUSE_S, each=hear)
+    assert heard == [{"READY": "1"}, {"STATUS": ""}]
+    world.kernel.failing["load"] = KernelError("no compiler")
+    world.full()
+    hear()
+    assert len(heard) == 2, "a running agent does not start"
+
+
+def test_an_agent_that_starts_at_once_tells_systemd_no_more_than_that(world: World, told: Told) -> None:
+    world.patch.setenv("NOTIFY_SOCKET", str(world.kernel.settings.state_dir / "notify"))
+    assert starting(world).start()
+    world.full()
+    assert told() == [{"READY": "1"}]
 
 
 # --- Storms of events ---------------------------------------------------------------
