@@ -22,6 +22,7 @@ from ctl.claim import claim_namespace
 from ctl.clock import uptime
 from ctl.config import Settings
 from ctl.describe import ReportFile, describe
+from ctl.drops import DropLog
 from ctl.errors import KernelError, OvnetError, StoreAway
 from ctl.kernel.events import Ring
 from ctl.kernel.maps import RING_BYTES
@@ -30,9 +31,8 @@ from ctl.mailbox import Mailbox, Signal
 from ctl.membership import Membership
 from ctl.model import Bypass, IPv4Network, Network
 from ctl.node import Node
-from ctl.notify import notify, watchdog_seconds
+from ctl.notify import Starting, notify, watchdog_seconds
 from ctl.ports import Closing, LeaseStore
-from ctl.reasons import reason
 from ctl.report import AgentReport, ReconcileReport
 from ctl.site import Site
 from ctl.wire import parse_subnet_env
@@ -98,10 +98,15 @@ class Agent:
         self._reconciles = ReconcileReport(settings.resync_interval)
         self._report_file = ReportFile(settings.state_dir)
         self._back_off = BackOff()
+        """Of what failed in the kernel."""
+        self._store_back_off = BackOff()
+        """Of a store that did not answer."""
         self._fenced = False
         """Whether the kernel has been told that our subnet is not ours."""
         self._ready = False
+        self._starting = Starting()
         self._ring: Ring | None = None
+        self._drops = DropLog()
         self._not_before = 0.0
         self._claim: Closing | None = None
         self._watching: Closing | None = None
@@ -141,11 +146,15 @@ class Agent:
         back_off = BackOff()
         while True:
             try:
-                return step()
+                result = step()
             except StoreAway as error:
                 if str(error) != said:
                     log.error("store: %s; waiting for it", error)
                 said = str(error)
+            else:
+                self._starting.goes_on()
+                return result
+            self._starting.waits(f"waiting for the store: {said}")
             _, signals = self.mailbox.take(back_off.failed(self._steady()))
             if Signal.STOP in signals:
                 return None
@@ -155,6 +164,7 @@ class Agent:
         if network is None:
             log.warning("no network in %s yet: run ovctl network init", self._settings.store)
         while network is None:
+            self._starting.waits("waiting for a network in the store: run ovctl network init")
             _, signals = self.mailbox.take(NETWORK_POLL_S)
             if Signal.STOP in signals:
                 return None
@@ -193,12 +203,9 @@ class Agent:
         next_resync = 0.0
         while Signal.STOP not in signals:
             now = self._steady()
-            if (
-                self._joined.clock_was_set()
-                or now >= next_resync
-                or self._next_try() <= 0
-                or ((changes or signals) and not self._ready)
-            ):
+            if self._joined.clock_was_set() or self._next_look_at_store() <= 0:
+                signals |= {Signal.STORE}
+            if now >= next_resync or self._next_retry() <= 0 or ((changes or signals) and not self._ready):
                 changes, signals = EVERYTHING, signals | {Signal.STORE}
                 next_resync = now + self._settings.resync_interval
             if changes or signals:
@@ -209,11 +216,10 @@ class Agent:
                     # A start leaves 16 MB in cycles, and each failure some (an exception and its frames),
                     # which by our thresholds would wait for hours. Peers have grown old: left out.
                     gc.collect(1)
-            self._log_drops()
+            self._aside("drops", self._log_drops, None)
             notify("WATCHDOG=1")
             changes, signals = self._next(next_resync)
-            if self._node.backend:
-                changes |= self._node.backend.lost()
+            changes |= self._aside("watching", self._lost, frozenset[Change]())
 
     def _gap(self, changes: frozenset[Change]) -> float:
         """Seconds until the next reconcile may begin: a storm of events must not become one of reconciles.
@@ -245,15 +251,23 @@ class Agent:
     def _pause(self, next_resync: float) -> float:
         """Seconds until the loop has to turn again."""
         now = self._steady()
-        due = [next_resync - now, TICK_S, self._next_try()]
+        due = [next_resync - now, TICK_S, self._next_retry(), self._next_look_at_store()]
         if (watchdog := watchdog_seconds()) is not None:
             due.append(watchdog)
         return min(due)
 
-    def _next_try(self) -> float:
-        """Seconds until what failed is tried again, or, if nothing did, the store looked at; inf: never."""
-        if self._back_off.pending:
-            return self._back_off.left(self._steady())
+    def _next_retry(self) -> float:
+        """Seconds until everything is tried again because something failed; inf: nothing did."""
+        return self._back_off.left(self._steady()) if self._back_off.pending else math.inf
+
+    def _next_look_at_store(self) -> float:
+        """Seconds until the store is asked without a word from it; inf: never.
+
+        It is asked again when it did not answer, else when our lease is to be renewed, or a lease
+        that vanished has been kept for long enough. The kernel has no part in any of these.
+        """
+        if self._store_back_off.pending:
+            return self._store_back_off.left(self._steady())
         renewal = self._joined.renewal_in()
         return min(self._joined.doubt_in(), math.inf if renewal is None else renewal)
 
@@ -342,8 +356,10 @@ class Agent:
 
     def _sync_store(self) -> None:
         """The store being away changes nothing else."""
-        if not self._joined.sync():
-            self._back_off.failed(self._steady())
+        if self._joined.sync():
+            self._store_back_off.succeeded()
+        else:
+            self._store_back_off.failed(self._steady())
         self._node.fenced = bool(self._joined.conflict)
 
     def _succeeded(self, full: bool) -> None:
@@ -354,18 +370,39 @@ class Agent:
         self._reconciles = replace(
             self._reconciles, ok=self._reconciles.ok + 1, last_success=self._clock(), error=""
         )
-        if self._joined.report.up:
-            self._back_off.succeeded()
+        self._back_off.succeeded()
         if full and not self._ready:
             self._ready = True
             log.info("ready: %s", self._node.settings.node_name)
             notify("READY=1")
+            self._starting.goes_on()
 
     def _failed(self, why: str) -> None:
         if why != self._reconciles.error:
             log.error("%s", why)
         self._reconciles = replace(self._reconciles, failed=self._reconciles.failed + 1, error=why)
         self._back_off.failed(self._steady())
+        if not self._ready:
+            self._starting.waits(f"not ready: {why}")
+
+    def _aside(self, part: str, look: Callable[[], T], otherwise: T) -> T:
+        """What `look` returns. A failure is a problem of `part`, said once; the next turn looks again."""
+        problems, found, wrong = self._node.seen.problems, otherwise, ""
+        try:
+            found = look()
+        except OvnetError as error:
+            wrong = str(error)
+        lines = (wrong,) if wrong else ()
+        if problems.get(part, ()) != lines:
+            problems[part] = lines
+            if wrong:
+                log.error("%s", wrong)
+            self._publish()
+        return found
+
+    def _lost(self) -> frozenset[Change]:
+        """What has ended or come off without an event."""
+        return self._node.backend.lost() if self._node.backend else frozenset()
 
     # --- What others see -------------------------------------------------------
 
@@ -375,13 +412,12 @@ class Agent:
             return
         if self._ring is None:
             self._ring = Ring(maps.fd("events"), RING_BYTES)
-        for event in self._ring.drain():
-            why = reason(event.reason).caption
-            where = f"{event.hook.label}, interface {event.ifindex}"
-            log.warning("dropped at %s: %s; %d bytes: %s", where, why, event.packet_len, event.data.hex())
+        for line in self._drops.lines(self._ring.drain(), self._steady()):
+            log.warning("%s", line)
 
     def _publish(self) -> None:
-        reconciles = replace(self._reconciles, back_off=self._back_off.wait)
+        wait = max(self._back_off.wait, self._store_back_off.wait)
+        reconciles = replace(self._reconciles, back_off=wait)
         self.report = describe(
             self._node, self._joined, reconciles, started=self._started, passed=self._ready
         )

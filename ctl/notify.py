@@ -5,6 +5,11 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
+from typing import Final
+
+START_S: Final = 180.0
+"""How much longer a start may take after each word of `Starting`: the pause until the next word
+(38 s at the most), a store that answers slowly, and what the unit allows for compiling."""
 
 
 def notify(state: str) -> None:
@@ -15,6 +20,24 @@ def notify(state: str) -> None:
     address = "\0" + path[1:] if path.startswith("@") else path
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
         sender.sendto(state.encode(), address)
+
+
+class Starting:
+    """What a start that has to wait tells systemd: for what, and that it is not stuck."""
+
+    def __init__(self) -> None:
+        self._said = False
+
+    def waits(self, why: str) -> None:
+        """`systemctl status` shows `why`, and TimeoutStartSec ends nothing for START_S from now."""
+        notify(f"STATUS={' '.join(why.split())}\nEXTEND_TIMEOUT_USEC={int(START_S * 1e6)}")
+        self._said = True
+
+    def goes_on(self) -> None:
+        """It waits no longer: take the words back, if there were any."""
+        if self._said:
+            notify("STATUS=")
+        self._said = False
 
 
 def watchdog_seconds() -> float | None:

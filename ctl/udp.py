@@ -32,7 +32,7 @@ class UdpBackend(PlainBackend):
 
     def lost(self) -> frozenset[Change]:
         """The way to the peers, if the forwarder has ended."""
-        gone = self._forwarder is not None and self._forwarder.pid() is None
+        gone = self._forwarder is not None and not self._forwarder.runs()
         return frozenset({Change.PEERS} if gone else ())
 
     def ensure_device(self, site: Site, links: dict[int, Link]) -> None:

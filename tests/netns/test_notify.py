@@ -29,6 +29,21 @@ def heard_until(listener: socket.socket, last: str) -> list[str]:
     return messages
 
 
+def test_an_agent_that_waits_extends_its_start_and_says_what_it_waits_for(
+    lab: Lab, listener: socket.socket
+) -> None:
+    lab.etcd()
+    a = lab.host("a")
+    agent = a.agent(wait=False, env={"NOTIFY_SOCKET": listener.getsockname()})
+    waiting = dict(line.split("=", 1) for line in listener.recv(4096).decode().splitlines())
+    assert waiting["STATUS"] == "waiting for a network in the store: run ovctl network init"
+    assert int(waiting["EXTEND_TIMEOUT_USEC"]) > 60e6, "longer than until it says so again"
+    lab.init_network()
+    heard = heard_until(listener, "READY=1")
+    assert heard[-2] == "STATUS=", "nothing is waited for any more"
+    agent.stop()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_an_agent_says_ready_then_that_it_lives_then_that_it_stops(
     lab: Lab, listener: socket.socket, number: signal.Signals

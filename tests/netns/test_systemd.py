@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -124,3 +125,23 @@ def test_stop_leaves_it_forwarding_and_start_adopts_it(service: Service) -> None
     assert (sent - tally.received, tally.duplicates) == (0, 0)
     assert sorted(a.bpffs.rglob("*")) == pins
     assert carries(a, service.one, service.two)
+
+
+START_S = 3
+"""A start may take no longer, unless it says that it goes on."""
+
+
+def test_a_start_that_waits_for_its_store_is_not_ended_by_the_start_timeout(lab: Lab) -> None:
+    systemd = Systemd(
+        lab.host("a"), f"TimeoutStartSec={START_S}\nEnvironment=OVNET_STORE=etcd://127.0.0.1:1\n"
+    )
+    systemd.boot()
+
+    def waiting() -> float:
+        """Seconds since the agent was started."""
+        begun = int(systemd.show("ExecMainStartTimestampMonotonic"))
+        return time.monotonic() - begun / 1e6 if begun else 0.0
+
+    wait_until(lambda: waiting() > 3 * START_S, 60, systemd.log)
+    assert (systemd.show("ActiveState"), systemd.show("NRestarts")) == ("activating", "0")
+    assert systemd.show("StatusText").startswith("waiting for the store: etcd unreachable")

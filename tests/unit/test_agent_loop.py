@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -98,7 +100,7 @@ class FakeKernel:
     mtu: int = 1450
     device: int = 4
     takeover: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(subnet=None))
-    maps: None = None
+    maps: SimpleNamespace | None = None
     programs: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(digest="feed"))
     overhead: int = 50
     whole: bool = True
@@ -153,6 +155,8 @@ class FakeKernel:
         pass
 
     def lost(self) -> frozenset[Change]:
+        if "lost" in self.failing:
+            raise self.failing["lost"]
         return frozenset() if self.whole else frozenset({Change.PEERS})
 
     def _step(self, name: str) -> None:
@@ -213,10 +217,11 @@ class World:
             for n in numbers
         ]
 
-    def run(self, seconds: float, *, turns: int = 5000, each: Callable[[], None] = lambda: None) -> int:
+    def run(self, seconds: float, *, turns: int = 5000, each: Callable[[], object] = lambda: None) -> int:
         """The loop for that long by its own clock, in no time; how often it turned.
 
-        `each` is called at every turn. More than `turns` of them are a spinning loop.
+        `each` is called at every turn; if it returns True, the store says that it has changed.
+        More than `turns` of them are a spinning loop.
         """
         end, turned = self.clock.now + seconds, 0
 
@@ -225,8 +230,8 @@ class World:
             turned += 1
             assert turned <= turns, f"{turned} turns, {self.passes()} passes: the loop spins"
             self.clock.now += max(timeout, 0.001)
-            each()
-            return NO_CHANGES, frozenset({Signal.STOP} if self.clock.now >= end else ())
+            said = frozenset({Signal.STORE} if each() is True else ())
+            return NO_CHANGES, said | frozenset({Signal.STOP} if self.clock.now >= end else ())
 
         with self.patch.context() as patch:
             patch.setattr(self.agent.mailbox, "take", take)
@@ -388,6 +393,73 @@ def test_a_retry_is_not_put_off_by_a_clock_set_back(world: World) -> None:
     assert world.report.ready
 
 
+def resyncs(world: World) -> int:
+    """How often everything was looked at so far."""
+    return world.kernel.calls.count("refresh_uplink")
+
+
+@pytest.fixture
+def rare(world: World) -> World:
+    """An agent that has looked at everything, and will not again for a year."""
+    world.agent._settings = replace(world.agent._settings, resync_interval=365 * DAY)
+    world.run(1)
+    world.kernel.calls.clear()
+    return world
+
+
+def looked_at_everything_but_at_the_start(world: World) -> int:
+    return resyncs(world) - 1
+
+
+def test_a_lease_that_leaves_costs_no_look_at_everything(rare: World) -> None:
+    leases = rare.peers(10, 20, 30, 40, 50)
+    rare.run(1)
+    rare.kernel.calls.clear()
+    begun = rare.clock.now
+
+    def leave() -> bool:
+        due = bool(leases) and rare.clock.now > begun + 10 * (6 - len(leases))
+        if due:
+            rare.store.delete(leases.pop())
+        return due
+
+    rare.run(100, each=leave)
+    assert not leases
+    assert rare.kernel.routed[-1] == (own(rare).subnet,), "they are gone"
+    assert looked_at_everything_but_at_the_start(rare) == 0
+
+
+def test_a_renewal_costs_no_look_at_everything(rare: World) -> None:
+    rare.kernel.calls.clear()
+    rare.run(2 * LEASE_TTL)
+    assert own(rare).expires_at > rare.clock.now + MARGIN - TICK_S  # type: ignore[operator]
+    assert looked_at_everything_but_at_the_start(rare) == 0
+
+
+def test_a_store_that_stays_away_costs_no_look_at_everything(rare: World) -> None:
+    rare.store.away = "store is away"
+    rare.kernel.calls.clear()
+    rare.run(10 * RESYNC)
+    assert rare.report.reconcile.back_off == BACK_OFF_MAX_S
+    rare.store.away = ""
+    rare.run(2 * BACK_OFF_MAX_S)
+    assert rare.report.store.up
+    assert rare.report.reconcile.back_off == 0
+    assert resyncs(rare) == 2, "when each loop starts"
+
+
+def test_a_clock_that_is_set_costs_no_look_at_everything(rare: World) -> None:
+    rare.kernel.calls.clear()
+    jumps = iter([0.0, DAY])
+
+    def set_clock() -> None:
+        rare.clock.ahead += next(jumps, 0.0)
+
+    rare.run(RESYNC, each=set_clock)
+    assert own(rare).expires_at == pytest.approx(rare.clock() + LEASE_TTL, abs=2 * RESYNC)
+    assert looked_at_everything_but_at_the_start(rare) == 0
+
+
 def test_a_mass_removal_is_believed_no_sooner_by_a_clock_set_forward(world: World) -> None:
     leases = world.peers(*range(10, 30))
     world.full()
@@ -431,13 +503,13 @@ def test_pause_is_as_long_as_the_next_thing_due_lets_it(world: World) -> None:
     assert world.agent._pause(now + 1) == 1
     world.clock.now = own(world).expires_at - MARGIN - 2  # type: ignore[operator]
     assert world.agent._pause(world.clock.now + RESYNC) == pytest.approx(2)
-    assert world.agent._next_try() == pytest.approx(2)
+    assert world.agent._next_look_at_store() == pytest.approx(2)
     world.store.away = "store is away"
     world.clock.now += 3
-    assert world.agent._next_try() <= 0
+    assert world.agent._next_look_at_store() <= 0
     world.agent._sync_store()
     assert world.agent._pause(world.clock.now + RESYNC) > 0.3, "until the back-off ends"
-    assert world.agent._next_try() > 0
+    assert world.agent._next_look_at_store() > 0
 
 
 # --- The store --------------------------------------------------------------------
@@ -736,6 +808,82 @@ def test_an_agent_waits_for_a_network_and_says_so_once(
     assert len(said) == 1 and "ovctl network init" in said[0]
 
 
+@pytest.fixture
+def told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[dict[str, str]]]]:
+    """What systemd is told, each message by its variables; since the last call."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.setblocking(False)
+
+        def messages() -> list[dict[str, str]]:
+            found = []
+            with suppress(BlockingIOError):
+                while True:
+                    lines = listener.recv(4096).decode().splitlines()
+                    found.append(dict(line.split("=", 1) for line in lines))
+            return found
+
+        yield messages
+
+
+Told = Callable[[], list[dict[str, str]]]
+LONGEST_PAUSE_S = 1.25 * BACK_OFF_MAX_S
+
+
+def test_an_agent_that_waits_for_its_store_is_given_time_by_systemd(world: World, told: Told) -> None:
+    agent = starting(world, *[StoreAway("etcd unreachable:\nno leader")] * 8)
+    world.patch.setenv("NOTIFY_SOCKET", str(world.kernel.settings.state_dir / "notify"))
+    assert agent.start()
+    *waiting, last = told()
+    assert len(waiting) == 8, "at every try"
+    for message, pause in zip(waiting, waits, strict=True):
+        assert message["STATUS"] == "waiting for the store: etcd unreachable: no leader"
+        assert int(message["EXTEND_TIMEOUT_USEC"]) / 1e6 > pause + LONGEST_PAUSE_S
+    assert last == {"STATUS": ""}
+
+
+def test_an_agent_that_waits_for_a_network_is_given_time_by_systemd(world: World, told: Told) -> None:
+    agent = starting(world)
+    answers = iter([None, None, None, NETWORK, NETWORK])
+    world.patch.setattr(cast(Any, agent._store), "read_network", lambda: next(answers))
+    world.patch.setenv("NOTIFY_SOCKET", str(world.kernel.settings.state_dir / "notify"))
+    assert agent.start()
+    *waiting, last = told()
+    assert len(waiting) >= 2
+    assert all("ovctl network init" in message["STATUS"] for message in waiting)
+    assert all(int(message["EXTEND_TIMEOUT_USEC"]) > 0 for message in waiting)
+    assert last == {"STATUS": ""}
+
+
+def test_an_agent_whose_first_pass_fails_is_given_time_by_systemd(world: World, told: Told) -> None:
+    world.patch.setenv("NOTIFY_SOCKET", str(world.kernel.settings.state_dir / "notify"))
+    world.kernel.failing["load"] = KernelError("no compiler")
+    heard: list[dict[str, str]] = []
+
+    def hear() -> None:
+        heard.extend(message for message in told() if message != {"WATCHDOG": "1"})
+
+    world.run(RESYNC, each=hear)
+    assert len(heard) == world.report.reconcile.failed
+    assert {message["STATUS"] for message in heard} == {"not ready: no compiler"}
+    assert all(int(message["EXTEND_TIMEOUT_USEC"]) / 1e6 > LONGEST_PAUSE_S for message in heard)
+    heard.clear()
+    world.kernel.failing.clear()
+    world.run(LONGEST_PAUSE_S, each=hear)
+    assert heard == [{"READY": "1"}, {"STATUS": ""}]
+    world.kernel.failing["load"] = KernelError("no compiler")
+    world.full()
+    hear()
+    assert len(heard) == 2, "a running agent does not start"
+
+
+def test_an_agent_that_starts_at_once_tells_systemd_no_more_than_that(world: World, told: Told) -> None:
+    world.patch.setenv("NOTIFY_SOCKET", str(world.kernel.settings.state_dir / "notify"))
+    assert starting(world).start()
+    world.full()
+    assert told() == [{"READY": "1"}]
+
+
 # --- Storms of events ---------------------------------------------------------------
 
 
@@ -838,6 +986,42 @@ def test_an_event_after_a_first_pass_that_failed_is_no_bug(world: World) -> None
     for change in Change:
         world.part(change)
     assert not world.report.ready
+
+
+def test_an_agent_that_cannot_tell_what_is_lost_goes_on_and_says_so_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.kernel.failing["lost"] = KernelError("the lock is held by an unknown process: end it")
+    before = world.run(RESYNC)
+    world.run(5 * RESYNC)
+    assert before <= RESYNC / TICK_S + 5, "and does not spin"
+    assert world.problem("watching") == ("the lock is held by an unknown process: end it",)
+    assert world.problem("watching")[0] in world.report.problems
+    assert sum("unknown process" in record.getMessage() for record in caplog.records) == 1
+    world.kernel.failing.clear()
+    world.run(TICK_S)
+    assert world.report.problems == ()
+    assert world.report.ready
+
+
+def test_an_agent_that_cannot_read_what_was_dropped_goes_on_and_says_so_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(fd: int, size: int) -> None:
+        raise KernelError("cannot map the events ring: Cannot allocate memory")
+
+    world.patch.setattr("ctl.agent.Ring", refuse)
+    world.kernel.maps = SimpleNamespace(fd=lambda name: 3)
+    world.run(5 * RESYNC)
+    assert world.report.ready
+    assert "cannot map the events ring" in world.report.problems[0]
+    assert sum("events ring" in record.getMessage() for record in caplog.records) == 1
+
+
+def test_a_bug_where_the_agent_looks_what_is_lost_ends_it(world: World) -> None:
+    world.kernel.failing["lost"] = ZeroDivisionError()
+    with pytest.raises(ZeroDivisionError):
+        world.run(RESYNC)
 
 
 def test_a_bug_ends_the_agent(world: World) -> None:

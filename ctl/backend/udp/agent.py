@@ -112,6 +112,10 @@ class UdpBackend:
         with self._running() as running:
             return running.pid if running else None
 
+    def runs(self) -> bool:
+        """Whether a forwarder runs, or something that has its lock. Never waits."""
+        return self._holder() is not None
+
     def stats(self) -> dict[str, int] | None:
         """Counters by name (`stats.NAMES` says what they are); None if no forwarder runs.
 

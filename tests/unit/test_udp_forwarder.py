@@ -1,0 +1,30 @@
+"""The agent's view of the udp forwarder, without one."""
+
+from __future__ import annotations
+
+import fcntl
+from ipaddress import IPv4Address
+from pathlib import Path
+
+import pytest
+
+from ctl.backend.udp.agent import UdpBackend
+from ctl.backend.udp.files import LOCK, directory
+
+
+def test_whether_a_forwarder_runs_is_told_without_waiting_for_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop asks at every turn. Who holds the lock is found out when there is something to do."""
+
+    def wait(seconds: float) -> None:
+        raise AssertionError("it waits")
+
+    monkeypatch.setattr("ctl.backend.udp.agent.time.sleep", wait)
+    forwarder = UdpBackend(tmp_path, IPv4Address("10.0.0.1"), 8285)
+    assert not forwarder.runs(), "there is not even a lock"
+    directory(tmp_path).mkdir()
+    with (directory(tmp_path) / LOCK).open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert forwarder.runs(), "somebody has the lock"
+    assert not forwarder.runs(), "it has ended, and left its lock"
