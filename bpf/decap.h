@@ -61,6 +61,7 @@ struct arrival {
 	int    tos;       /* that the inner packet is to have; -1: none will do */
 	enum reason held; /* why only the kernel path may take it, if its source is right */
 	struct flow_key key;
+	struct approval approval;
 	struct l4 l4;
 	__u8 outer_tos;
 };
@@ -219,8 +220,7 @@ static __always_inline int port_gone(void *ctx, __u32 ifindex)
 }
 
 /* May its flow bypass? 0, or why not. `ctx`: of the program. */
-static __always_inline enum reason admit(const struct node *self, const struct arrival *in,
-					 __u32 packets, void *ctx)
+static __always_inline enum reason admit(const struct node *self, struct arrival *in, void *ctx)
 {
 	enum reason why = 0;
 
@@ -229,7 +229,7 @@ static __always_inline enum reason admit(const struct node *self, const struct a
 	if (in->tos < 0)
 		return REASON_ECN;
 	if (self->bypass == BYPASS_LEARNED)
-		why = check_approval(self, &in->key, packets, 0);
+		why = check_approval(self, &in->key, &in->approval);
 	if (!why && port_gone(ctx, in->endpoint->ifindex))
 		why = REASON_NO_ENDPOINT;
 	return why;
@@ -296,16 +296,17 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 	if (in.ip->protocol == IPPROTO_UDP && skb->gso_size)
 		why = REASON_UDP_GSO;
 	else
-		why = admit(self, &in, packets, skb);
+		why = admit(self, &in, skb);
 	if (why == REASON_TCP_CONTROL)
 		forget_flow(&in.key);
-	if (why) {
+	if (!why)
+		why = decap(skb, &in);
+	if (why != REASON_DECAP) {
 		bpf_set_hash(skb, flow_hash(&in.key, self->flow_seed));
 		return why;
 	}
-	why = decap(skb, &in);
-	if (why == REASON_DECAP)
-		credit(in.stats, packets, in.len);
+	use_approval(&in.approval, packets);
+	credit(in.stats, packets, in.len);
 	return why;
 }
 

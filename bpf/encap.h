@@ -54,7 +54,8 @@ static __always_inline void send_to(const struct peer *peer)
 }
 
 static __always_inline enum reason encap(struct __sk_buff *skb, const struct node *self,
-					 const struct peer *peer, const struct iphdr *ip, __u32 hash)
+					 const struct peer *peer, const struct iphdr *ip,
+					 __u32 hash, const struct approval *approval)
 {
 	struct overlay_header header = {};
 	struct peer_stats *stats;
@@ -70,6 +71,13 @@ static __always_inline enum reason encap(struct __sk_buff *skb, const struct nod
 		return REASON_NO_ROOM;
 	if (bpf_skb_store_bytes(skb, 0, &header, sizeof(header), 0))
 		return REASON_ABORTED;
+	use_approval(approval, packets);
+	/* What netfilter gave the packet that was approved: qdiscs and policy routing of the
+	 * uplink go by them. */
+	if (approval->flow) {
+		skb->mark = approval->flow->mark;
+		skb->priority = approval->flow->priority;
+	}
 	stats = stats_of(peer->host);
 	if (stats) {
 		stats->tx_packets += packets;
@@ -84,6 +92,7 @@ static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
 	struct cursor cur = cursor_of(skb, sizeof(struct ethhdr) + sizeof(struct iphdr) +
 					   sizeof(struct tcphdr));
 	struct node *self = this_node();
+	struct approval approval = {};
 	struct flow_key key = {};
 	struct endpoint *source;
 	struct l4 l4 = {};
@@ -141,13 +150,13 @@ static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
 		forget_flow(&key);
 		why = REASON_TCP_CONTROL;
 	} else if (self->bypass == BYPASS_LEARNED) {
-		why = check_approval(self, &key, packets_of(skb), skb);
+		why = check_approval(self, &key, &approval);
 	}
-	if (why) {
+	if (!why)
+		why = encap(skb, self, peer, ip, hash, &approval);
+	if (why != REASON_ENCAP)
 		bpf_set_hash(skb, hash);
-		return why;
-	}
-	return encap(skb, self, peer, ip, hash);
+	return why;
 }
 
 #endif

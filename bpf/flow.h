@@ -109,12 +109,17 @@ static __always_inline __u32 flow_hash(const struct flow_key *key, __u64 seed)
 	return (__u32)(hash >> 32) | 1;
 }
 
-/* May this packet bypass? 0, or why not. Touches the flow if so, and gives `skb` (if
- * not 0) the mark and priority that netfilter gave the packet that was approved: qdiscs
- * and policy routing of the uplink go by them. */
+/* The approval that a packet bypasses by. */
+struct approval {
+	struct flow *flow; /* 0: none is asked for */
+	__u64 now_ns;      /* when it was looked at */
+};
+
+/* May this packet bypass? 0, or why not. Nothing is changed: the kernel may yet refuse to
+ * change the packet, and then gets it as it came. */
 static __always_inline enum reason check_approval(const struct node *self,
-						  const struct flow_key *key, __u32 packets,
-						  struct __sk_buff *skb)
+						  const struct flow_key *key,
+						  struct approval *approval)
 {
 	struct flow_key stored = *key;
 	struct flow *flow = flows.lookup(&stored);
@@ -126,13 +131,20 @@ static __always_inline enum reason check_approval(const struct node *self,
 	/* Signed: another CPU's coarse clock may be a tick ahead. */
 	if ((__s64)(now - flow->approved_ns) > (__s64)self->approval_ttl_ns)
 		return REASON_FLOW_EXPIRED;
-	flow->last_seen_ns = now;
-	flow->packets += packets;
-	if (skb) {
-		skb->mark = flow->mark;
-		skb->priority = flow->priority;
-	}
+	approval->flow = flow;
+	approval->now_ns = now;
 	return 0;
+}
+
+/* That many packets have bypassed by it. */
+static __always_inline void use_approval(const struct approval *approval, __u32 packets)
+{
+	struct flow *flow = approval->flow;
+
+	if (!flow)
+		return;
+	flow->last_seen_ns = approval->now_ns;
+	flow->packets += packets;
 }
 
 /* A connection opens or closes: its next packets have to be approved anew, on both

@@ -97,9 +97,11 @@ static __always_inline enum reason wire_to_stack(struct xdp_md *xdp, __u32 len)
 		why = read_inner(self, &cur, 0, &in);
 	/* Control packets take approvals back: from_wire, which sees them next, does. */
 	if (!why)
-		why = admit(self, &in, 1, xdp);
+		why = admit(self, &in, xdp);
 	if (!why)
 		why = xdp_decap(xdp, self, &in);
+	if (why == REASON_DECAP)
+		use_approval(&in.approval, 1);
 	return why;
 }
 

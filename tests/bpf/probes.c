@@ -24,12 +24,13 @@ static __always_inline void prepare(struct __sk_buff *skb)
 #define PROBE(name, hook, body)						\
 int probe_##name(struct __sk_buff *skb)					\
 {									\
-	__u32 len;							\
+	__u32 len, packets;						\
 	int action;							\
 									\
 	prepare(skb);							\
 	len = skb->len;							\
-	action = finish(skb, hook, len, 1, body);				\
+	packets = packets_of(skb);						\
+	action = finish(skb, hook, len, packets, body);				\
 	skb->cb[4] = skb->hash;						\
 	return action;							\
 }

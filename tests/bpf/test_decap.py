@@ -201,6 +201,16 @@ def test_what_is_left_to_the_kernel_is_signed_for_its_port(datapath: Datapath) -
     assert datapath.run("from_wire", wire(received())).reason == "decap"
 
 
+def test_what_finds_no_room_is_signed_and_has_not_bypassed(datapath: Datapath) -> None:
+    datapath.approve(flow_in(TCP))
+    segments = wire(received(packets.tcp(bytes(20), 2000, 1000, flags=ACK), TCP))
+    result = datapath.run("probe_from_wire", segments, gso_size=9, gso_segs=2)
+    assert (result.reason, result.hash) == ("no_room", flow_hash(flow_in(TCP)))
+    flow = datapath.maps.flows()[flow_in(TCP)]
+    assert (flow.packets, flow.last_seen_ns) == (0, 0)
+    assert datapath.maps.peer_stats()[PEER.host] == PeerStats()
+
+
 def test_what_netfilter_translated_is_not_learned(datapath: Datapath) -> None:
     signature = datapath.run("probe_from_wire", wire(received())).hash
     translated = received(packets.udp(b"payload!", 2000, 8080))

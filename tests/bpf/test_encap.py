@@ -185,6 +185,21 @@ def test_what_is_left_to_the_kernel_is_signed(datapath: Datapath) -> None:
         assert (result.reason, result.hash) == ("flow_unknown", flow_hash(flow_out(sport=sport)))
 
 
+def test_what_finds_no_room_is_signed_and_has_not_bypassed(datapath: Datapath) -> None:
+    datapath.approve(flow_out())
+    result = datapath.run("from_container", sent(), encapsulated=True)
+    assert (result.reason, result.hash) == ("no_room", flow_hash(flow_out()))
+    flow = datapath.maps.flows()[flow_out()]
+    assert (flow.packets, flow.last_seen_ns) == (0, 0)
+    assert datapath.maps.peer_stats()[PEER.host] == PeerStats()
+
+
+def test_what_bypasses_has_the_mark_and_priority_of_what_was_approved(datapath: Datapath) -> None:
+    datapath.approve(flow_out(), mark=7, priority=3)
+    result = datapath.run("from_container", sent())
+    assert (result.reason, result.mark, result.priority) == ("encap", 7, 3)
+
+
 def test_signatures_depend_on_every_part_of_the_flow() -> None:
     flows = [flow_out(), flow_in(), flow_out(TCP), flow_out(sport=1), flow_out(dport=1), flow_out(ifindex=2)]
     flows += [flow_out(saddr=LOCAL + 1), flow_out(daddr=REMOTE + 1)]

@@ -62,8 +62,8 @@ def nothing(_: Datapath) -> None: ...
 
 def approved(age_s: float = 0) -> Setup:
     def setup(datapath: Datapath) -> None:
-        datapath.approve(flow_out(), age_s=age_s)
-        datapath.approve(flow_in(), age_s=age_s)
+        datapath.approve(flow_out(), age_s=age_s, mark=7, priority=3)
+        datapath.approve(flow_in(), age_s=age_s, mark=7, priority=3)
 
     return setup
 
@@ -355,6 +355,7 @@ def test_a_packet_leaves_for_its_reason(case: Case, datapath: Datapath) -> None:
     assert (result.reason, result.action) == (case.reason, ACTIONS[row.verdict])
     if result.action != Action.REDIRECT:
         assert result.packet == case.packet[: case.run.get("cut") or None], "passed on, but not as it came"
+        assert (result.mark, result.priority) == (0, 0), "marked before netfilter has seen it"
 
 
 def test_a_flow_that_cannot_be_stored_is_counted() -> None:

@@ -84,6 +84,7 @@ def test_without_room_for_the_note_tc_does_it_all(datapath: Datapath) -> None:
     assert (result.action, result.reason) == (XdpAction.PASS, "no_room")
     assert result.packet == wire(received())
     assert datapath.run("from_wire", result.packet).reason == "decap"
+    assert datapath.maps.flows()[flow_in()].packets == 1, "counted at tc alone"
 
 
 def carried(datapath: Datapath, packet: bytes) -> Result:

@@ -17,6 +17,8 @@ DSCPS: Final = (0, 46)
 ECHO: Final = 8 << 8
 """Echo requests of code 0, as the second port of a flow."""
 FOREVER: Final = 1 << 62
+MARK: Final = 7
+"""That the kernel path has given each flow that it has approved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +38,7 @@ class World:
         if self.kernel_path:
             datapath.peer(PEER_SUBNET, replace(PEER, flags=PEER_F_KERNEL_PATH))
         for key in APPROVED:
-            datapath.approve(key)
+            datapath.approve(key, mark=MARK)
 
 
 def approved_flows() -> list[FlowKey]:
