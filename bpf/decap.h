@@ -12,8 +12,8 @@
 
 #define DECAP_FLAGS (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET)
 
-/* What decap writes: the container's Ethernet header, and its changed IP header. */
-struct inner_header {
+/* IPv4 without options in Ethernet: what decap writes. */
+struct ipv4_header {
 	struct ethhdr eth;
 	struct iphdr  ip;
 } __attribute__((packed, aligned(2)));
@@ -236,7 +236,7 @@ static __always_inline enum reason admit(const struct node *self, struct arrival
 }
 
 /* The inner IP header as the container gets it. */
-static __always_inline void route(struct inner_header *header, const struct arrival *in)
+static __always_inline void route(struct ipv4_header *header, const struct arrival *in)
 {
 	header->ip = *in->ip;
 	ip_decrease_ttl(&header->ip);
@@ -252,7 +252,7 @@ static __always_inline void credit(struct peer_stats *stats, __u32 packets, __u3
 static __always_inline enum reason decap(struct __sk_buff *skb, const struct arrival *in)
 {
 	const struct endpoint *endpoint = in->endpoint;
-	struct inner_header header = {};
+	struct ipv4_header header = {};
 
 	/* Copied before the packet moves: adjust_room invalidates `in->ip`. */
 	route(&header, in);
@@ -269,9 +269,33 @@ static __always_inline enum reason decap(struct __sk_buff *skb, const struct arr
 	return REASON_DECAP;
 }
 
-static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
+/* Bytes that have to be linear. */
+#define ARRIVING_LEN (sizeof(struct overlay_header) + sizeof(struct tcphdr))
+
+/* Can a packet that is not linear be VXLAN for this host? Asked by copying, which needs no
+ * memory. As in read_outer(): what is too short for that, the kernel takes for nothing. */
+static __always_inline int perhaps_ours(struct __sk_buff *skb, const struct node *self)
 {
-	struct cursor cur = cursor_of(skb, sizeof(struct overlay_header) + sizeof(struct tcphdr));
+	struct ipv4_header header;
+	__be16 port;
+
+	if (bpf_skb_load_bytes(skb, 0, &header, sizeof(header)))
+		return 0;
+	if (is_vlan(header.eth.h_proto))
+		return skb->vlan_present; /* what is behind them is not worth the search */
+	if (header.eth.h_proto != bpf_htons(ETH_P_IP) || header.ip.protocol != IPPROTO_UDP ||
+	    header.ip.daddr != self->host || header.ip.frag_off & bpf_htons(IP_OFFSET))
+		return 0;
+	if (bpf_skb_load_bytes(skb, sizeof(header.eth) + header.ip.ihl * 4 +
+			       __builtin_offsetof(struct udphdr, dest), &port, sizeof(port)))
+		return 0;
+	return port == self->port;
+}
+
+/* `start`: of the packet, as much of it as could be had. */
+static __always_inline enum reason wire_to_container(struct __sk_buff *skb, struct cursor start)
+{
+	struct cursor cur = start;
 	struct node *self = this_node();
 	__u32 packets = packets_of(skb);
 	struct arrival in = {};
@@ -289,6 +313,9 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 	why = read_outer(self, &cur, skb->len, skb, &in);
 	if (!why)
 		why = read_inner(self, &cur, skb->gso_size, &in);
+	/* The kernel may have the memory a moment later, and let in what was not checked. */
+	if (why == REASON_TRUNCATED && !is_linear(skb, &start, ARRIVING_LEN) && perhaps_ours(skb, self))
+		return REASON_UNREADABLE;
 	if (why)
 		return why;
 	/* adjust_room leaves SKB_GSO_UDP_TUNNEL set, for which the container's UDP drops

@@ -30,6 +30,8 @@ from tests import packets
 
 PROBES: Final = Path(__file__).parent / "bpf" / "probes.c"
 PROBED: Final = tuple(f"probe_{name}" for name in PROGRAMS if name != XDP)
+EXTRA: Final = ("probe_aborted", "probe_unpulled")
+"""Probes of from_wire in a state that no test run can bring about."""
 
 LO: Final = 1
 """The ifindex that a packet of a test run has unless told otherwise."""
@@ -112,7 +114,7 @@ class Result:
 @cache
 def objects() -> dict[str, Any]:
     """Programs and probes, compiled once for a run of pytest."""
-    names = (*BUILT, *PROBED, "probe_delivery", "probe_aborted")
+    names = (*BUILT, *PROBED, "probe_delivery", *EXTRA)
     text = f'{source()}\n#line 1 "{PROBES.name}"\n{PROBES.read_text()}'
     built: dict[str, Any] = json.loads(compile_text(text, names))["programs"]
     return built
@@ -223,7 +225,7 @@ class Datapath:
         ctx = _context((hash, cut, vlan, int(encapsulated), 0), ifindex, gso_size, gso_segs)
         before = self._counters[:]
         result, out, ctx_out, _ = bpf.prog_test_run(self.fd(name), packet, ctx=ctx)
-        hook = Hook.FROM_WIRE if program == "probe_aborted" else Hook[program.removeprefix("probe_").upper()]
+        hook = Hook.FROM_WIRE if program in EXTRA else Hook[program.removeprefix("probe_").upper()]
         reason, counted = self._counted(before, hook, max(gso_segs, 1))
         signed, mark, priority = (_word(ctx_out, at) for at in (_CB + 16, _MARK, _PRIORITY))
         return Result(Action(result), reason, out, counted, signed, mark, priority)

@@ -65,7 +65,7 @@ def test_a_packet_leaves_for_the_same_reason_as_at_tc(case: Case, program: str, 
 
 
 def test_no_reason_is_left_out() -> None:
-    told_by_an_skb = {"udp_gso", "no_room", "vlan", "aborted"}
+    told_by_an_skb = {"udp_gso", "no_room", "vlan", "unreadable", "aborted"}
     assert {case.reason for case in IN} - {case.reason for case in SAME} == told_by_an_skb
 
 

@@ -36,7 +36,7 @@ XDP_ACTIONS = {
 }
 KNOWN = {PEER.host: PEER_SUBNET, THIRD.host: THIRD_SUBNET}
 USUAL = World()
-IMPOSSIBLE = ("aborted", "no_room")
+IMPOSSIBLE = ("aborted", "no_room", "unreadable")
 
 
 def check(datapath: Datapath, trial: Trial, result: Result) -> None:
