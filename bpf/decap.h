@@ -162,9 +162,32 @@ static __always_inline enum reason read_outer(const struct node *self, struct cu
 	return in->stats ? 0 : nobodys(self, REASON_UNKNOWN_VTEP);
 }
 
+/* The flow of an inner packet that is from whom it says, and for our VTEP. */
+static __always_inline enum reason read_flow(const struct node *self, struct cursor *cur,
+					     struct iphdr *ip, __u32 gso_size, struct arrival *in)
+{
+	__u32 len = in->len - sizeof(struct ethhdr);
+	enum reason why = ip_obstacle(ip, len);
+
+	if (why)
+		return why;
+	if (ip_checksum(ip))
+		return REASON_INNER_CHECKSUM;
+	in->endpoint = endpoint_of(ip->daddr);
+	if (!in->endpoint)
+		return REASON_NO_ENDPOINT;
+	in->ip = ip;
+	in->tos = ecn_decapsulate(in->outer_tos, ip->tos);
+	why = take_flow(cur, ip, DIR_IN, in->endpoint->ifindex, &in->key, &in->l4);
+	if (why)
+		return why;
+	/* A peer may have a larger MTU. The bridge would refuse it and send ICMP. */
+	return oversize(self, &in->l4, len, gso_size) ? REASON_OVERSIZE : 0;
+}
+
 /* The inner packet behind them, as segments of `gso_size` if that is not 0. 0 if it is from
  * whom it says, and for a container that we know: then there is a flow to be signed or
- * bypassed. */
+ * bypassed. `in->l4` is filled as well where only the kernel may take it. */
 static __always_inline enum reason read_inner(const struct node *self, struct cursor *cur,
 					      __u32 gso_size, struct arrival *in)
 {
@@ -190,23 +213,8 @@ static __always_inline enum reason read_inner(const struct node *self, struct cu
 		return REASON_INNER_MAC;
 	if (self->bypass == BYPASS_OFF)
 		return REASON_BYPASS_OFF;
-	if (in->held)
-		return in->held;
-	why = ip_obstacle(ip, in->len - sizeof(*eth));
-	if (why)
-		return why;
-	if (ip_checksum(ip))
-		return REASON_INNER_CHECKSUM;
-	in->endpoint = endpoint_of(ip->daddr);
-	if (!in->endpoint)
-		return REASON_NO_ENDPOINT;
-	in->ip = ip;
-	in->tos = ecn_decapsulate(in->outer_tos, ip->tos);
-	why = take_flow(cur, ip, DIR_IN, in->endpoint->ifindex, &in->key, &in->l4);
-	if (why)
-		return why;
-	/* A peer may have a larger MTU. The bridge would refuse it and send ICMP. */
-	return oversize(self, &in->l4, in->len - sizeof(*eth), gso_size) ? REASON_OVERSIZE : 0;
+	why = read_flow(self, cur, ip, gso_size, in);
+	return in->held ? in->held : why;
 }
 
 /* Is there no such interface any more? What is redirected there would be lost, while the
@@ -316,6 +324,9 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb, stru
 	/* The kernel may have the memory a moment later, and let in what was not checked. */
 	if (why == REASON_TRUNCATED && !is_linear(skb, &start, ARRIVING_LEN) && perhaps_ours(skb, self))
 		return REASON_UNREADABLE;
+	/* Whatever else there is: conntrack sees it. */
+	if (in.l4.control)
+		forget_flow(&in.key);
 	if (why)
 		return why;
 	/* adjust_room leaves SKB_GSO_UDP_TUNNEL set, for which the container's UDP drops
@@ -324,8 +335,6 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb, stru
 		why = REASON_UDP_GSO;
 	else
 		why = admit(self, &in, skb);
-	if (why == REASON_TCP_CONTROL)
-		forget_flow(&in.key);
 	if (!why)
 		why = decap(skb, &in);
 	if (why != REASON_DECAP) {

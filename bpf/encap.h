@@ -141,17 +141,18 @@ static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
 	why = take_flow(&cur, ip, DIR_OUT, skb->ifindex, &key, &l4);
 	if (why)
 		return why;
+	/* Whatever else there is: conntrack sees it. */
+	if (l4.control)
+		forget_flow(&key);
 	if (peer->flags & PEER_F_KERNEL_PATH)
 		return REASON_PEER_KERNEL_PATH;
 	if (oversize(self, &l4, skb->len - sizeof(*eth), skb->gso_size))
 		return REASON_OVERSIZE;
 	hash = flow_hash(&key, self->flow_seed);
-	if (l4.control) {
-		forget_flow(&key);
+	if (l4.control)
 		why = REASON_TCP_CONTROL;
-	} else if (self->bypass == BYPASS_LEARNED) {
+	else if (self->bypass == BYPASS_LEARNED)
 		why = check_approval(self, &key, &approval);
-	}
 	if (!why)
 		why = encap(skb, self, peer, ip, hash, &approval);
 	if (why != REASON_ENCAP)

@@ -181,12 +181,13 @@ class Datapath:
     def approve(self, key: FlowKey, *, age_s: float = 0, mark: int = 0, priority: int = 0) -> None:
         """As if the kernel path had carried the flow `age_s` ago (or when the machine started)."""
         now = time.clock_gettime_ns(MONOTONIC_COARSE)
-        entry = FlowEntry(max(now - int(age_s * 1e9), 0), 0, 0, mark, priority)
-        self._raw["flows"].update(key.pack(), entry.pack())
+        entry = FlowEntry(max(now - int(age_s * 1e9), 0), 0, 0, mark, priority, key.dscp)
+        self._raw["flows"].update(place_of(key).pack(), entry.pack())
 
     def approved(self, key: FlowKey) -> bool:
         """Whether the flow is in the map, however long ago it was approved."""
-        return self._raw["flows"].lookup(key.pack()) is not None
+        raw = self._raw["flows"].lookup(place_of(key).pack())
+        return raw is not None and FlowEntry.unpack(raw[0]).dscp == key.dscp
 
     def fill(self, name: str, key: bytes, value: bytes) -> None:
         """An entry past all types."""
@@ -353,6 +354,11 @@ def wire(
     datagram = packets.udp(packets.vxlan(frame, vni, flags=flags), 40000, port, length=udp_len)
     outer = packets.ipv4(datagram, host, to, packets.UDP, **{"fragment": 0, **ip})
     return packets.ether(outer, MacAddress.parse("02:03:00:00:00:02"), dst_mac)
+
+
+def place_of(key: FlowKey) -> FlowKey:
+    """The key that a flow's approval has in the map, as bpf/flow.h makes it."""
+    return replace(key, dscp=0) if key.proto == packets.TCP else key
 
 
 def flow_hash(key: FlowKey, seed: int = NODE.flow_seed) -> int:

@@ -183,6 +183,34 @@ def test_a_connection_that_opens_or_closes_forgets_both_directions(datapath: Dat
     assert datapath.maps.flows() == {}
 
 
+FIN_FRAME = received(packets.tcp(b"", 2000, 1000, flags=FIN | ACK), TCP)
+
+
+@pytest.mark.parametrize(
+    ("packet", "tag", "reason"),
+    [
+        (wire(FIN_FRAME)[:40] + b"\x12\x34" + wire(FIN_FRAME)[42:], 0, "outer_checksum"),
+        (wire(FIN_FRAME), 3 << 13, "vlan"),
+        (wire(received(packets.tcp(bytes(NODE.mtu), 2000, 1000, flags=FIN), TCP)), 0, "oversize"),
+    ],
+    ids=["unverified checksum", "priority tag", "too large"],
+)
+def test_a_fin_that_only_the_kernel_may_carry_forgets_both_directions(
+    datapath: Datapath, packet: bytes, tag: int, reason: str
+) -> None:
+    datapath.approve(flow_out(TCP))
+    datapath.approve(flow_in(TCP, dscp=46))
+    assert datapath.run("from_wire", packet, vlan=tag).reason == reason
+    assert datapath.maps.flows() == {}
+
+
+def test_a_fin_in_the_padding_is_none(datapath: Datapath) -> None:
+    datapath.approve(flow_in(TCP))
+    short = received(packets.tcp(b"", 2000, 1000, flags=FIN | ACK), TCP, total=39)
+    assert datapath.run("from_wire", wire(short)).reason == "truncated"
+    assert datapath.approved(flow_in(TCP))
+
+
 def test_a_reset_from_a_stranger_forgets_nothing(datapath: Datapath) -> None:
     datapath.approve(flow_in(TCP))
     frame = received(packets.tcp(b"", 2000, 1000, flags=RST), TCP)

@@ -28,8 +28,10 @@ from tests.datapath import (
     flow_hash,
     flow_in,
     flow_out,
+    received,
     sent,
     source_port,
+    wire,
 )
 from tests.packets import ACK, FIN, ICMP, PSH, RST, SYN, TCP, UDP, forwarded
 
@@ -219,6 +221,51 @@ def test_a_connection_that_opens_or_closes_forgets_both_directions(datapath: Dat
     frame = sent(packets.tcp(b"", 1000, 2000, flags=flags), TCP)
     assert datapath.run("from_container", frame).reason == "tcp_control"
     assert list(datapath.maps.flows()) == [flow_out(TCP, sport=1001)]
+
+
+@pytest.mark.parametrize(("here", "there", "last"), [(0, 46, 0), (46, 0, 46), (46, 8, 0)])
+def test_ends_with_dscps_of_their_own_forget_each_other(
+    datapath: Datapath, here: int, there: int, last: int
+) -> None:
+    """`last`: the DSCP of the packet that closes the connection."""
+    out, back = flow_out(TCP, dscp=here), flow_in(TCP, dscp=there)
+    segment = sent(packets.tcp(b"", 1000, 2000), TCP, tos=here << 2)
+    answer = received(packets.tcp(b"", 2000, 1000), TCP, tos=there << 2)
+    assert datapath.run("to_overlay", segment, hash=flow_hash(out)).reason == "learned"
+    assert datapath.run("to_container", answer, hash=flow_hash(back)).reason == "learned"
+    assert datapath.run("from_container", segment).reason == "encap"
+    assert datapath.run("from_wire", wire(answer)).reason == "decap"
+    fin = sent(packets.tcp(b"", 1000, 2000, flags=FIN | ACK), TCP, tos=last << 2)
+    assert datapath.run("from_container", fin).reason == "tcp_control"
+    assert datapath.run("from_container", segment).reason == "flow_unknown"
+    assert datapath.run("from_wire", wire(answer)).reason == "flow_unknown"
+    assert datapath.maps.flows() == {}
+
+
+def test_a_connection_that_changes_its_dscp_is_approved_anew(datapath: Datapath) -> None:
+    before, after = (sent(packets.tcp(b"", 1000, 2000), TCP, tos=dscp << 2) for dscp in (0, 46))
+    datapath.approve(flow_out(TCP))
+    assert datapath.run("from_container", before).reason == "encap"
+    assert datapath.run("from_container", after).reason == "flow_unknown"
+    learned = datapath.run("to_overlay", after, hash=flow_hash(flow_out(TCP, dscp=46)))
+    assert learned.reason == "learned"
+    assert datapath.run("from_container", after).reason == "encap"
+    assert datapath.run("from_container", before).reason == "flow_unknown"
+
+
+def test_datagrams_of_several_dscps_bypass_side_by_side(datapath: Datapath) -> None:
+    for dscp in (0, 46):
+        datapath.approve(flow_out(dscp=dscp))
+    for dscp, reason in ((0, "encap"), (46, "encap"), (8, "flow_unknown")):
+        assert datapath.run("from_container", sent(tos=dscp << 2)).reason == reason
+
+
+def test_a_fin_that_is_too_large_to_bypass_forgets_both_directions(datapath: Datapath) -> None:
+    datapath.approve(flow_out(TCP))
+    datapath.approve(flow_in(TCP))
+    fin = sent(packets.tcp(bytes(NODE.mtu), 1000, 2000, flags=FIN | ACK), TCP)
+    assert datapath.run("from_container", fin).reason == "oversize"
+    assert datapath.maps.flows() == {}
 
 
 def test_an_approval_lasts_as_long_as_it_says(datapath: Datapath) -> None:

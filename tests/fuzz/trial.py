@@ -42,11 +42,15 @@ class World:
 
 
 def approved_flows() -> list[FlowKey]:
-    """Both directions between LOCAL and REMOTE, of all PORTS and DSCPS."""
+    """Both directions between LOCAL and REMOTE, of all PORTS and DSCPS. Of TCP, which has one DSCP
+    for each flow, those with the higher source port have the second one.
+    """
     found = []
+    for make, ports in product((flow_out, flow_in), product(PORTS, repeat=2)):
+        found += [make(packets.TCP, *ports, dscp=DSCPS[ports[0] > ports[1]])]
     for dscp in DSCPS:
-        for make, proto in product((flow_out, flow_in), (packets.UDP, packets.TCP)):
-            found += [make(proto, *ports, dscp=dscp) for ports in product(PORTS, repeat=2)]
+        for make, ports in product((flow_out, flow_in), product(PORTS, repeat=2)):
+            found += [make(packets.UDP, *ports, dscp=dscp)]
         found += [make(packets.ICMP, port, ECHO, dscp=dscp) for make in (flow_out, flow_in) for port in PORTS]
     return found
 
