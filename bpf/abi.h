@@ -15,7 +15,7 @@
 
 #include <linux/types.h>
 
-#define OVNET_LAYOUT 2
+#define OVNET_LAYOUT 3
 
 /* Where a program runs. Append only, as the counters' places hang on it. */
 enum hook {
@@ -71,7 +71,7 @@ struct flow_key {
 	__u32  ifindex;
 	__u8   proto;
 	__u8   direction;
-	__u8   dscp; /* a rule that rewrites it must go on seeing the packets */
+	__u8   dscp; /* a rule that rewrites it must go on seeing the packets. TCP: 0, see below */
 	__u8   pad;
 };
 _Static_assert(sizeof(struct flow_key) == 20, "struct flow_key is ABI");
@@ -82,8 +82,12 @@ struct flow {
 	__u64 packets;      /* packets that bypassed since the first approval */
 	__u32 mark;         /* skb->mark and skb->priority as the kernel path had set them */
 	__u32 priority;
+	__u8  dscp;         /* of the packets approved. TCP has one for each direction at a time, but not
+			     * the same in both: in the key, the other direction would not be found
+			     * when a connection ends */
+	__u8  pad[7];
 };
-_Static_assert(sizeof(struct flow) == 32, "struct flow is ABI");
+_Static_assert(sizeof(struct flow) == 40, "struct flow is ABI");
 
 /* node: index 0 -> this node */
 struct node {

@@ -12,8 +12,8 @@
 
 #define DECAP_FLAGS (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET)
 
-/* What decap writes: the container's Ethernet header, and its changed IP header. */
-struct inner_header {
+/* IPv4 without options in Ethernet: what decap writes. */
+struct ipv4_header {
 	struct ethhdr eth;
 	struct iphdr  ip;
 } __attribute__((packed, aligned(2)));
@@ -61,6 +61,7 @@ struct arrival {
 	int    tos;       /* that the inner packet is to have; -1: none will do */
 	enum reason held; /* why only the kernel path may take it, if its source is right */
 	struct flow_key key;
+	struct approval approval;
 	struct l4 l4;
 	__u8 outer_tos;
 };
@@ -161,9 +162,32 @@ static __always_inline enum reason read_outer(const struct node *self, struct cu
 	return in->stats ? 0 : nobodys(self, REASON_UNKNOWN_VTEP);
 }
 
+/* The flow of an inner packet that is from whom it says, and for our VTEP. */
+static __always_inline enum reason read_flow(const struct node *self, struct cursor *cur,
+					     struct iphdr *ip, __u32 gso_size, struct arrival *in)
+{
+	__u32 len = in->len - sizeof(struct ethhdr);
+	enum reason why = ip_obstacle(ip, len);
+
+	if (why)
+		return why;
+	if (ip_checksum(ip))
+		return REASON_INNER_CHECKSUM;
+	in->endpoint = endpoint_of(ip->daddr);
+	if (!in->endpoint)
+		return REASON_NO_ENDPOINT;
+	in->ip = ip;
+	in->tos = ecn_decapsulate(in->outer_tos, ip->tos);
+	why = take_flow(cur, ip, DIR_IN, in->endpoint->ifindex, &in->key, &in->l4);
+	if (why)
+		return why;
+	/* A peer may have a larger MTU. The bridge would refuse it and send ICMP. */
+	return oversize(self, &in->l4, len, gso_size) ? REASON_OVERSIZE : 0;
+}
+
 /* The inner packet behind them, as segments of `gso_size` if that is not 0. 0 if it is from
  * whom it says, and for a container that we know: then there is a flow to be signed or
- * bypassed. */
+ * bypassed. `in->l4` is filled as well where only the kernel may take it. */
 static __always_inline enum reason read_inner(const struct node *self, struct cursor *cur,
 					      __u32 gso_size, struct arrival *in)
 {
@@ -189,23 +213,8 @@ static __always_inline enum reason read_inner(const struct node *self, struct cu
 		return REASON_INNER_MAC;
 	if (self->bypass == BYPASS_OFF)
 		return REASON_BYPASS_OFF;
-	if (in->held)
-		return in->held;
-	why = ip_obstacle(ip, in->len - sizeof(*eth));
-	if (why)
-		return why;
-	if (ip_checksum(ip))
-		return REASON_INNER_CHECKSUM;
-	in->endpoint = endpoint_of(ip->daddr);
-	if (!in->endpoint)
-		return REASON_NO_ENDPOINT;
-	in->ip = ip;
-	in->tos = ecn_decapsulate(in->outer_tos, ip->tos);
-	why = take_flow(cur, ip, DIR_IN, in->endpoint->ifindex, &in->key, &in->l4);
-	if (why)
-		return why;
-	/* A peer may have a larger MTU. The bridge would refuse it and send ICMP. */
-	return oversize(self, &in->l4, in->len - sizeof(*eth), gso_size) ? REASON_OVERSIZE : 0;
+	why = read_flow(self, cur, ip, gso_size, in);
+	return in->held ? in->held : why;
 }
 
 /* Is there no such interface any more? What is redirected there would be lost, while the
@@ -219,8 +228,7 @@ static __always_inline int port_gone(void *ctx, __u32 ifindex)
 }
 
 /* May its flow bypass? 0, or why not. `ctx`: of the program. */
-static __always_inline enum reason admit(const struct node *self, const struct arrival *in,
-					 __u32 packets, void *ctx)
+static __always_inline enum reason admit(const struct node *self, struct arrival *in, void *ctx)
 {
 	enum reason why = 0;
 
@@ -229,14 +237,14 @@ static __always_inline enum reason admit(const struct node *self, const struct a
 	if (in->tos < 0)
 		return REASON_ECN;
 	if (self->bypass == BYPASS_LEARNED)
-		why = check_approval(self, &in->key, packets, 0);
+		why = check_approval(self, &in->key, &in->approval);
 	if (!why && port_gone(ctx, in->endpoint->ifindex))
 		why = REASON_NO_ENDPOINT;
 	return why;
 }
 
 /* The inner IP header as the container gets it. */
-static __always_inline void route(struct inner_header *header, const struct arrival *in)
+static __always_inline void route(struct ipv4_header *header, const struct arrival *in)
 {
 	header->ip = *in->ip;
 	ip_decrease_ttl(&header->ip);
@@ -252,7 +260,7 @@ static __always_inline void credit(struct peer_stats *stats, __u32 packets, __u3
 static __always_inline enum reason decap(struct __sk_buff *skb, const struct arrival *in)
 {
 	const struct endpoint *endpoint = in->endpoint;
-	struct inner_header header = {};
+	struct ipv4_header header = {};
 
 	/* Copied before the packet moves: adjust_room invalidates `in->ip`. */
 	route(&header, in);
@@ -269,9 +277,33 @@ static __always_inline enum reason decap(struct __sk_buff *skb, const struct arr
 	return REASON_DECAP;
 }
 
-static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
+/* Bytes that have to be linear. */
+#define ARRIVING_LEN (sizeof(struct overlay_header) + sizeof(struct tcphdr))
+
+/* Can a packet that is not linear be VXLAN for this host? Asked by copying, which needs no
+ * memory. As in read_outer(): what is too short for that, the kernel takes for nothing. */
+static __always_inline int perhaps_ours(struct __sk_buff *skb, const struct node *self)
 {
-	struct cursor cur = cursor_of(skb, sizeof(struct overlay_header) + sizeof(struct tcphdr));
+	struct ipv4_header header;
+	__be16 port;
+
+	if (bpf_skb_load_bytes(skb, 0, &header, sizeof(header)))
+		return 0;
+	if (is_vlan(header.eth.h_proto))
+		return skb->vlan_present; /* what is behind them is not worth the search */
+	if (header.eth.h_proto != bpf_htons(ETH_P_IP) || header.ip.protocol != IPPROTO_UDP ||
+	    header.ip.daddr != self->host || header.ip.frag_off & bpf_htons(IP_OFFSET))
+		return 0;
+	if (bpf_skb_load_bytes(skb, sizeof(header.eth) + header.ip.ihl * 4 +
+			       __builtin_offsetof(struct udphdr, dest), &port, sizeof(port)))
+		return 0;
+	return port == self->port;
+}
+
+/* `start`: of the packet, as much of it as could be had. */
+static __always_inline enum reason wire_to_container(struct __sk_buff *skb, struct cursor start)
+{
+	struct cursor cur = start;
 	struct node *self = this_node();
 	__u32 packets = packets_of(skb);
 	struct arrival in = {};
@@ -289,6 +321,12 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 	why = read_outer(self, &cur, skb->len, skb, &in);
 	if (!why)
 		why = read_inner(self, &cur, skb->gso_size, &in);
+	/* The kernel may have the memory a moment later, and let in what was not checked. */
+	if (why == REASON_TRUNCATED && !is_linear(skb, &start, ARRIVING_LEN) && perhaps_ours(skb, self))
+		return REASON_UNREADABLE;
+	/* Whatever else there is: conntrack sees it. */
+	if (in.l4.control)
+		forget_flow(&in.key);
 	if (why)
 		return why;
 	/* adjust_room leaves SKB_GSO_UDP_TUNNEL set, for which the container's UDP drops
@@ -296,16 +334,15 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb)
 	if (in.ip->protocol == IPPROTO_UDP && skb->gso_size)
 		why = REASON_UDP_GSO;
 	else
-		why = admit(self, &in, packets, skb);
-	if (why == REASON_TCP_CONTROL)
-		forget_flow(&in.key);
-	if (why) {
+		why = admit(self, &in, skb);
+	if (!why)
+		why = decap(skb, &in);
+	if (why != REASON_DECAP) {
 		bpf_set_hash(skb, flow_hash(&in.key, self->flow_seed));
 		return why;
 	}
-	why = decap(skb, &in);
-	if (why == REASON_DECAP)
-		credit(in.stats, packets, in.len);
+	use_approval(&in.approval, packets);
+	credit(in.stats, packets, in.len);
 	return why;
 }
 

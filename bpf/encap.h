@@ -54,7 +54,8 @@ static __always_inline void send_to(const struct peer *peer)
 }
 
 static __always_inline enum reason encap(struct __sk_buff *skb, const struct node *self,
-					 const struct peer *peer, const struct iphdr *ip, __u32 hash)
+					 const struct peer *peer, const struct iphdr *ip,
+					 __u32 hash, const struct approval *approval)
 {
 	struct overlay_header header = {};
 	struct peer_stats *stats;
@@ -70,6 +71,13 @@ static __always_inline enum reason encap(struct __sk_buff *skb, const struct nod
 		return REASON_NO_ROOM;
 	if (bpf_skb_store_bytes(skb, 0, &header, sizeof(header), 0))
 		return REASON_ABORTED;
+	use_approval(approval, packets);
+	/* What netfilter gave the packet that was approved: qdiscs and policy routing of the
+	 * uplink go by them. */
+	if (approval->flow) {
+		skb->mark = approval->flow->mark;
+		skb->priority = approval->flow->priority;
+	}
 	stats = stats_of(peer->host);
 	if (stats) {
 		stats->tx_packets += packets;
@@ -84,6 +92,7 @@ static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
 	struct cursor cur = cursor_of(skb, sizeof(struct ethhdr) + sizeof(struct iphdr) +
 					   sizeof(struct tcphdr));
 	struct node *self = this_node();
+	struct approval approval = {};
 	struct flow_key key = {};
 	struct endpoint *source;
 	struct l4 l4 = {};
@@ -132,22 +141,23 @@ static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
 	why = take_flow(&cur, ip, DIR_OUT, skb->ifindex, &key, &l4);
 	if (why)
 		return why;
+	/* Whatever else there is: conntrack sees it. */
+	if (l4.control)
+		forget_flow(&key);
 	if (peer->flags & PEER_F_KERNEL_PATH)
 		return REASON_PEER_KERNEL_PATH;
 	if (oversize(self, &l4, skb->len - sizeof(*eth), skb->gso_size))
 		return REASON_OVERSIZE;
 	hash = flow_hash(&key, self->flow_seed);
-	if (l4.control) {
-		forget_flow(&key);
+	if (l4.control)
 		why = REASON_TCP_CONTROL;
-	} else if (self->bypass == BYPASS_LEARNED) {
-		why = check_approval(self, &key, packets_of(skb), skb);
-	}
-	if (why) {
+	else if (self->bypass == BYPASS_LEARNED)
+		why = check_approval(self, &key, &approval);
+	if (!why)
+		why = encap(skb, self, peer, ip, hash, &approval);
+	if (why != REASON_ENCAP)
 		bpf_set_hash(skb, hash);
-		return why;
-	}
-	return encap(skb, self, peer, ip, hash);
+	return why;
 }
 
 #endif

@@ -66,17 +66,20 @@ static __always_inline enum reason take_l4(struct cursor *cur, const struct iphd
 	return REASON_PROTOCOL;
 }
 
+/* The flow of a packet, and `l4` only if it is of one. 0, or why it cannot be bypassed. */
 static __always_inline enum reason take_flow(struct cursor *cur, const struct iphdr *ip,
 					     enum direction direction, __u32 ifindex,
 					     struct flow_key *key, struct l4 *l4)
 {
-	enum reason why = take_l4(cur, ip, key, l4);
+	struct l4 found = {};
+	enum reason why = take_l4(cur, ip, key, &found);
 
 	if (why)
 		return why;
 	/* What stands in the padding behind the packet is no header. */
-	if (bpf_ntohs(ip->tot_len) < sizeof(*ip) + l4->header_len)
+	if (bpf_ntohs(ip->tot_len) < sizeof(*ip) + found.header_len)
 		return REASON_TRUNCATED;
+	*l4 = found;
 	key->saddr = ip->saddr;
 	key->daddr = ip->daddr;
 	key->ifindex = ifindex;
@@ -109,37 +112,59 @@ static __always_inline __u32 flow_hash(const struct flow_key *key, __u64 seed)
 	return (__u32)(hash >> 32) | 1;
 }
 
-/* May this packet bypass? 0, or why not. Touches the flow if so, and gives `skb` (if
- * not 0) the mark and priority that netfilter gave the packet that was approved: qdiscs
- * and policy routing of the uplink go by them. */
-static __always_inline enum reason check_approval(const struct node *self,
-						  const struct flow_key *key, __u32 packets,
-						  struct __sk_buff *skb)
+/* Where the approval of a flow is kept. */
+static __always_inline struct flow_key place_of(const struct flow_key *key)
 {
-	struct flow_key stored = *key;
-	struct flow *flow = flows.lookup(&stored);
+	struct flow_key place = *key;
+
+	if (place.proto == IPPROTO_TCP)
+		place.dscp = 0;
+	return place;
+}
+
+/* The approval that a packet bypasses by. */
+struct approval {
+	struct flow *flow; /* 0: none is asked for */
+	__u64 now_ns;      /* when it was looked at */
+};
+
+/* May this packet bypass? 0, or why not. Nothing is changed: the kernel may yet refuse to
+ * change the packet, and then gets it as it came. */
+static __always_inline enum reason check_approval(const struct node *self,
+						  const struct flow_key *key,
+						  struct approval *approval)
+{
+	struct flow_key place = place_of(key);
+	struct flow *flow = flows.lookup(&place);
 	__u64 now;
 
-	if (!flow)
+	if (!flow || flow->dscp != key->dscp)
 		return REASON_FLOW_UNKNOWN;
 	now = bpf_ktime_get_coarse_ns();
 	/* Signed: another CPU's coarse clock may be a tick ahead. */
 	if ((__s64)(now - flow->approved_ns) > (__s64)self->approval_ttl_ns)
 		return REASON_FLOW_EXPIRED;
-	flow->last_seen_ns = now;
-	flow->packets += packets;
-	if (skb) {
-		skb->mark = flow->mark;
-		skb->priority = flow->priority;
-	}
+	approval->flow = flow;
+	approval->now_ns = now;
 	return 0;
+}
+
+/* That many packets have bypassed by it. */
+static __always_inline void use_approval(const struct approval *approval, __u32 packets)
+{
+	struct flow *flow = approval->flow;
+
+	if (!flow)
+		return;
+	flow->last_seen_ns = approval->now_ns;
+	flow->packets += packets;
 }
 
 /* A connection opens or closes: its next packets have to be approved anew, on both
  * directions, because conntrack's state is about to change. */
 static __always_inline void forget_flow(const struct flow_key *key)
 {
-	struct flow_key both = *key;
+	struct flow_key both = place_of(key);
 
 	flows.delete(&both);
 	both.saddr = key->daddr;
@@ -178,24 +203,26 @@ static __always_inline __u64 approval_start(const struct node *self, const struc
 static __always_inline enum reason approve_flow(struct __sk_buff *skb, const struct node *self,
 						const struct flow_key *key)
 {
-	struct flow_key stored = *key;
+	struct flow_key place = place_of(key);
 	struct flow *flow, fresh = {};
 	__u64 now;
 
 	if (skb->hash != flow_hash(key, self->flow_seed))
 		return REASON_CHANGED;
 	now = bpf_ktime_get_coarse_ns();
-	flow = flows.lookup(&stored);
+	flow = flows.lookup(&place);
 	if (flow) {
+		flow->dscp = key->dscp;
 		flow->mark = skb->mark;
 		flow->priority = skb->priority;
 		flow->approved_ns = approval_start(self, key, flow, now);
 		return REASON_LEARNED;
 	}
+	fresh.dscp = key->dscp;
 	fresh.mark = skb->mark;
 	fresh.priority = skb->priority;
 	fresh.approved_ns = approval_start(self, key, 0, now);
-	if (flows.update(&stored, &fresh))
+	if (flows.update(&place, &fresh))
 		return REASON_FLOWS_FULL;
 	return REASON_LEARNED;
 }

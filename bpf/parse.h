@@ -21,13 +21,21 @@ struct cursor {
 	void *end;
 };
 
+/* Does a cursor at the start of the packet reach over `want` bytes, or all of it? */
+static __always_inline int is_linear(const struct __sk_buff *skb, const struct cursor *cur,
+				     __u32 want)
+{
+	return likely(cur->pos + want <= cur->end) || cur->pos + skb->len == cur->end;
+}
+
 /* Start at the Ethernet header, with `want` bytes (or the whole packet) linear. A
- * packet may come in fragments of memory; pulling invalidates older pointers. */
+ * packet may come in fragments of memory; pulling invalidates older pointers. It takes
+ * memory, too: without, the cursor stays short, and the packet seems to end where it does. */
 static __always_inline struct cursor cursor_of(struct __sk_buff *skb, __u32 want)
 {
 	struct cursor cur = { (void *)(long)skb->data, (void *)(long)skb->data_end };
 
-	if (likely(cur.pos + want <= cur.end) || cur.pos + skb->len == cur.end)
+	if (is_linear(skb, &cur, want))
 		return cur;
 	bpf_skb_pull_data(skb, want < skb->len ? want : skb->len);
 	cur.pos = (void *)(long)skb->data;

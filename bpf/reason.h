@@ -55,6 +55,7 @@ enum reason {
 	REASON_OUTER_FRAGMENT    = 42,
 	REASON_OUTER_OPTIONS     = 43,
 	REASON_TAGGED            = 44, /* a VLAN tag that the kernel would look behind */
+	REASON_UNREADABLE        = 45, /* perhaps VXLAN for us, and no memory to look */
 
 	/* Impossible. */
 	REASON_ABORTED           = 60,

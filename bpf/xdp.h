@@ -53,7 +53,7 @@ static __always_inline enum reason xdp_decap(struct xdp_md *xdp, const struct no
 {
 	struct cursor cur = xdp_cursor(xdp);
 	struct ethhdr *outer = take_eth(&cur);
-	struct inner_header header = {}, *to;
+	struct ipv4_header header = {}, *to;
 	struct delivery *note;
 
 	if (!outer)
@@ -97,9 +97,11 @@ static __always_inline enum reason wire_to_stack(struct xdp_md *xdp, __u32 len)
 		why = read_inner(self, &cur, 0, &in);
 	/* Control packets take approvals back: from_wire, which sees them next, does. */
 	if (!why)
-		why = admit(self, &in, 1, xdp);
+		why = admit(self, &in, xdp);
 	if (!why)
 		why = xdp_decap(xdp, self, &in);
+	if (why == REASON_DECAP)
+		use_approval(&in.approval, 1);
 	return why;
 }
 
@@ -151,7 +153,7 @@ static __always_inline enum reason from_wire_or_xdp(struct __sk_buff *skb)
 
 	if ((void *)(note + 1) <= (void *)(long)skb->data && is_ours(note))
 		return deliver(skb, note);
-	return wire_to_container(skb);
+	return wire_to_container(skb, cursor_of(skb, ARRIVING_LEN));
 }
 
 /* There is bpf_xdp_load_bytes() only from 5.18 on. */

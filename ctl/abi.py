@@ -14,7 +14,7 @@ from typing import Final
 
 from ctl.model import Bypass, MacAddress
 
-LAYOUT: Final = 2
+LAYOUT: Final = 3
 """OVNET_LAYOUT: part of the pin directory's name."""
 
 REASON_MAX: Final = 64
@@ -60,7 +60,7 @@ BYPASS_NAME: Final = {code: mode for mode, code in BYPASS_CODE.items()}
 PEER: Final = struct.Struct("=4s6s2sII4sI")
 ENDPOINT: Final = struct.Struct("=I6s6s")
 FLOW_KEY: Final = struct.Struct("=4s4s2s2sIBBBB")
-FLOW: Final = struct.Struct("=QQQII")
+FLOW: Final = struct.Struct("=QQQIIB7x")
 NODE: Final = struct.Struct("=4s4s4s4s4sIII6s2sHHIQQI6s6x")
 COUNTER: Final = struct.Struct("=QQQ")
 PEER_STATS: Final = struct.Struct("=QQQQ")
@@ -143,6 +143,7 @@ class FlowKey:
     proto: int
     direction: Direction
     dscp: int = 0
+    """The packets' DSCP; 0 for TCP, whose entry has it."""
 
     def pack(self) -> bytes:
         return FLOW_KEY.pack(
@@ -181,9 +182,12 @@ class FlowEntry:
     packets: int
     mark: int = 0
     priority: int = 0
+    dscp: int = 0
 
     def pack(self) -> bytes:
-        return FLOW.pack(self.approved_ns, self.last_seen_ns, self.packets, self.mark, self.priority)
+        return FLOW.pack(
+            self.approved_ns, self.last_seen_ns, self.packets, self.mark, self.priority, self.dscp
+        )
 
     @classmethod
     def unpack(cls, raw: bytes) -> FlowEntry:

@@ -70,6 +70,7 @@ _TABLE: Final = (
     Reason(42, "outer_fragment", _DROP, "fragmented VXLAN (RFC 7348: VTEPs must not fragment)"),
     Reason(43, "outer_options", _DROP, "VXLAN with IPv4 options outside: no VTEP sends any"),
     Reason(44, "tagged", _DROP, "VXLAN for us with a tag inside, or several outside"),
+    Reason(45, "unreadable", _DROP, "perhaps VXLAN for us, but there was no memory to look at it"),
     Reason(60, "aborted", Verdict.ABORT, "the kernel refused a change half-way: a bug"),
 )
 

@@ -30,6 +30,8 @@ from tests import packets
 
 PROBES: Final = Path(__file__).parent / "bpf" / "probes.c"
 PROBED: Final = tuple(f"probe_{name}" for name in PROGRAMS if name != XDP)
+EXTRA: Final = ("probe_aborted", "probe_unpulled")
+"""Probes of from_wire in a state that no test run can bring about."""
 
 LO: Final = 1
 """The ifindex that a packet of a test run has unless told otherwise."""
@@ -97,6 +99,9 @@ class Result:
     """Packets and bytes that its counter rose by."""
     hash: int
     """skb->hash afterwards; only of a probe."""
+    mark: int = 0
+    priority: int = 0
+    """skb->mark and skb->priority afterwards; not of XDP."""
     note: bytes = b""
     """Metadata in front of the packet; only of XDP."""
 
@@ -109,7 +114,7 @@ class Result:
 @cache
 def objects() -> dict[str, Any]:
     """Programs and probes, compiled once for a run of pytest."""
-    names = (*BUILT, *PROBED, "probe_delivery", "probe_aborted")
+    names = (*BUILT, *PROBED, "probe_delivery", *EXTRA)
     text = f'{source()}\n#line 1 "{PROBES.name}"\n{PROBES.read_text()}'
     built: dict[str, Any] = json.loads(compile_text(text, names))["programs"]
     return built
@@ -173,14 +178,16 @@ class Datapath:
     def endpoint(self, address: IPv4Address, entry: EndpointEntry) -> None:
         self._raw["endpoints"].update(address.packed, entry.pack())
 
-    def approve(self, key: FlowKey, *, age_s: float = 0) -> None:
+    def approve(self, key: FlowKey, *, age_s: float = 0, mark: int = 0, priority: int = 0) -> None:
         """As if the kernel path had carried the flow `age_s` ago (or when the machine started)."""
         now = time.clock_gettime_ns(MONOTONIC_COARSE)
-        self._raw["flows"].update(key.pack(), FlowEntry(max(now - int(age_s * 1e9), 0), 0, 0).pack())
+        entry = FlowEntry(max(now - int(age_s * 1e9), 0), 0, 0, mark, priority, key.dscp)
+        self._raw["flows"].update(place_of(key).pack(), entry.pack())
 
     def approved(self, key: FlowKey) -> bool:
         """Whether the flow is in the map, however long ago it was approved."""
-        return self._raw["flows"].lookup(key.pack()) is not None
+        raw = self._raw["flows"].lookup(place_of(key).pack())
+        return raw is not None and FlowEntry.unpack(raw[0]).dscp == key.dscp
 
     def fill(self, name: str, key: bytes, value: bytes) -> None:
         """An entry past all types."""
@@ -219,9 +226,10 @@ class Datapath:
         ctx = _context((hash, cut, vlan, int(encapsulated), 0), ifindex, gso_size, gso_segs)
         before = self._counters[:]
         result, out, ctx_out, _ = bpf.prog_test_run(self.fd(name), packet, ctx=ctx)
-        hook = Hook.FROM_WIRE if program == "probe_aborted" else Hook[program.removeprefix("probe_").upper()]
+        hook = Hook.FROM_WIRE if program in EXTRA else Hook[program.removeprefix("probe_").upper()]
         reason, counted = self._counted(before, hook, max(gso_segs, 1))
-        return Result(Action(result), reason, out, counted, struct.unpack_from("=I", ctx_out, _CB + 16)[0])
+        signed, mark, priority = (_word(ctx_out, at) for at in (_CB + 16, _MARK, _PRIORITY))
+        return Result(Action(result), reason, out, counted, signed, mark, priority)
 
     def xdp(self, packet: bytes, *, meta: bytes = b"", program: str = XDP) -> Result:
         """One packet through a program for XDP, with metadata of someone's already in front of it."""
@@ -230,7 +238,7 @@ class Datapath:
         result, out, ctx_out, _ = bpf.prog_test_run(self.fd(program), meta + packet, ctx=ctx)
         reason, counted = self._counted(before, Hook.FROM_WIRE_XDP, 1)
         (start,) = struct.unpack_from("=I", ctx_out)
-        return Result(XdpAction(result), reason, out[start:], counted, 0, out[:start])
+        return Result(XdpAction(result), reason, out[start:], counted, 0, note=out[:start])
 
     def deliver(
         self, packet: bytes, note: bytes, *, vlan: int = 0, gso_size: int = 0, gso_segs: int = 0
@@ -260,7 +268,12 @@ MONOTONIC_COARSE: Final = 6
 """The programs' clock (linux/time.h); the fine one is ahead of it, in their future."""
 
 # Offsets in struct __sk_buff (linux/bpf.h) of what a test run takes from its context.
-_MARK, _IFINDEX, _CB, _GSO_SEGS, _GSO_SIZE, _CTX_SIZE = 8, 40, 48, 164, 176, 192
+_MARK, _PRIORITY, _IFINDEX, _CB, _GSO_SEGS, _GSO_SIZE, _CTX_SIZE = 8, 32, 40, 48, 164, 176, 192
+
+
+def _word(context: bytes, at: int) -> int:
+    word: int = struct.unpack_from("=I", context, at)[0]
+    return word
 
 
 def _context(cb: tuple[int, ...], ifindex: int, gso_size: int, gso_segs: int, *, mark: int = 0) -> bytes:
@@ -341,6 +354,11 @@ def wire(
     datagram = packets.udp(packets.vxlan(frame, vni, flags=flags), 40000, port, length=udp_len)
     outer = packets.ipv4(datagram, host, to, packets.UDP, **{"fragment": 0, **ip})
     return packets.ether(outer, MacAddress.parse("02:03:00:00:00:02"), dst_mac)
+
+
+def place_of(key: FlowKey) -> FlowKey:
+    """The key that a flow's approval has in the map, as bpf/flow.h makes it."""
+    return replace(key, dscp=0) if key.proto == packets.TCP else key
 
 
 def flow_hash(key: FlowKey, seed: int = NODE.flow_seed) -> int:

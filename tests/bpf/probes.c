@@ -24,19 +24,23 @@ static __always_inline void prepare(struct __sk_buff *skb)
 #define PROBE(name, hook, body)						\
 int probe_##name(struct __sk_buff *skb)					\
 {									\
-	__u32 len;							\
+	__u32 len, packets;						\
 	int action;							\
 									\
 	prepare(skb);							\
 	len = skb->len;							\
-	action = finish(skb, hook, len, 1, body);				\
+	packets = packets_of(skb);						\
+	action = finish(skb, hook, len, packets, body);				\
 	skb->cb[4] = skb->hash;						\
 	return action;							\
 }
 
 PROBE(from_container, HOOK_FROM_CONTAINER, container_to_wire(skb))
 PROBE(to_overlay, HOOK_TO_OVERLAY, learn(skb, DIR_OUT))
-PROBE(from_wire, HOOK_FROM_WIRE, wire_to_container(skb))
+PROBE(from_wire, HOOK_FROM_WIRE, wire_to_container(skb, cursor_of(skb, ARRIVING_LEN)))
+/* As if no byte of the packet were linear, and pulling had failed: memory that is short and
+ * packets in pieces are not to be had in a test run. */
+PROBE(unpulled, HOOK_FROM_WIRE, wire_to_container(skb, (struct cursor){}))
 PROBE(to_container, HOOK_TO_CONTAINER, learn(skb, DIR_IN))
 
 /* from_wire on a packet with metadata: cb is the note, mark a VLAN to push beside the data. */
@@ -50,7 +54,8 @@ int probe_delivery(struct __sk_buff *skb)
 		bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), skb->mark);
 	len = skb->len;
 	return finish(skb, HOOK_FROM_WIRE, len, packets_of(skb),
-		      is_ours(&note) ? deliver(skb, &note) : wire_to_container(skb));
+		      is_ours(&note) ? deliver(skb, &note) :
+				       wire_to_container(skb, cursor_of(skb, ARRIVING_LEN)));
 }
 
 /* An exit that no packet can take: see tests/bpf/test_reasons.py. */

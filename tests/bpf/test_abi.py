@@ -107,9 +107,9 @@ FLOW_KEY_FIELDS = {
     "ifindex": host(4, 0x55), "proto": b"\x11", "direction": b"\x01", "dscp": b"\x2e",
     "pad": bytes(1),
 }  # fmt: skip
-FLOW = FlowEntry(1, 2, 3, 4, 5)
+FLOW = FlowEntry(1, 2, 3, 4, 5, 46)
 FLOW_FIELDS = {"approved_ns": host(8, 1), "last_seen_ns": host(8, 2), "packets": host(8, 3),
-               "mark": host(4, 4), "priority": host(4, 5)}  # fmt: skip
+               "mark": host(4, 4), "priority": host(4, 5), "dscp": b"\x2e", "pad": bytes(7)}  # fmt: skip
 NODE = NodeEntry(
     IPv4Address("1.2.3.4"), IPv4Network("10.0.0.0/8"), IPv4Network("10.9.8.0/24"), 0x112233, 44, 1450, MAC,
     8472, (1000, 2000), Bypass.ALWAYS, 1 << 40, 0xDEADBEEF00112233, 1, OTHER_MAC,

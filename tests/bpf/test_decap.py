@@ -183,6 +183,34 @@ def test_a_connection_that_opens_or_closes_forgets_both_directions(datapath: Dat
     assert datapath.maps.flows() == {}
 
 
+FIN_FRAME = received(packets.tcp(b"", 2000, 1000, flags=FIN | ACK), TCP)
+
+
+@pytest.mark.parametrize(
+    ("packet", "tag", "reason"),
+    [
+        (wire(FIN_FRAME)[:40] + b"\x12\x34" + wire(FIN_FRAME)[42:], 0, "outer_checksum"),
+        (wire(FIN_FRAME), 3 << 13, "vlan"),
+        (wire(received(packets.tcp(bytes(NODE.mtu), 2000, 1000, flags=FIN), TCP)), 0, "oversize"),
+    ],
+    ids=["unverified checksum", "priority tag", "too large"],
+)
+def test_a_fin_that_only_the_kernel_may_carry_forgets_both_directions(
+    datapath: Datapath, packet: bytes, tag: int, reason: str
+) -> None:
+    datapath.approve(flow_out(TCP))
+    datapath.approve(flow_in(TCP, dscp=46))
+    assert datapath.run("from_wire", packet, vlan=tag).reason == reason
+    assert datapath.maps.flows() == {}
+
+
+def test_a_fin_in_the_padding_is_none(datapath: Datapath) -> None:
+    datapath.approve(flow_in(TCP))
+    short = received(packets.tcp(b"", 2000, 1000, flags=FIN | ACK), TCP, total=39)
+    assert datapath.run("from_wire", wire(short)).reason == "truncated"
+    assert datapath.approved(flow_in(TCP))
+
+
 def test_a_reset_from_a_stranger_forgets_nothing(datapath: Datapath) -> None:
     datapath.approve(flow_in(TCP))
     frame = received(packets.tcp(b"", 2000, 1000, flags=RST), TCP)
@@ -199,6 +227,16 @@ def test_what_is_left_to_the_kernel_is_signed_for_its_port(datapath: Datapath) -
         assert result.hash == flow_hash(flow_in())
     assert datapath.run("to_container", received(ttl=63), hash=result.hash).reason == "learned"
     assert datapath.run("from_wire", wire(received())).reason == "decap"
+
+
+def test_what_finds_no_room_is_signed_and_has_not_bypassed(datapath: Datapath) -> None:
+    datapath.approve(flow_in(TCP))
+    segments = wire(received(packets.tcp(bytes(20), 2000, 1000, flags=ACK), TCP))
+    result = datapath.run("probe_from_wire", segments, gso_size=9, gso_segs=2)
+    assert (result.reason, result.hash) == ("no_room", flow_hash(flow_in(TCP)))
+    flow = datapath.maps.flows()[flow_in(TCP)]
+    assert (flow.packets, flow.last_seen_ns) == (0, 0)
+    assert datapath.maps.peer_stats()[PEER.host] == PeerStats()
 
 
 def test_what_netfilter_translated_is_not_learned(datapath: Datapath) -> None:

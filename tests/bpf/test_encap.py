@@ -28,8 +28,10 @@ from tests.datapath import (
     flow_hash,
     flow_in,
     flow_out,
+    received,
     sent,
     source_port,
+    wire,
 )
 from tests.packets import ACK, FIN, ICMP, PSH, RST, SYN, TCP, UDP, forwarded
 
@@ -185,6 +187,21 @@ def test_what_is_left_to_the_kernel_is_signed(datapath: Datapath) -> None:
         assert (result.reason, result.hash) == ("flow_unknown", flow_hash(flow_out(sport=sport)))
 
 
+def test_what_finds_no_room_is_signed_and_has_not_bypassed(datapath: Datapath) -> None:
+    datapath.approve(flow_out())
+    result = datapath.run("from_container", sent(), encapsulated=True)
+    assert (result.reason, result.hash) == ("no_room", flow_hash(flow_out()))
+    flow = datapath.maps.flows()[flow_out()]
+    assert (flow.packets, flow.last_seen_ns) == (0, 0)
+    assert datapath.maps.peer_stats()[PEER.host] == PeerStats()
+
+
+def test_what_bypasses_has_the_mark_and_priority_of_what_was_approved(datapath: Datapath) -> None:
+    datapath.approve(flow_out(), mark=7, priority=3)
+    result = datapath.run("from_container", sent())
+    assert (result.reason, result.mark, result.priority) == ("encap", 7, 3)
+
+
 def test_signatures_depend_on_every_part_of_the_flow() -> None:
     flows = [flow_out(), flow_in(), flow_out(TCP), flow_out(sport=1), flow_out(dport=1), flow_out(ifindex=2)]
     flows += [flow_out(saddr=LOCAL + 1), flow_out(daddr=REMOTE + 1)]
@@ -204,6 +221,51 @@ def test_a_connection_that_opens_or_closes_forgets_both_directions(datapath: Dat
     frame = sent(packets.tcp(b"", 1000, 2000, flags=flags), TCP)
     assert datapath.run("from_container", frame).reason == "tcp_control"
     assert list(datapath.maps.flows()) == [flow_out(TCP, sport=1001)]
+
+
+@pytest.mark.parametrize(("here", "there", "last"), [(0, 46, 0), (46, 0, 46), (46, 8, 0)])
+def test_ends_with_dscps_of_their_own_forget_each_other(
+    datapath: Datapath, here: int, there: int, last: int
+) -> None:
+    """`last`: the DSCP of the packet that closes the connection."""
+    out, back = flow_out(TCP, dscp=here), flow_in(TCP, dscp=there)
+    segment = sent(packets.tcp(b"", 1000, 2000), TCP, tos=here << 2)
+    answer = received(packets.tcp(b"", 2000, 1000), TCP, tos=there << 2)
+    assert datapath.run("to_overlay", segment, hash=flow_hash(out)).reason == "learned"
+    assert datapath.run("to_container", answer, hash=flow_hash(back)).reason == "learned"
+    assert datapath.run("from_container", segment).reason == "encap"
+    assert datapath.run("from_wire", wire(answer)).reason == "decap"
+    fin = sent(packets.tcp(b"", 1000, 2000, flags=FIN | ACK), TCP, tos=last << 2)
+    assert datapath.run("from_container", fin).reason == "tcp_control"
+    assert datapath.run("from_container", segment).reason == "flow_unknown"
+    assert datapath.run("from_wire", wire(answer)).reason == "flow_unknown"
+    assert datapath.maps.flows() == {}
+
+
+def test_a_connection_that_changes_its_dscp_is_approved_anew(datapath: Datapath) -> None:
+    before, after = (sent(packets.tcp(b"", 1000, 2000), TCP, tos=dscp << 2) for dscp in (0, 46))
+    datapath.approve(flow_out(TCP))
+    assert datapath.run("from_container", before).reason == "encap"
+    assert datapath.run("from_container", after).reason == "flow_unknown"
+    learned = datapath.run("to_overlay", after, hash=flow_hash(flow_out(TCP, dscp=46)))
+    assert learned.reason == "learned"
+    assert datapath.run("from_container", after).reason == "encap"
+    assert datapath.run("from_container", before).reason == "flow_unknown"
+
+
+def test_datagrams_of_several_dscps_bypass_side_by_side(datapath: Datapath) -> None:
+    for dscp in (0, 46):
+        datapath.approve(flow_out(dscp=dscp))
+    for dscp, reason in ((0, "encap"), (46, "encap"), (8, "flow_unknown")):
+        assert datapath.run("from_container", sent(tos=dscp << 2)).reason == reason
+
+
+def test_a_fin_that_is_too_large_to_bypass_forgets_both_directions(datapath: Datapath) -> None:
+    datapath.approve(flow_out(TCP))
+    datapath.approve(flow_in(TCP))
+    fin = sent(packets.tcp(bytes(NODE.mtu), 1000, 2000, flags=FIN | ACK), TCP)
+    assert datapath.run("from_container", fin).reason == "oversize"
+    assert datapath.maps.flows() == {}
 
 
 def test_an_approval_lasts_as_long_as_it_says(datapath: Datapath) -> None:

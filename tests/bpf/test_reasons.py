@@ -62,8 +62,8 @@ def nothing(_: Datapath) -> None: ...
 
 def approved(age_s: float = 0) -> Setup:
     def setup(datapath: Datapath) -> None:
-        datapath.approve(flow_out(), age_s=age_s)
-        datapath.approve(flow_in(), age_s=age_s)
+        datapath.approve(flow_out(), age_s=age_s, mark=7, priority=3)
+        datapath.approve(flow_in(), age_s=age_s, mark=7, priority=3)
 
     return setup
 
@@ -296,6 +296,20 @@ IN = [
     Case("first outer fragment", "from_wire", "outer_fragment", wire(received(), fragment=packets.MF)),
     Case("outer options", "from_wire", "outer_options", wire(received(), options=bytes(4)), approved()),
     Case("all outer options", "from_wire", "outer_options", wire(received(), options=bytes(40)), approved()),
+    Case("stranger, not to be pulled", "probe_unpulled", "unreadable", wire(received(), host=FOREIGN)),
+    Case("peer, not to be pulled", "probe_unpulled", "unreadable", in_wire(), approved()),
+    Case("options, not to be pulled", "probe_unpulled", "unreadable", wire(received(), options=bytes(40))),
+    Case("first fragment, not to be pulled", "probe_unpulled", "unreadable",
+         wire(received(), fragment=packets.MF)),
+    Case("two tags, not to be pulled", "probe_unpulled", "unreadable", tags(0), run=PRIORITY),
+    Case("later fragment, not to be pulled", "probe_unpulled", "truncated", wire(received(), fragment=185)),
+    Case("ARP, not to be pulled", "probe_unpulled", "truncated", patched(in_wire(), 12, b"\x08\x06")),
+    Case("TCP, not to be pulled", "probe_unpulled", "truncated", patched(in_wire(), 23, b"\x06")),
+    Case("another UDP port, not to be pulled", "probe_unpulled", "truncated", wire(received(), port=4789)),
+    Case("another host's, not to be pulled", "probe_unpulled", "truncated",
+         wire(received(), to=IPv4Address("192.168.50.9"))),
+    Case("too short for IPv4", "probe_unpulled", "truncated", in_wire(), run={"cut": 33}),
+    Case("too short for UDP", "probe_unpulled", "truncated", in_wire(), run={"cut": 37}),
     Case("store_bytes fails", "probe_aborted", "aborted", in_wire()),
 ]  # fmt: skip
 
@@ -355,6 +369,7 @@ def test_a_packet_leaves_for_its_reason(case: Case, datapath: Datapath) -> None:
     assert (result.reason, result.action) == (case.reason, ACTIONS[row.verdict])
     if result.action != Action.REDIRECT:
         assert result.packet == case.packet[: case.run.get("cut") or None], "passed on, but not as it came"
+        assert (result.mark, result.priority) == (0, 0), "marked before netfilter has seen it"
 
 
 def test_a_flow_that_cannot_be_stored_is_counted() -> None:

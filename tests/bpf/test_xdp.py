@@ -65,7 +65,7 @@ def test_a_packet_leaves_for_the_same_reason_as_at_tc(case: Case, program: str, 
 
 
 def test_no_reason_is_left_out() -> None:
-    told_by_an_skb = {"udp_gso", "no_room", "vlan", "aborted"}
+    told_by_an_skb = {"udp_gso", "no_room", "vlan", "unreadable", "aborted"}
     assert {case.reason for case in IN} - {case.reason for case in SAME} == told_by_an_skb
 
 
@@ -84,6 +84,7 @@ def test_without_room_for_the_note_tc_does_it_all(datapath: Datapath) -> None:
     assert (result.action, result.reason) == (XdpAction.PASS, "no_room")
     assert result.packet == wire(received())
     assert datapath.run("from_wire", result.packet).reason == "decap"
+    assert datapath.maps.flows()[flow_in()].packets == 1, "counted at tc alone"
 
 
 def carried(datapath: Datapath, packet: bytes) -> Result:

@@ -17,6 +17,8 @@ DSCPS: Final = (0, 46)
 ECHO: Final = 8 << 8
 """Echo requests of code 0, as the second port of a flow."""
 FOREVER: Final = 1 << 62
+MARK: Final = 7
+"""That the kernel path has given each flow that it has approved."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,15 +38,19 @@ class World:
         if self.kernel_path:
             datapath.peer(PEER_SUBNET, replace(PEER, flags=PEER_F_KERNEL_PATH))
         for key in APPROVED:
-            datapath.approve(key)
+            datapath.approve(key, mark=MARK)
 
 
 def approved_flows() -> list[FlowKey]:
-    """Both directions between LOCAL and REMOTE, of all PORTS and DSCPS."""
+    """Both directions between LOCAL and REMOTE, of all PORTS and DSCPS. Of TCP, which has one DSCP
+    for each flow, those with the higher source port have the second one.
+    """
     found = []
+    for make, ports in product((flow_out, flow_in), product(PORTS, repeat=2)):
+        found += [make(packets.TCP, *ports, dscp=DSCPS[ports[0] > ports[1]])]
     for dscp in DSCPS:
-        for make, proto in product((flow_out, flow_in), (packets.UDP, packets.TCP)):
-            found += [make(proto, *ports, dscp=dscp) for ports in product(PORTS, repeat=2)]
+        for make, ports in product((flow_out, flow_in), product(PORTS, repeat=2)):
+            found += [make(packets.UDP, *ports, dscp=dscp)]
         found += [make(packets.ICMP, port, ECHO, dscp=dscp) for make in (flow_out, flow_in) for port in PORTS]
     return found
 
