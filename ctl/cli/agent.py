@@ -106,7 +106,7 @@ def _serve(settings: Settings, agent: Agent, node: Node, servers: contextlib.Exi
         def source() -> NodeSnapshot:
             return take(agent.report, node.maps, settings.state_dir)
 
-        server = serve(settings.metrics_addr, settings.metrics_port, source)
+        server = serve(settings.metrics_addr, settings.metrics_port, source, lambda: agent.report)
         servers.callback(server.close)
     if settings.healthz_port:
         from metrics.server import serve_health
