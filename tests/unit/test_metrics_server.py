@@ -12,7 +12,7 @@ import pytest
 
 from ctl.errors import ConfigError, KernelError
 from ctl.report import AgentReport
-from metrics.http import MAX_REQUESTS, HttpServer
+from metrics.http import MAX_REQUESTS, Answer, HttpServer, listen
 from metrics.server import serve, serve_health
 from metrics.snapshot import NodeSnapshot
 from tests.process import wait_until
@@ -176,6 +176,26 @@ def test_silent_clients_cannot_pile_up(server: HttpServer) -> None:
         for client in silent:
             client.close()
     wait_until(lambda: answers(server), 10, "the server answers again")
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_sent_away() -> None:
+    """Eight of them would keep every probe out, and a liveness probe that is kept out kills the agent."""
+    ask = listen("words", "127.0.0.1", 0, lambda _: Answer(200, b""), "", request_timeout=0.3)
+    with closing(ask) as server, socket.create_connection(("127.0.0.1", server.port), 5) as client:
+        client.sendall(b"GET /")
+        client.setblocking(False)
+        wait_until(lambda: hung_up(client), 10, "the server hangs up")
+
+
+def hung_up(client: socket.socket) -> bool:
+    """Whether the server has closed the connection; it gets one more byte."""
+    try:
+        client.send(b"x")
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
 
 
 def answers(server: HttpServer) -> bool:
