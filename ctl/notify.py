@@ -5,15 +5,20 @@ from __future__ import annotations
 import os
 import socket
 from contextlib import suppress
+from typing import Final
+
+PATIENCE_S: Final = 5.0
+"""How long systemd may take to make room for a datagram; one that hangs must not hang us."""
 
 
 def notify(state: str) -> None:
-    """Send `state` (such as READY=1); does nothing where no one listens."""
+    """Send `state` (such as READY=1); does nothing where no one listens, or reads."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.settimeout(PATIENCE_S)
         sender.sendto(state.encode(), address)
 
 
