@@ -36,6 +36,10 @@ FLANNEL_PREFIX: Final = "FLANNELD_"
 FILE_VARIABLE: Final = "OVNET_CONFIG"
 """The variable that names the file, like `--config`."""
 
+CONNTRACK_UDP_TIMEOUT: Final = 30.0
+"""Seconds after which the kernel forgets a new UDP flow that it does not see, unless
+net.netfilter.nf_conntrack_udp_timeout says otherwise."""
+
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
 
@@ -389,3 +393,18 @@ def resolve(
     settled["node_name"] = settled["node_name"] or hostname
     settled["subnet_file"] = settled["subnet_file"] or settled["state_dir"] / "subnet.env"
     return Settings(**settled)
+
+
+def doubts(settings: Settings) -> tuple[str, ...]:
+    """Why a node may not keep what its documentation promises, by settings that are valid; a line each.
+
+    Warnings and no errors: the kernel may be set to fit, and a node that runs so must start again.
+    """
+    learned, ttl = settings.bypass is Bypass.LEARNED, settings.approval_ttl
+    if learned and ttl >= CONNTRACK_UDP_TIMEOUT:
+        return (
+            f"--approval-ttl {ttl:g}: conntrack forgets a new UDP flow that it has not seen for"
+            f" {CONNTRACK_UDP_TIMEOUT:g} s (nf_conntrack_udp_timeout), and rules then take it for another:"
+            " choose less",
+        )
+    return ()

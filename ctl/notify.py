@@ -10,15 +10,18 @@ from typing import Final
 START_S: Final = 180.0
 """How much longer a start may take after each word of `Starting`: the pause until the next word
 (38 s at the most), a store that answers slowly, and what the unit allows for compiling."""
+PATIENCE_S: Final = 5.0
+"""How long systemd may take to make room for a datagram; one that hangs must not hang us."""
 
 
 def notify(state: str) -> None:
-    """Send `state` (such as READY=1); does nothing where no one listens."""
+    """Send `state` (such as READY=1); does nothing where no one listens, or reads."""
     path = os.environ.get("NOTIFY_SOCKET", "")
     if not path:
         return
     address = "\0" + path[1:] if path.startswith("@") else path
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.settimeout(PATIENCE_S)
         sender.sendto(state.encode(), address)
 
 

@@ -11,14 +11,13 @@ vtep_mac       the tunnel device's, where it was taken over from flanneld
 
 from __future__ import annotations
 
-import fcntl
 import os
 import re
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
+from ctl import lockfile
 from ctl.errors import AgentError, ConfigError
 
 LOCK: Final = "agent.lock"
@@ -26,6 +25,9 @@ REPORT: Final = "status.json"
 FENCED: Final = "fenced.env"
 SYSCTLS: Final = "sysctls.json"
 VTEP_MAC: Final = "vtep_mac"
+
+_PATIENCE_S: Final = 0.2
+"""`ovctl status` holds the lock for an instant when it looks: that is not an agent."""
 
 
 class Lock:
@@ -39,31 +41,14 @@ class Lock:
         self._directory = directory
         self._kept = False
         try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o755)
-            self._fd = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._fd = lockfile.take(directory / LOCK, f"{os.getpid()}", _PATIENCE_S, make_directory=True)
+        except lockfile.Held as held:
+            raise AgentError(
+                f"another agent (pid {str(held) or '?'}) runs with state directory {directory}: "
+                "stop it, or choose another --state-dir"
+            ) from None
         except OSError as error:
             raise ConfigError(f"--state-dir {directory}: {error.strerror}") from error
-        self._take()
-
-    def _take(self) -> None:
-        # `ovctl status` holds it for an instant when it looks: that is not an agent.
-        for _ in range(10):
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.02)
-        else:
-            holder = os.read(self._fd, 32).decode(errors="replace").strip()
-            os.close(self._fd)
-            raise AgentError(
-                f"another agent (pid {holder or '?'}) runs with state directory {self._directory}: "
-                "stop it, or choose another --state-dir"
-            )
-        # Whoever finds it locked is told the pid. A full disk is no reason not to run.
-        with suppress(OSError):
-            os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
 
     def keep(self) -> None:
         """The directory stays: there is a node now. What killed agents have left half written goes."""

@@ -16,12 +16,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
 from ctl.errors import ConfigError
+from ctl.timed import TimedSocket
 
 MAX_REQUESTS: Final = 8
 """Connections served at once; more are closed unread."""
 
 REQUEST_TIMEOUT: Final = 10.0
-"""Seconds that a silent client may hold a connection."""
+"""Seconds that a client may take to say what it wants, and as long again to take the answer."""
 
 _TEXT: Final = "text/plain; charset=utf-8"
 
@@ -74,13 +75,21 @@ class HttpServer:
         self._thread.join()
 
 
-def listen(name: str, addr: str, port: int, answer: Answering, flags: str) -> HttpServer:
+def listen(
+    name: str,
+    addr: str,
+    port: int,
+    answer: Answering,
+    flags: str,
+    *,
+    request_timeout: float = REQUEST_TIMEOUT,
+) -> HttpServer:
     """Serve on `addr`:`port` (0: any free port) until closed.
 
     ConfigError if the address cannot be bound; `name` says what is served, `flags` where it is set.
     """
     try:
-        return HttpServer(_Server((addr, port), answer), name)
+        return HttpServer(_Server((addr, port), answer, request_timeout), name)
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or str(error)
         raise ConfigError(f"cannot serve {name} on {addr} port {port}: {why}; see {flags}") from error
@@ -89,9 +98,9 @@ def listen(name: str, addr: str, port: int, answer: Answering, flags: str) -> Ht
 class _Server(ThreadingHTTPServer):
     daemon_threads = True
 
-    def __init__(self, address: tuple[str, int], answer: Answering) -> None:
+    def __init__(self, address: tuple[str, int], answer: Answering, request_timeout: float) -> None:
         self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.answer = answer
+        self.answer, self.request_timeout = answer, request_timeout
         self._slots = threading.BoundedSemaphore(MAX_REQUESTS)
         super().__init__(address, _Handler)
 
@@ -123,9 +132,12 @@ class _Server(ThreadingHTTPServer):
 
 class _Handler(BaseHTTPRequestHandler):
     server: _Server
-    timeout = REQUEST_TIMEOUT
     server_version = "ovnet"
     sys_version = ""
+
+    def setup(self) -> None:
+        self._timed = self.request = TimedSocket(self.request, self.server.request_timeout)
+        super().setup()
 
     def do_GET(self) -> None:
         answer = self._answer()
@@ -141,7 +153,9 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> Answer:
         compress = "gzip" in self.headers.get("Accept-Encoding", "")
         path = self.path.partition("?")[0]
-        return self.server.answer(Request(path, self.headers.get("Accept", ""), compress))
+        answer = self.server.answer(Request(path, self.headers.get("Accept", ""), compress))
+        self._timed.allow(self.server.request_timeout)
+        return answer
 
     def _head(self, answer: Answer) -> None:
         self.send_response(answer.status)

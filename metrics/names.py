@@ -1,15 +1,13 @@
 """The one table of metrics: name, type, labels, help.
 
-docs/metrics.md holds the same table: `python -m metrics.names docs/metrics.md` renews it.
+docs/metrics.md holds the same table: `python -m tests.docs` renews it.
 A name or label that is here stays: dashboards outlive releases.
 """
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 from typing import Final
 
 
@@ -125,30 +123,3 @@ TABLE: Final[tuple[Family, ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Family)
 )
 """Every metric of ours, in the order of this file."""
-
-
-def markdown() -> str:
-    """The table for docs/metrics.md."""
-    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
-    for row in TABLE:
-        labels = ", ".join(f"`{label}`" for label in row.labels)
-        rows.append(f"| `{row.name}` | {row.kind} | {labels} | {row.help} |")
-    return "\n".join(rows) + "\n"
-
-
-BEGIN: Final = "<!-- begin: made by python -m metrics.names docs/metrics.md -->\n"
-END: Final = "<!-- end -->\n"
-
-
-def renewed(text: str) -> str:
-    """A document with its table replaced by the current one. ValueError without the two marks."""
-    before, mark, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not (mark and end):
-        raise ValueError("the document has no begin and end marks")
-    return before + BEGIN + markdown() + END + after
-
-
-if __name__ == "__main__":
-    for path in map(Path, sys.argv[1:]):
-        path.write_text(renewed(path.read_text()))

@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 from prometheus_client.exposition import choose_encoder
 
-from ctl.errors import OvnetError
 from ctl.report import AgentReport, readiness
 from metrics.collector import Source, registry
 from metrics.http import Answer, HttpServer, Request, listen
@@ -22,13 +21,16 @@ Reports = Callable[[], AgentReport | None]
 """The agent's last report; None before the first."""
 
 
-def serve(addr: str, port: int, source: Source, *, clock: Callable[[], float] = time.time) -> HttpServer:
+def serve(
+    addr: str, port: int, source: Source, report: Reports, *, clock: Callable[[], float] = time.time
+) -> HttpServer:
     """Serve metrics and health on `addr`:`port` (0: any free port) until closed.
 
-    `source` is called from the server's threads, one at a time. ConfigError if the
-    address cannot be bound.
+    `source` is called from the server's threads, one at a time, for scrapes only: probes
+    are content with `report`, the agent's last one. ConfigError if the address cannot be bound.
     """
-    return listen("metrics", addr, port, _Site(source, clock).answer, "--metrics-addr and --metrics-port")
+    pages = _Pages(source, report, clock)
+    return listen("metrics", addr, port, pages.answer, "--metrics-addr and --metrics-port")
 
 
 def serve_health(
@@ -51,11 +53,11 @@ def serve_health(
     return listen("health", addr, port, answer, "--healthz-ip and --healthz-port")
 
 
-class _Site:
-    """A node as one may ask for it over HTTP. A scrape that cannot read the maps still answers."""
+class _Pages:
+    """What there is on the metrics port. A scrape that cannot read the maps still answers."""
 
-    def __init__(self, source: Source, clock: Callable[[], float]) -> None:
-        self._source, self._clock = source, clock
+    def __init__(self, source: Source, report: Reports, clock: Callable[[], float]) -> None:
+        self._report, self._clock = report, clock
         self._one_at_a_time = threading.Lock()
         self._registry = registry(source)
 
@@ -67,19 +69,11 @@ class _Site:
         if request.path == "/healthz":
             return Answer(200, b"ovnet agent is running\n")
         if request.path == "/readyz":
-            why = self._unready()
+            why = readiness(self._report(), self._clock())
             if why:
                 return Answer(503, f"ovnet agent is not ready: {why}\n".encode())
             return Answer(200, b"ovnet agent is ready\n")
         return Answer(404, b"not found: there are /metrics, /healthz and /readyz\n")
-
-    def _unready(self) -> str:
-        """Why the node cannot take containers; empty if it can."""
-        try:
-            with self._one_at_a_time:
-                return readiness(self._source().report, self._clock())
-        except OvnetError as error:
-            return str(error)
 
     def _exposition(self, request: Request) -> Answer:
         encode, content_type = choose_encoder(request.accept)

@@ -16,7 +16,7 @@ from ctl.report import AgentReport, Datapath
 
 
 class ReadableMaps(Protocol):
-    """The part of `ctl.kernel.maps.Maps` that a snapshot reads. Raises OSError."""
+    """The part of `ctl.kernel.maps.Maps` that a snapshot reads. Raises KernelError."""
 
     def counters(self) -> Mapping[tuple[Hook, int], Counter]: ...
 
@@ -41,10 +41,7 @@ class NodeSnapshot:
 
 def read_datapath(maps: ReadableMaps) -> Datapath:
     """All that is counted, read now. KernelError if the kernel refuses, or the maps were closed."""
-    try:
-        return Datapath(maps.counters(), maps.peer_stats(), maps.fill())
-    except OSError as error:
-        raise KernelError(f"cannot read the maps: {error.strerror}") from error
+    return Datapath(maps.counters(), maps.peer_stats(), maps.fill())
 
 
 def read_forwarder(state_dir: Path) -> Mapping[str, int]:

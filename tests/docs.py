@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from ctl.config import SETTINGS, Setting
+from metrics import names
 
-OPERATING = Path(__file__).parent.parent / "docs" / "operating.md"
+DOCS = Path(__file__).parent.parent / "docs"
+OPERATING, METRICS = DOCS / "operating.md", DOCS / "metrics.md"
 BEGIN = "<!-- begin: made by python -m tests.docs -->\n"
 END = "<!-- end -->\n"
 
@@ -19,18 +22,32 @@ def settings_table() -> str:
 
 def _row(setting: Setting) -> str:
     default = f"`{setting.default}`" if setting.default else ""
-    names = f"`{setting.flag} {setting.metavar}` | `{setting.variable}` | `{setting.name}`"
-    return f"| {names} | {default} | {setting.help} |"
+    flags = f"`{setting.flag} {setting.metavar}` | `{setting.variable}` | `{setting.name}`"
+    return f"| {flags} | {default} | {setting.help} |"
 
 
-def renewed(text: str) -> str:
-    """The document with its table made anew. ValueError without the two marks."""
+def metrics_table() -> str:
+    """Every metric of a node, in the order of metrics/names.py."""
+    rows = ["| metric | type | labels | meaning |", "|---|---|---|---|"]
+    for family in names.TABLE:
+        labels = ", ".join(f"`{label}`" for label in family.labels)
+        rows.append(f"| `{family.name}` | {family.kind} | {labels} | {family.help} |")
+    return "\n".join(rows) + "\n"
+
+
+TABLES: dict[Path, Callable[[], str]] = {OPERATING: settings_table, METRICS: metrics_table}
+"""Which document holds which table."""
+
+
+def renewed(text: str, table: str) -> str:
+    """The document with its table replaced. ValueError without the two marks."""
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise ValueError("the document has no begin and end marks")
-    return before + BEGIN + settings_table() + END + after
+    return before + BEGIN + table + END + after
 
 
 if __name__ == "__main__":
-    OPERATING.write_text(renewed(OPERATING.read_text()))
+    for path, table in TABLES.items():
+        path.write_text(renewed(path.read_text(), table()))

@@ -17,7 +17,7 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from ctl.cli.settings import load
-from ctl.config import Settings, add_options
+from ctl.config import Settings, add_options, doubts
 from ctl.errors import AgentError
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ def run(args: argparse.Namespace) -> int:
     logging.basicConfig(
         level=settings.log_level.upper(), stream=sys.stderr, format="%(levelname)s %(message)s", force=True
     )
+    for doubt in doubts(settings):
+        logging.warning("%s", doubt)
     faulthandler.enable()  # the watchdog's SIGABRT then shows where each thread stands
     require_capabilities()
     return _run(settings)
@@ -106,7 +108,7 @@ def _serve(settings: Settings, agent: Agent, node: Node, servers: contextlib.Exi
         def source() -> NodeSnapshot:
             return take(agent.report, node.maps, settings.state_dir)
 
-        server = serve(settings.metrics_addr, settings.metrics_port, source)
+        server = serve(settings.metrics_addr, settings.metrics_port, source, lambda: agent.report)
         servers.callback(server.close)
     if settings.healthz_port:
         from metrics.server import serve_health

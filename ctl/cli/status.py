@@ -6,8 +6,6 @@ Exit 0: healthy, 1: not (a line each says why), 4: no agent runs here.
 from __future__ import annotations
 
 import argparse
-import fcntl
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -15,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctl import statedir
+from ctl import lockfile, statedir
 from ctl.abi import NodeEntry
 from ctl.cli.output import add_output_option, dumps, say
 from ctl.config import Settings, add_options
@@ -97,20 +95,11 @@ def gather(settings: Settings) -> Status:
 
 def agent_alive(state_dir: Path) -> bool:
     """Whether a process holds the agent's lock. AgentError if we may not look."""
+    path = state_dir / statedir.LOCK
     try:
-        lock = os.open(state_dir / statedir.LOCK, os.O_RDONLY | os.O_CLOEXEC)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
+        return lockfile.holder(path) is not None
     except OSError as error:
-        raise AgentError(f"{state_dir / statedir.LOCK}: {error.strerror}: run as root") from error
-    try:
-        # Shared, so that two of us at once do not take each other for the agent.
-        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(lock)
-    return False
+        raise AgentError(f"{path}: {error.strerror}: run as root") from error
 
 
 def _read_report(path: Path) -> tuple[AgentReport | None, str]:

@@ -114,7 +114,7 @@ class EtcdClient:
         context: ssl.SSLContext | None = None
         if any(endpoint.tls for endpoint in options.endpoints):
             context = tls_context(options.cafile, options.certfile, options.keyfile)
-        self._channels = [Channel(endpoint, context, timeout) for endpoint in options.endpoints]
+        self._channels = [Channel(endpoint, context) for endpoint in options.endpoints]
 
     def call(self, path: str, body: Json) -> Json:
         """The answer to a unary call, from whichever endpoint gives one."""
@@ -187,7 +187,7 @@ class EtcdClient:
         for _ in self._logins():
             # Without this header a member that lost its leader stays silent for ever.
             headers = {**self._headers(channel, until), "Grpc-Metadata-hasleader": "true"}
-            stream = channel.open(path, body, headers)
+            stream = channel.open(path, body, headers, self._left(until))
             if stream.status == 200:
                 return stream
             try:

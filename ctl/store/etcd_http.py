@@ -14,11 +14,14 @@ import http.client
 import json
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
 from ctl.endpoint import Endpoint
 from ctl.errors import ConfigError
+from ctl.store.etcd_names import Address, Name
+from ctl.timed import TimedSocket
 
 Json = dict[str, Any]
 
@@ -57,43 +60,64 @@ def tls_context(cafile: str, certfile: str, keyfile: str) -> ssl.SSLContext:
     return context
 
 
+class _Connection(http.client.HTTPConnection):
+    """An open connection. It never connects by itself, which would take any time."""
+
+    auto_open = 0
+    sock: Any
+    """The timed socket; None once it is closed."""
+
+    def __init__(self, endpoint: Endpoint, sock: socket.socket, seconds: float) -> None:
+        super().__init__(endpoint.host, endpoint.port)
+        self.sock = self.timed = TimedSocket(sock, seconds)
+
+    def usable(self) -> bool:
+        """Whether another request can be sent, as far as this end knows."""
+        return self.sock is not None and _is_ours(self.timed.socket)
+
+    def send_json(self, path: str, body: Json, headers: Mapping[str, str]) -> None:
+        data = json.dumps(body, separators=(",", ":")).encode()
+        try:
+            self.request("POST", path, data, {"Content-Type": "application/json", **headers})
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
+            # In TLS 1.3 a client's certificate is refused after the handshake: the alert that
+            # says so may lie unread in front of the end that the write ran into.
+            if isinstance(self.timed.socket, ssl.SSLSocket):
+                self.timed.socket.recv(1)
+            raise
+
+
 class Channel:
     """One endpoint, and a connection to it that is kept open between requests.
 
-    Not for several threads at once. `timeout`: seconds of silence that are a failure.
-    Raises TRANSPORT_ERRORS.
+    Not for several threads at once. A `timeout` is of seconds in which all is done: the
+    name's look-up, the connection, the request and its answer. Raises TRANSPORT_ERRORS.
     """
 
-    def __init__(self, endpoint: Endpoint, context: ssl.SSLContext | None, timeout: float) -> None:
+    def __init__(self, endpoint: Endpoint, context: ssl.SSLContext | None) -> None:
         self.endpoint = endpoint
+        self._name = Name(endpoint.host, endpoint.port)
         self._context = context
-        self._timeout = timeout
-        self._connection: http.client.HTTPConnection | None = None
+        self._connection: _Connection | None = None
 
     def post(self, path: str, body: Json, headers: Mapping[str, str], timeout: float) -> tuple[int, bytes]:
         """Status and body of the answer. Sent twice if an idle connection turns out to be closed."""
-        if self._connection is not None and not _is_ours(self._connection.sock):
+        until = time.monotonic() + timeout
+        if self._connection is not None and not self._connection.usable():
             self.close()  # it would take a whole timeout to find out
         if self._connection is not None:
+            self._connection.timed.allow(timeout)
             with contextlib.suppress(ConnectionError, ssl.SSLEOFError):
-                return self._post(self._connection, path, body, headers, timeout)
-        self._connection = self._connect(timeout)
-        return self._post(self._connection, path, body, headers, timeout)
+                return self._post(self._connection, path, body, headers)
+        self._connection = self._connect(until)
+        return self._post(self._connection, path, body, headers)
 
     def _post(
-        self,
-        connection: http.client.HTTPConnection,
-        path: str,
-        body: Json,
-        headers: Mapping[str, str],
-        timeout: float,
+        self, connection: _Connection, path: str, body: Json, headers: Mapping[str, str]
     ) -> tuple[int, bytes]:
         done = False
         try:
-            connection.timeout = timeout
-            if connection.sock is not None:
-                connection.sock.settimeout(timeout)
-            _send(connection, path, body, headers)
+            connection.send_json(path, body, headers)
             response = connection.getresponse()
             data = response.read()
             done = True
@@ -102,22 +126,38 @@ class Channel:
             if not done:
                 self.close()
 
-    def open(self, path: str, body: Json, headers: Mapping[str, str]) -> Stream:
-        """A request whose answer goes on: on a connection of its own."""
-        connection = self._connect(self._timeout)
+    def open(self, path: str, body: Json, headers: Mapping[str, str], timeout: float) -> Stream:
+        """A request whose answer goes on: on a connection of its own.
+
+        The answer has `timeout` to begin, and to say something as long again.
+        """
+        connection = self._connect(time.monotonic() + timeout)
         try:
-            _send(connection, path, body, headers)
-            sock = connection.sock
-            return Stream(self.endpoint, connection, sock, connection.getresponse())
+            connection.send_json(path, body, headers)
+            response = connection.getresponse()
+            connection.timed.allow(timeout)
+            return Stream(self.endpoint, connection, connection.timed, response)
         except BaseException:
             connection.close()
             raise
 
-    def _connect(self, timeout: float) -> http.client.HTTPConnection:
-        host, port = self.endpoint.host, self.endpoint.port
-        if self.endpoint.tls:
-            return http.client.HTTPSConnection(host, port, timeout=timeout, context=self._context)
-        return http.client.HTTPConnection(host, port, timeout=timeout)
+    def _connect(self, until: float) -> _Connection:
+        sock = connect(self._name.addresses(_left(until)), until)
+        try:
+            if self.endpoint.tls:
+                sock = self._shake_hands(sock, until)
+            return _Connection(self.endpoint, sock, _left(until))
+        except BaseException:
+            sock.close()
+            raise
+
+    def _shake_hands(self, sock: socket.socket, until: float) -> ssl.SSLSocket:
+        context = self._context or ssl.create_default_context()
+        sock.settimeout(_left(until))
+        try:
+            return context.wrap_socket(sock, server_hostname=self.endpoint.host)
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
+            raise HandshakeClosed("TLS: closed in the handshake; a server without TLS?") from None
 
     def close(self) -> None:
         if self._connection is not None:
@@ -125,10 +165,39 @@ class Channel:
             self._connection = None
 
 
-def _is_ours(sock: socket.socket | None) -> bool:
+def connect(addresses: Sequence[Address], until: float) -> socket.socket:
+    """To the first that answers; each may take its share of the time up to `until`. OSError of the first."""
+    failures = []
+    for number, (family, address) in enumerate(addresses):
+        try:
+            return _connect_to(family, address, _left(until) / (len(addresses) - number))
+        except OSError as error:
+            failures.append(error)
+    raise failures[0]
+
+
+def _connect_to(family: socket.AddressFamily, address: Any, seconds: float) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(seconds)
+        sock.connect(address)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _left(until: float) -> float:
+    """Seconds until then. TimeoutError if there are none."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+def _is_ours(sock: socket.socket) -> bool:
     """Whether the address at our end of a connection is still one of this host. True if it is not known."""
-    if sock is None:
-        return True
     try:
         address = sock.getsockname()[0]
         with socket.socket(sock.family, socket.SOCK_DGRAM) as other:
@@ -138,20 +207,6 @@ def _is_ours(sock: socket.socket | None) -> bool:
     return True
 
 
-def _send(connection: http.client.HTTPConnection, path: str, body: Json, headers: Mapping[str, str]) -> None:
-    data = json.dumps(body, separators=(",", ":")).encode()
-    try:
-        connection.request("POST", path, data, {"Content-Type": "application/json", **headers})
-    except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
-        # In TLS 1.3 a client's certificate is refused after the handshake: the alert that
-        # says so may lie unread in front of the end that the write ran into.
-        if isinstance(connection.sock, ssl.SSLSocket):
-            connection.sock.recv(1)
-        elif isinstance(connection, http.client.HTTPSConnection) and connection.sock is not None:
-            raise HandshakeClosed("TLS: closed in the handshake; a server without TLS?") from None
-        raise
-
-
 class Stream:
     """An answer of one JSON object per line, that never ends by itself."""
 
@@ -159,15 +214,15 @@ class Stream:
         self,
         endpoint: Endpoint,
         connection: http.client.HTTPConnection,
-        sock: socket.socket,
+        timed: TimedSocket,
         response: http.client.HTTPResponse,
     ) -> None:
         self.endpoint = endpoint
         self.status = response.status
-        self._connection, self._sock, self._response = connection, sock, response
+        self._connection, self._timed, self._response = connection, timed, response
         for option, value in KEEPALIVE:
-            sock.setsockopt(socket.IPPROTO_TCP, option, value)
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            timed.socket.setsockopt(socket.IPPROTO_TCP, option, value)
+        timed.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     def body(self) -> bytes:
         """The whole of an answer that is an error, and so does end."""
@@ -175,7 +230,7 @@ class Stream:
 
     def patient(self) -> None:
         """From now on silence is no failure."""
-        self._sock.settimeout(None)
+        self._timed.allow(None)
 
     def __iter__(self) -> Iterator[Json]:
         """The objects as they come. ValueError on what is no JSON object; ends when the member closes."""
@@ -193,7 +248,7 @@ class Stream:
         """End it, from any thread: whoever reads it sees its end."""
         with contextlib.suppress(OSError):
             # Not SSLSocket.shutdown, which takes the TLS state from under a reader.
-            socket.socket.shutdown(self._sock, socket.SHUT_RDWR)
+            socket.socket.shutdown(self._timed.socket, socket.SHUT_RDWR)
 
     def close(self) -> None:
         """By the reading thread, when it is done."""

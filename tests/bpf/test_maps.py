@@ -21,6 +21,7 @@ from ctl.kernel import bpf
 from ctl.kernel.maps import Maps, create_or_adopt, layout_dir, mismatch, open_maps, specs
 from ctl.kernel.maptable import MapTable
 from ctl.plan import Delta
+from metrics.snapshot import read_datapath
 from tests.datapath import ENDPOINT, LOCAL, NODE, PEER, PEER_SUBNET, flow_out
 
 V = TypeVar("V")
@@ -216,3 +217,10 @@ def test_any_difference_is_a_mismatch(pins: Path, changed: dict[str, object]) ->
     why = mismatch(pins, SPECS)
     assert why is not None
     assert why.startswith("endpoints is ")
+
+
+def test_maps_closed_by_the_agent_meanwhile_are_an_error_in_words(pins: Path) -> None:
+    with create_or_adopt(pins, SPECS) as closed:
+        pass
+    with pytest.raises(KernelError, match=r"map .* cannot be read: Bad file descriptor"):
+        read_datapath(closed)

@@ -19,7 +19,7 @@ import pytest
 from prometheus_client.exposition import generate_latest
 
 from metrics import names
-from metrics.collector import Source, registry
+from metrics.collector import registry
 from metrics.http import HttpServer
 from metrics.server import serve
 from metrics.snapshot import NodeSnapshot
@@ -112,15 +112,15 @@ def scrape_config(servers: list[HttpServer]) -> str:
     return json.dumps(config)
 
 
-def source_of(node: str) -> Source:
+def served(node: str) -> HttpServer:
     snapshot = replace(SNAPSHOT, report=report(node=node))
-    return lambda: snapshot
+    return serve("127.0.0.1", 0, lambda: snapshot, lambda: snapshot.report)
 
 
 @pytest.fixture(scope="module")
 def servers() -> Iterator[list[HttpServer]]:
     with ExitStack() as stack:
-        yield [stack.enter_context(closing(serve("127.0.0.1", 0, source_of(node)))) for node in NODES]
+        yield [stack.enter_context(closing(served(node))) for node in NODES]
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ def test_a_request_does_not_wait_on_a_connection_from_an_address_that_is_gone(la
     server = b.call(lambda: ThreadingHTTPServer((b.address, PORT), Member))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    channel = Channel(Endpoint(b.address, PORT, tls=False), None, 5.0)
+    channel = Channel(Endpoint(b.address, PORT, tls=False), None)
     ask = partial(a.call, lambda: channel.post("/", {}, {}, 5.0))
     try:
         assert ask() == ask() == (200, a.address.encode())

@@ -446,3 +446,14 @@ def test_a_table_is_aligned_and_json_has_every_key(capsys: pytest.CaptureFixture
 
 def test_a_table_of_nothing_has_its_heading() -> None:
     assert table([], [Column("subnet"), Column("host")]) == "SUBNET  HOST\n"
+
+
+def test_an_agent_says_what_it_doubts_before_it_does_anything(path: Path) -> None:
+    flags = "--approval-ttl", "60", "--state-dir", "/dev/null/here"
+    done = subprocess.run(
+        [sys.executable, "-m", "ctl.cli.main", "agent", *flags],
+        capture_output=True, text=True, check=False, cwd=REPOSITORY, timeout=60,
+    )  # fmt: skip
+    doubt, _, error = done.stderr.partition("\n")
+    assert doubt.startswith("WARNING --approval-ttl 60: ")
+    assert done.returncode and error.startswith("ovctl: error: ")

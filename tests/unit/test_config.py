@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctl.config import BY_NAME, SETTINGS, Setting, Settings, add_options, resolve
+from ctl.config import BY_NAME, SETTINGS, Setting, Settings, add_options, doubts, resolve
 from ctl.endpoint import Endpoint, parse_endpoints
 from ctl.errors import ConfigError
 from ctl.model import Bypass, HookMode
@@ -322,3 +322,22 @@ def test_the_password_is_not_shown() -> None:
 
 def test_endpoints_are_the_same_however_they_are_written() -> None:
     assert parse_endpoints("http://a:2379/, http://a") == (Endpoint("a"),)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ((), ()),
+        (("--approval-ttl", "29.9"), ()),
+        (("--approval-ttl", "30"), ("--approval-ttl 30", "nf_conntrack_udp_timeout")),
+        (("--approval-ttl", "3600"), ("--approval-ttl 3600", "30 s")),
+        (("--approval-ttl", "3600", "--bypass", "always"), ()),
+        (("--approval-ttl", "3600", "--bypass", "off"), ()),
+    ],
+)
+def test_an_approval_that_outlasts_conntracks_memory_is_doubted(
+    flags: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    lines = doubts(settings(*flags))
+    assert len(lines) == bool(words)
+    assert all(word in line and "\n" not in line for line in lines for word in words)

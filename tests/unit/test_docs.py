@@ -5,16 +5,16 @@ from pathlib import Path
 
 import pytest
 
-from tests.docs import OPERATING, renewed
+from tests.docs import DOCS, TABLES, renewed
 from tests.netns.parity import document
 
-ROOT = OPERATING.parent.parent
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = [DOCS.parent / "README.md", *sorted(DOCS.glob("*.md"))]
 
 
-def test_settings_table_is_current() -> None:
-    text = OPERATING.read_text()
-    assert renewed(text) == text, "run: python -m tests.docs"
+@pytest.mark.parametrize("document", TABLES, ids=lambda path: str(path.name))
+def test_tables_are_current(document: Path) -> None:
+    text = document.read_text()
+    assert renewed(text, TABLES[document]()) == text, "run: python -m tests.docs"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.name))

@@ -239,6 +239,20 @@ def test_a_start_removes_what_killed_agents_left_half_written(tmp_path: Path) ->
     assert set(os.listdir(tmp_path)) == left
 
 
+def test_a_systemd_that_hangs_does_not_hang_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = str(tmp_path / "notify")
+    monkeypatch.setenv("NOTIFY_SOCKET", path)
+    monkeypatch.setattr("ctl.notify.PATIENCE_S", 0.01)
+    datagrams = socket.AF_UNIX, socket.SOCK_DGRAM
+    with socket.socket(*datagrams) as listener, socket.socket(*datagrams) as sender:
+        listener.bind(path)
+        sender.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            while True:
+                sender.sendto(b"WATCHDOG=1", path)
+        notify("WATCHDOG=1")
+
+
 def test_systemd_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
         listener.bind(str(tmp_path / "notify"))

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import errno
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +19,6 @@ from metrics.names import Kind
 from metrics.snapshot import NodeSnapshot, take
 from tests.samples import DATAPATH, EARLY, FORWARDER, REPORT, SNAPSHOT, report
 
-DOCS = Path(__file__).parents[2] / "docs"
 NOWHERE = Path("/nonexistent")
 
 
@@ -137,16 +135,6 @@ class BrokenMaps:
     peer_stats = fill = counters
 
 
-class ClosedMaps(BrokenMaps):
-    def counters(self) -> dict[tuple[Hook, int], Counter]:
-        raise OSError(errno.EBADF, "Bad file descriptor")
-
-
-def test_maps_closed_by_the_agent_meanwhile_are_an_error_in_words() -> None:
-    snapshot = take(REPORT, ClosedMaps(), NOWHERE)  # type: ignore[arg-type]
-    assert snapshot.error == "cannot read the maps: Bad file descriptor"
-
-
 def test_unreadable_maps_leave_the_reports_metrics_and_are_counted() -> None:
     collector = NodeCollector(lambda: take(REPORT, BrokenMaps(), NOWHERE))  # type: ignore[arg-type]
     list(collector.collect())
@@ -182,8 +170,3 @@ def test_registering_reads_nothing_and_a_scrape_reads_once() -> None:
 
 def test_no_maps_is_no_error() -> None:
     assert take(REPORT, None, NOWHERE) == NodeSnapshot(REPORT)
-
-
-def test_docs_metrics_is_current() -> None:
-    text = (DOCS / "metrics.md").read_text()
-    assert names.renewed(text) == text, "run: python -m metrics.names docs/metrics.md"

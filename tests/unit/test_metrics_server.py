@@ -11,7 +11,8 @@ from contextlib import closing
 import pytest
 
 from ctl.errors import ConfigError, KernelError
-from metrics.http import MAX_REQUESTS, HttpServer
+from ctl.report import AgentReport
+from metrics.http import MAX_REQUESTS, Answer, HttpServer, listen
 from metrics.server import serve, serve_health
 from metrics.snapshot import NodeSnapshot
 from tests.process import wait_until
@@ -26,8 +27,13 @@ class Node:
     def __init__(self) -> None:
         self.snapshot = SNAPSHOT
         self.fail = False
+        self.scrapes = 0
+
+    def report(self) -> AgentReport | None:
+        return self.snapshot.report
 
     def __call__(self) -> NodeSnapshot:
+        self.scrapes += 1
         if self.fail:
             raise KernelError("maps are gone")
         return self.snapshot
@@ -40,7 +46,7 @@ def node() -> Node:
 
 @pytest.fixture
 def server(node: Node) -> Iterator[HttpServer]:
-    with closing(serve("127.0.0.1", 0, node, clock=lambda: NOW)) as running:
+    with closing(serve("127.0.0.1", 0, node, node.report, clock=lambda: NOW)) as running:
         yield running
 
 
@@ -95,7 +101,13 @@ def test_a_failing_source_answers_and_is_counted(server: HttpServer, node: Node)
     status, _, body = get(server, "/metrics")
     assert status == 200
     assert b"ovnet_scrape_errors_total 1.0" in body
-    assert get(server, "/readyz")[::2] == (503, b"ovnet agent is not ready: maps are gone\n")
+    assert get(server, "/readyz")[::2] == (200, b"ovnet agent is ready\n")
+
+
+def test_probes_take_no_snapshot(server: HttpServer, node: Node) -> None:
+    """One reads every map, and at 100,000 peers takes longer than a probe waits."""
+    assert [get(server, path)[0] for path in ("/healthz", "/readyz", "/metrics")] == [200, 200, 200]
+    assert node.scrapes == 1
 
 
 def test_flannels_probes_get_flannels_words() -> None:
@@ -128,17 +140,17 @@ def test_head_has_no_body_and_other_methods_are_refused(server: HttpServer) -> N
 
 def test_a_taken_port_is_the_users_mistake(server: HttpServer, node: Node) -> None:
     with pytest.raises(ConfigError, match=rf"port {server.port}: Address already in use; see --metrics-addr"):
-        serve("127.0.0.1", server.port, node)
+        serve("127.0.0.1", server.port, node, node.report)
 
 
 def test_an_address_that_is_not_ours_is_the_users_mistake(node: Node) -> None:
     with pytest.raises(ConfigError, match="192.0.2.1 port 1234: Cannot assign"):
-        serve("192.0.2.1", 1234, node)
+        serve("192.0.2.1", 1234, node, node.report)
 
 
 def test_ipv6_is_an_address_too(node: Node) -> None:
     try:
-        running = serve("::1", 0, node)
+        running = serve("::1", 0, node, node.report)
     except ConfigError as error:
         pytest.skip(f"no IPv6 loopback here: {error}")
     with closing(running), socket.create_connection(("::1", running.port), 5):
@@ -147,11 +159,11 @@ def test_ipv6_is_an_address_too(node: Node) -> None:
 
 def test_closing_frees_the_port_and_the_thread(node: Node) -> None:
     before = set(threading.enumerate())
-    running = serve("127.0.0.1", 0, node)
+    running = serve("127.0.0.1", 0, node, node.report)
     port = running.port
     running.close()
     assert set(threading.enumerate()) <= before
-    serve("127.0.0.1", port, node).close()
+    serve("127.0.0.1", port, node, node.report).close()
 
 
 def test_silent_clients_cannot_pile_up(server: HttpServer) -> None:
@@ -164,6 +176,26 @@ def test_silent_clients_cannot_pile_up(server: HttpServer) -> None:
         for client in silent:
             client.close()
     wait_until(lambda: answers(server), 10, "the server answers again")
+
+
+def test_a_client_that_sends_a_byte_now_and_then_is_sent_away() -> None:
+    """Eight of them would keep every probe out, and a liveness probe that is kept out kills the agent."""
+    ask = listen("words", "127.0.0.1", 0, lambda _: Answer(200, b""), "", request_timeout=0.3)
+    with closing(ask) as server, socket.create_connection(("127.0.0.1", server.port), 5) as client:
+        client.sendall(b"GET /")
+        client.setblocking(False)
+        wait_until(lambda: hung_up(client), 10, "the server hangs up")
+
+
+def hung_up(client: socket.socket) -> bool:
+    """Whether the server has closed the connection; it gets one more byte."""
+    try:
+        client.send(b"x")
+        return client.recv(1) == b""
+    except BlockingIOError:
+        return False
+    except ConnectionError:
+        return True
 
 
 def answers(server: HttpServer) -> bool:

@@ -7,20 +7,24 @@ stdout once it forwards, or why it cannot. SIGTERM ends it; the device stays, wi
 
 from __future__ import annotations
 
-import fcntl
 import gc
 import os
 import signal
 import sys
-import time
 from contextlib import suppress
+from pathlib import Path
+from typing import Final
 
+from ctl import lockfile
 from ctl.backend.udp import stats, tun
 from ctl.backend.udp.files import LOCK, READY, STATS, TABLE, identity
 from ctl.backend.udp.forwarder import Forwarder
 from ctl.backend.udp.table import Table, parse_table
 from ctl.backend.udp.underlay import Underlay
 from ctl.errors import AgentError, ConfigError, OvnetError
+
+_PATIENCE_S: Final = 0.5
+"""Whoever looks whether a forwarder runs holds the lock for an instant."""
 
 
 def _answer(text: str) -> None:
@@ -38,19 +42,12 @@ def _say(text: str) -> None:
 
 def _lock(directory: str, who: str) -> int:
     """Be the only one in this directory, until the process ends. AgentError."""
-    fd = os.open(f"{directory}/{LOCK}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    # Whoever looks whether a forwarder runs holds it for an instant.
-    for _ in range(50):
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
-        except BlockingIOError:
-            time.sleep(0.01)
-    else:
-        raise AgentError(f"another forwarder runs in {directory}")
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()} {who}\n".encode(), 0)
-    return fd
+    try:
+        return lockfile.take(Path(directory, LOCK), f"{os.getpid()} {who}", _PATIENCE_S, mode=0o644)
+    except lockfile.Held:
+        raise AgentError(f"another forwarder runs in {directory}") from None
+    except OSError as error:
+        raise AgentError(f"{directory}/{LOCK}: {error.strerror}") from error
 
 
 def _load(directory: str) -> Table:

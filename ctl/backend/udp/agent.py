@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import select
 import signal
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import ctl
+from ctl import lockfile
 from ctl.backend.udp import stats
 from ctl.backend.udp.files import LOCK, READY, STATS, TABLE, device_name, directory, identity
 from ctl.backend.udp.table import format_table
@@ -179,14 +179,7 @@ class UdpBackend:
 
     def _holder(self) -> str | None:
         """What the lock's holder says of itself; None if nobody holds it."""
-        try:
-            with (self._directory / LOCK).open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                return None
-        except FileNotFoundError:
-            return None
-        except BlockingIOError:
-            return (self._directory / LOCK).read_text().strip()
+        return lockfile.holder(self._directory / LOCK)
 
     def _spawn(self) -> None:
         """Start the process and return when it forwards.
