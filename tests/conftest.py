@@ -10,7 +10,10 @@ from typing import TypeVar
 import pytest
 from hypothesis import settings
 
+from tests.ending import pytest_configure
 from tests.rings import RINGS
+
+__all__ = ["pytest_configure"]
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
