@@ -25,13 +25,16 @@ settings.load_profile("ovnet")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its ring, and skip what needs root and has none."""
+    """Mark each test with its ring, skip what needs root and has none, and have a reason for each `alone`."""
     root = os.geteuid() == 0
     for item in items:
         ring = item.path.relative_to(Path(__file__).parent).parts[0]
         if ring not in RINGS:
             raise pytest.UsageError(f"{item.path}: tests live in one of the rings {', '.join(RINGS)}")
         item.add_marker(ring)
+        alone = item.get_closest_marker("alone")
+        if alone and not (len(alone.args) == 1 and isinstance(alone.args[0], str)):
+            raise pytest.UsageError(f'{item.nodeid}: say why it runs alone: mark.alone("...")')
         if RINGS[ring].needs_root and not root:
             item.add_marker(pytest.mark.skip(reason=f"ring {ring} needs root: run it as root"))
 

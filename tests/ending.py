@@ -17,5 +17,7 @@ def pytest_configure() -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    signal.signal(number, signal.SIG_IGN)  # once is enough: what is being removed must not be stopped
+    # Once is enough: what is being removed must not be stopped. SIGINT is how xdist ends its workers.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, signal.SIG_IGN)
     pytest.exit("SIGTERM", returncode=128 + number)
