@@ -12,8 +12,9 @@ from hypothesis import settings
 
 from tests.ending import pytest_configure
 from tests.rings import RINGS
+from tests.workers import begin, pytest_xdist_make_scheduler
 
-__all__ = ["pytest_configure"]
+__all__ = ["pytest_configure", "pytest_xdist_make_scheduler"]
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -25,8 +26,12 @@ settings.load_profile("ovnet")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its ring, skip what needs root and has none, and have a reason for each `alone`."""
+    """Mark each test with its ring, skip what needs root and has none, and have a reason for each `alone`.
+
+    What takes long comes first.
+    """
     root = os.geteuid() == 0
+    items.sort(key=lambda item: begin(item.path.relative_to(Path(__file__).parent.parent)))
     for item in items:
         ring = item.path.relative_to(Path(__file__).parent).parts[0]
         if ring not in RINGS:

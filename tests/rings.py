@@ -32,6 +32,8 @@ import pytest
 TESTS: Final = Path(__file__).parent
 WORKERS: Final = (os.cpu_count() or 1) + 2
 """Of a ring that has workers of its own: its tests wait more than they compute."""
+PATIENCE: Final = 4
+"""How many times longer a test waits for something before it fails, where it shares the machine."""
 POLL_SECONDS: Final = 0.2
 END_SECONDS: Final = 50
 """How long what runs may take to remove what it has made, when it is told to end."""
@@ -137,6 +139,11 @@ class Part:
             *(("-n", str(workers), "--dist", "loadfile") if workers > 1 else ()),
         ]
 
+    def environment(self) -> dict[str, str]:
+        """What shares the machine waits longer before it gives up; what runs alone need not."""
+        patience = {} if self.alone else {"LAB_PATIENCE": str(PATIENCE)}
+        return {**patience, **os.environ}
+
 
 def parts(names: Sequence[str]) -> list[Part]:
     """Of these rings, in the order in which they are shown: what runs alone comes last."""
@@ -198,8 +205,8 @@ class Run:
         with self._lock, self._output.open("ab") as output:
             if not self._told:
                 self._child = subprocess.Popen(
-                    self._argv, cwd=TESTS.parent, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                    start_new_session=True,
+                    self._argv, cwd=TESTS.parent, env=self.part.environment(),
+                    stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True,
                 )  # fmt: skip
 
     def show(self) -> Count:
