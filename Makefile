@@ -14,7 +14,6 @@ help: ## this list
 	@echo "  make demo DOCKER=1      the demo with real dockerd on both hosts"
 	@echo "  make demo STORY=1       all backends, and what each puts on the wire"
 	@echo "  make fuzz ROW='program=...'  one packet again, as the fuzzer has printed it"
-
 	@echo "  make chaos SCENARIO=bridge SECONDS=60   some scenarios, for a minute"
 	@echo "  make test-unit ARGS='-k lease -x'"
 
@@ -35,8 +34,12 @@ demo: ready ## two hosts, containers, the registry story, in under two minutes (
 	@$(BIN)/python -m tests.demo $(if $(DOCKER),--docker) $(if $(STORY),--story)
 
 .PHONY: test
-test: lint ## lint, then all rings of tests, cheapest first (root)
+test: lint ## lint, then all rings of tests beside one another, and alone what measures (root)
 	@$(BIN)/python -m tests.rings $(if $(ARGS),-- $(ARGS))
+
+.PHONY: test-quick
+test-quick: lint ## lint, unit, bpf and a few tests of netns: the inner loop (root)
+	@$(BIN)/python -m tests.rings --quick $(if $(ARGS),-- $(ARGS))
 
 RINGS := unit bpf netns conformance chaos fuzz bench
 .PHONY: $(addprefix test-,$(RINGS))

@@ -10,7 +10,11 @@ from typing import TypeVar
 import pytest
 from hypothesis import settings
 
+from tests.ending import pytest_configure
 from tests.rings import RINGS
+from tests.workers import begin, pytest_xdist_make_scheduler
+
+__all__ = ["pytest_configure", "pytest_xdist_make_scheduler"]
 
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
@@ -22,13 +26,20 @@ settings.load_profile("ovnet")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with its ring, and skip what needs root and has none."""
+    """Mark each test with its ring, skip what needs root and has none, and have a reason for each `alone`.
+
+    What takes long comes first.
+    """
     root = os.geteuid() == 0
+    items.sort(key=lambda item: begin(item.path.relative_to(Path(__file__).parent.parent)))
     for item in items:
         ring = item.path.relative_to(Path(__file__).parent).parts[0]
         if ring not in RINGS:
             raise pytest.UsageError(f"{item.path}: tests live in one of the rings {', '.join(RINGS)}")
         item.add_marker(ring)
+        alone = item.get_closest_marker("alone")
+        if alone and not (len(alone.args) == 1 and isinstance(alone.args[0], str)):
+            raise pytest.UsageError(f'{item.nodeid}: say why it runs alone: mark.alone("...")')
         if RINGS[ring].needs_root and not root:
             item.add_marker(pytest.mark.skip(reason=f"ring {ring} needs root: run it as root"))
 

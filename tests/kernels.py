@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from tests.namespace import REPOSITORY
+from tests.process import undisturbed
 
 SERIES: Final = ("6.1", "6.12")
 PLACE: Final = REPOSITORY / "build" / "kernels"
@@ -108,7 +109,7 @@ def boot(series: str, parts: tuple[str, ...]) -> Outcome:
     env = {**os.environ, "PATH": f"{PLACE / 'venv/bin'}:{os.environ['PATH']}"}
     with log.open("w") as kept:
         child = subprocess.Popen(
-            argv, cwd=REPOSITORY, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+            undisturbed(argv), cwd=REPOSITORY, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True,
         )  # fmt: skip
         assert child.stdout is not None

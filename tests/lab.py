@@ -64,11 +64,13 @@ class Lab:
         self._wire: Namespace | None = None
         self._etcd: Etcd | None = None
         self._undo: list[Callable[[], None]] = [self._remove_dir]
-        self._old_sigterm: SignalHandler = signal.SIG_DFL
+        self._old_sigterm: SignalHandler = signal.getsignal(signal.SIGTERM)
 
     def __enter__(self) -> Self:
         atexit.register(self.close)
-        self._old_sigterm = signal.signal(signal.SIGTERM, _exit_on_signal)
+        self._old_sigterm = signal.getsignal(signal.SIGTERM)
+        if self._old_sigterm in (signal.SIG_DFL, signal.SIG_IGN):  # a program's own way to end is kept
+            signal.signal(signal.SIGTERM, _exit_on_signal)
         try:
             self.at_close(hold_bpffs())
         except BaseException:
@@ -87,15 +89,16 @@ class Lab:
 
     def close(self) -> None:
         """Remove everything. A failing step does not keep the others from running."""
+        # A second Ctrl-C must not stop this, nor SIGTERM, which make sends again to what it runs.
+        interrupt, _ = (signal.signal(each, signal.SIG_IGN) for each in (signal.SIGINT, signal.SIGTERM))
         atexit.unregister(self.close)
-        previous = signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not stop this
         failures: list[Exception] = []
         while self._undo:
             try:
                 self._undo.pop()()
             except Exception as error:
                 failures.append(error)
-        signal.signal(signal.SIGINT, previous)
+        signal.signal(signal.SIGINT, interrupt)
         signal.signal(signal.SIGTERM, self._old_sigterm)
         if failures:
             raise ExceptionGroup(f"closing {self.id}", failures)

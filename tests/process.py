@@ -45,6 +45,21 @@ def wait_until(
         time.sleep(every)
 
 
+_PYTHONS_OWN = {signal.SIGPIPE, signal.SIGXFSZ}
+"""Ignored by every Python; subprocess gives them back by itself."""
+
+
+def undisturbed(argv: Sequence[str]) -> list[str]:
+    """`argv`, started with the defaults of all signals, whatever this process ignores.
+
+    A shell ignores SIGINT for what a script runs in the background, nohup SIGHUP, and that is
+    inherited by all that is started from there: a test's interrupt would be in vain. By `env`,
+    because code of ours between fork and exec is not safe beside threads.
+    """
+    ignored = {each for each in signal.valid_signals() if signal.getsignal(each) is signal.SIG_IGN}
+    return ["env", "--default-signal", *argv] if ignored - _PYTHONS_OWN else list(argv)
+
+
 def run(
     argv: Sequence[str],
     *,
@@ -56,11 +71,12 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Run to the end and capture; CommandFailed on a non-zero exit if `check`.
 
-    In a session of its own, so that Ctrl-C reaches the lab and not the command.
+    In a session of its own, so that Ctrl-C reaches the lab and not the command, and with the
+    defaults of all signals.
     """
     try:
         done = subprocess.run(
-            list(argv),
+            undisturbed(argv),
             check=False,
             capture_output=True,
             text=True,
@@ -79,7 +95,7 @@ def run(
 
 
 class Process:
-    """A background process in a session of its own, output kept in two files."""
+    """A background process in a session of its own, with the defaults of all signals; output in two files."""
 
     def __init__(
         self,
@@ -94,7 +110,7 @@ class Process:
         self._out, self._err = stem.with_name(f"{stem.name}.out"), stem.with_name(f"{stem.name}.err")
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._child = subprocess.Popen(
-                self.argv,
+                undisturbed(argv),
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=err,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,12 +28,25 @@ with Lab() as lab:
 """
 
 
+IGNORING = ("sh", "-c", "trap '' HUP INT QUIT; exec \"$@\"", "sh")
+"""Runs a command as nohup and a script's `&` do: what is started ignores these signals, too."""
+TEST = f"""
+import sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+def test_one():
+{textwrap.indent(SCRIPT.replace("flush=True", "flush=True, file=sys.stderr"), "    ")}
+def test_two():
+    print("went on", file=sys.stderr)
+"""
+
+
 @pytest.fixture
-def started(tmp_path: Path) -> Iterator[tuple[Process, str]]:
+def started(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[tuple[Process, str]]:
     """A program with a lab, up and running, and the lab's id."""
+    shell: tuple[str, ...] = getattr(request, "param", ())
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    process = Process([sys.executable, "-c", SCRIPT], tmp_path / "lab", env=env, cwd=REPOSITORY)
-    wait_until(lambda: "\n" in process.out(), 20, lambda: f"the lab is up\n{process.log()}")
+    process = Process([*shell, sys.executable, "-c", SCRIPT], tmp_path / "lab", env=env, cwd=REPOSITORY)
+    wait_until(lambda: "\n" in process.out(), 60, lambda: f"the lab is up\n{process.log()}")
     yield process, process.out().strip()
     process.stop()
 
@@ -46,7 +60,41 @@ def test_a_signal_removes_all(started: tuple[Process, str], sig: signal.Signals)
     process, lab_id = started
     assert len(left_of(lab_id)) == 5  # three namespaces, one pin directory, one of files
     process.kill(sig)
-    process.wait(20)
+    process.wait(60)
+    assert left_of(lab_id) == []
+
+
+@pytest.mark.parametrize("started", [IGNORING], indirect=True, ids=["nohup"])
+def test_sigterm_removes_all_where_the_shell_ignores_sigint(started: tuple[Process, str]) -> None:
+    process, lab_id = started
+    process.kill(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    assert left_of(lab_id) == []
+
+
+def test_a_second_sigterm_does_not_stop_the_removing(started: tuple[Process, str]) -> None:
+    """`make` passes on to its children what a whole group has been sent already."""
+    process, lab_id = started
+
+    def ended() -> bool:
+        process.kill(signal.SIGTERM)
+        return process.poll() is not None
+
+    wait_until(ended, 60, "it ends", every=0.01)
+    assert left_of(lab_id) == []
+
+
+@pytest.mark.parametrize("shell", [(), IGNORING], ids=["foreground", "nohup"])
+def test_sigterm_ends_a_run_of_tests_and_removes_what_it_made(tmp_path: Path, shell: tuple[str, ...]) -> None:
+    (tmp_path / "test_lab.py").write_text(TEST)
+    command = [*shell, sys.executable, "-m", "pytest", "-s", "-c", "/dev/null", "-p", "tests.ending",
+               str(tmp_path / "test_lab.py")]  # fmt: skip
+    process = Process(command, tmp_path / "pytest", cwd=REPOSITORY)
+    wait_until(lambda: "\n" in process.log(), 60, lambda: f"the lab is up\n{process.out()}")
+    process.kill(signal.SIGTERM)
+    assert process.wait(60) == 128 + signal.SIGTERM
+    lab_id, *rest = process.log().splitlines()
+    assert rest == [], "no test is begun after it"
     assert left_of(lab_id) == []
 
 

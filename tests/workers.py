@@ -1,0 +1,49 @@
+"""Which worker of a ring gets which tests (pytest-xdist): a file's stay together, the long files first.
+
+Tests of a file share what the file has built, and some say what holds "after all of the above".
+What a whole directory shares stays together, too.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+from typing import Final
+
+import pytest
+from xdist.scheduler import LoadFileScheduling
+
+TOGETHER: Final = ("tests/netns/parity/",)
+"""Directories whose fixtures are of the package: three pairs of nodes, seconds of work each."""
+LONG: Final = (
+    "tests/netns/test_resilience.py",
+    "tests/netns/test_two_hosts.py",
+    "tests/netns/parity/",
+    "tests/netns/test_xdp.py",
+    "tests/netns/test_unchanged.py",
+    "tests/netns/test_tcx.py",
+)
+"""Longest first. Else one of them would begin when the others are nearly done."""
+
+
+def scope(nodeid: str) -> str:
+    """What is given to one worker as a whole: a directory of TOGETHER, or a file."""
+    return next((each for each in TOGETHER if nodeid.startswith(each)), nodeid.partition("::")[0])
+
+
+def begin(path: PurePath) -> int:
+    """Sorts files, relative to the repository, by when they are begun."""
+    found = scope(path.as_posix())
+    return LONG.index(found) if found in LONG else len(LONG)
+
+
+class Files(LoadFileScheduling):  # type: ignore[misc]
+    """By scope, in the order in which they are collected."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return scope(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:
+    """Called by xdist; `conftest.py` has this hook from here."""
+    config.option.loadscopereorder = False
+    return Files(config, log)
