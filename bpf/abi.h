@@ -2,7 +2,7 @@
 /*
  * What the programs and user space agree on, byte for byte.
  *
- * Every struct here has a twin in ctl/abi.py; tests/bpf/test_abi.py compares
+ * Every struct here has a twin in ctl/core/abi.py; tests/bpf/test_abi.py compares
  * the two, field by field. A change of any size, offset or meaning needs a new
  * OVNET_LAYOUT: it is part of the name of the pin directory, so programs and
  * maps of two layouts never meet.

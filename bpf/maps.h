@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * All maps, each with its only accessors. Types and key sizes are declared again
- * in ctl/kernel/maps.py, which creates and pins the real maps (capacities are
+ * in ctl/kernel/bpf/maps.py, which creates and pins the real maps (capacities are
  * settings, so the 1s below mean nothing); a test compares the two.
  */
 #ifndef OVNET_MAPS_H

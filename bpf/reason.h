@@ -3,7 +3,7 @@
  * Why a packet left a program the way it did. Every exit names one.
  *
  * Append only: a number is never reused, dashboards outlive releases.
- * A new reason also needs: its caption and verdict in ctl/reasons.py, a line in
+ * A new reason also needs: its caption and verdict in ctl/core/reasons.py, a line in
  * docs/reasons.md, a test that provokes it in tests/bpf (each checked by a test).
  */
 #ifndef OVNET_REASON_H

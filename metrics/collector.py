@@ -13,10 +13,10 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from ctl.abi import Hook
-from ctl.errors import OvnetError
-from ctl.reasons import REASONS, Verdict, reason
-from ctl.report import AgentReport, Datapath, LeaseReport, ReconcileReport, StoreReport
+from ctl.core.abi import Hook
+from ctl.core.errors import OvnetError
+from ctl.core.reasons import REASONS, Verdict, reason
+from ctl.core.report import AgentReport, Datapath, LeaseReport, ReconcileReport, StoreReport
 from metrics import names
 from metrics.names import Family, Kind
 from metrics.snapshot import NodeSnapshot

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
-from ctl.errors import ConfigError
-from ctl.timed import TimedSocket
+from ctl.core.errors import ConfigError
+from ctl.process.timed import TimedSocket
 
 MAX_REQUESTS: Final = 8
 """Connections served at once; more are closed unread."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from prometheus_client.exposition import choose_encoder
 
-from ctl.report import AgentReport, readiness
+from ctl.core.report import AgentReport, readiness
 from metrics.collector import Source, registry
 from metrics.http import Answer, HttpServer, Request, listen
 

@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from ctl.abi import Counter, Hook, PeerStats
 from ctl.backend.udp import stats
 from ctl.backend.udp.files import STATS, directory
-from ctl.errors import KernelError, OvnetError
-from ctl.model import IPv4Address
-from ctl.report import AgentReport, Datapath
+from ctl.core.abi import Counter, Hook, PeerStats
+from ctl.core.errors import KernelError, OvnetError
+from ctl.core.model import IPv4Address
+from ctl.core.report import AgentReport, Datapath
 
 
 class ReadableMaps(Protocol):
-    """The part of `ctl.kernel.maps.Maps` that a snapshot reads. Raises KernelError."""
+    """The part of `ctl.kernel.bpf.maps.Maps` that a snapshot reads. Raises KernelError."""
 
     def counters(self) -> Mapping[tuple[Hook, int], Counter]: ...
 

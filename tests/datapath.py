@@ -18,14 +18,14 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any, Final, Self
 
-from ctl import abi
-from ctl.abi import Direction, EndpointEntry, FlowEntry, FlowKey, Hook, NodeEntry, PeerEntry
-from ctl.kernel import bpf
-from ctl.kernel.loader import compile_text, load_program, load_xdp
-from ctl.kernel.maps import Maps, Spec, specs
-from ctl.kernel.source import BUILT, PROGRAMS, XDP, XDP_FRAGS, source
-from ctl.model import Bypass, MacAddress
-from ctl.reasons import REASONS
+from ctl.core import abi
+from ctl.core.abi import Direction, EndpointEntry, FlowEntry, FlowKey, Hook, NodeEntry, PeerEntry
+from ctl.core.model import Bypass, MacAddress
+from ctl.core.reasons import REASONS
+from ctl.kernel.bpf import syscall
+from ctl.kernel.bpf.loader import compile_text, load_program, load_xdp
+from ctl.kernel.bpf.maps import Maps, Spec, specs
+from ctl.kernel.bpf.source import BUILT, PROGRAMS, XDP, XDP_FRAGS, source
 from tests import packets
 
 PROBES: Final = Path(__file__).parent / "bpf" / "probes.c"
@@ -140,7 +140,7 @@ class Datapath:
         wanted = specs(peers, endpoints, flows)
         wanted["counters"] = replace(wanted["counters"], kind="array")
         wanted |= other or {}
-        self._raw = {name: bpf.Map(_create(name, spec)) for name, spec in wanted.items()}
+        self._raw = {name: syscall.Map(_create(name, spec)) for name, spec in wanted.items()}
         self.maps = Maps(self._raw)
         self._fds: dict[str, int] = {}
         size = wanted["counters"].entries * abi.COUNTER.size
@@ -225,7 +225,7 @@ class Datapath:
         name = f"probe_{program}" if probed and not program.startswith("probe_") else program
         ctx = _context((hash, cut, vlan, int(encapsulated), 0), ifindex, gso_size, gso_segs)
         before = self._counters[:]
-        result, out, ctx_out, _ = bpf.prog_test_run(self.fd(name), packet, ctx=ctx)
+        result, out, ctx_out, _ = syscall.prog_test_run(self.fd(name), packet, ctx=ctx)
         hook = Hook.FROM_WIRE if program in EXTRA else Hook[program.removeprefix("probe_").upper()]
         reason, counted = self._counted(before, hook, max(gso_segs, 1))
         signed, mark, priority = (_word(ctx_out, at) for at in (_CB + 16, _MARK, _PRIORITY))
@@ -235,7 +235,7 @@ class Datapath:
         """One packet through a program for XDP, with metadata of someone's already in front of it."""
         before = self._counters[:]
         ctx = struct.pack("=6I", len(meta), len(meta) + len(packet), 0, 0, 0, 0)
-        result, out, ctx_out, _ = bpf.prog_test_run(self.fd(program), meta + packet, ctx=ctx)
+        result, out, ctx_out, _ = syscall.prog_test_run(self.fd(program), meta + packet, ctx=ctx)
         reason, counted = self._counted(before, Hook.FROM_WIRE_XDP, 1)
         (start,) = struct.unpack_from("=I", ctx_out)
         return Result(XdpAction(result), reason, out[start:], counted, 0, note=out[:start])
@@ -246,7 +246,7 @@ class Datapath:
         """from_wire on a packet with this metadata (as much of it as is the note)."""
         before = self._counters[:]
         ctx = _context(struct.unpack("=5I", note), 0, gso_size, gso_segs, mark=vlan)
-        result, out, _, _ = bpf.prog_test_run(self.fd("probe_delivery"), packet, ctx=ctx)
+        result, out, _, _ = syscall.prog_test_run(self.fd("probe_delivery"), packet, ctx=ctx)
         reason, counted = self._counted(before, Hook.FROM_WIRE, max(gso_segs, 1))
         return Result(Action(result), reason, out, counted, 0)
 
@@ -260,7 +260,7 @@ class Datapath:
 
 def _create(name: str, spec: Spec) -> int:
     flags = _MMAPABLE if name == "counters" else 0
-    return bpf.map_create(spec.kind, name, spec.key, spec.value, spec.entries, flags)
+    return syscall.map_create(spec.kind, name, spec.key, spec.value, spec.entries, flags)
 
 
 _MMAPABLE: Final = 1 << 10

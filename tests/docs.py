@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ctl.config import SETTINGS, Setting
+from ctl.settings.config import SETTINGS, Setting
 from metrics import names
 
 DOCS = Path(__file__).parent.parent / "docs"

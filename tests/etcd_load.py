@@ -16,12 +16,12 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
-from ctl.endpoint import parse_store_url
-from ctl.model import Lease, MacAddress
+from ctl.core.model import Lease, MacAddress
+from ctl.settings.endpoint import parse_store_url
 from ctl.store import open_store
-from ctl.store.etcd import EtcdStore
-from ctl.store.etcd_client import EtcdClient, EtcdOptions
-from ctl.store.etcd_schema import Schema, encode
+from ctl.store.etcd.client import EtcdClient, EtcdOptions
+from ctl.store.etcd.schema import Schema, encode
+from ctl.store.etcd.store import EtcdStore
 from tests.etcd import Etcd
 from tests.namespace import REPOSITORY
 from tests.process import Process, wait_until

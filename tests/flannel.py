@@ -27,8 +27,8 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
-from ctl.endpoint import parse_store_url
-from ctl.store.etcd_client import EtcdClient, EtcdOptions
+from ctl.settings.endpoint import parse_store_url
+from ctl.store.etcd.client import EtcdClient, EtcdOptions
 from tests.host import Host
 from tests.process import Process, wait_until
 

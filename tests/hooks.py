@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 
-from ctl.kernel import bpf, tcx
-from ctl.kernel.hooks import Hooked
+from ctl.kernel.bpf import syscall
+from ctl.kernel.hooks import tcx
+from ctl.kernel.hooks.listing import Hooked
 from tests.host import Host
 
 
@@ -20,8 +21,8 @@ def detach(host: Host, *devices: str) -> None:
     indexes = set(map(host.ifindex, devices))
     for key, pin in tcx.pins(host.bpffs).items():
         if key.ifindex in indexes:
-            fd = bpf.obj_get(str(pin))
-            bpf.link_detach(fd)
+            fd = syscall.obj_get(str(pin))
+            syscall.link_detach(fd)
             os.close(fd)
 
 

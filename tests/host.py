@@ -15,8 +15,8 @@ from pathlib import Path
 from subprocess import CompletedProcess
 from typing import TYPE_CHECKING, Any
 
-from ctl.kernel.hooks import Hooked, listing
-from ctl.kernel.netlink import Netlink
+from ctl.kernel.hooks.listing import Hooked, listing
+from ctl.kernel.netlink.session import Netlink
 from tests.namespace import REPOSITORY, Namespace
 from tests.process import CommandFailed, Process, run, wait_until
 

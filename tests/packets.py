@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
 
-from ctl.model import MacAddress
+from ctl.core.model import MacAddress
 
 ETH_LEN: Final = 14
 IP_LEN: Final = 20

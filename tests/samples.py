@@ -5,18 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
-from ctl.abi import Counter, Hook, PeerStats
 from ctl.backend.udp import stats
-from ctl.model import Bypass
-from ctl.reasons import REASONS
-from ctl.report import (
-    AgentReport,
-    Datapath,
-    KernelPort,
-    LeaseReport,
-    ReconcileReport,
-    StoreReport,
-)
+from ctl.core.abi import Counter, Hook, PeerStats
+from ctl.core.model import Bypass
+from ctl.core.reasons import REASONS
+from ctl.core.report import AgentReport, Datapath, KernelPort, LeaseReport, ReconcileReport, StoreReport
 from metrics.snapshot import NodeSnapshot
 
 NOW = 1_700_000_000.0

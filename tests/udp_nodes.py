@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from ctl.backend.udp.agent import Routes, UdpBackend
+from ctl.backend.udp.client import Routes, UdpBackend
 from ctl.backend.udp.underlay import OVERHEAD
 from tests.host import Host
 from tests.lab import Lab
@@ -23,7 +23,7 @@ _STARTER = """
 import json, sys, time
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from ctl.backend.udp.agent import Routes, UdpBackend
+from ctl.backend.udp.client import Routes, UdpBackend
 peers = {IPv4Network(subnet): IPv4Address(host) for subnet, host in json.loads(sys.argv[5]).items()}
 UdpBackend(Path(sys.argv[1]), IPv4Address(sys.argv[2]), int(sys.argv[3])).start(
     Routes(IPv4Network(sys.argv[4]), peers))

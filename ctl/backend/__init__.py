@@ -1,1 +1,1 @@
-"""Ways to carry packets other than vxlan, each with a process or routes of its own."""
+"""Ways to carry packets between hosts. Empty: the udp forwarder is imported through it."""

@@ -17,12 +17,12 @@ import sys
 from typing import TYPE_CHECKING, Final
 
 from ctl.cli.settings import load
-from ctl.config import Settings, add_options, doubts
-from ctl.errors import AgentError
+from ctl.core.errors import AgentError
+from ctl.settings.config import Settings, add_options, doubts
 
 if TYPE_CHECKING:
-    from ctl.agent import Agent
-    from ctl.node import Node
+    from ctl.agent.loop import Agent
+    from ctl.node.node import Node
     from metrics.snapshot import NodeSnapshot
 
 _CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_BPF": 39}
@@ -68,11 +68,11 @@ def require_capabilities() -> None:
 
 def _run(settings: Settings) -> int:
     # Heavy, so only where they are needed.
-    from ctl import statedir
-    from ctl.agent import Agent
-    from ctl.kernel.netlink import Netlink
-    from ctl.mailbox import Signal
-    from ctl.node import Node
+    from ctl.agent.loop import Agent
+    from ctl.agent.mailbox import Signal
+    from ctl.kernel.netlink.session import Netlink
+    from ctl.node.node import Node
+    from ctl.process import statedir
     from ctl.store import open_store
 
     # Peers are tens of thousands of objects in no cycles: do not look for any after every few hundred.

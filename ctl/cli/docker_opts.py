@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from ctl.cli.output import dumps
-from ctl.config import add_options
-from ctl.errors import AgentError, NotFound
-from ctl.wire import SubnetEnv, docker_options, parse_subnet_env
+from ctl.core.errors import AgentError, NotFound
+from ctl.core.wire import SubnetEnv, docker_options, parse_subnet_env
+from ctl.settings.config import add_options
 
 FORMATS = ("line", "env", "json")
 

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from ctl.cli.output import say
-from ctl.config import add_options
+from ctl.settings.config import add_options
 
 
 def register(subparsers: Any) -> None:
@@ -26,7 +26,7 @@ def register(subparsers: Any) -> None:
 def run_flush(args: argparse.Namespace) -> int:
     """Delete all flows and say how many there were."""
     from ctl.cli.settings import load
-    from ctl.kernel.maps import open_maps
+    from ctl.kernel.bpf.maps import open_maps
 
     with open_maps(str(load(args).bpffs)) as maps:
         count = maps.flush_flows()

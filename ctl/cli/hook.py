@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from ctl.cli.output import Column, add_output_option, emit
-from ctl.config import add_options
+from ctl.settings.config import add_options
 
 COLUMNS: Final = (
     Column("dev"),
@@ -38,8 +38,8 @@ def run_list(args: argparse.Namespace) -> int:
     """Print a line for each program or filter. AgentError without the capabilities to ask for them."""
     from ctl.cli.agent import require_capabilities
     from ctl.cli.settings import load
-    from ctl.kernel.hooks import listing
-    from ctl.kernel.netlink import Netlink
+    from ctl.kernel.hooks.listing import listing
+    from ctl.kernel.netlink.session import Netlink
 
     settings = load(args)
     require_capabilities()

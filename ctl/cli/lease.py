@@ -8,12 +8,12 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any
 
 from ctl.cli.output import Column, Row, add_output_option, emit, say
-from ctl.config import STORE_SETTINGS, add_options
-from ctl.errors import ConfigError, LeaseConflict, NotFound
+from ctl.core.errors import ConfigError, LeaseConflict, NotFound
+from ctl.settings.config import STORE_SETTINGS, add_options
 
 if TYPE_CHECKING:
-    from ctl.model import Lease
-    from ctl.ports import LeaseStore
+    from ctl.core.model import Lease
+    from ctl.core.ports import LeaseStore
 
 
 def _left(seconds: float | None) -> str:
@@ -93,7 +93,7 @@ def run_list(args: argparse.Namespace) -> int:
     """List the live leases by subnet; what is wrong with them goes to stderr."""
     import time
 
-    from ctl.lease import conflicts
+    from ctl.core.lease import conflicts
 
     snapshot = _open(args).snapshot()
     now = time.time()
@@ -112,7 +112,7 @@ def _subnet(text: str) -> IPv4Network:
 
 
 def _host(text: str) -> IPv4Address:
-    from ctl.values import ipv4
+    from ctl.settings.values import ipv4
 
     try:
         return ipv4(text)
@@ -129,8 +129,8 @@ def run_reserve(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from ctl.cli.network import require_network
-    from ctl.lease import claim, fits
-    from ctl.model import Lease
+    from ctl.core.lease import claim, fits
+    from ctl.core.model import Lease
 
     subnet, host = _subnet(args.subnet), _host(args.host)
     store = _open(args)
@@ -150,7 +150,7 @@ def run_reserve(args: argparse.Namespace) -> int:
 
 def run_release(args: argparse.Namespace) -> int:
     """Remove the lease on a subnet. A running agent will claim its own again."""
-    from ctl.lease import claim
+    from ctl.core.lease import claim
 
     subnet = _subnet(args.subnet)
     store = _open(args)

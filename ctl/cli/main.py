@@ -17,7 +17,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from ctl import __version__
-from ctl.errors import OvnetError
+from ctl.core.errors import OvnetError
 
 NOUNS = ("agent", "network", "lease", "map", "flow", "hook", "status", "docker-opts", "teardown")
 """Modules of this package (with `_` for `-`), each with `register(subparsers)`."""

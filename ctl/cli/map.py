@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from ctl.cli import rows
 from ctl.cli.output import Column, Row, add_output_option, dumps, emit, table
-from ctl.config import add_options
-from ctl.errors import NotFound
+from ctl.core.errors import NotFound
+from ctl.settings.config import add_options
 
 if TYPE_CHECKING:
-    from ctl.kernel.maps import Maps
+    from ctl.kernel.bpf.maps import Maps
 
 Found = Mapping[str, list[Row]]
 """Rows by the name of their map."""
@@ -68,7 +68,7 @@ def run_get(args: argparse.Namespace) -> int:
 def open_maps(args: argparse.Namespace) -> Maps:
     """The maps that the settings name. AgentUnreachable if there are none."""
     from ctl.cli.settings import load
-    from ctl.kernel.maps import open_maps as pinned
+    from ctl.kernel.bpf.maps import open_maps as pinned
 
     return pinned(str(load(args).bpffs))
 

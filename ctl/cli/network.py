@@ -6,12 +6,12 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from ctl.cli.output import add_output_option, emit_one, say
-from ctl.config import STORE_SETTINGS, add_options
-from ctl.errors import ConfigError, LeaseConflict, NotFound
+from ctl.core.errors import ConfigError, LeaseConflict, NotFound
+from ctl.settings.config import STORE_SETTINGS, add_options
 
 if TYPE_CHECKING:
-    from ctl.model import Network
-    from ctl.ports import LeaseStore
+    from ctl.core.model import Network
+    from ctl.core.ports import LeaseStore
 
 BACKENDS = ("vxlan", "host-gw", "udp")
 COLUMNS = (
@@ -61,7 +61,7 @@ def _wanted(args: argparse.Namespace) -> Network:
     import json
     from ipaddress import IPv4Interface
 
-    from ctl.wire import parse_network
+    from ctl.core.wire import parse_network
 
     backend = {
         "Type": args.backend,
@@ -105,7 +105,7 @@ def run_init(args: argparse.Namespace) -> int:
 
 def _warn_misfits(store: LeaseStore, network: Network) -> None:
     """A config that was replaced leaves leases behind; their nodes move when they restart."""
-    from ctl.lease import claim, fits
+    from ctl.core.lease import claim, fits
 
     for lease in store.snapshot().leases:
         if not fits(network, lease.subnet):

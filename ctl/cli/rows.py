@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-from ctl.abi import (
+from ctl.cli.output import Column, Row
+from ctl.core.abi import (
     NODE_F_XDP,
     Counter,
     EndpointEntry,
@@ -16,9 +17,8 @@ from ctl.abi import (
     PeerEntry,
     PeerStats,
 )
-from ctl.cli.output import Column, Row
-from ctl.model import IPv4Address, IPv4Network
-from ctl.reasons import REASONS, reason
+from ctl.core.model import IPv4Address, IPv4Network
+from ctl.core.reasons import REASONS, reason
 
 DeviceName = Callable[[int], str]
 """Interface name of an ifindex."""

@@ -6,8 +6,8 @@ import argparse
 import os
 from pathlib import Path
 
-from ctl.config import DEFAULT_FILE, FILE_VARIABLE, Settings, resolve
-from ctl.errors import ConfigError
+from ctl.core.errors import ConfigError
+from ctl.settings.config import DEFAULT_FILE, FILE_VARIABLE, Settings, resolve
 
 
 def load(args: argparse.Namespace) -> Settings:

@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctl import lockfile, statedir
-from ctl.abi import NodeEntry
 from ctl.cli.output import add_output_option, dumps, say
-from ctl.config import Settings, add_options
-from ctl.errors import AgentError, OvnetError
-from ctl.model import Bypass
-from ctl.report import AgentReport, Datapath, bypass_share, from_json, health
+from ctl.core.abi import NodeEntry
+from ctl.core.errors import AgentError, OvnetError
+from ctl.core.model import Bypass
+from ctl.core.report import AgentReport, Datapath, bypass_share, from_json, health
+from ctl.process import lockfile, statedir
+from ctl.settings.config import Settings, add_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +114,7 @@ def _read_report(path: Path) -> tuple[AgentReport | None, str]:
 
 
 def _read_maps(bpffs: str) -> tuple[NodeEntry | None, Datapath]:
-    from ctl.kernel.maps import open_maps
+    from ctl.kernel.bpf.maps import open_maps
     from metrics.snapshot import read_datapath
 
     with open_maps(bpffs) as maps:
@@ -123,7 +123,7 @@ def _read_maps(bpffs: str) -> tuple[NodeEntry | None, Datapath]:
 
 def as_json(status: Status, now: float) -> dict[str, Any]:
     """The contract of `-o json`: keys stay, new ones may come."""
-    from ctl.report import to_dict
+    from ctl.core.report import to_dict
 
     healthy, why = status.verdict(now)
     return {

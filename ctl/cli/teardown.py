@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 
 from ctl.cli.settings import load
-from ctl.config import add_options
+from ctl.settings.config import add_options
 
 SETTINGS = ("state_dir", "bpffs", "bridge", "subnet_file")
 
@@ -34,9 +34,9 @@ def run(args: argparse.Namespace) -> int:
 
     settings = load(args)
     require_capabilities()
-    from ctl import statedir
-    from ctl.kernel.netlink import Netlink
-    from ctl.teardown import give_to_flannel, teardown
+    from ctl.kernel.netlink.session import Netlink
+    from ctl.node.teardown import give_to_flannel, teardown
+    from ctl.process import statedir
 
     with statedir.Lock(settings.state_dir) as lock, Netlink() as netlink:
         if args.to_flannel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from typing import Final
 
-from ctl.errors import KernelError
+from ctl.core.errors import KernelError
 
 _TIMEOUT_S: Final = 30
 

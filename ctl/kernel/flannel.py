@@ -19,11 +19,11 @@ from pathlib import Path
 from socket import AF_INET
 from typing import Final
 
-from ctl.host import Link, Route, RouteKey
+from ctl.core.host import Link, Route, RouteKey
 from ctl.kernel.command import run, succeeds
-from ctl.kernel.link import not_learning
-from ctl.kernel.netlink import Netlink, suppress_missing
-from ctl.kernel.rtnl import (
+from ctl.kernel.netlink.link import not_learning
+from ctl.kernel.netlink.session import Netlink, suppress_missing
+from ctl.kernel.netlink.socket import (
     NLM_F_CREATE,
     NLM_F_REPLACE,
     RT_TABLE_MAIN,
@@ -33,7 +33,7 @@ from ctl.kernel.rtnl import (
     RTMSG,
     RTN_UNICAST,
 )
-from ctl.kernel.tables import parse_route, route_body
+from ctl.kernel.netlink.tables import parse_route, route_body
 
 PROCESS: Final = re.compile(r"flanneld(-.*)?")
 """As it is installed, or as it is downloaded: flanneld-amd64."""

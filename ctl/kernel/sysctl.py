@@ -8,8 +8,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from ctl import statedir
-from ctl.errors import KernelError
+from ctl.core.errors import KernelError
+from ctl.process import statedir
 
 _ROOT: Final = Path("/proc/sys")
 

@@ -1,4 +1,4 @@
-"""Stores of leases behind the seam `ctl.ports.LeaseStore`, chosen by URL."""
+"""Stores of leases behind the seam `ctl.core.ports.LeaseStore`, chosen by URL."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ctl.config import Settings
-from ctl.endpoint import is_etcd, parse_store_url
-from ctl.errors import ConfigError
-from ctl.ports import LeaseStore
+from ctl.core.errors import ConfigError
+from ctl.core.ports import LeaseStore
+from ctl.settings.config import Settings
+from ctl.settings.endpoint import is_etcd, parse_store_url
 
 if TYPE_CHECKING:
-    from ctl.store.etcd_client import EtcdOptions
+    from ctl.store.etcd.client import EtcdOptions
 
 
 def open_store(
@@ -34,18 +34,18 @@ def open_store(
 
         return MemoryStore(clock)
     if scheme == "sqlite":
-        from ctl.store.sqlite import SqliteStore
+        from ctl.store.sqlite.store import SqliteStore
 
         return SqliteStore(_path(url, rest), clock, create=create)
     if is_etcd(url):
-        from ctl.store.etcd import EtcdStore
+        from ctl.store.etcd.store import EtcdStore
 
         return EtcdStore(_etcd_options(url, None if isinstance(where, str) else where), clock)
     raise ConfigError(f"{url}: unknown kind of store; use sqlite:///PATH or etcd://HOST:PORT,...")
 
 
 def _etcd_options(url: str, settings: Settings | None) -> EtcdOptions:
-    from ctl.store.etcd_client import EtcdOptions
+    from ctl.store.etcd.client import EtcdOptions
 
     try:
         endpoints = parse_store_url(url)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from ipaddress import IPv4Network
 
-from ctl.errors import LeaseConflict
-from ctl.lease import claim, holder, rank
-from ctl.model import Lease, Network, Snapshot
-from ctl.ports import Closing
+from ctl.core.errors import LeaseConflict
+from ctl.core.lease import claim, holder, rank
+from ctl.core.model import Lease, Network, Snapshot
+from ctl.core.ports import Closing
 
 
 class MemoryStore:

@@ -28,7 +28,7 @@ from functools import partial
 from pathlib import Path as FilePath
 from typing import Any, Final
 
-from ctl.errors import OvnetError
+from ctl.core.errors import OvnetError
 from tests.bench import machine, node, programs, rigs
 from tests.bench.measures import RUNS, Conditions, Measure
 from tests.bench.paths import PATHS, Path

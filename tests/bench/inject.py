@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ctl.kernel import bpf
-from ctl.kernel.bpf import _bpf
+from ctl.kernel.bpf import syscall
+from ctl.kernel.bpf.syscall import _bpf
 from tests.namespace import Namespace
 
 # Offsets in struct xdp_md and struct __sk_buff (linux/bpf.h).
@@ -170,21 +170,21 @@ def loaded(frame: bytes, spread: Spread | None, then: int | None) -> Iterator[in
     """The generator, in front of the XDP program with the id `then`; a file descriptor."""
     with ExitStack() as kept:
         programs = None if then is None else _program_array(then, kept)
-        flags = 0 if programs is None else bpf.XDP_HAS_FRAGS  # as the program that it calls
-        fd = bpf.prog_load(generator(frame, spread, programs), "generate", bpf.PROG_TYPE_XDP, flags)
+        flags = 0 if programs is None else syscall.XDP_HAS_FRAGS  # as the program that it calls
+        fd = syscall.prog_load(generator(frame, spread, programs), "generate", syscall.PROG_TYPE_XDP, flags)
         kept.callback(os.close, fd)
         yield fd
 
 
 def _program_array(ident: int, kept: ExitStack) -> int:
     """A map of one program, for a tail call; a file descriptor that `kept` closes."""
-    array = command(bpf.MAP_CREATE, struct.pack("=IIII", _MAP_TYPE_PROG_ARRAY, 4, 4, 1))
+    array = command(syscall.MAP_CREATE, struct.pack("=IIII", _MAP_TYPE_PROG_ARRAY, 4, 4, 1))
     kept.callback(os.close, array)
-    program = bpf.prog_get(ident)
+    program = syscall.prog_get(ident)
     kept.callback(os.close, program)
     key, value = (ctypes.create_string_buffer(struct.pack("=I", number), 4) for number in (0, program))
     entry = struct.pack("=IIQQQ", array, 0, ctypes.addressof(key), ctypes.addressof(value), 0)
-    command(bpf.MAP_UPDATE, entry)
+    command(syscall.MAP_UPDATE, entry)
     return array
 
 
@@ -212,7 +212,7 @@ def _run_live(fd: int, frame: bytes, ifindex: int) -> None:
     context = ctypes.create_string_buffer(struct.pack("=6I", 0, len(frame), 0, ifindex, 0, 0), 24)
     attr = struct.pack("=IIIIQQIIIIQQIII", fd, 0, len(frame), 0, ctypes.addressof(packet), 0, _FRAMES, 0,
                        len(context), 0, ctypes.addressof(context), 0, _LIVE_FRAMES, 0, 0)  # fmt: skip
-    command(bpf.PROG_TEST_RUN, attr)
+    command(syscall.PROG_TEST_RUN, attr)
 
 
 def sink_program() -> bytes:
@@ -232,9 +232,9 @@ class Sink:
     def __init__(self, place: Namespace, device: str, pin: Path) -> None:
         """`pin`: a path in bpffs, used in between only."""
         self._place, self._device = place, device
-        fd = bpf.prog_load(sink_program(), "sink")
+        fd = syscall.prog_load(sink_program(), "sink")
         try:
-            bpf.obj_pin(fd, str(pin))
+            syscall.obj_pin(fd, str(pin))
             place.run("tc", "qdisc", "replace", "dev", device, "clsact")
             place.run("tc", "filter", "replace", "dev", device, "ingress", "prio", "1", "handle", "1",
                       "bpf", "direct-action", "object-pinned", str(pin))  # fmt: skip

@@ -13,11 +13,11 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Final
 
-from ctl.abi import REASON_MAX, Counter, Hook
-from ctl.kernel import bpf
-from ctl.kernel.maps import layout_dir
-from ctl.model import Lease, MacAddress
-from ctl.reasons import REASONS
+from ctl.core.abi import REASON_MAX, Counter, Hook
+from ctl.core.model import Lease, MacAddress
+from ctl.core.reasons import REASONS
+from ctl.kernel.bpf import syscall
+from ctl.kernel.bpf.maps import layout_dir
 from ctl.store import open_store
 from tests.bench.inject import ran
 from tests.bench.results import Collected
@@ -133,7 +133,7 @@ class Starting:
     def _encapsulated(self) -> bool:
         with contextlib.suppress(OSError):
             pin = layout_dir(self._host.bpffs) / "maps" / "counters"
-            with contextlib.closing(bpf.Map(bpf.obj_get(str(pin)))) as counters:
+            with contextlib.closing(syscall.Map(syscall.obj_get(str(pin)))) as counters:
                 return Counter.unpack(counters.lookup(_ENCAPSULATED) or []).packets > 0
         return False
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Final
 
-from ctl.kernel import bpf
-from ctl.kernel.maps import layout_dir
+from ctl.kernel.bpf import syscall
+from ctl.kernel.bpf.maps import layout_dir
 from tests.bench.inject import command, instruction
 from tests.bench.measures import Conditions, tcp_1, tcp_crr, udp_pps
 from tests.bench.paths import Path
@@ -64,10 +64,10 @@ def costs(roots: Sequence[FilePath]) -> dict[str, Cost]:
 def overhead(runs: int = 200_000) -> float:
     """Ns that an empty program seems to take while `statistics` are on."""
     pin = FilePath(f"/sys/fs/bpf/ovlab-{os.getpid()}-empty")
-    fd = bpf.prog_load(_EMPTY, "empty")
+    fd = syscall.prog_load(_EMPTY, "empty")
     try:
-        bpf.obj_pin(fd, str(pin))
-        bpf.prog_test_run(fd, bytes(64), repeat=runs)
+        syscall.obj_pin(fd, str(pin))
+        syscall.prog_test_run(fd, bytes(64), repeat=runs)
         shown = json.loads(run(["bpftool", "-j", "prog", "show", "pinned", str(pin)]).stdout)
         return float(shown["run_time_ns"] / shown["run_cnt"])
     finally:

@@ -19,10 +19,10 @@ from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Final
 
-from ctl import abi
-from ctl.kernel import bpf
-from ctl.kernel.maps import layout_dir, open_maps
-from ctl.model import Bypass, Lease, MacAddress
+from ctl.core import abi
+from ctl.core.model import Bypass, Lease, MacAddress
+from ctl.kernel.bpf import syscall
+from ctl.kernel.bpf.maps import layout_dir, open_maps
 from ctl.store import open_store
 from tests import packets
 from tests.bench import inject
@@ -175,24 +175,24 @@ class Crowd:
         """`most`: the largest `size` there will be."""
         maps = layout_dir(bpffs) / "maps"
         self._peers, self._vteps = (
-            bpf.Map(bpf.obj_get(str(maps / name))) for name in ("peers", "peer_stats")
+            syscall.Map(syscall.obj_get(str(maps / name))) for name in ("peers", "peer_stats")
         )
         self._size = 0
         subnet, host, rest = int(FIRST.network_address), int(FIRST_HOST), template.pack()[4:]
         self._subnets = [(subnet + i * FIRST.num_addresses).to_bytes(4, "big") for i in range(most)]
         self._hosts = [(host + i).to_bytes(4, "big") for i in range(most)]
         self._entries = [each + rest for each in self._hosts]
-        self._counts = bytes(abi.PEER_STATS.size * bpf.possible_cpus())
+        self._counts = bytes(abi.PEER_STATS.size * syscall.possible_cpus())
 
     def resize(self, size: int) -> None:
         """Add or remove what is missing or too much."""
         new, old = slice(self._size, size), slice(size, self._size)
-        change_batch(self._peers.fd, bpf.MAP_UPDATE_BATCH, self._subnets[new], self._entries[new])
+        change_batch(self._peers.fd, syscall.MAP_UPDATE_BATCH, self._subnets[new], self._entries[new])
         change_batch(
-            self._vteps.fd, bpf.MAP_UPDATE_BATCH, self._hosts[new], [self._counts] * (size - self._size)
+            self._vteps.fd, syscall.MAP_UPDATE_BATCH, self._hosts[new], [self._counts] * (size - self._size)
         )
-        change_batch(self._peers.fd, bpf.MAP_DELETE_BATCH, self._subnets[old])
-        change_batch(self._vteps.fd, bpf.MAP_DELETE_BATCH, self._hosts[old])
+        change_batch(self._peers.fd, syscall.MAP_DELETE_BATCH, self._subnets[old])
+        change_batch(self._vteps.fd, syscall.MAP_DELETE_BATCH, self._hosts[old])
         self._size = size
 
     def close(self) -> None:

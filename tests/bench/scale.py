@@ -26,8 +26,8 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from statistics import median
 
-from ctl.kernel.maps import Maps, open_maps
-from ctl.model import Lease, MacAddress
+from ctl.core.model import Lease, MacAddress
+from ctl.kernel.bpf.maps import Maps, open_maps
 from tests.etcd import Etcd
 from tests.etcd_load import BATCH, Load, lease
 from tests.host import METRICS_PORT, Agent, Host

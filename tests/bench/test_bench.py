@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from ctl.kernel import bpf
+from ctl.kernel.bpf import syscall
 from tests import packets
 from tests.bench import document, inject, machine, node, programs, rigs
 from tests.bench.__main__ import Plan, Side, main, persist, side
@@ -339,29 +339,29 @@ FRAME = packets.ether(
 
 @pytest.fixture
 def spread() -> Iterator[int]:
-    fd = bpf.prog_load(inject.generator(FRAME, Spread(100_000, 128)), "generate", bpf.PROG_TYPE_XDP)
+    fd = syscall.prog_load(inject.generator(FRAME, Spread(100_000, 128)), "generate", syscall.PROG_TYPE_XDP)
     with closing(open(fd, "rb")):
         yield fd
 
 
 def test_the_generator_writes_the_frame_anew() -> None:
-    fd = bpf.prog_load(inject.generator(FRAME), "generate", bpf.PROG_TYPE_XDP)
+    fd = syscall.prog_load(inject.generator(FRAME), "generate", syscall.PROG_TYPE_XDP)
     with closing(open(fd, "rb")):
-        assert bpf.prog_test_run(fd, bytes(len(FRAME)))[:2] == (2, FRAME)
-        assert bpf.prog_test_run(fd, bytes(len(FRAME) - 1))[0] == 0
+        assert syscall.prog_test_run(fd, bytes(len(FRAME)))[:2] == (2, FRAME)
+        assert syscall.prog_test_run(fd, bytes(len(FRAME) - 1))[0] == 0
 
 
 def test_the_generator_goes_on_in_the_program_of_the_device() -> None:
     drops = inject.instruction(0xB7, 0, imm=1) + inject.instruction(0x95)  # what it never does itself
-    device = bpf.prog_load(drops, "device", bpf.PROG_TYPE_XDP, bpf.XDP_HAS_FRAGS)
-    with closing(open(device, "rb")), inject.loaded(FRAME, None, bpf.prog_info(device).id) as fd:
-        assert bpf.prog_test_run(fd, bytes(len(FRAME)))[:2] == (1, FRAME)
+    device = syscall.prog_load(drops, "device", syscall.PROG_TYPE_XDP, syscall.XDP_HAS_FRAGS)
+    with closing(open(device, "rb")), inject.loaded(FRAME, None, syscall.prog_info(device).id) as fd:
+        assert syscall.prog_test_run(fd, bytes(len(FRAME)))[:2] == (1, FRAME)
 
 
 def test_random_destinations_have_a_right_checksum(spread: int) -> None:
     seen = set()
     for _ in range(200):
-        action, frame, _, _ = bpf.prog_test_run(spread, bytes(len(FRAME)))
+        action, frame, _, _ = syscall.prog_test_run(spread, bytes(len(FRAME)))
         ip = packets.Ip.parse(frame[packets.ETH_LEN :])
         assert (action, ip.valid) == (2, True)
         number, rest = divmod(int(ip.dst) - int(IPv4Address("10.1.0.1")), 128)
@@ -372,11 +372,11 @@ def test_random_destinations_have_a_right_checksum(spread: int) -> None:
 
 
 def test_a_batch_changes_many_entries() -> None:
-    with closing(bpf.Map(bpf.map_create("hash", "batch", 4, 8, 1000))) as table_:
+    with closing(syscall.Map(syscall.map_create("hash", "batch", 4, 8, 1000))) as table_:
         keys = [number.to_bytes(4, "big") for number in range(1000)]
-        rigs.change_batch(table_.fd, bpf.MAP_UPDATE_BATCH, keys, [bytes(8)] * 1000)
+        rigs.change_batch(table_.fd, syscall.MAP_UPDATE_BATCH, keys, [bytes(8)] * 1000)
         assert table_.count() == 1000
-        rigs.change_batch(table_.fd, bpf.MAP_DELETE_BATCH, keys[:990])
+        rigs.change_batch(table_.fd, syscall.MAP_DELETE_BATCH, keys[:990])
         assert {key for key, _ in table_.items()} == set(keys[990:])
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from ctl.kernel import bpffs
-from ctl.kernel.maps import unpin_all
+from ctl.kernel.bpf import bpffs
+from ctl.kernel.bpf.maps import unpin_all
 from tests.datapath import Datapath
 from tests.lab import Lab
 from tests.namespace import Namespace

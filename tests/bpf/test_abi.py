@@ -1,4 +1,4 @@
-"""ctl/abi.py and ctl/kernel/maps.py say the same as bpf/abi.h and bpf/maps.h.
+"""ctl/core/abi.py and ctl/kernel/bpf/maps.py say the same as bpf/abi.h and bpf/maps.h.
 
 The C side is asked of bcc, which makes a ctypes structure of every map's key and value;
 that takes the distribution's interpreter and a process of its own.
@@ -18,8 +18,8 @@ from typing import Any
 
 import pytest
 
-from ctl import abi
-from ctl.abi import (
+from ctl.core import abi
+from ctl.core.abi import (
     Direction,
     EndpointEntry,
     Event,
@@ -30,11 +30,11 @@ from ctl.abi import (
     PeerEntry,
     PeerStats,
 )
-from ctl.kernel import bpf
-from ctl.kernel.maps import specs
-from ctl.kernel.source import MAPS, PROGRAMS, source
-from ctl.model import Bypass, MacAddress
-from ctl.reasons import REASONS
+from ctl.core.model import Bypass, MacAddress
+from ctl.core.reasons import REASONS
+from ctl.kernel.bpf import syscall
+from ctl.kernel.bpf.maps import specs
+from ctl.kernel.bpf.source import MAPS, PROGRAMS, source
 from tests.process import run
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ ASK = """
 import json, os, sys, tempfile, ctypes
 from pathlib import Path
 import bcc
-from ctl.kernel.source import write_header_tree
+from ctl.kernel.bpf.source import write_header_tree
 
 def fields(kind):
     while issubclass(kind, ctypes.Array):  # of a per-CPU map
@@ -190,7 +190,7 @@ def test_python_reads_events_of_c() -> None:
 @pytest.mark.parametrize("name", MAPS)
 def test_map_specs_are_those_of_the_c(name: str) -> None:
     spec, declared = specs(1, 1, 1)[name], in_c()[name]
-    assert declared["kind"] == bpf.MAP_TYPES[spec.kind]
+    assert declared["kind"] == syscall.MAP_TYPES[spec.kind]
     if name != "events":  # a ring has neither
         assert (declared["key_size"], declared["value_size"]) == (spec.key, spec.value)
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ctl.abi import FlowKey, PeerStats
-from ctl.model import Bypass
+from ctl.core.abi import FlowKey, PeerStats
+from ctl.core.model import Bypass
 from tests import packets
 from tests.datapath import (
     ENDPOINT,

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from ctl import abi
-from ctl.abi import Event, Hook
-from ctl.errors import KernelError
-from ctl.kernel.events import Ring
-from ctl.kernel.maps import RING_BYTES
+from ctl.core import abi
+from ctl.core.abi import Event, Hook
+from ctl.core.errors import KernelError
+from ctl.kernel.bpf.maps import RING_BYTES
+from ctl.kernel.bpf.ring import Ring
 from tests import packets
 from tests.datapath import FOREIGN, LO, NOBODY, THIRD, Datapath, received, sent, wire
 

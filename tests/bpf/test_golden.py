@@ -13,8 +13,8 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from ctl.abi import Direction, EndpointEntry, FlowKey, NodeEntry, PeerEntry
-from ctl.model import Bypass, MacAddress
+from ctl.core.abi import Direction, EndpointEntry, FlowKey, NodeEntry, PeerEntry
+from ctl.core.model import Bypass, MacAddress
 from tests.datapath import LO, UPLINK_MAC, Datapath
 from tests.packets import ICMP, TCP, UDP, Tunnel
 

@@ -17,11 +17,11 @@ from types import ModuleType
 
 import pytest
 
-from ctl.errors import KernelError
-from ctl.kernel import bpf, compile, loader
-from ctl.kernel.loader import Programs, compile_ahead, compile_text, drop_others, load, load_program
-from ctl.kernel.maps import Maps, create_or_adopt, layout_dir, specs, unpin_all
-from ctl.kernel.source import PROGRAMS, XDP, digest, source
+from ctl.core.errors import KernelError
+from ctl.kernel.bpf import compile, loader, syscall
+from ctl.kernel.bpf.loader import Programs, compile_ahead, compile_text, drop_others, load, load_program
+from ctl.kernel.bpf.maps import Maps, create_or_adopt, layout_dir, specs, unpin_all
+from ctl.kernel.bpf.source import PROGRAMS, XDP, digest, source
 from tests.datapath import Datapath, sent
 from tests.lab import wait_until
 
@@ -58,8 +58,8 @@ def test_programs_are_pinned_and_run(pins: Path, maps: Maps, cache: Path) -> Non
         assert tuple(programs.by_name) == PROGRAMS
         assert {pin.name for pin in home(pins, programs).iterdir()} == set(PROGRAMS)
         for name, program in programs.by_name.items():
-            assert bpf.prog_info(program.fd).name == name[:15]
-            bpf.prog_test_run(program.fd, sent())
+            assert syscall.prog_info(program.fd).name == name[:15]
+            syscall.prog_test_run(program.fd, sent())
         assert {hook.label for hook, _ in maps.counters()} == set(PROGRAMS)
     finally:
         programs.close()
@@ -143,7 +143,7 @@ def test_without_room_for_the_cache_it_works_all_the_same(
 
 def test_programs_of_other_maps_are_not_adopted(pins: Path, maps: Maps, cache: Path) -> None:
     first = load(maps, pins, cache)
-    used = bpf.prog_info(first.by_name["from_wire"].fd).map_ids
+    used = syscall.prog_info(first.by_name["from_wire"].fd).map_ids
     assert used
     assert used <= maps.ids()
     for pin in (layout_dir(pins) / "maps").iterdir():
@@ -151,7 +151,7 @@ def test_programs_of_other_maps_are_not_adopted(pins: Path, maps: Maps, cache: P
     with create_or_adopt(pins, specs(4, 4, 64)) as others:
         second = load(others, pins, cache)
         for program in second.by_name.values():
-            assert bpf.prog_info(program.fd).map_ids <= others.ids()
+            assert syscall.prog_info(program.fd).map_ids <= others.ids()
         assert not set(ids(second).values()) & set(ids(first).values())
         second.close()
     first.close()
@@ -174,7 +174,7 @@ def test_only_programs_of_this_build_stay_pinned(pins: Path, maps: Maps, cache: 
     programs = load(maps, pins, cache)
     old = layout_dir(pins) / "progs-0123456789abcdef"
     old.mkdir()
-    bpf.obj_pin(programs.by_name["from_wire"].fd, str(old / "from_wire"))
+    syscall.obj_pin(programs.by_name["from_wire"].fd, str(old / "from_wire"))
     drop_others(pins, programs.digest)
     assert not old.exists()
     assert home(pins, programs).exists()
@@ -283,23 +283,23 @@ def test_a_missing_compiler_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None
 
 def refusing(monkeypatch: pytest.MonkeyPatch, refuses: Callable[[int, int], bool]) -> None:
     """A kernel that refuses some programs, by type and flags."""
-    load_ = bpf.prog_load
+    load_ = syscall.prog_load
 
-    def prog_load(insns: bytes, name: str, kind: int = bpf.PROG_TYPE_SCHED_CLS, flags: int = 0) -> int:
+    def prog_load(insns: bytes, name: str, kind: int = syscall.PROG_TYPE_SCHED_CLS, flags: int = 0) -> int:
         if refuses(kind, flags):
-            error = bpf.VerifierError(22, "Invalid argument")
+            error = syscall.VerifierError(22, "Invalid argument")
             error.log = "0: (b7) r0 = 0\nBPF program is too large\nprocessed 1 insns\n"
             raise error
         return load_(insns, name, kind, flags)
 
-    monkeypatch.setattr(bpf, "prog_load", prog_load)
+    monkeypatch.setattr(syscall, "prog_load", prog_load)
 
 
 def test_a_kernel_that_refuses_xdp_loses_only_that(
     pins: Path, maps: Maps, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with monkeypatch.context() as old_verifier:
-        refusing(old_verifier, lambda kind, flags: kind == bpf.PROG_TYPE_XDP)
+        refusing(old_verifier, lambda kind, flags: kind == syscall.PROG_TYPE_XDP)
         first = load(maps, pins, cache)
         again = load(maps, pins, cache)
     assert set(first.by_name) == set(PROGRAMS) - {XDP}
@@ -333,14 +333,14 @@ def nothing_left_open() -> Iterator[None]:
 
 def fail_at(monkeypatch: pytest.MonkeyPatch, call: str, nth: int) -> None:
     """A kernel that does all but the `nth` of the calls of one kind."""
-    does, count = getattr(bpf, call), itertools.count(1)
+    does, count = getattr(syscall, call), itertools.count(1)
 
     def call_(*args: object) -> object:
         if next(count) == nth:
             raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
         return does(*args)
 
-    monkeypatch.setattr(bpf, call, call_)
+    monkeypatch.setattr(syscall, call, call_)
 
 
 CALLS = [("prog_load", 3), ("prog_info", 2), ("obj_pin", 1), ("obj_pin", 5)]

@@ -1,4 +1,4 @@
-"""ctl.kernel.bpf and ctl.kernel.maps against the kernel's own maps."""
+"""ctl.kernel.bpf.syscall and ctl.kernel.bpf.maps against the kernel's own maps."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import TypeVar
 
 import pytest
 
-from ctl import abi
-from ctl.abi import Counter, FlowEntry, Hook, PeerStats
-from ctl.errors import AgentUnreachable, KernelError
-from ctl.kernel import bpf
-from ctl.kernel.maps import Maps, create_or_adopt, layout_dir, mismatch, open_maps, specs
-from ctl.kernel.maptable import MapTable
-from ctl.plan import Delta
+from ctl.core import abi
+from ctl.core.abi import Counter, FlowEntry, Hook, PeerStats
+from ctl.core.errors import AgentUnreachable, KernelError
+from ctl.core.plan import Delta
+from ctl.kernel.bpf import syscall
+from ctl.kernel.bpf.maps import Maps, create_or_adopt, layout_dir, mismatch, open_maps, specs
+from ctl.kernel.bpf.table import MapTable
 from metrics.snapshot import read_datapath
 from tests.datapath import ENDPOINT, LOCAL, NODE, PEER, PEER_SUBNET, flow_out
 
@@ -44,18 +44,18 @@ def number(value: int) -> bytes:
 def test_ten_thousand_entries_come_back_in_batches(kind: str) -> None:
     # An LRU has spare room for each CPU; without it, it evicts before it is full.
     entries = MANY * 2 if kind == "lru_hash" else MANY
-    with closing(bpf.Map(bpf.map_create(kind, "many", 4, 12, entries))) as table:
+    with closing(syscall.Map(syscall.map_create(kind, "many", 4, 12, entries))) as table:
         for i in range(MANY):
             table.update(number(i), struct.pack("=III", i, ~i & 0xFFFFFFFF, 7))
         found = dict(table.items())
         assert len(found) == MANY
-        copies = bpf.possible_cpus() if "percpu" in kind else 1
+        copies = syscall.possible_cpus() if "percpu" in kind else 1
         for i in range(MANY):
             assert found[number(i)] == [struct.pack("=III", i, ~i & 0xFFFFFFFF, 7)] * copies
 
 
 def test_lookup_update_delete() -> None:
-    with closing(bpf.Map(bpf.map_create("hash", "some", 4, 8, 2))) as table:
+    with closing(syscall.Map(syscall.map_create("hash", "some", 4, 8, 2))) as table:
         assert table.lookup(b"aaaa") is None
         assert table.delete(b"aaaa") is False
         table.update(b"aaaa", b"12345678")
@@ -70,12 +70,12 @@ def test_lookup_update_delete() -> None:
 
 
 def test_an_empty_map_has_no_items() -> None:
-    with closing(bpf.Map(bpf.map_create("hash", "none", 4, 4, 8))) as table:
+    with closing(syscall.Map(syscall.map_create("hash", "none", 4, 4, 8))) as table:
         assert list(table.items()) == []
 
 
 def test_the_kernel_knows_what_we_made() -> None:
-    with closing(bpf.Map(bpf.map_create("lru_hash", "a_name_that_is_too_long", 20, 24, 32))) as table:
+    with closing(syscall.Map(syscall.map_create("lru_hash", "a_name_that_is_too_long", 20, 24, 32))) as table:
         info = table.info
         assert (info.type, info.key_size, info.value_size, info.max_entries) == (9, 20, 24, 32)
         assert info.name == "a_name_that_is_"
@@ -83,16 +83,16 @@ def test_the_kernel_knows_what_we_made() -> None:
 
 def test_nothing_pinned_is_no_file() -> None:
     with pytest.raises(FileNotFoundError):
-        bpf.obj_get("/sys/fs/bpf/ovnet-no-such-pin")
+        syscall.obj_get("/sys/fs/bpf/ovnet-no-such-pin")
 
 
 def test_per_cpu_values_are_summed(maps: Maps) -> None:
-    cpus = bpf.possible_cpus()
+    cpus = syscall.possible_cpus()
     index = Hook.FROM_WIRE * abi.REASON_MAX + 2
-    with closing(bpf.Map(os.dup(maps.fd("counters")))) as raw:
+    with closing(syscall.Map(os.dup(maps.fd("counters")))) as raw:
         raw.update(number(index), abi.COUNTER.pack(5, 500, 9))
     assert maps.counters() == {(Hook.FROM_WIRE, 2): Counter(5 * cpus, 500 * cpus)}
-    with closing(bpf.Map(os.dup(maps.fd("peer_stats")))) as raw:
+    with closing(syscall.Map(os.dup(maps.fd("peer_stats")))) as raw:
         raw.update(PEER.host.packed, abi.PEER_STATS.pack(1, 2, 3, 4))
     assert maps.peer_stats() == {PEER.host: PeerStats(cpus, 2 * cpus, 3 * cpus, 4 * cpus)}
 
@@ -129,11 +129,11 @@ def test_a_full_map_names_the_setting_and_keeps_what_it_has(maps: Maps) -> None:
 
 @pytest.mark.parametrize("kind", ["hash", "lru_hash", "percpu_hash"])
 def test_counting_makes_no_object_of_an_entry(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with closing(bpf.Map(bpf.map_create(kind, "many", 4, 12, MANY * 2))) as table:
+    with closing(syscall.Map(syscall.map_create(kind, "many", 4, 12, MANY * 2))) as table:
         assert table.count() == 0
         for i in range(MANY):
             table.update(number(i), bytes(12))
-        monkeypatch.setattr(bpf.Map, "_split", None)
+        monkeypatch.setattr(syscall.Map, "_split", None)
         assert table.count() == MANY
 
 
@@ -141,7 +141,7 @@ def test_flows_are_counted_once_a_second(pins: Path) -> None:
     now = 5.0
     create_or_adopt(pins, SPECS).close()
     with open_maps(pins) as pinned:
-        raw = {name: bpf.Map(os.dup(pinned.fd(name))) for name in SPECS}
+        raw = {name: syscall.Map(os.dup(pinned.fd(name))) for name in SPECS}
     with Maps(raw, clock=lambda: now) as maps:
         assert maps.fill()["flows"] == (0, 64)
         raw["flows"].update(flow_out(sport=1).pack(), FlowEntry(1, 2, 3).pack())
@@ -173,7 +173,7 @@ def test_node_and_flows(maps: Maps) -> None:
     assert maps.node() is None
     maps.write_node(NODE)
     assert maps.node() == NODE
-    with closing(bpf.Map(os.dup(maps.fd("flows")))) as raw:
+    with closing(syscall.Map(os.dup(maps.fd("flows")))) as raw:
         for i in range(5):
             raw.update(flow_out(sport=i).pack(), FlowEntry(i, 2, 3).pack())
     assert maps.flows()[flow_out(sport=4)] == FlowEntry(4, 2, 3)

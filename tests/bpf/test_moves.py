@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ctl.model import Bypass, MacAddress
+from ctl.core.model import Bypass, MacAddress
 from tests import packets
 from tests.bpf.conftest import PORT
 from tests.datapath import (

@@ -18,13 +18,13 @@ from typing import Any, TextIO
 
 import pytest
 
-from ctl import abi
-from ctl.abi import Direction, EndpointEntry, FlowEntry, FlowKey, NodeEntry, PeerEntry
 from ctl.cli.main import main
-from ctl.kernel import bpf, bpffs
-from ctl.kernel.maps import Maps, create_or_adopt, specs, unpin_all
-from ctl.model import Bypass, MacAddress
-from ctl.report import AgentReport, to_json
+from ctl.core import abi
+from ctl.core.abi import Direction, EndpointEntry, FlowEntry, FlowKey, NodeEntry, PeerEntry
+from ctl.core.model import Bypass, MacAddress
+from ctl.core.report import AgentReport, to_json
+from ctl.kernel.bpf import bpffs, syscall
+from ctl.kernel.bpf.maps import Maps, create_or_adopt, specs, unpin_all
 from tests.samples import REPORT
 
 MAC = MacAddress.parse("02:00:00:00:00:01")
@@ -45,7 +45,7 @@ ENDPOINT = EndpointEntry(999_999, MAC, MacAddress.parse("02:00:00:00:00:02"))
 
 def put(maps: Maps, name: str, key: bytes, value: bytes) -> None:
     """Straight into the map, past all that ovctl has in common with the agent."""
-    with closing(bpf.Map(os.dup(maps.fd(name)))) as raw:
+    with closing(syscall.Map(os.dup(maps.fd(name)))) as raw:
         raw.update(key, value)
 
 
@@ -134,7 +134,7 @@ def count(maps: Maps, hook: abi.Hook, number: int, packets: int) -> None:
 
 def test_counters_show_what_counted_and_wide_shows_all(ovctl: Any, maps: Maps) -> None:
     count(maps, abi.Hook.FROM_WIRE, 40, 3)
-    cpus = bpf.possible_cpus()
+    cpus = syscall.possible_cpus()
     _, out, _ = ovctl("map", "dump", "counters", "-o", "json")
     assert json.loads(out) == [
         {"hook": "from_wire", "verdict": "drop", "reason": "unknown_vtep", "packets": 3 * cpus,

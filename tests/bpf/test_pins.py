@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ctl import abi
-from ctl.errors import KernelError
-from ctl.kernel import bpf, bpffs
-from ctl.kernel.maps import (
+from ctl.core import abi
+from ctl.core.errors import KernelError
+from ctl.kernel.bpf import bpffs, syscall
+from ctl.kernel.bpf.maps import (
     create_or_adopt,
     layout_dir,
     mismatch,
@@ -31,7 +31,7 @@ SPECS = specs(64, 64, 64)
 @pytest.fixture
 def foreign(pins: Path) -> Iterator[int]:
     """A map of someone else's, to pin; their pins go with the test."""
-    with closing(bpf.Map(bpf.map_create("hash", "foreign", 4, 4, 1))) as table:
+    with closing(syscall.Map(syscall.map_create("hash", "foreign", 4, 4, 1))) as table:
         yield table.fd
     for parent, folders, files in os.walk(pins, topdown=False):
         for path in (Path(parent) / name for name in (*files, *folders)):
@@ -45,9 +45,9 @@ def test_unpin_all_leaves_nothing_of_any_layout(pins: Path, foreign: int) -> Non
     create_or_adopt(pins, SPECS).close()
     for place in ("v0/maps", "v99/maps", "v99/progs-0123456789abcdef", f"v{abi.LAYOUT}/progs-feed"):
         (pins / place).mkdir(parents=True)
-    bpf.obj_pin(foreign, str(pins / "v99" / "maps" / "a_map_of_that_layout"))
-    bpf.obj_pin(foreign, str(pins / "v99" / "progs-0123456789abcdef" / "a_program"))
-    bpf.obj_pin(foreign, str(layout_dir(pins) / "progs-feed" / "from_wire"))
+    syscall.obj_pin(foreign, str(pins / "v99" / "maps" / "a_map_of_that_layout"))
+    syscall.obj_pin(foreign, str(pins / "v99" / "progs-0123456789abcdef" / "a_program"))
+    syscall.obj_pin(foreign, str(layout_dir(pins) / "progs-feed" / "from_wire"))
     assert unpin_all(pins) is True
     assert not pins.exists()
     assert unpin_all(pins) is False
@@ -57,7 +57,7 @@ def test_what_an_earlier_version_left_is_removed_and_the_rest_stays(pins: Path, 
     create_or_adopt(pins, SPECS).close()
     for place in ("v0/maps", "v0/progs-0123456789abcdef", "v99/maps", "theirs/maps"):
         (pins / place).mkdir(parents=True)
-        bpf.obj_pin(foreign, str(pins / place / "from_wire"))
+        syscall.obj_pin(foreign, str(pins / place / "from_wire"))
     unpin_older_layouts(pins)
     assert sorted(path.name for path in pins.iterdir()) == sorted(["theirs", f"v{abi.LAYOUT}", "v99"])
     assert mismatch(pins, SPECS) is None
@@ -70,12 +70,12 @@ def test_a_newer_version_is_known_by_what_it_has_pinned(pins: Path, foreign: int
         (pins / place).mkdir(parents=True)
     (pins / "v97").symlink_to(pins / "theirs")
     for place in ("v0/maps", "theirs/maps"):
-        bpf.obj_pin(foreign, str(pins / place / "peers"))
+        syscall.obj_pin(foreign, str(pins / place / "peers"))
     assert newer_layout(pins) is None, "nothing is pinned in empty directories"
-    bpf.obj_pin(foreign, str(pins / "v98" / "maps" / "peers"))
+    syscall.obj_pin(foreign, str(pins / "v98" / "maps" / "peers"))
     assert newer_layout(pins) == 98
     (pins / "v99" / "progs-feed").mkdir()
-    bpf.obj_pin(foreign, str(pins / "v99" / "progs-feed" / "from_wire"))
+    syscall.obj_pin(foreign, str(pins / "v99" / "progs-feed" / "from_wire"))
     assert newer_layout(pins) == 99
 
 
@@ -90,7 +90,7 @@ def test_unpin_all_leaves_what_is_not_ours(pins: Path, foreign: int) -> None:
     ]
     for path in theirs:
         path.parent.mkdir(parents=True, exist_ok=True)
-        bpf.obj_pin(foreign, str(path))
+        syscall.obj_pin(foreign, str(path))
     (pins / "v98").symlink_to(pins / "theirs")
     assert unpin_all(pins) is True
     found = [Path(parent) / name for parent, _, files in os.walk(pins) for name in files]
@@ -130,7 +130,7 @@ def test_a_pin_that_is_no_map_does_not_fit(pins: Path, monkeypatch: pytest.Monke
     def refuse(path: str) -> int:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(bpf, "obj_get", refuse)
+    monkeypatch.setattr(syscall, "obj_get", refuse)
     code = 22
     assert mismatch(pins, SPECS) == "peers cannot be opened: Invalid argument"
     code = 1
@@ -170,11 +170,11 @@ def test_maps_that_cannot_be_made_or_opened_leave_nothing_open(
 
     before = len(os.listdir("/proc/self/fd"))
     with monkeypatch.context() as failing:
-        failing.setattr(bpf, call, refuse)
+        failing.setattr(syscall, call, refuse)
         with pytest.raises(KernelError, match="Cannot allocate memory"):
             create_or_adopt(pins, SPECS)
     create_or_adopt(pins, SPECS).close()
-    monkeypatch.setattr(bpf, "map_info", refuse)
+    monkeypatch.setattr(syscall, "map_info", refuse)
     with pytest.raises(KernelError, match="Cannot allocate memory"):
         open_maps(pins)
     assert mismatch(pins, SPECS) == "peers cannot be opened: Cannot allocate memory"

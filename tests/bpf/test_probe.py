@@ -7,9 +7,9 @@ import struct
 
 import pytest
 
-from ctl.kernel import probe
-from ctl.kernel.probe import FEATURES, Feature
-from ctl.kernel.source import PROGRAMS, XDP
+from ctl.kernel.bpf import probe
+from ctl.kernel.bpf.probe import FEATURES, Feature
+from ctl.kernel.bpf.source import PROGRAMS, XDP
 from tests.datapath import objects
 
 CALL = 0x85

@@ -15,11 +15,11 @@ from typing import Any
 
 import pytest
 
-from ctl import abi
-from ctl.abi import NODE_F_PEERS_INCOMPLETE, PEER_F_KERNEL_PATH, Direction
-from ctl.kernel.maps import Spec
-from ctl.model import Bypass, MacAddress
-from ctl.reasons import REASONS, Verdict
+from ctl.core import abi
+from ctl.core.abi import NODE_F_PEERS_INCOMPLETE, PEER_F_KERNEL_PATH, Direction
+from ctl.core.model import Bypass, MacAddress
+from ctl.core.reasons import REASONS, Verdict
+from ctl.kernel.bpf.maps import Spec
 from tests import packets
 from tests.datapath import (
     FOREIGN,

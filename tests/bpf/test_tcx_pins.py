@@ -6,16 +6,16 @@ import os
 from contextlib import closing
 from pathlib import Path
 
-from ctl.kernel import bpf
-from ctl.kernel.bpffs import unpin
-from ctl.kernel.tcx import DIRECTORY, Links
+from ctl.kernel.bpf import syscall
+from ctl.kernel.bpf.bpffs import unpin
+from ctl.kernel.hooks.tcx import DIRECTORY, Links
 from tests.datapath import Datapath
 
 
 def test_what_is_no_link_is_left_alone_and_keeps_no_descriptor_open(pins: Path, datapath: Datapath) -> None:
     pin = pins / DIRECTORY / "5-ingress"
     pin.parent.mkdir()
-    bpf.obj_pin(datapath.fd("from_wire"), str(pin))
+    syscall.obj_pin(datapath.fd("from_wire"), str(pin))
     with closing(Links(pins)) as links:
         before = len(os.listdir("/proc/self/fd"))
         for _ in range(3):

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ctl.abi import Hook, PeerStats
-from ctl.kernel.events import Ring
-from ctl.kernel.maps import RING_BYTES
-from ctl.kernel.source import XDP, XDP_FRAGS
-from ctl.model import Bypass, MacAddress
+from ctl.core.abi import Hook, PeerStats
+from ctl.core.model import Bypass, MacAddress
+from ctl.kernel.bpf.maps import RING_BYTES
+from ctl.kernel.bpf.ring import Ring
+from ctl.kernel.bpf.source import XDP, XDP_FRAGS
 from tests import packets
 from tests.bpf.conftest import PORT
 from tests.bpf.test_golden import DELIVERED, FLOWS, FRAMES, ON_B, ON_WIRE, TWO, A, B, Flow, frame, key, peer

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from ctl.kernel import bpf
-from ctl.kernel.bpffs import unpin
-from ctl.kernel.maps import layout_dir
-from ctl.kernel.xdp import PROGRAM, Xdp
+from ctl.kernel.bpf import syscall
+from ctl.kernel.bpf.bpffs import unpin
+from ctl.kernel.bpf.maps import layout_dir
+from ctl.kernel.hooks.xdp import PROGRAM, Xdp
 from tests.datapath import Datapath
 
 NO_NETLINK: Any = None
@@ -27,7 +27,7 @@ def descriptors() -> int:
 def program(datapath: Datapath) -> tuple[int, int]:
     """(file descriptor, id) of from_wire_xdp."""
     fd = datapath.fd(PROGRAM)
-    return fd, bpf.prog_info(fd).id
+    return fd, syscall.prog_info(fd).id
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def unprivileged(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(ident: int) -> int:
         raise PermissionError(1, os.strerror(1))
 
-    monkeypatch.setattr(bpf, "prog_get", refuse)
+    monkeypatch.setattr(syscall, "prog_get", refuse)
 
 
 @pytest.mark.usefixtures("unprivileged")
@@ -55,7 +55,7 @@ def test_what_is_pinned_is_ours_and_stays_so(
     home = pins / layout / "progs-0123456789abcdef"
     home.mkdir(parents=True)
     assert not xdp.is_ours(ident)
-    bpf.obj_pin(fd, str(home / PROGRAM))
+    syscall.obj_pin(fd, str(home / PROGRAM))
     assert xdp.is_ours(ident)
     assert not xdp.is_ours(ident + 1)
     unpin(home)
@@ -68,7 +68,7 @@ def test_what_is_pinned_is_ours_and_stays_so(
 
 def test_without_a_pin_its_name_tells(xdp: Xdp, program: tuple[int, int], datapath: Datapath) -> None:
     assert xdp.is_ours(program[1])
-    assert not xdp.is_ours(bpf.prog_info(datapath.fd("from_wire")).id)
+    assert not xdp.is_ours(syscall.prog_info(datapath.fd("from_wire")).id)
 
 
 @pytest.mark.usefixtures("unprivileged")
@@ -79,8 +79,8 @@ def test_of_one_that_nobody_may_look_at_it_is_not_claimed(xdp: Xdp, program: tup
 def test_a_pin_of_that_name_is_not_enough(pins: Path, xdp: Xdp, program: tuple[int, int]) -> None:
     home = layout_dir(pins) / "progs-0123456789abcdef"
     home.mkdir(parents=True)
-    with closing(bpf.Map(bpf.map_create("hash", "m", 4, 4, 1))) as table:
-        bpf.obj_pin(table.fd, str(home / PROGRAM))
+    with closing(syscall.Map(syscall.map_create("hash", "m", 4, 4, 1))) as table:
+        syscall.obj_pin(table.fd, str(home / PROGRAM))
         assert not xdp.is_ours(program[1] + 1)
 
 
@@ -90,12 +90,12 @@ def test_a_program_that_cannot_be_looked_at_leaves_no_descriptor_open(
     fd, ident = program
     home = layout_dir(pins) / "progs-0123456789abcdef"
     home.mkdir(parents=True)
-    bpf.obj_pin(fd, str(home / PROGRAM))
+    syscall.obj_pin(fd, str(home / PROGRAM))
 
-    def refuse(_: int) -> bpf.ProgInfo:
+    def refuse(_: int) -> syscall.ProgInfo:
         raise PermissionError(1, os.strerror(1))
 
-    monkeypatch.setattr(bpf, "prog_info", refuse)
+    monkeypatch.setattr(syscall, "prog_info", refuse)
     before = descriptors()
     assert not xdp.is_ours(ident)
     assert descriptors() == before

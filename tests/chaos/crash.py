@@ -13,10 +13,12 @@ import sys
 from collections.abc import Callable
 from typing import Any, Final
 
-from ctl.kernel import bpf
+from ctl.kernel.bpf import syscall
 
-_BPF_CHANGES: Final = {bpf.MAP_CREATE, bpf.MAP_UPDATE, bpf.MAP_DELETE, bpf.PROG_LOAD, bpf.OBJ_PIN,
-                       bpf.MAP_UPDATE_BATCH, bpf.MAP_DELETE_BATCH}  # fmt: skip
+_BPF_CHANGES: Final = {
+    syscall.MAP_CREATE, syscall.MAP_UPDATE, syscall.MAP_DELETE, syscall.PROG_LOAD, syscall.OBJ_PIN,
+    syscall.MAP_UPDATE_BATCH, syscall.MAP_DELETE_BATCH,
+}  # fmt: skip
 
 
 def _asks(kind: int) -> bool:
@@ -25,12 +27,12 @@ def _asks(kind: int) -> bool:
 
 
 EDGES: Final[dict[tuple[str, str], Callable[..., bool]]] = {
-    ("ctl.kernel.bpf", "_call"): lambda command, *_: command in _BPF_CHANGES,
-    ("ctl.kernel.rtnl", "Rtnl._send"): lambda _, messages, **__: (
+    ("ctl.kernel.bpf.syscall", "_call"): lambda command, *_: command in _BPF_CHANGES,
+    ("ctl.kernel.netlink.socket", "Rtnl._send"): lambda _, messages, **__: (
         not all(_asks(each.kind) for each in messages)
     ),
     ("subprocess", "Popen.__init__"): lambda *_, **__: True,
-    ("ctl.statedir", "write_atomically"): lambda *_: True,
+    ("ctl.process.statedir", "write_atomically"): lambda *_: True,
 }
 """Modules and the functions in them, and which calls change something. A name that is gone is an error."""
 

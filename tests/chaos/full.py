@@ -6,7 +6,7 @@ from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-from ctl.model import Lease, MacAddress
+from ctl.core.model import Lease, MacAddress
 from ctl.store import open_store
 from tests.chaos.scenario import Scenario, Sight
 from tests.chaos.site import Site, complaints, pair

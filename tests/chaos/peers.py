@@ -7,8 +7,8 @@ from dataclasses import replace
 from functools import partial
 from typing import Final
 
-from ctl.kernel.maps import open_maps
-from ctl.model import Lease, MacAddress
+from ctl.core.model import Lease, MacAddress
+from ctl.kernel.bpf.maps import open_maps
 from tests.chaos.scenario import ALL, Scenario, Sight
 from tests.chaos.site import Site
 from tests.chaos.stores import etcd_of, put_lease, well, with_etcd

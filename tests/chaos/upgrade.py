@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from ctl import abi
+from ctl.core import abi
 from tests.chaos.hosts import event
 from tests.chaos.scenario import Scenario, Sight
 from tests.chaos.site import Site, complaints
@@ -31,7 +31,7 @@ def release(directory: Path, name: str, layout: int = abi.LAYOUT) -> Path:
     overlay.write_text(f"{overlay.read_text()}/* release {name} */\n")
     for path, pattern in (
         ("bpf/abi.h", r"(#define OVNET_LAYOUT )\d+"),
-        ("ctl/abi.py", r"(LAYOUT: Final = )\d+"),
+        ("ctl/core/abi.py", r"(LAYOUT: Final = )\d+"),
     ):
         text, count = re.subn(pattern, rf"\g<1>{layout}", (home / path).read_text())
         assert count == 1, f"{path} has no {pattern}"

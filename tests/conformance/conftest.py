@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ctl.endpoint import parse_store_url
-from ctl.store.etcd import EtcdStore
-from ctl.store.etcd_client import EtcdOptions
-from ctl.store.etcd_watch import Pace
+from ctl.settings.endpoint import parse_store_url
+from ctl.store.etcd.client import EtcdOptions
+from ctl.store.etcd.store import EtcdStore
+from ctl.store.etcd.watch import Pace
 from tests.etcd import SERVERS, Etcd
 
 Opener = Callable[..., EtcdStore]

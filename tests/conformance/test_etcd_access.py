@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from ctl.errors import ConfigError, StoreDenied, StoreError
-from ctl.store.etcd import EtcdStore
+from ctl.core.errors import ConfigError, StoreDenied, StoreError
+from ctl.store.etcd.store import EtcdStore
 from tests.conformance.conftest import Opener
 from tests.conformance.test_etcd_watch import lease, watched
 from tests.etcd import SERVERS, Etcd, free_ports

@@ -14,12 +14,12 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from ctl.errors import ConfigError, LeaseConflict
-from ctl.leasing import Identity, LeaseHolder
-from ctl.model import END_UNKNOWN, Lease, MacAddress
-from ctl.ports import LeaseStore
-from ctl.store.etcd import EtcdStore
-from ctl.wire import format_network
+from ctl.cluster.leasing import Identity, LeaseHolder
+from ctl.core.errors import ConfigError, LeaseConflict
+from ctl.core.model import END_UNKNOWN, Lease, MacAddress
+from ctl.core.ports import LeaseStore
+from ctl.core.wire import format_network
+from ctl.store.etcd.store import EtcdStore
 from tests.conformance.conftest import Opener
 from tests.etcd import Etcd
 from tests.process import wait_until
@@ -437,6 +437,6 @@ def test_slashes_in_the_prefix_do_not_count(etcd: Etcd, opened: Opener, prefix: 
 def test_more_entries_than_a_page_has_are_all_listed(
     etcd: Etcd, one: EtcdStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ctl.store.etcd_list.PAGE", 3)
+    monkeypatch.setattr("ctl.store.etcd.list.PAGE", 3)
     expected = [one.put(lease(third, f"10.0.0.{third}"), None).subnet for third in range(1, 11)]
     assert [each.subnet for each in one.snapshot().leases] == sorted(expected)

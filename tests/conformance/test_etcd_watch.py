@@ -14,10 +14,10 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from ctl.errors import StoreError
-from ctl.model import Lease
-from ctl.store.etcd import EtcdStore
-from ctl.store.etcd_watch import Pace
+from ctl.core.errors import StoreError
+from ctl.core.model import Lease
+from ctl.store.etcd.store import EtcdStore
+from ctl.store.etcd.watch import Pace
 from tests.conformance.conftest import Opener
 from tests.etcd import Etcd, Wire
 from tests.process import wait_until

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ctl.model import Bypass
-from ctl.reasons import REASONS, Verdict
+from ctl.core.model import Bypass
+from ctl.core.reasons import REASONS, Verdict
 from tests import packets
 from tests.datapath import (
     ENDPOINT,

@@ -17,8 +17,8 @@ from ipaddress import IPv4Address
 from random import Random
 from typing import Any, Final
 
-from ctl.kernel.source import PROGRAMS
-from ctl.model import Bypass
+from ctl.core.model import Bypass
+from ctl.kernel.bpf.source import PROGRAMS
 from tests import packets
 from tests.datapath import (
     BRIDGE_MAC,

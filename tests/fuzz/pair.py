@@ -19,9 +19,9 @@ from ipaddress import IPv4Address, IPv4Network
 from random import Random
 from typing import Final
 
-from ctl.model import MacAddress
-from ctl.reasons import REASONS, Verdict
-from ctl.vxlan import vtep_mac
+from ctl.backend.vxlan.backend import vtep_mac
+from ctl.core.model import MacAddress
+from ctl.core.reasons import REASONS, Verdict
 from tests import packets
 from tests.fuzz.mutator import MUTATIONS, mended
 from tests.netns.parity.capture import Shot, Tap

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from ctl.model import Bypass
+from ctl.core.model import Bypass
 from tests.fuzz.campaign import Campaign, replay, rows
 from tests.fuzz.trial import Trial, World
 

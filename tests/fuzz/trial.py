@@ -7,8 +7,8 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Final, Self
 
-from ctl.abi import NODE_F_PEERS_INCOMPLETE, PEER_F_KERNEL_PATH, Direction, FlowKey
-from ctl.model import Bypass
+from ctl.core.abi import NODE_F_PEERS_INCOMPLETE, PEER_F_KERNEL_PATH, Direction, FlowKey
+from ctl.core.model import Bypass
 from tests import packets
 from tests.datapath import PEER, PEER_SUBNET, Datapath, Result, flow_hash, flow_in, flow_out
 

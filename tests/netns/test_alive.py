@@ -35,13 +35,13 @@ sys.exit(main())
 """An agent in which a function raises as soon as a file exists."""
 
 THREADS = {
-    "netlink-monitor": ("ctl.kernel.monitor", "Monitor._decode"),
-    "sqlite-watch": ("ctl.store.sqlite", "_Watch._look"),
+    "netlink-monitor": ("ctl.kernel.netlink.monitor", "Monitor._decode"),
+    "sqlite-watch": ("ctl.store.sqlite.store", "_Watch._look"),
     "metrics": ("metrics.http", "_Server.service_actions"),
 }
 ETCD_THREADS = {
-    "etcd-watch": ("ctl.store.etcd_watch", "Watch._take"),
-    "etcd-doubt": ("ctl.store.etcd_watch", "Watch._silent_for"),
+    "etcd-watch": ("ctl.store.etcd.watch", "Watch._take"),
+    "etcd-doubt": ("ctl.store.etcd.watch", "Watch._silent_for"),
 }
 
 

@@ -6,7 +6,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from ctl import abi
+from ctl.core import abi
 from tests.chaos.upgrade import release
 from tests.host import Agent, Host
 from tests.lab import Container, Lab, wait_until

@@ -8,8 +8,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from ctl.model import Lease, MacAddress
-from ctl.ports import LeaseStore
+from ctl.core.model import Lease, MacAddress
+from ctl.core.ports import LeaseStore
 from ctl.store import open_store
 from tests.host import METRICS_PORT, Host
 from tests.lab import Lab, wait_until

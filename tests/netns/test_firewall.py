@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from ctl.errors import KernelError
+from ctl.core.errors import KernelError
 from ctl.kernel import firewall
 from ctl.kernel.firewall import Firewall, Tunnel
 from tests.lab import Lab

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ctl.kernel import bpf
+from ctl.kernel.bpf import syscall
 from tests.host import Host
 from tests.lab import Lab
 from tests.netns.test_cli_errors import FAILED, refused
@@ -37,10 +37,10 @@ def xdp(host: Host) -> Iterator[Host]:
     """The host with an XDP program that passes everything on its uplink."""
     host.bpffs.mkdir()
     pin = host.bpffs / "foreign"
-    fd = bpf.prog_load(
+    fd = syscall.prog_load(
         struct.pack("=BBhi BBhi", MOV_R0, 0, 0, XDP_PASS, EXIT, 0, 0, 0), "foreign", XDP_PROGRAM_TYPE
     )
-    bpf.obj_pin(fd, str(pin))
+    syscall.obj_pin(fd, str(pin))
     os.close(fd)
     host.run("ip", "link", "set", "dev", "eth0", "xdp", "pinned", str(pin))
     pin.unlink()

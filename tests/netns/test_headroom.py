@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 
-from ctl.kernel.rtnl import Rtnl, attributes
+from ctl.kernel.netlink.socket import Rtnl, attributes
 from tests.lab import Container, Lab
 from tests.namespace import Namespace
 from tests.process import wait_until

@@ -22,10 +22,10 @@ from typing import Any
 
 import pytest
 
-from ctl.abi import Hook
-from ctl.kernel.maps import Maps, open_maps
-from ctl.model import MacAddress
-from ctl.reasons import REASONS, Verdict
+from ctl.core.abi import Hook
+from ctl.core.model import MacAddress
+from ctl.core.reasons import REASONS, Verdict
+from ctl.kernel.bpf.maps import Maps, open_maps
 from tests import packets
 from tests.host import Container, Host
 from tests.lab import Lab, wait_until

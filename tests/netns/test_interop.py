@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from ctl.model import Lease, MacAddress
+from ctl.core.model import Lease, MacAddress
 from ctl.store import open_store
 from tests.host import Host
 from tests.lab import Container, Lab, wait_until

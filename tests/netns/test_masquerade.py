@@ -25,7 +25,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from ctl.backend.udp.agent import UdpBackend
+from ctl.backend.udp.client import UdpBackend
 from tests.host import Container, Host
 from tests.lab import Lab, wait_until
 from tests.namespace import Netns

@@ -21,7 +21,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from ctl.model import MacAddress
+from ctl.core.model import MacAddress
 from tests import packets
 from tests.host import Container
 from tests.lab import wait_until

@@ -6,8 +6,8 @@ import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from ctl.endpoint import Endpoint
-from ctl.store.etcd_http import Channel
+from ctl.settings.endpoint import Endpoint
+from ctl.store.etcd.http import Channel
 from tests.lab import Lab
 
 PORT = 2379

@@ -11,19 +11,19 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
-from ctl.errors import KernelError
-from ctl.host import FilterKey, Hop, Link, Route, RouteKey, Uplink
-from ctl.kernel import fib
-from ctl.kernel.filters import attached
-from ctl.kernel.monitor import Change, Devices, Monitor
-from ctl.kernel.netlink import Netlink
-from ctl.kernel.rtnl import RTM_GETROUTE, RTMSG, Refused, Rtnl
-from ctl.kernel.tables import Fdb, Routes, VtepNeighbours
-from ctl.model import MacAddress
-from ctl.plan import Delta
-from ctl.ports import Table
-from ctl.site import Seen, Tracked, settle
-from ctl.tracker import Tracker
+from ctl.backend.site import Seen, Tracked, settle
+from ctl.core.errors import KernelError
+from ctl.core.host import FilterKey, Hop, Link, Route, RouteKey, Uplink
+from ctl.core.model import MacAddress
+from ctl.core.plan import Delta
+from ctl.core.ports import Table
+from ctl.core.tracker import Tracker
+from ctl.kernel.hooks.filters import attached
+from ctl.kernel.netlink import fib
+from ctl.kernel.netlink.monitor import Change, Devices, Monitor
+from ctl.kernel.netlink.session import Netlink
+from ctl.kernel.netlink.socket import RTM_GETROUTE, RTMSG, Refused, Rtnl
+from ctl.kernel.netlink.tables import Fdb, Routes, VtepNeighbours
 from tests.lab import Host, Lab
 
 MANY = 300

@@ -10,11 +10,11 @@ from typing import TypeVar
 
 import pytest
 
-from ctl.errors import KernelError
-from ctl.host import OWNER
+from ctl.core.errors import KernelError
+from ctl.core.host import OWNER
 from ctl.kernel import flannel
-from ctl.kernel.netlink import Netlink
-from ctl.kernel.rename import rename
+from ctl.kernel.netlink.rename import rename
+from ctl.kernel.netlink.session import Netlink
 from tests.flannel import Daemon
 from tests.host import Host
 from tests.lab import Lab, wait_until

@@ -11,11 +11,13 @@ from functools import partial
 
 import pytest
 
-from ctl.host import FilterKey
-from ctl.kernel import bpf, tc, tcx
-from ctl.kernel.filters import HANDLE, PRIORITY
-from ctl.kernel.netlink import Netlink
-from ctl.kernel.rtnl import NLM_F_CREATE, RTM_NEWTFILTER, Refused
+from ctl.core.host import FilterKey
+from ctl.kernel.bpf import syscall
+from ctl.kernel.hooks import tcx
+from ctl.kernel.hooks.filters import HANDLE, PRIORITY
+from ctl.kernel.netlink import tc
+from ctl.kernel.netlink.session import Netlink
+from ctl.kernel.netlink.socket import NLM_F_CREATE, RTM_NEWTFILTER, Refused
 from tests.hooks import detach, programs, put_foreign_filter
 from tests.host import Host
 from tests.lab import Lab, wait_until
@@ -39,12 +41,12 @@ def nodes() -> Iterator[Pair]:
 def someone_at_tcx(host: Host, device: str, side: int) -> Iterator[int]:
     """A program of someone else, which passes everything on; its id."""
     ifindex = host.ifindex(device)
-    fd = bpf.prog_load(PASS_ON, "someone")
-    link = host.call(partial(bpf.link_create, fd, ifindex, side))
+    fd = syscall.prog_load(PASS_ON, "someone")
+    link = host.call(partial(syscall.link_create, fd, ifindex, side))
     try:
-        yield bpf.prog_info(fd).id
+        yield syscall.prog_info(fd).id
     finally:
-        bpf.link_detach(link)
+        syscall.link_detach(link)
         os.close(link)
         os.close(fd)
 
@@ -119,7 +121,7 @@ def test_ours_gives_way_to_a_filter_and_returns(pair: Pair, device: str) -> None
 def test_ours_runs_behind_everyone_elses(pair: Pair) -> None:
     a = pair.a
     key = FilterKey(a.ifindex("eth0"), True)
-    with streams(pair), someone_at_tcx(a, "eth0", bpf.TCX_INGRESS) as theirs:
+    with streams(pair), someone_at_tcx(a, "eth0", syscall.TCX_INGRESS) as theirs:
         (ours,) = programs(a, "eth0")
         wait_until(lambda: a.call(partial(tcx.programs, key)) == [theirs, ours.id], SOON, "ours is last")
     assert a.call(partial(tcx.programs, key)) == [ours.id]
@@ -155,9 +157,9 @@ def test_pins_of_containers_that_are_gone_go(lab: Lab) -> None:
 def put_filter(host: Host, device: str) -> None:
     """Our program as a kernel without tcx has it."""
     (pin,) = host.bpffs.glob("v*/progs-*/from_wire")
-    fd = bpf.obj_get(str(pin))
+    fd = syscall.obj_get(str(pin))
     place = tc.place(host.ifindex(device), tc.INGRESS, PRIORITY, HANDLE)
-    name = f"ovnet:from_wire:{bpf.prog_info(fd).id}"
+    name = f"ovnet:from_wire:{syscall.prog_info(fd).id}"
 
     def put() -> None:
         with Netlink() as netlink:
@@ -185,7 +187,7 @@ def test_filters_of_an_earlier_version_are_exchanged_for_links(lab: Lab) -> None
 def test_teardown_leaves_others_alone(lab: Lab) -> None:
     pair = build(lab)
     a = pair.a
-    with someone_at_tcx(a, "eth0", bpf.TCX_INGRESS) as theirs:
+    with someone_at_tcx(a, "eth0", syscall.TCX_INGRESS) as theirs:
         pair.agents["a"].stop()
         a.run("tc", "qdisc", "add", "dev", "eth0", "clsact")
         a.teardown()
@@ -199,7 +201,7 @@ def test_teardown_leaves_others_alone(lab: Lab) -> None:
 def test_hooks_are_listed(pair: Pair) -> None:
     a, port = pair.a, pair.on_a.port
     wait_until(partial(full, a, port), SOON, "the port has its programs")
-    with someone_at_tcx(a, port, bpf.TCX_EGRESS) as theirs:
+    with someone_at_tcx(a, port, syscall.TCX_EGRESS) as theirs:
         rows = a.json("hook", "list")
     found = [(row["dev"], row["hook"], row["name"], row["ours"]) for row in rows]
     assert ("eth0", "ingress", "from_wire", True) in found
@@ -213,13 +215,13 @@ def test_hooks_are_listed(pair: Pair) -> None:
 @pytest.mark.parametrize("code", [errno.ENODEV, errno.EINVAL])
 def test_where_nothing_can_be_nothing_runs(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interface that has just gone, or a kernel without tcx."""
-    monkeypatch.setattr(bpf, "attached", refusal(code))
+    monkeypatch.setattr(syscall, "attached", refusal(code))
     assert tcx.programs(FilterKey(1, True)) == []
 
 
 def test_a_question_that_is_refused_is_not_taken_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """`hook list` would show hooks as empty, and the agent put its program there once more."""
-    monkeypatch.setattr(bpf, "attached", refusal(errno.EPERM))
+    monkeypatch.setattr(syscall, "attached", refusal(errno.EPERM))
     with pytest.raises(Refused, match="ask what runs on interface 1: Operation not permitted"):
         tcx.programs(FilterKey(1, True))
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from ctl.backend.udp.agent import Routes, UdpBackend
+from ctl.backend.udp.client import Routes, UdpBackend
 from ctl.backend.udp.files import TABLE
-from ctl.errors import KernelError
+from ctl.core.errors import KernelError
 from tests import packets
 from tests.host import Host
 from tests.lab import Lab, wait_until

@@ -9,10 +9,10 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from ctl.errors import AgentError
-from ctl.host import Uplink
-from ctl.kernel.netlink import Netlink
-from ctl.kernel.uplink import Wish, find_uplink, follow_uplink
+from ctl.core.errors import AgentError
+from ctl.core.host import Uplink
+from ctl.kernel.netlink.session import Netlink
+from ctl.kernel.netlink.uplink import Wish, find_uplink, follow_uplink
 from tests.host import METRICS_PORT, Host
 from tests.lab import Lab, wait_until
 

@@ -14,10 +14,10 @@ from pathlib import Path
 
 import pytest
 
-from ctl.abi import LAYOUT
-from ctl.kernel import bpf
-from ctl.kernel.maps import open_maps
-from ctl.model import MacAddress
+from ctl.core.abi import LAYOUT
+from ctl.core.model import MacAddress
+from ctl.kernel.bpf import syscall
+from ctl.kernel.bpf.maps import open_maps
 from tests import packets
 from tests.hooks import detach, programs, put_foreign_filter
 from tests.host import METRICS_PORT, Host
@@ -287,10 +287,10 @@ def test_the_program_of_an_earlier_build_is_replaced_in_place(pair: Pair, pins: 
 def foreign(host: Host) -> Path:
     """A pinned XDP program of someone else that passes everything."""
     pin = host.bpffs / "foreign"
-    fd = bpf.prog_load(
-        struct.pack("=BBhi BBhi", MOV_R0, 0, 0, XDP_PASS, EXIT, 0, 0, 0), "foreign", bpf.PROG_TYPE_XDP
+    fd = syscall.prog_load(
+        struct.pack("=BBhi BBhi", MOV_R0, 0, 0, XDP_PASS, EXIT, 0, 0, 0), "foreign", syscall.PROG_TYPE_XDP
     )
-    bpf.obj_pin(fd, str(pin))
+    syscall.obj_pin(fd, str(pin))
     os.close(fd)
     return pin
 

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ctl.kernel.maps import open_maps
+from ctl.kernel.bpf.maps import open_maps
 from tests.hooks import programs
 from tests.host import Agent, Host
 from tests.namespace import alive
@@ -67,7 +67,7 @@ def kernel(host: Host) -> dict[str, float]:
 
 
 def _being_written(path: Path) -> bool:
-    """A temporary file of a process that lives (ctl.statedir.write_atomically)."""
+    """A temporary file of a process that lives (ctl.process.statedir.write_atomically)."""
     pid = path.name.rpartition(".")[2]
     return path.name.startswith(".") and pid.isdigit() and alive(int(pid))
 

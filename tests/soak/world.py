@@ -21,7 +21,7 @@ from functools import partial
 from ipaddress import IPv4Interface
 from pathlib import Path
 
-from ctl.model import Lease, MacAddress
+from ctl.core.model import Lease, MacAddress
 from tests.etcd import Etcd
 from tests.etcd_load import Load, lease
 from tests.hooks import detach

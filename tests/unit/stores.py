@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv4Network
 
-from ctl.model import Lease, MacAddress
-from ctl.ports import LeaseStore
+from ctl.core.model import Lease, MacAddress
+from ctl.core.ports import LeaseStore
 
 DEADLINE = 20.0
 """Seconds until something that should happen counts as not happening."""

@@ -7,7 +7,7 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from ctl.model import MIN_MTU, NO_HOSTS, VXLAN_OVERHEAD, Lease, MacAddress, Network
+from ctl.core.model import MIN_MTU, NO_HOSTS, VXLAN_OVERHEAD, Lease, MacAddress, Network
 
 NETWORK = Network(
     IPv4Network("172.17.0.0/16"), 24, IPv4Network("172.17.1.0/24"), IPv4Network("172.17.255.0/24")

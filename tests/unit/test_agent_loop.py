@@ -14,10 +14,12 @@ from typing import Any, cast
 
 import pytest
 
-from ctl.agent import FAILING_GAP_S, MIN_GAP_S, TICK_S, Agent
-from ctl.backoff import BACK_OFF_MAX_S, BACK_OFF_MIN_S
-from ctl.config import Settings, resolve
-from ctl.errors import (
+from ctl.agent.loop import FAILING_GAP_S, MIN_GAP_S, TICK_S, Agent
+from ctl.agent.mailbox import Signal
+from ctl.backend.site import Seen, Site
+from ctl.cluster.leasing import Identity
+from ctl.cluster.membership import HOLD_S
+from ctl.core.errors import (
     AgentError,
     ConfigError,
     KernelError,
@@ -26,15 +28,13 @@ from ctl.errors import (
     StoreDenied,
     StoreError,
 )
-from ctl.host import Link, Uplink
-from ctl.kernel.monitor import EVERYTHING, Change, Monitor
-from ctl.leasing import Identity
-from ctl.mailbox import Signal
-from ctl.membership import HOLD_S
-from ctl.model import Lease, MacAddress, Network, Snapshot
-from ctl.node import Node
-from ctl.report import health, readiness
-from ctl.site import Seen, Site
+from ctl.core.host import Link, Uplink
+from ctl.core.model import Lease, MacAddress, Network, Snapshot
+from ctl.core.report import health, readiness
+from ctl.kernel.netlink.monitor import EVERYTHING, Change, Monitor
+from ctl.node.node import Node
+from ctl.process.backoff import BACK_OFF_MAX_S, BACK_OFF_MIN_S
+from ctl.settings.config import Settings, resolve
 from ctl.store.memory import MemoryStore
 from tests.unit.strategies import NETWORK as STRATEGY_NETWORK
 
@@ -267,7 +267,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
         lease_ttl=LEASE_TTL,
         subnet_lease_renew_margin=MARGIN / 60,
     )
-    monkeypatch.setattr("ctl.agent.claim_namespace", Claims().take)
+    monkeypatch.setattr("ctl.agent.loop.claim_namespace", Claims().take)
     clock = Clock()
     store, kernel = FlakyStore(clock), FakeKernel(settings)
     store.write_network(NETWORK)
@@ -738,7 +738,7 @@ def starting(world: World, *failures: Exception) -> Agent:
     store = LateStore(world.clock)
     store.write_network(NETWORK)
     store.failures = [*failures]
-    world.patch.setattr("ctl.agent.claim_namespace", Claims().take)
+    world.patch.setattr("ctl.agent.loop.claim_namespace", Claims().take)
     agent = Agent(
         world.kernel.settings,
         store,
@@ -910,7 +910,7 @@ def storm(world: World, seconds: float, cost: float) -> tuple[int, float]:
     with world.patch.context() as patch:
         patch.setattr(world.agent, "_pass", pass_)
         patch.setattr(world.agent.mailbox, "take", take)
-        patch.setattr("ctl.agent.time", SimpleNamespace(monotonic=clock.steady, sleep=sleep))
+        patch.setattr("ctl.agent.loop.time", SimpleNamespace(monotonic=clock.steady, sleep=sleep))
         world.agent._loop(cast(Monitor, SimpleNamespace(watch=lambda *_: None)))
     return world.passes() - passes_before, spent / (clock.now - begun)
 
@@ -1010,7 +1010,7 @@ def test_an_agent_that_cannot_read_what_was_dropped_goes_on_and_says_so_once(
     def refuse(fd: int, size: int) -> None:
         raise KernelError("cannot map the events ring: Cannot allocate memory")
 
-    world.patch.setattr("ctl.agent.Ring", refuse)
+    world.patch.setattr("ctl.agent.loop.Ring", refuse)
     world.kernel.maps = SimpleNamespace(fd=lambda name: 3)
     world.run(5 * RESYNC)
     assert world.report.ready

@@ -1,4 +1,4 @@
-"""What ctl.kernel.bpf makes of what the kernel tells, without asking a kernel."""
+"""What ctl.kernel.bpf.syscall makes of what the kernel tells, without asking a kernel."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from ctl.kernel import bpf
+from ctl.kernel.bpf import syscall
 
 
 @pytest.mark.parametrize(
@@ -17,7 +17,7 @@ from ctl.kernel import bpf
     [("0\n", 1), ("0-1\n", 2), ("0-3,8-11\n", 8), ("0,2,4-5\n", 4), ("0-4095\n", 4096)],
 )
 def test_a_per_cpu_value_has_no_room_for_cpus_in_the_gaps_of_the_list(cpulist: str, count: int) -> None:
-    assert bpf.count_cpus(cpulist) == count
+    assert syscall.count_cpus(cpulist) == count
 
 
 def test_the_verifiers_error_is_told_and_not_that_its_log_was_too_long(
@@ -34,18 +34,18 @@ def test_the_verifiers_error_is_told_and_not_that_its_log_was_too_long(
         ctypes.memmove(address, words, len(words))
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(bpf, "_bpf", load)
-    with pytest.raises(bpf.VerifierError, match="Permission denied") as caught:
-        bpf.prog_load(bytes(8), "wild")
+    monkeypatch.setattr(syscall, "_bpf", load)
+    with pytest.raises(syscall.VerifierError, match="Permission denied") as caught:
+        syscall.prog_load(bytes(8), "wild")
     assert (caught.value.errno, caught.value.log) == (errno.EACCES, "R1 invalid mem access")
 
 
 def test_a_descriptor_stays_open_only_for_who_got_it() -> None:
     kept, lost = os.open("/dev/null", os.O_RDONLY), os.open("/dev/null", os.O_RDONLY)
-    with bpf.passed_on(kept) as fd:
+    with syscall.passed_on(kept) as fd:
         pass
     os.close(fd)
-    with pytest.raises(KeyError), bpf.passed_on(lost):
+    with pytest.raises(KeyError), syscall.passed_on(lost):
         raise KeyError
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.fstat(lost)

@@ -15,8 +15,8 @@ import pytest
 
 from ctl.cli import main as cli
 from ctl.cli.output import Column, emit, emit_one, table
-from ctl.errors import AgentUnreachable, ConfigError, NotFound, OvnetError
-from ctl.model import Lease, MacAddress
+from ctl.core.errors import AgentUnreachable, ConfigError, NotFound, OvnetError
+from ctl.core.model import Lease, MacAddress
 from ctl.store import open_store
 
 REPOSITORY = Path(__file__).parents[2]
@@ -399,15 +399,15 @@ def test_a_command_imports_only_what_it_needs() -> None:
     assert done.stdout.strip() == ""
 
 
-LIGHT = "ctl.cli.settings, ctl.cli.rows, ctl.cli.output, ctl.kernel.maps"
+LIGHT = "ctl.cli.settings, ctl.cli.rows, ctl.cli.output, ctl.kernel.bpf.maps"
 """What `ovctl map dump` needs beside its own module."""
 
-AGENT = "ctl.cli.agent, ctl.agent, ctl.node, ctl.store.sqlite, metrics.server"
+AGENT = "ctl.cli.agent, ctl.agent.loop, ctl.node.node, ctl.store.sqlite.store, metrics.server"
 
 HEAVY = {
     LIGHT: "asyncio bcc http logging multiprocessing prometheus_client pyroute2 sqlite3 ssl",
     # pyroute2 cost 22 MB and 0.2 s of CPU time: it imports all of itself, and asyncio.
-    AGENT: "asyncio bcc concurrent ctl.store.etcd multiprocessing pyroute2 unittest uuid",
+    AGENT: "asyncio bcc concurrent ctl.store.etcd.store multiprocessing pyroute2 unittest uuid",
 }
 
 

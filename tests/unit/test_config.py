@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctl.config import BY_NAME, SETTINGS, Setting, Settings, add_options, doubts, resolve
-from ctl.endpoint import Endpoint, parse_endpoints
-from ctl.errors import ConfigError
-from ctl.model import Bypass, HookMode
+from ctl.core.errors import ConfigError
+from ctl.core.model import Bypass, HookMode
+from ctl.settings.config import BY_NAME, SETTINGS, Setting, Settings, add_options, doubts, resolve
+from ctl.settings.endpoint import Endpoint, parse_endpoints
 
 
 def settings(

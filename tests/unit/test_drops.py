@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ctl.abi import Event, Hook
-from ctl.drops import SHOWN, WINDOW_S, DropLog
+from ctl.agent.drops import SHOWN, WINDOW_S, DropLog
+from ctl.core.abi import Event, Hook
 
 UNKNOWN_VTEP, SPOOFED = 40, 41
 

@@ -11,18 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from ctl import statedir
-from ctl.errors import AgentError, ConfigError
-from ctl.host import RouteKey
+from ctl.agent.mailbox import Mailbox, Signal
+from ctl.backend.vxlan.backend import vtep_mac
+from ctl.core.errors import AgentError, ConfigError
+from ctl.core.host import RouteKey
+from ctl.core.model import IPv4Address, MacAddress
+from ctl.kernel.bpf.source import source
 from ctl.kernel.firewall import ruleset
-from ctl.kernel.monitor import EVERYTHING, POLICIES, RULES, Change, Classifier, Devices, hear, routes
-from ctl.kernel.rtnl import NDMSG, attribute
-from ctl.kernel.source import source
-from ctl.kernel.tables import ROUTE_PROTOCOL
-from ctl.mailbox import Mailbox, Signal
-from ctl.model import IPv4Address, MacAddress
-from ctl.notify import notify, watchdog_seconds
-from ctl.vxlan import vtep_mac
+from ctl.kernel.netlink.monitor import EVERYTHING, POLICIES, RULES, Change, Classifier, Devices, hear, routes
+from ctl.kernel.netlink.socket import NDMSG, attribute
+from ctl.kernel.netlink.tables import ROUTE_PROTOCOL
+from ctl.process import statedir
+from ctl.process.notify import notify, watchdog_seconds
 
 NETWORK, OWN = IPv4Network("172.17.0.0/16"), IPv4Network("172.17.8.0/24")
 VXLAN = 7
@@ -242,7 +242,7 @@ def test_a_start_removes_what_killed_agents_left_half_written(tmp_path: Path) ->
 def test_a_systemd_that_hangs_does_not_hang_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = str(tmp_path / "notify")
     monkeypatch.setenv("NOTIFY_SOCKET", path)
-    monkeypatch.setattr("ctl.notify.PATIENCE_S", 0.01)
+    monkeypatch.setattr("ctl.process.notify.PATIENCE_S", 0.01)
     datagrams = socket.AF_UNIX, socket.SOCK_DGRAM
     with socket.socket(*datagrams) as listener, socket.socket(*datagrams) as sender:
         listener.bind(path)

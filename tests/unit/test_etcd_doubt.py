@@ -6,8 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from ctl.errors import StoreAway
-from ctl.store.etcd_watch import Pace, Watch
+from ctl.core.errors import StoreAway
+from ctl.store.etcd.watch import Pace, Watch
 
 PACE = Pace(probe=10.0, full_list=1e9)
 
@@ -43,7 +43,7 @@ class Doubting(Watch):
 @pytest.fixture
 def doubting(monkeypatch: pytest.MonkeyPatch) -> Doubting:
     made = Doubting([4.0, 13.0], 50.0)
-    monkeypatch.setattr("ctl.store.etcd_watch.time", SimpleNamespace(monotonic=lambda: made.now))
+    monkeypatch.setattr("ctl.store.etcd.watch.time", SimpleNamespace(monotonic=lambda: made.now))
     return made
 
 

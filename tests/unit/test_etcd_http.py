@@ -10,10 +10,10 @@ from contextlib import closing, suppress
 
 import pytest
 
-from ctl.endpoint import Endpoint
-from ctl.store import etcd_names
-from ctl.store.etcd_http import Channel
-from ctl.store.etcd_names import Name
+from ctl.settings.endpoint import Endpoint
+from ctl.store.etcd import names as etcd_names
+from ctl.store.etcd.http import Channel
+from ctl.store.etcd.names import Name
 
 NAME = "etcd.example"
 PACE_S = 0.01

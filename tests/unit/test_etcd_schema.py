@@ -13,10 +13,10 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ctl.model import END_UNKNOWN, Lease
-from ctl.store.etcd_cache import Cache, Event, Listing
-from ctl.store.etcd_schema import Entry, KeyValue, Schema
-from ctl.wire import parse_attributes
+from ctl.core.model import END_UNKNOWN, Lease
+from ctl.core.wire import parse_attributes
+from ctl.store.etcd.cache import Cache, Event, Listing
+from ctl.store.etcd.schema import Entry, KeyValue, Schema
 from tests.unit.strategies import leases
 
 SCHEMA = Schema("/coreos.com/network")
@@ -191,7 +191,7 @@ def test_two_keys_of_one_transaction_both_count() -> None:
 def test_only_etcd_users_pay_for_it() -> None:
     code = (
         "import sys; from ctl.store import open_store; open_store('memory:');"
-        "assert not {'http.client', 'ssl', 'ctl.store.etcd'} & sys.modules.keys();"
+        "assert not {'http.client', 'ssl', 'ctl.store.etcd.store'} & sys.modules.keys();"
         "open_store('etcd://127.0.0.1:1');"
         "assert not {'requests', 'urllib3', 'asyncio'} & sys.modules.keys()"
     )

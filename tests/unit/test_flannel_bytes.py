@@ -11,9 +11,9 @@ from ipaddress import IPv4Address
 import pytest
 
 from ctl.backend.udp.underlay import OVERHEAD as UDP_OVERHEAD
-from ctl.lease import fits
-from ctl.model import VXLAN_OVERHEAD, Lease
-from ctl.wire import (
+from ctl.core.lease import fits
+from ctl.core.model import VXLAN_OVERHEAD, Lease
+from ctl.core.wire import (
     SubnetEnv,
     format_attributes,
     format_key,

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from ctl.config import resolve
-from ctl.errors import ForeignProgram, KernelError
-from ctl.hook import UplinkHook
-from ctl.host import Link
-from ctl.kernel.loader import Program
-from ctl.site import Seen
+from ctl.backend.site import Seen
+from ctl.backend.vxlan.uplink_hook import UplinkHook
+from ctl.core.errors import ForeignProgram, KernelError
+from ctl.core.host import Link
+from ctl.kernel.bpf.loader import Program
+from ctl.settings.config import resolve
 
 ETH0 = Link(2, "eth0", "", None, 1500, True, 0, False, "", 0)
 ETH1 = replace(ETH0, ifindex=3, name="eth1")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctl.errors import NetworkExhausted
-from ctl.lease import (
+from ctl.core.errors import NetworkExhausted
+from ctl.core.lease import (
     CANDIDATES,
     Conflict,
     Create,
@@ -25,8 +25,8 @@ from ctl.lease import (
     rank,
     renew_at,
 )
-from ctl.model import Lease, Network
-from ctl.wire import parse_network
+from ctl.core.model import Lease, Network
+from ctl.core.wire import parse_network
 from tests.unit.strategies import NETWORK, leases, networks, subnets
 
 HOST = IPv4Address("10.0.0.1")

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from ctl import lockfile, statedir
 from ctl.backend.udp import __main__ as forwarder
 from ctl.backend.udp.files import LOCK
 from ctl.cli.status import agent_alive
-from ctl.errors import AgentError
+from ctl.core.errors import AgentError
+from ctl.process import lockfile, statedir
 
 Before = Callable[[Callable[[], object]], None]
 

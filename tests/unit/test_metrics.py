@@ -8,11 +8,11 @@ import pytest
 from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 
-from ctl.abi import Counter, Hook
 from ctl.backend.udp import stats
-from ctl.errors import KernelError
-from ctl.reasons import REASONS, Verdict
-from ctl.report import Datapath
+from ctl.core.abi import Counter, Hook
+from ctl.core.errors import KernelError
+from ctl.core.reasons import REASONS, Verdict
+from ctl.core.report import Datapath
 from metrics import names
 from metrics.collector import NodeCollector, families, registry
 from metrics.names import Kind

@@ -10,8 +10,8 @@ from contextlib import closing
 
 import pytest
 
-from ctl.errors import ConfigError, KernelError
-from ctl.report import AgentReport
+from ctl.core.errors import ConfigError, KernelError
+from ctl.core.report import AgentReport
 from metrics.http import MAX_REQUESTS, Answer, HttpServer, listen
 from metrics.server import serve, serve_health
 from metrics.snapshot import NodeSnapshot

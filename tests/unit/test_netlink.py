@@ -10,12 +10,14 @@ from contextlib import closing
 
 import pytest
 
-from ctl.errors import KernelError
-from ctl.host import Route, RouteKey
-from ctl.kernel import netlink, rtnl, xfrm
-from ctl.kernel.tables import Routes
-from ctl.model import IPv4Network
-from ctl.plan import Delta
+from ctl.core.errors import KernelError
+from ctl.core.host import Route, RouteKey
+from ctl.core.model import IPv4Network
+from ctl.core.plan import Delta
+from ctl.kernel.netlink import session as netlink
+from ctl.kernel.netlink import socket as rtnl
+from ctl.kernel.netlink import xfrm
+from ctl.kernel.netlink.tables import Routes
 
 ERROR, DONE, NEWROUTE, NEWPOLICY = 2, 3, 24, 0x13
 DUMP_INTR = 0x10

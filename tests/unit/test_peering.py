@@ -12,15 +12,16 @@ from typing import Any
 
 import pytest
 
-from ctl import hostgw, peering
-from ctl.config import resolve
-from ctl.errors import KernelError
-from ctl.host import Hop, Link, Uplink
-from ctl.kernel import fib, xfrm
-from ctl.kernel.monitor import EVERYTHING, Change
-from ctl.model import Network
-from ctl.plan import Delta
-from ctl.site import Seen, Site
+from ctl.backend import hostgw
+from ctl.backend.site import Seen, Site
+from ctl.backend.vxlan import peering
+from ctl.core.errors import KernelError
+from ctl.core.host import Hop, Link, Uplink
+from ctl.core.model import Network
+from ctl.core.plan import Delta
+from ctl.kernel.netlink import fib, xfrm
+from ctl.kernel.netlink.monitor import EVERYTHING, Change
+from ctl.settings.config import resolve
 from tests.unit.strategies import NETWORK
 from tests.unit.test_roster import OTHER, OWN, PEER
 

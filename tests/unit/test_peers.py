@@ -9,11 +9,11 @@ from ipaddress import IPv4Address, IPv4Network
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctl.abi import PEER_F_KERNEL_PATH
-from ctl.host import Hop, Route, RouteKey
-from ctl.model import Lease, MacAddress, Network
-from ctl.peers import PeerTables
-from ctl.roster import Roster
+from ctl.core.abi import PEER_F_KERNEL_PATH
+from ctl.core.host import Hop, Route, RouteKey
+from ctl.core.model import Lease, MacAddress, Network
+from ctl.core.peers import PeerTables
+from ctl.core.roster import Roster
 from tests.unit.strategies import NETWORK
 from tests.unit.test_roster import OTHER, OWN, PEER, crowded
 

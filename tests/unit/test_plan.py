@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctl.plan import Delta, diff
+from ctl.core.plan import Delta, diff
 
 tables = st.dictionaries(st.integers(0, 9), st.integers(0, 3))
 

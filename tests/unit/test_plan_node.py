@@ -7,9 +7,9 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from ctl.host import FilterKey, Link, Neighbours
-from ctl.model import HookMode, MacAddress
-from ctl.plan import plan_bridge_mtu, plan_endpoints, plan_filters, plan_questions, wants_xdp
+from ctl.core.host import FilterKey, Link, Neighbours
+from ctl.core.model import HookMode, MacAddress
+from ctl.core.plan import plan_bridge_mtu, plan_endpoints, plan_filters, plan_questions, wants_xdp
 
 OWN_SUBNET = IPv4Network("172.17.1.0/24")
 

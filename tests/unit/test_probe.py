@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from ctl.errors import KernelError
-from ctl.kernel import probe
-from ctl.kernel.probe import Feature
+from ctl.core.errors import KernelError
+from ctl.kernel.bpf import probe
+from ctl.kernel.bpf.probe import Feature
 
 
 @pytest.fixture
@@ -57,6 +57,6 @@ def test_where_the_kernel_will_not_say_it_is_left_to_loading(monkeypatch: pytest
     def refuse(*_: object) -> int:
         raise PermissionError(1, "Operation not permitted")
 
-    monkeypatch.setattr("ctl.kernel.bpf.prog_load", refuse)
+    monkeypatch.setattr("ctl.kernel.bpf.syscall.prog_load", refuse)
     assert probe.has(Feature("any", (5, 10), helper=155))
     assert probe.has(Feature("any", (5, 13), flags=1))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from ctl.abi import REASON_MAX
-from ctl.reasons import REASONS, reason
+from ctl.core.abi import REASON_MAX
+from ctl.core.reasons import REASONS, reason
 
 ROOT = Path(__file__).parents[2]
 

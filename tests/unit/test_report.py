@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctl.abi import Counter, Direction, Hook
-from ctl.errors import AgentError
-from ctl.model import Bypass
-from ctl.report import (
+from ctl.core.abi import Counter, Direction, Hook
+from ctl.core.errors import AgentError
+from ctl.core.model import Bypass
+from ctl.core.report import (
     FORMAT,
     AgentReport,
     KernelPort,

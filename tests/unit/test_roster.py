@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ctl.roster
-from ctl.lease import rank
-from ctl.model import Lease, MacAddress
-from ctl.roster import Moves, Roster, moves
+import ctl.core.roster
+from ctl.core.lease import rank
+from ctl.core.model import Lease, MacAddress
+from ctl.core.roster import Moves, Roster, moves
 from tests.unit.strategies import NETWORK, leases
 
 OWN = Lease(IPv4Network("172.17.1.0/24"), IPv4Address("10.0.0.1"), MacAddress.local(bytes(6)), 1)
@@ -60,8 +60,8 @@ def test_a_huge_lease_is_named_and_not_taken_apart(monkeypatch: pytest.MonkeyPat
         vtep_mac=MacAddress.parse("02:00:00:00:00:99"),
         node="careless",
     )
-    taken_apart = Mock(wraps=ctl.roster.blocks)
-    monkeypatch.setattr(ctl.roster, "blocks", taken_apart)
+    taken_apart = Mock(wraps=ctl.core.roster.blocks)
+    monkeypatch.setattr(ctl.core.roster, "blocks", taken_apart)
     made = Roster(OWN, wide)
     made.update([OWN, OTHER, junk])
     made.update([OWN, OTHER])

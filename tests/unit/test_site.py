@@ -6,10 +6,10 @@ from collections.abc import Mapping
 
 import pytest
 
-from ctl.errors import KernelError
-from ctl.plan import Delta
-from ctl.site import Seen, Tracked, settle
-from ctl.tracker import Tracker
+from ctl.backend.site import Seen, Tracked, settle
+from ctl.core.errors import KernelError
+from ctl.core.plan import Delta
+from ctl.core.tracker import Tracker
 
 
 class Fake:

@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 
 from ctl.cli.status import Status, ago, as_json, as_text
-from ctl.model import Bypass
-from ctl.report import Datapath
+from ctl.core.model import Bypass
+from ctl.core.report import Datapath
 from tests.samples import DATAPATH, EARLY, NOW, REPORT, report
 
 

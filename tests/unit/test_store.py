@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from ctl.errors import LeaseConflict
-from ctl.model import Lease
-from ctl.ports import LeaseStore
+from ctl.core.errors import LeaseConflict
+from ctl.core.model import Lease
+from ctl.core.ports import LeaseStore
 from ctl.store.memory import MemoryStore
-from ctl.store.sqlite import SqliteStore
+from ctl.store.sqlite.store import SqliteStore
 from tests.unit.stores import DEADLINE, Clock, lease, watching
 from tests.unit.strategies import NETWORK
 

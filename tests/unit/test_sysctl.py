@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ctl.errors import KernelError
+from ctl.core.errors import KernelError
 from ctl.kernel import sysctl
 
 WANTED = {"net/a": "1", "net/b": "1", "net/c": "1"}

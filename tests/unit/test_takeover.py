@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from ctl.host import Link
+from ctl.core.host import Link
+from ctl.core.model import MacAddress
 from ctl.kernel import flannel
-from ctl.model import MacAddress
-from ctl.takeover import Leftovers, read_mac, refusal, write_mac
+from ctl.node.takeover import Leftovers, read_mac, refusal, write_mac
 from tests.unit.strategies import NETWORK
 
 LINK = Link(7, "flannel.1", "vxlan", MacAddress(b"\2abcde"), 1450, True, 0, False, "", 0)

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from ctl import teardown
-from ctl.config import Settings, resolve
-from ctl.errors import AgentError
-from ctl.host import OWNER, Link
+from ctl.core.errors import AgentError
+from ctl.core.host import OWNER, Link
+from ctl.node import teardown
+from ctl.settings.config import Settings, resolve
 
 BRIDGE = Link(3, "br7", "bridge", None, 1450, True, 0, False, OWNER, 0)
 VXLAN = replace(BRIDGE, ifindex=4, name="ovnet.7", kind="vxlan")

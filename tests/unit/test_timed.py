@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from ctl.timed import TimedSocket
+from ctl.process.timed import TimedSocket
 
 
 class Pair:
@@ -24,7 +24,7 @@ class Pair:
 @pytest.fixture
 def pair(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pair]:
     clock = SimpleNamespace(monotonic=lambda: 0.0)
-    monkeypatch.setattr("ctl.timed.time", clock)
+    monkeypatch.setattr("ctl.process.timed.time", clock)
     ours, theirs = socket.socketpair()
     with ours, theirs:
         made = Pair(ours, theirs)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctl.plan import Delta, diff
-from ctl.tracker import Tracker
+from ctl.core.plan import Delta, diff
+from ctl.core.tracker import Tracker
 from tests.unit.test_plan import applied
 
 keys, values = st.integers(0, 5), st.integers(0, 2)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from ctl.backend.udp import stats
 from ctl.backend.udp.files import device_name
 from ctl.backend.udp.table import Table, format_table, parse_table
-from ctl.errors import ConfigError
+from ctl.core.errors import ConfigError
 
 OWN = "10.99.1.0/24"
 NETWORKS = st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 32)).map(

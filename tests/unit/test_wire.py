@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctl.errors import ConfigError
-from ctl.model import Lease, MacAddress, Network
-from ctl.wire import (
+from ctl.core.errors import ConfigError
+from ctl.core.model import Lease, MacAddress, Network
+from ctl.core.wire import (
     SubnetEnv,
     format_attributes,
     format_key,

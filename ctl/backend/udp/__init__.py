@@ -9,7 +9,7 @@ inner source that is not in that peer's subnet, is refused and counted.
 
 The forwarder is a process of its own (`python -m ctl.backend.udp`), which outlives the
 agent that started it: a restarted agent adopts it, and no packet is lost. The agent calls
-`ctl.backend.udp.agent`:
+`ctl.backend.udp.client`:
 
     backend = UdpBackend(state_dir, local=host_address, port=8285)
     started = backend.start(routes)      # adopts the one that runs, or starts one

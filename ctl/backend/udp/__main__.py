@@ -1,6 +1,6 @@
 """The forwarder's process: `python -m ctl.backend.udp DIRECTORY DEVICE LOCAL PORT`.
 
-Started by ctl.backend.udp.agent and by nobody else. In DIRECTORY it reads `table`, again
+Started by ctl.backend.udp.client and by nobody else. In DIRECTORY it reads `table`, again
 on SIGHUP; holds `lock`, which says who it is; counts in `stats`. It writes `ready` to
 stdout once it forwards, or why it cannot. SIGTERM ends it; the device stays, with its routes.
 """
@@ -15,13 +15,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from ctl import lockfile
 from ctl.backend.udp import stats, tun
 from ctl.backend.udp.files import LOCK, READY, STATS, TABLE, identity
 from ctl.backend.udp.forwarder import Forwarder
 from ctl.backend.udp.table import Table, parse_table
 from ctl.backend.udp.underlay import Underlay
-from ctl.errors import AgentError, ConfigError, OvnetError
+from ctl.core.errors import AgentError, ConfigError, OvnetError
+from ctl.process import lockfile
 
 _PATIENCE_S: Final = 0.5
 """Whoever looks whether a forwarder runs holds the lock for an instant."""

@@ -30,7 +30,7 @@ from ctl.backend.udp.packet import (
 )
 from ctl.backend.udp.table import Table
 from ctl.backend.udp.underlay import MAX_BATCH, MAX_SEGMENTS, TooBig, Underlay
-from ctl.errors import KernelError
+from ctl.core.errors import KernelError
 
 _PACKET: Final = 65536
 """Room for the largest packet that a device may give, whatever its MTU."""

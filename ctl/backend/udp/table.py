@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from ctl.errors import ConfigError
+from ctl.core.errors import ConfigError
 
 FORMAT: Final = "ovnet-udp 1"
 

@@ -9,7 +9,7 @@ import socket
 import struct
 from typing import Final
 
-from ctl.errors import KernelError
+from ctl.core.errors import KernelError
 
 QUEUE_LEN: Final = 2000
 """Packets that wait for us to read: a burst of a few large TCP segments, cut up."""

@@ -7,7 +7,7 @@ import socket
 import struct
 from typing import Final
 
-from ctl.errors import KernelError
+from ctl.core.errors import KernelError
 
 OVERHEAD: Final = 28
 """Bytes that the underlay adds to a packet: IPv4 20, UDP 8."""

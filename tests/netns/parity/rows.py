@@ -15,7 +15,7 @@ from ipaddress import IPv4Address
 from itertools import permutations, product
 from typing import Any, Final
 
-from ctl.model import MacAddress
+from ctl.core.model import MacAddress
 from tests import packets
 from tests.netns.parity.capture import Shot, finished, partial
 from tests.packets import ACK, DF, FIN, ICMP, IP_LEN, MF, PSH, RST, SYN, TCP, UDP, checksum

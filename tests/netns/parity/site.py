@@ -20,10 +20,10 @@ from functools import partial
 from ipaddress import IPv4Address
 from typing import Any, Final, Self
 
-from ctl.abi import Hook
-from ctl.kernel.maps import Maps, open_maps
-from ctl.model import MacAddress
-from ctl.reasons import REASONS
+from ctl.core.abi import Hook
+from ctl.core.model import MacAddress
+from ctl.core.reasons import REASONS
+from ctl.kernel.bpf.maps import Maps, open_maps
 from tests import packets
 from tests.host import Container, Host
 from tests.lab import Lab, wait_until

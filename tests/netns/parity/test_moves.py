@@ -20,9 +20,9 @@ from typing import Final
 
 import pytest
 
-from ctl.model import MacAddress
+from ctl.backend.vxlan.backend import vtep_mac
+from ctl.core.model import MacAddress
 from ctl.store import open_store
-from ctl.vxlan import vtep_mac
 from tests import packets
 from tests.host import Container, Host
 from tests.lab import Lab

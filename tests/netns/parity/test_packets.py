@@ -11,8 +11,8 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from ctl.model import MacAddress
-from ctl.vxlan import vtep_mac
+from ctl.backend.vxlan.backend import vtep_mac
+from ctl.core.model import MacAddress
 from tests.netns.parity.capture import Shot, Tap
 from tests.netns.parity.rows import ARRIVING, INVALID, SENT, Ends, Outer, Row
 from tests.netns.parity.site import UPLINK_MACS, Seen, Site

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import pytest
 
-from ctl.model import MacAddress
+from ctl.core.model import MacAddress
 from tests import packets
 from tests.netns.parity.capture import SO_RCVBUFFORCE, Shot, Tap, fields
 from tests.netns.parity.rows import Ends, together, udp

@@ -10,7 +10,7 @@ from typing import Final
 
 import pytest
 
-from ctl.model import MacAddress
+from ctl.core.model import MacAddress
 from tests.netns.parity.capture import Shot, Tap, fields
 from tests.netns.parity.rows import Ends, udp
 from tests.netns.parity.site import UPLINK_MACS, Site, not_ours, one_cpu

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from ctl.kernel.rtnl import attribute
+from ctl.kernel.netlink.socket import attribute
 from tests.namespace import Netns
 
 NETLINK_NETFILTER: Final = 12

@@ -1,0 +1,95 @@
+"""What the backends without eBPF share: nothing to load, and an earlier life to clear away."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from contextlib import closing
+from ipaddress import IPv4Address
+from pathlib import Path
+
+from ctl.backend.site import Seen, Site
+from ctl.backend.udp.client import UdpBackend as Forwarder
+from ctl.backend.udp.files import device_port
+from ctl.core.host import OWNER, Link, Uplink
+from ctl.core.model import MacAddress, Network
+from ctl.core.plan import diff
+from ctl.core.report import KernelPort
+from ctl.kernel.bpf import maps
+from ctl.kernel.bpf.loader import Programs
+from ctl.kernel.hooks import xdp
+from ctl.kernel.hooks.filters import Filters
+from ctl.kernel.netlink.monitor import Change
+from ctl.kernel.netlink.session import Netlink
+from ctl.settings.config import Settings
+
+
+def remove_tunnels(
+    netlink: Netlink, links: Iterable[Link], state_dir: Path, keep: Collection[str] = ()
+) -> list[str]:
+    """Remove the tunnel devices of ours but `keep`, with what serves them; returns their names."""
+    removed = []
+    for link in links:
+        if link.name in keep:
+            continue
+        if link.kind == "vxlan" and link.alias == OWNER:
+            netlink.remove(link)
+            removed.append(link.name)
+        elif link.kind == "tun" and (port := device_port(link.name)):
+            Forwarder(state_dir, IPv4Address(0), port).stop(remove=True)
+            removed.append(link.name)
+    return removed
+
+
+class PlainBackend:
+    """Base of the backends that leave every packet to the kernel or to user space."""
+
+    device = 0
+    maps: maps.Maps | None = None
+    programs: Programs | None = None
+
+    def __init__(self, settings: Settings, netlink: Netlink, seen: Seen) -> None:
+        self._settings, self._netlink, self._seen = settings, netlink, seen
+        self._clean = False
+
+    @staticmethod
+    def identity(_host: IPv4Address, _network: Network) -> tuple[MacAddress | None, int | None]:
+        """Nothing to publish but the host's address."""
+        return None, None
+
+    def preflight(self, uplink: Uplink) -> None:
+        """Nothing on the uplink is in the way."""
+
+    @staticmethod
+    def tunnel(_site: Site) -> None:
+        """No VXLAN is taken."""
+
+    def lost(self) -> frozenset[Change]:
+        """Nothing ends without an event."""
+        return frozenset()
+
+    def hop_interfaces(self) -> frozenset[int]:
+        """None but the uplink, unless a backend knows better."""
+        return frozenset()
+
+    def load(self, _site: Site) -> None:
+        """Take the programs and pins of an earlier life away."""
+        if not self._clean:
+            links = self._netlink.links()
+            xdp.remove_all(self._netlink, links, self._settings.bpffs)
+            with closing(Filters(self._netlink.rtnl, self._settings.bpffs)) as filters:
+                filters.apply(diff({}, filters.read_on(links)))
+            maps.unpin_all(self._settings.bpffs)
+            self._clean = True
+
+    def reconcile_maps(self, _site: Site) -> None:
+        """There are none."""
+
+    def reconcile_ports(self, site: Site) -> None:
+        """Ports need nothing; they are noted for the report."""
+        links = self._netlink.links().values()
+        names = sorted(link.name for link in links if site.bridge and link.master == site.bridge)
+        why = f"backend {site.network.backend}"
+        self._seen.kernel_ports = tuple(KernelPort(name, why) for name in names)
+
+    def forget_filters(self) -> None:
+        """There are none."""

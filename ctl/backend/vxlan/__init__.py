@@ -1,0 +1,1 @@
+"""VXLAN, by eBPF and by the kernel's device."""

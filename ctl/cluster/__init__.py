@@ -1,0 +1,1 @@
+"""Our place among the other nodes, by the store."""

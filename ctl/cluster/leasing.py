@@ -1,0 +1,184 @@
+"""Holding a lease: the loop around the decisions of ctl.core.lease.
+
+A holder writes only by compare-and-swap on what it read. A race that it loses it runs
+again; a subnet that another host holds it never takes.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+from ctl.core.errors import LeaseConflict
+from ctl.core.lease import Keep, Pick, Replace, choose, claim, holder, renew_at
+from ctl.core.model import Lease, MacAddress, Network
+from ctl.core.ports import LeaseStore
+
+ATTEMPTS: Final = 20
+"""Races in a row that a node may lose: more than that many nodes never start at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a node publishes of itself in its lease."""
+
+    host: IPv4Address
+    vtep_mac: MacAddress | None = None
+    vni: int | None = None
+    node: str = ""
+    backend: str = "vxlan"
+
+    def mark(self, lease: Lease) -> Lease:
+        """`lease` as this node would have it."""
+        return replace(
+            lease,
+            host=self.host,
+            vtep_mac=self.vtep_mac,
+            vni=self.vni,
+            node=self.node,
+            backend=self.backend,
+        )
+
+
+class LeaseHolder:
+    """A node's hold on its subnet.
+
+    `ttl` and `margin` in seconds; `clock` gives seconds since the epoch. `identity` may
+    be replaced while the lease is held: `keep` then publishes the new one.
+    """
+
+    def __init__(
+        self,
+        store: LeaseStore,
+        identity: Identity,
+        *,
+        ttl: float,
+        margin: float,
+        clock: Callable[[], float] = time.time,
+        pick: Pick = random.choice,
+    ) -> None:
+        self.identity = identity
+        self.lease: Lease | None = None
+        """As we wrote it last; None before `acquire`."""
+        self._store = store
+        self._ttl = ttl
+        self._margin = margin
+        self._clock = clock
+        self._pick = pick
+        self._doubtful = False
+        self.reclaims = 0
+        """How often our entry had gone from the store."""
+
+    def acquire(self, network: Network, previous: IPv4Network | None = None) -> Lease:
+        """Find or create this node's lease; `previous` is the subnet it had before.
+
+        NetworkExhausted if there is none left, LeaseConflict if every race was lost.
+        """
+        lost: LeaseConflict | None = None
+        for _ in range(ATTEMPTS):
+            try:
+                lease = self._try_acquire(network, previous)
+            except LeaseConflict as error:
+                # Taken by what no list shows (an entry that does not parse): not that one again.
+                lost, previous = error, None
+            else:
+                if lease is not None:
+                    return lease
+        raise LeaseConflict(f"no lease after {ATTEMPTS} attempts: {lost}") from lost
+
+    def _try_acquire(self, network: Network, previous: IPv4Network | None) -> Lease | None:
+        """One attempt; None if it only made room for the next."""
+        leases = self._store.snapshot().leases
+        choice = choose(network, leases, self.identity.host, previous, self._pick)
+        if isinstance(choice, Keep):
+            return self._write(choice.lease, self._clock())
+        if isinstance(choice, Replace):
+            self._store.delete(choice.stale)
+            return None
+        return self._create(choice.subnet, self._clock())
+
+    def distrust_end(self) -> None:
+        """The wall clock was set, and the lease's end is by that clock: `keep` writes it anew."""
+        self._doubtful = True
+
+    def keep(self, now: float | None = None) -> Lease:
+        """Look after the lease, and return it as it now stands.
+
+        Call it on every change of the store, and at `next_renewal`. Renews when due
+        (`now` in seconds since the epoch; None: the clock's), publishes a changed
+        identity, claims the subnet again if the entry has gone. LeaseConflict if another
+        node holds the subnet: then stop using it.
+        """
+        now = self._clock() if now is None else now
+        lost: LeaseConflict | None = None
+        for _ in range(ATTEMPTS):
+            stored = self._stored()
+            try:
+                return self._settle(stored, now)
+            except LeaseConflict as error:
+                lost = error  # changed since we read it: read again and judge anew
+        raise LeaseConflict(f"lease not kept after {ATTEMPTS} attempts: {lost}") from lost
+
+    def _settle(self, stored: Lease | None, now: float) -> Lease:
+        held = self._held()
+        if stored is None:
+            self.reclaims += 1
+            return self._create(held.subnet, now)
+        due = now >= renew_at(stored, self._ttl, self._margin) or (
+            self._doubtful and stored.expires_at is not None
+        )
+        if due or self.identity.mark(stored) != stored:
+            return self._write(stored, now)
+        self.lease = stored
+        return stored
+
+    def next_renewal(self) -> float:
+        """When `keep` will have to renew, seconds since the epoch; inf for a reservation."""
+        return renew_at(self._held(), self._ttl, self._margin)
+
+    def _held(self) -> Lease:
+        if self.lease is None:
+            raise RuntimeError("no lease yet: acquire() first")
+        return self.lease
+
+    def _stored(self) -> Lease | None:
+        """Our entry as the store has it; None if it has gone.
+
+        LeaseConflict on what someone else wrote: another host, or another node that has
+        our host address.
+        """
+        held = self._held()
+        leases = self._store.snapshot().leases
+        stored = holder(leases, held.subnet)
+        if stored is None:
+            return None
+        if stored.subnet != held.subnet:
+            # Ours counts if it is there: what somebody wrote around it takes nothing from us.
+            stored = next((lease for lease in leases if lease.subnet == held.subnet), stored)
+        if stored.subnet != held.subnet or stored.host not in (held.host, self.identity.host):
+            raise LeaseConflict(f"lost {claim(held)}: the store now has {claim(stored)}; not taking it back")
+        if stored.revision != held.revision and stored.node not in ("", held.node, self.identity.node):
+            raise LeaseConflict(
+                f"{stored.node} and {held.node or 'this node'} both have host address {stored.host}:"
+                f" give one of them another (--public-ip)"
+            )
+        return stored
+
+    def _create(self, subnet: IPv4Network, now: float) -> Lease:
+        lease = Lease(subnet, self.identity.host, expires_at=now + self._ttl)
+        return self._wrote(self._store.put(self.identity.mark(lease), None))
+
+    def _write(self, stored: Lease, now: float) -> Lease:
+        """Put our identity on `stored`. A reservation stays without an end."""
+        expires_at = None if stored.expires_at is None else now + self._ttl
+        return self._wrote(
+            self._store.put(self.identity.mark(replace(stored, expires_at=expires_at)), stored)
+        )
+
+    def _wrote(self, lease: Lease) -> Lease:
+        self.lease, self._doubtful = lease, False
+        return lease

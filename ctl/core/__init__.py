@@ -1,0 +1,1 @@
+"""Decides: the model, the formats, the plans. Opens, sleeps, logs and reads no clock."""

@@ -1,0 +1,324 @@
+"""Python's twin of bpf/abi.h: the bytes of every map, in and out.
+
+Addresses and ports travel in network byte order, the rest in the host's.
+tests/bpf/test_abi.py compares every field with the C.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+from ctl.core.model import Bypass, MacAddress
+
+LAYOUT: Final = 3
+"""OVNET_LAYOUT: part of the pin directory's name."""
+
+REASON_MAX: Final = 64
+HOOK_MAX: Final = 8
+EVENT_BYTES: Final = 96
+
+
+class Hook(IntEnum):
+    """enum hook: the places where a program runs."""
+
+    FROM_CONTAINER = 0
+    TO_OVERLAY = 1
+    FROM_WIRE = 2
+    TO_CONTAINER = 3
+    FROM_WIRE_XDP = 4
+
+    @property
+    def label(self) -> str:
+        """The program's name, and the value of the metrics' hook label."""
+        return self.name.lower()
+
+
+class Direction(IntEnum):
+    """enum direction of a flow."""
+
+    OUT = 0
+    IN = 1
+
+
+NO_MAC: Final = MacAddress(bytes(6))
+
+PerCpu = list[bytes]
+"""A value of a per-CPU map: one a CPU."""
+
+PEER_F_KERNEL_PATH: Final = 1 << 0
+NODE_F_PEERS_INCOMPLETE: Final = 1 << 0
+NODE_F_XDP: Final = 1 << 1
+PEER_FLAGS: Final = {PEER_F_KERNEL_PATH: "kernel-path"}
+
+BYPASS_CODE: Final = {Bypass.OFF: 0, Bypass.LEARNED: 1, Bypass.ALWAYS: 2}
+BYPASS_NAME: Final = {code: mode for mode, code in BYPASS_CODE.items()}
+
+PEER: Final = struct.Struct("=4s6s2sII4sI")
+ENDPOINT: Final = struct.Struct("=I6s6s")
+FLOW_KEY: Final = struct.Struct("=4s4s2s2sIBBBB")
+FLOW: Final = struct.Struct("=QQQIIB7x")
+NODE: Final = struct.Struct("=4s4s4s4s4sIII6s2sHHIQQI6s6x")
+COUNTER: Final = struct.Struct("=QQQ")
+PEER_STATS: Final = struct.Struct("=QQQQ")
+EVENT: Final = struct.Struct(f"=QIIHBB{EVENT_BYTES}sI")
+
+
+def _port(number: int) -> bytes:
+    return number.to_bytes(2, "big")
+
+
+@dataclass(frozen=True, slots=True)
+class PeerEntry:
+    """Value of `peers`; the key is the subnet's address."""
+
+    host: IPv4Address
+    vtep_mac: MacAddress
+    port: int
+    vni: int
+    ifindex: int
+    next_hop: IPv4Address | None
+    """Neighbour on the interface; None: the FIB is asked for each packet."""
+    flags: int = 0
+
+    def pack(self) -> bytes:
+        hop = self.next_hop.packed if self.next_hop else bytes(4)
+        return PEER.pack(
+            self.host.packed,
+            self.vtep_mac.packed,
+            _port(self.port),
+            self.vni,
+            self.ifindex,
+            hop,
+            self.flags,
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> PeerEntry:
+        host, mac, port, vni, ifindex, hop, flags = PEER.unpack(raw)
+        return cls(
+            IPv4Address(host),
+            MacAddress(mac),
+            int.from_bytes(port, "big"),
+            vni,
+            ifindex,
+            IPv4Address(hop) if any(hop) else None,
+            flags,
+        )
+
+    @property
+    def flag_names(self) -> list[str]:
+        return [name for bit, name in PEER_FLAGS.items() if self.flags & bit]
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointEntry:
+    """Value of `endpoints`; the key is the container's IP."""
+
+    ifindex: int
+    mac: MacAddress
+    bridge_mac: MacAddress
+
+    def pack(self) -> bytes:
+        return ENDPOINT.pack(self.ifindex, self.mac.packed, self.bridge_mac.packed)
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> EndpointEntry:
+        ifindex, mac, bridge_mac = ENDPOINT.unpack(raw)
+        return cls(ifindex, MacAddress(mac), MacAddress(bridge_mac))
+
+
+@dataclass(frozen=True, slots=True)
+class FlowKey:
+    """Key of `flows`: a 5-tuple in one direction through one port."""
+
+    saddr: IPv4Address
+    daddr: IPv4Address
+    sport: int
+    dport: int
+    ifindex: int
+    proto: int
+    direction: Direction
+    dscp: int = 0
+    """The packets' DSCP; 0 for TCP, whose entry has it."""
+
+    def pack(self) -> bytes:
+        return FLOW_KEY.pack(
+            self.saddr.packed,
+            self.daddr.packed,
+            _port(self.sport),
+            _port(self.dport),
+            self.ifindex,
+            self.proto,
+            self.direction,
+            self.dscp,
+            0,
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> FlowKey:
+        saddr, daddr, sport, dport, ifindex, proto, direction, dscp, _ = FLOW_KEY.unpack(raw)
+        return cls(
+            IPv4Address(saddr),
+            IPv4Address(daddr),
+            int.from_bytes(sport, "big"),
+            int.from_bytes(dport, "big"),
+            ifindex,
+            proto,
+            Direction(direction),
+            dscp,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FlowEntry:
+    """Value of `flows`; times in ns of CLOCK_MONOTONIC."""
+
+    approved_ns: int
+    last_seen_ns: int
+    packets: int
+    mark: int = 0
+    priority: int = 0
+    dscp: int = 0
+
+    def pack(self) -> bytes:
+        return FLOW.pack(
+            self.approved_ns, self.last_seen_ns, self.packets, self.mark, self.priority, self.dscp
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> FlowEntry:
+        return cls(*FLOW.unpack(raw))
+
+
+@dataclass(frozen=True, slots=True)
+class NodeEntry:
+    """The one value of `node`."""
+
+    host: IPv4Address
+    network: IPv4Network
+    subnet: IPv4Network
+    vni: int
+    uplink_ifindex: int
+    mtu: int
+    vtep_mac: MacAddress
+    port: int
+    source_ports: tuple[int, int]
+    bypass: Bypass
+    approval_ttl_ns: int
+    flow_seed: int
+    flags: int = 0
+    uplink_mac: MacAddress = NO_MAC
+    """Frames to another one are none of XDP's business."""
+
+    def pack(self) -> bytes:
+        return NODE.pack(
+            self.host.packed,
+            self.network.network_address.packed,
+            self.network.netmask.packed,
+            self.subnet.network_address.packed,
+            self.subnet.netmask.packed,
+            self.vni,
+            self.uplink_ifindex,
+            self.mtu,
+            self.vtep_mac.packed,
+            _port(self.port),
+            *self.source_ports,
+            BYPASS_CODE[self.bypass],
+            self.approval_ttl_ns,
+            self.flow_seed,
+            self.flags,
+            self.uplink_mac.packed,
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NodeEntry | None:
+        """None for the zeroes of a map that no agent has filled yet."""
+        (
+            host,
+            net,
+            mask,
+            sub,
+            sub_mask,
+            vni,
+            uplink,
+            mtu,
+            mac,
+            port,
+            low,
+            high,
+            bypass,
+            ttl,
+            seed,
+            flags,
+            uplink_mac,
+        ) = NODE.unpack(raw)
+        if not any(host):
+            return None
+        return cls(
+            IPv4Address(host),
+            _network(net, mask),
+            _network(sub, sub_mask),
+            vni,
+            uplink,
+            mtu,
+            MacAddress(mac),
+            int.from_bytes(port, "big"),
+            (low, high),
+            BYPASS_NAME[bypass],
+            ttl,
+            seed,
+            flags,
+            MacAddress(uplink_mac),
+        )
+
+
+def _network(address: bytes, mask: bytes) -> IPv4Network:
+    return IPv4Network((address, int.from_bytes(mask, "big").bit_count()))
+
+
+@dataclass(frozen=True, slots=True)
+class Counter:
+    """Value of `counters`, summed over CPUs."""
+
+    packets: int
+    bytes: int
+
+    @classmethod
+    def unpack(cls, per_cpu: PerCpu) -> Counter:
+        rows = [COUNTER.unpack(raw) for raw in per_cpu]
+        return cls(sum(r[0] for r in rows), sum(r[1] for r in rows))
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStats:
+    """Value of `peer_stats`, summed over CPUs: packets that bypassed the kernel path."""
+
+    rx_packets: int = 0
+    rx_bytes: int = 0
+    tx_packets: int = 0
+    tx_bytes: int = 0
+
+    @classmethod
+    def unpack(cls, per_cpu: PerCpu) -> PeerStats:
+        return cls(*(sum(column) for column in zip(*map(PEER_STATS.unpack, per_cpu), strict=True)))
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One sampled drop from `events`."""
+
+    time_ns: int
+    ifindex: int
+    packet_len: int
+    reason: int
+    hook: Hook
+    data: bytes
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Event:
+        time_ns, ifindex, length, reason, hook, captured, data, _ = EVENT.unpack(raw[: EVENT.size])
+        return cls(time_ns, ifindex, length, reason, Hook(hook), data[:captured])

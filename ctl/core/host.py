@@ -1,0 +1,136 @@
+"""What a node sees of its own host, as values: links, neighbours, routes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+
+from ctl.core.model import MacAddress
+
+OWNER: str = "ovnet"
+"""Alias of the devices that we made, and prefix of our filters' names: what may be removed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface of this network namespace."""
+
+    ifindex: int
+    name: str
+    kind: str
+    """rtnetlink's kind (veth, bridge, vxlan), empty for hardware."""
+    mac: MacAddress | None
+    mtu: int
+    up: bool
+    master: int
+    """ifindex of the bridge it is a port of; 0: none."""
+    peer_elsewhere: bool
+    """A veth whose other end is in another namespace: what redirect_peer needs."""
+    alias: str
+    xdp: int
+    """Id of an XDP program on it; 0: none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Uplink:
+    """The underlay interface and our address on it."""
+
+    link: Link
+    address: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """How the FIB reaches a host."""
+
+    ifindex: int
+    next_hop: IPv4Address | None
+    """The neighbour to send to; None: not known, ask the FIB for each packet."""
+    mtu: int = 0
+    """The route's own, if it is smaller than what we send; 0: it is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where a peer's subnet is routed to."""
+
+    via: IPv4Address
+    """0.0.0.0: no gateway, the interface takes the packets itself."""
+    ifindex: int
+    onlink: bool = False
+    """`via` is taken to be on the link although no address of ours says so."""
+    mtu: int = 0
+    """Of packets that take it; 0: the interface's."""
+
+
+@dataclass(frozen=True, slots=True)
+class RouteKey:
+    """What tells a route of ours from others to the same subnet."""
+
+    subnet: IPv4Network
+    metric: int
+
+    @classmethod
+    def of(cls, subnet: IPv4Network) -> RouteKey:
+        """The key that we give a subnet's route.
+
+        The metrics differ because the kernel keeps what routes lead to (fib_info_hashfn) by
+        metric and interface, not by gateway: 10,000 with one metric take 1.3 s to set, with
+        64 of them 0.1 s. None is 0, so that we never replace another's route.
+        """
+        return cls(subnet, 100 + (int(subnet.network_address) >> (32 - subnet.prefixlen)) % 64)
+
+
+Removed = RouteKey | IPv4Address | MacAddress
+"""What the kernel says is no more: a route of ours, a neighbour or an FDB entry of our device."""
+
+
+@dataclass(frozen=True, slots=True)
+class Neighbours:
+    """What the kernel knows of containers: addresses on the bridge, MACs on its ports."""
+
+    macs: dict[IPv4Address, MacAddress]
+    ports: dict[MacAddress, int]
+    """Port's ifindex by MAC, from the bridge's forwarding database."""
+    unasked: frozenset[IPv4Address] = frozenset()
+    """Of `macs`, those whose MAC the kernel takes for granted for now: reachable or stale."""
+
+
+@dataclass(frozen=True, slots=True)
+class VxlanDevice:
+    """The vxlan device as it has to be."""
+
+    name: str
+    vni: int
+    port: int
+    local: IPv4Address
+    uplink: int
+    mac: MacAddress
+    mtu: int
+    address: IPv4Interface
+
+
+@dataclass(frozen=True, slots=True)
+class BridgeDevice:
+    """The bridge as it has to be, where we make it."""
+
+    name: str
+    mac: MacAddress
+    mtu: int
+    address: IPv4Interface
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class FilterKey:
+    """A place for one tc program."""
+
+    ifindex: int
+    ingress: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A program of ours in such a place."""
+
+    program: str
+    program_id: int

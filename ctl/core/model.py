@@ -1,0 +1,152 @@
+"""The nouns of the overlay, as values that cannot be invalid or change."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from enum import StrEnum
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+__all__ = [
+    "END_UNKNOWN",
+    "Bypass",
+    "IPv4Address",
+    "IPv4Network",
+    "Lease",
+    "MacAddress",
+    "Network",
+    "Snapshot",
+]
+
+VXLAN_OVERHEAD = 50
+"""Bytes that VXLAN adds to an inner IPv4 packet: IP 20, UDP 8, VXLAN 8, Ethernet 14."""
+
+MIN_MTU = 576
+"""Smallest inner MTU that we accept, bytes (RFC 791: every host takes 576)."""
+
+
+END_UNKNOWN: Final = math.inf
+"""`expires_at` of a lease that will end, but the store alone knows when: another node's, in etcd.
+
+Such a lease is live for as long as the store lists it."""
+
+
+NO_HOSTS: Final = (IPv4Network("127.0.0.0/8"), IPv4Network("224.0.0.0/4"))
+"""Loopback and multicast: nobody is reached at such an address."""
+
+
+def host_address(address: IPv4Address) -> IPv4Address:
+    """`address`, if a host can have it and others reach it there. ValueError."""
+    number = int(address)  # ten thousand leases are read like this
+    if number >> 24 == 127 or number >> 28 == 14 or number in (0, 2**32 - 1):
+        raise ValueError(f"{address} is not a host's address")
+    return address
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class MacAddress:
+    """A 48-bit MAC address; `packed` is 6 bytes in wire order."""
+
+    packed: bytes
+
+    def __post_init__(self) -> None:
+        if len(self.packed) != 6:
+            raise ValueError(f"a MAC address has 6 bytes, not {len(self.packed)}")
+
+    @classmethod
+    def parse(cls, text: str) -> MacAddress:
+        """From `aa:bb:cc:dd:ee:ff`, either case. ValueError if it is none."""
+        if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", text):
+            raise ValueError(f"{text!r} is not a MAC address")
+        return cls(bytes.fromhex(text.replace(":", "")))
+
+    @classmethod
+    def local(cls, random: bytes) -> MacAddress:
+        """A locally administered unicast address made of 6 random bytes (IEEE 802c)."""
+        return cls(bytes([(random[0] & 0xFC) | 0x02]) + random[1:6])
+
+    @property
+    def is_unicast(self) -> bool:
+        return not self.packed[0] & 1 and any(self.packed)
+
+    def __str__(self) -> str:
+        return self.packed.hex(":")
+
+
+class Bypass(StrEnum):
+    """Which packets eBPF may carry past the kernel path."""
+
+    OFF = "off"
+    LEARNED = "learned"
+    ALWAYS = "always"
+
+
+class HookMode(StrEnum):
+    """Where packets from the uplink are decapsulated."""
+
+    TC = "tc"
+    XDP = "xdp"
+    """before tc, where the driver lets us; else at tc"""
+    AUTO = "auto"
+    """as xdp on hardware, as tc on a veth"""
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The big network and how it is cut. Made valid by `ctl.core.wire.parse_network`."""
+
+    network: IPv4Network
+    subnet_len: int
+    subnet_min: IPv4Network
+    subnet_max: IPv4Network
+    backend: str = "vxlan"
+    vni: int = 1
+    port: int = 8472
+    mtu: int | None = None
+    """MTU of the underlay in bytes; None: that of each node's uplink."""
+    direct_routing: bool = False
+    """vxlan: peers on our own link are reached by plain routes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A subnet held by a node, as the store has it."""
+
+    subnet: IPv4Network
+    host: IPv4Address
+    """Underlay address of the node: its VTEP address, flannel's PublicIP."""
+    vtep_mac: MacAddress | None = None
+    vni: int | None = None
+    backend: str = "vxlan"
+    node: str = ""
+    """Name of the node, for people."""
+    expires_at: float | None = None
+    """Seconds since the epoch; None: a reservation, which does not expire; or END_UNKNOWN."""
+    revision: int = field(default=0, compare=False)
+    """The store's version of this entry, for compare-and-swap; 0: not stored yet."""
+
+    @property
+    def gateway(self) -> IPv4Address:
+        """The bridge's address: the first of the subnet."""
+        return self.subnet.network_address + 1
+
+    @property
+    def vtep_ip(self) -> IPv4Address:
+        """The subnet's base address, which the vxlan device carries as a /32."""
+        return self.subnet.network_address
+
+    def expired(self, now: float) -> bool:
+        """`now` in seconds since the epoch."""
+        return self.expires_at is not None and self.expires_at <= now
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The store's leases at one revision, sorted by subnet."""
+
+    leases: tuple[Lease, ...]
+    revision: int
+    problems: tuple[str, ...] = ()
+    """Entries that could not be parsed, a line each; they harm no other entry."""

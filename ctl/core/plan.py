@@ -1,0 +1,105 @@
+"""Desired state of a node, and what to change to get there. Pure.
+
+    desired = plan_*(...)           what this node's kernel and maps should hold
+    delta = diff(desired, actual)   per table; printable, ordered, applied in one place
+
+Reconciling: read a table whole, diff it, apply the delta; if that fails, do the same
+again from a fresh read. Whole values are compared, not keys, so an entry whose value
+changed behind our back is mended like one that is missing. Tables that hold an entry for
+each peer are followed change by change instead (ctl.core.tracker, ctl.core.peers).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Generic, TypeVar
+
+from ctl.core.abi import EndpointEntry
+from ctl.core.host import Filter, FilterKey, Link, Neighbours
+from ctl.core.model import HookMode
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@dataclass(frozen=True, slots=True)
+class Delta(Generic[K, V]):
+    """Changes to one table: puts (create or replace) and removals."""
+
+    puts: tuple[tuple[K, V], ...] = ()
+    removals: tuple[K, ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.puts or self.removals)
+
+    def __len__(self) -> int:
+        return len(self.puts) + len(self.removals)
+
+
+def diff(desired: Mapping[K, V], actual: Mapping[K, V]) -> Delta[K, V]:
+    """What turns `actual` into `desired`, in the order of each mapping."""
+    return Delta(
+        puts=tuple((key, value) for key, value in desired.items() if actual.get(key) != value),
+        removals=tuple(key for key in actual if key not in desired),
+    )
+
+
+def plan_endpoints(
+    seen: Neighbours, ports: Mapping[int, Link], bridge: Link, subnet: IPv4Network
+) -> dict[IPv4Address, EndpointEntry]:
+    """Containers of ours whose address, MAC and port the kernel knows.
+
+    `ports`: by ifindex, those that carry our programs.
+    """
+    assert bridge.mac is not None
+    found = {}
+    for address, mac in seen.macs.items():
+        port = seen.ports.get(mac)
+        if port is not None and port in ports and address in subnet:
+            found[address] = EndpointEntry(port, mac, bridge.mac)
+    return found
+
+
+def plan_questions(seen: Neighbours, subnet: IPv4Network) -> list[IPv4Address]:
+    """Containers of ours to ask for by ARP: the bridge does not know where their MAC is.
+
+    So it is after a container took the address, and so the MAC, of one that is gone, and
+    only listens: the kernel believes the old answer for a minute, and the bridge floods.
+    """
+    return sorted(a for a in seen.unasked if a in subnet and seen.macs.get(a) not in seen.ports)
+
+
+def plan_filters(
+    programs: Mapping[str, int], uplink: int, vxlan: int, ports: Iterable[int]
+) -> dict[FilterKey, Filter]:
+    """Which program (by name -> id) hangs where. No programs: nothing hangs anywhere."""
+    if not programs:
+        return {}
+    places = {FilterKey(vxlan, False): "to_overlay"}
+    for port in ports:
+        places[FilterKey(port, True)] = "from_container"
+        places[FilterKey(port, False)] = "to_container"
+    # Last: until everything else is in place, what arrives takes the kernel path.
+    places[FilterKey(uplink, True)] = "from_wire"
+    return {key: Filter(name, programs[name]) for key, name in places.items()}
+
+
+def plan_bridge_mtu(bridge: Link, wanted: int, links: Iterable[Link]) -> int:
+    """`wanted`, but no more than the bridge has as long as containers run that were made for that.
+
+    What is too large for them a larger bridge would drop at their ports without a word. Where
+    the bridge is as small, the host says so to whom it is from.
+    """
+    ports = (link for link in links if link.master == bridge.ifindex and link.kind == "veth")
+    return min(bridge.mtu, wanted) if any(port.mtu == bridge.mtu for port in ports) else wanted
+
+
+def wants_xdp(mode: HookMode, uplink: Link) -> bool:
+    """Whether to try XDP on this uplink.
+
+    On a veth it costs more than it saves: the peer loses its segmentation offload, and
+    packets are copied. So `auto` leaves those to tc.
+    """
+    return mode is HookMode.XDP or (mode is HookMode.AUTO and uplink.kind != "veth")

@@ -1,0 +1,318 @@
+"""What an agent says about itself, for people (`ovctl status`) and for metrics. Pure.
+
+    report = AgentReport(...)       built by the agent after every reconcile
+    text   = to_json(report)        what <state_dir>/status.json holds
+    report = from_json(text)        the same value, or one clear error
+    good, why = health(report, now) the verdict, with a line per complaint
+
+Times are seconds since the epoch, durations seconds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Final
+
+from ctl.core.abi import Counter, Direction, Hook, PeerStats
+from ctl.core.errors import AgentError
+from ctl.core.model import Bypass, IPv4Address, IPv4Network
+from ctl.core.reasons import Verdict, reason
+
+FORMAT: Final = 1
+"""Version of the JSON; goes up when a field changes its meaning or goes away."""
+
+STALE_RECONCILES: Final = 3
+STALE_GRACE: Final = 30.0
+"""A reconcile is overdue after STALE_RECONCILES intervals and this many seconds."""
+
+LEASE_GRACE: Final = 60.0
+"""A lease without a known renewal time is near its end for its last so many seconds."""
+
+Fill = Mapping[str, tuple[int, int]]
+"""How full each map is: name -> (entries, capacity)."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseReport:
+    """The subnet that this node holds."""
+
+    subnet: IPv4Network
+    expires_at: float | None = None
+    """None: a reservation, which does not expire."""
+    renew_at: float | None = None
+    """When the agent means to renew it; None: a reservation, or not known."""
+    conflict: str = ""
+    """One line if another node holds the subnet: then this one is fenced."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreReport:
+    """The lease store as last seen; `url` is without credentials."""
+
+    url: str
+    up: bool = False
+    last_success: float | None = None
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KernelPort:
+    """A port without our programs, and why."""
+
+    name: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcileReport:
+    """How reconciling goes; counts since the agent's start."""
+
+    interval: float
+    """Seconds between two full reconciles."""
+    ok: int = 0
+    failed: int = 0
+    last_duration: float = 0.0
+    last_success: float | None = None
+    operations: Mapping[str, int] = field(default_factory=dict)
+    """Entries put or removed, by table."""
+    back_off: float = 0.0
+    """Seconds until the next try after a failure; 0: none is pending."""
+    error: str = ""
+    """Why the last one failed; empty if it did not."""
+
+
+@dataclass(frozen=True, slots=True)
+class AgentReport:
+    """One running node."""
+
+    version: str
+    pid: int
+    node: str
+    started_at: float
+    host: IPv4Address
+    store: StoreReport
+    reconcile: ReconcileReport
+    network: IPv4Network | None = None
+    """None until the store has a network."""
+    lease: LeaseReport | None = None
+    """None until a subnet is leased."""
+    backend: str = "vxlan"
+    vni: int = 0
+    port: int = 0
+    mtu: int = 0
+    """Largest inner IP packet, bytes."""
+    bridge: str = ""
+    uplink: str = ""
+    bypass: Bypass = Bypass.LEARNED
+    approval_ttl: float = 0.0
+    hook: str = "tc"
+    """In use at the uplink."""
+    hook_refused: str = ""
+    """Why XDP that was asked for is not; one line."""
+    program: str = ""
+    """Digest of the loaded programs; empty: none is loaded."""
+    ready: bool = False
+    not_ready: tuple[str, ...] = ()
+    """Why it is not ready, a line each."""
+    leases: int = 0
+    """Live leases in the store, our own included."""
+    peers_ebpf: int = 0
+    peers_kernel_path: int = 0
+    ports: tuple[str, ...] = ()
+    """Ports that carry our programs."""
+    kernel_ports: tuple[KernelPort, ...] = ()
+    problems: tuple[str, ...] = ()
+    """Conflicts, foreign programs, full maps, unparsable leases: a line each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Datapath:
+    """What the maps say at one moment."""
+
+    counters: Mapping[tuple[Hook, int], Counter] = field(default_factory=dict)
+    """(hook, reason's number) -> packets and bytes."""
+    peer_stats: Mapping[IPv4Address, PeerStats] = field(default_factory=dict)
+    fill: Fill = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """Overlay packets of one direction, by the path that carried them."""
+
+    bypass: int = 0
+    kernel: int = 0
+
+    @property
+    def percent(self) -> float | None:
+        """What eBPF carried, 0 to 100; None if nothing was carried at all."""
+        total = self.bypass + self.kernel
+        return 100 * self.bypass / total if total else None
+
+
+def to_dict(report: AgentReport) -> dict[str, Any]:
+    """What `to_json` writes; addresses are still values whose `str` is their JSON form."""
+    return {"format": FORMAT, **asdict(report)}
+
+
+def to_json(report: AgentReport) -> str:
+    """One JSON object with sorted keys, a newline at its end."""
+    return json.dumps(to_dict(report), default=str, sort_keys=True, indent=1, allow_nan=False) + "\n"
+
+
+def from_json(text: str) -> AgentReport:
+    """The report of `to_json`. AgentError if it is damaged or of another format."""
+    try:
+        raw = json.loads(text)
+        found = raw["format"]
+        if found == FORMAT:
+            return _report(raw)
+    except (ValueError, KeyError, TypeError) as error:
+        raise AgentError(f"the agent's status report is damaged: {error!r}") from error
+    raise AgentError(
+        f"the agent's status report has format {found}, this ovctl reads {FORMAT}: use the agent's own ovctl"
+    )
+
+
+def health(report: AgentReport, now: float, fill: Fill | None = None) -> tuple[bool, list[str]]:
+    """(healthy, complaints) of a report and the maps' fill at `now`, seconds since the epoch."""
+    conflict = _lease_conflict(report.lease)  # said below, once
+    why = [
+        *(f"not ready: {line}" for line in not_ready(report) if line not in conflict),
+        *(_overdue(report.reconcile, now) or _failing(report.reconcile)),
+        *([] if report.store.up else [f"store {report.store.url} unreachable: {report.store.error}"]),
+        *(_lease_trouble(report.lease, now) if report.lease else []),
+        *full_maps(fill or {}),
+        *_no_shortcut(report),
+    ]
+    return not why, why
+
+
+def readiness(report: AgentReport | None, now: float) -> str:
+    """Why the node cannot take new containers, in one line; empty if it can.
+
+    The store does not count: a node without it goes on serving what it knows.
+    """
+    if report is None:
+        return "no reconcile has finished yet"
+    lines = not_ready(report) + _lease_conflict(report.lease) + _overdue(report.reconcile, now)
+    return "; ".join(dict.fromkeys(lines))
+
+
+def not_ready(report: AgentReport) -> list[str]:
+    """The lines of `not_ready`, never empty for a report that is not ready."""
+    if report.ready:
+        return []
+    return list(report.not_ready) or [report.reconcile.error or "starting"]
+
+
+def full_maps(fill: Fill) -> list[str]:
+    """A line for each map that takes no new entry."""
+    return [
+        f"map {name} is full: {entries} of {capacity} entries"
+        for name, (entries, capacity) in sorted(fill.items())
+        if capacity and entries >= capacity
+    ]
+
+
+_ELSEWHERE: Final = frozenset(
+    {"not_configured", "not_ipv4", "not_overlay", "not_routed", "vlan", "vxlan_header"}
+)
+"""Reasons of packets that are none of the overlay's, whichever path they take."""
+
+_ENTRANCE: Final = {Direction.OUT: Hook.FROM_CONTAINER, Direction.IN: Hook.FROM_WIRE}
+"""Each overlay packet passes one of these once per direction; the learning hooks see it again."""
+
+
+def bypass_share(counters: Mapping[tuple[Hook, int], Counter]) -> dict[Direction, Share]:
+    """Who carried the overlay's packets since the maps were made; drops do not count.
+
+    Packets as they are on the wire: a TCP super-packet counts as its segments.
+    """
+    return {way: _share(counters, hook) for way, hook in _ENTRANCE.items()}
+
+
+def _share(counters: Mapping[tuple[Hook, int], Counter], entrance: Hook) -> Share:
+    by_verdict = {Verdict.BYPASS: 0, Verdict.PASS: 0}
+    for (hook, number), counter in counters.items():
+        row = reason(number)
+        if hook == entrance and row.verdict in by_verdict and row.label not in _ELSEWHERE:
+            by_verdict[row.verdict] += counter.packets
+    return Share(by_verdict[Verdict.BYPASS], by_verdict[Verdict.PASS])
+
+
+def _overdue(reconcile: ReconcileReport, now: float) -> list[str]:
+    if reconcile.last_success is None:
+        return ["no reconcile has succeeded yet" + _because(reconcile.error)]
+    age = now - reconcile.last_success
+    if age <= STALE_RECONCILES * reconcile.interval + STALE_GRACE:
+        return []
+    return [f"last successful reconcile was {age:.0f} s ago" + _because(reconcile.error)]
+
+
+def _no_shortcut(report: AgentReport) -> list[str]:
+    """Where programs are wanted, nothing failed, and none are there: `problems` says why."""
+    wanted = report.backend == "vxlan" and report.bypass is not Bypass.OFF
+    if not wanted or report.program or not report.ready or report.reconcile.error:
+        return []
+    return ["eBPF carries nothing: no programs are loaded"]
+
+
+def _failing(reconcile: ReconcileReport) -> list[str]:
+    return [f"reconciling fails: {reconcile.error}"] if reconcile.error else []
+
+
+def _because(error: str) -> str:
+    return f": {error}" if error else ""
+
+
+def _lease_trouble(lease: LeaseReport, now: float) -> list[str]:
+    if lease.conflict or lease.expires_at is None:
+        return _lease_conflict(lease)
+    left = lease.expires_at - now
+    if left <= 0:
+        return [f"lease {lease.subnet} expired {-left:.0f} s ago"]
+    if left < _lease_margin(lease):
+        return [f"lease {lease.subnet} expires in {left:.0f} s and was not renewed"]
+    return []
+
+
+def _lease_conflict(lease: LeaseReport | None) -> list[str]:
+    return [f"lease conflict: {lease.conflict}"] if lease and lease.conflict else []
+
+
+def _lease_margin(lease: LeaseReport) -> float:
+    """Half of the time kept for renewing: then something is wrong with renewing."""
+    if lease.expires_at is None or lease.renew_at is None:
+        return LEASE_GRACE
+    return (lease.expires_at - lease.renew_at) / 2
+
+
+def _report(raw: dict[str, Any]) -> AgentReport:
+    """From parsed JSON; KeyError, TypeError or ValueError for what does not fit."""
+    known = {name: raw[name] for name in AgentReport.__slots__}
+    known["host"] = IPv4Address(raw["host"])
+    known["network"] = _optional_network(raw["network"])
+    known["bypass"] = Bypass(raw["bypass"])
+    known["store"] = _fields(StoreReport, raw["store"])
+    known["reconcile"] = _fields(ReconcileReport, raw["reconcile"])
+    known["lease"] = _lease(raw["lease"])
+    known["kernel_ports"] = tuple(_fields(KernelPort, port) for port in raw["kernel_ports"])
+    for name in ("not_ready", "ports", "problems"):
+        known[name] = tuple(raw[name])
+    return AgentReport(**known)
+
+
+def _fields(kind: Any, raw: dict[str, Any]) -> Any:
+    return kind(**{name: raw[name] for name in kind.__slots__})
+
+
+def _optional_network(text: str | None) -> IPv4Network | None:
+    return None if text is None else IPv4Network(text)
+
+
+def _lease(raw: dict[str, Any] | None) -> LeaseReport | None:
+    if raw is None:
+        return None
+    return LeaseReport(IPv4Network(raw["subnet"]), raw["expires_at"], raw["renew_at"], raw["conflict"])

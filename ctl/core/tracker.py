@@ -1,0 +1,92 @@
+"""Desired and actual state of one table, change by change. Pure.
+
+    tracker.put(key, value) / tracker.drop(key)     what is wanted has changed
+    tracker.saw(table.read())                       what is there, after a doubt
+    delta = tracker.delta()                         what has to be done, if anything
+    tracker.done(delta)                             it was done
+    tracker.doubt()                                 someone else may have been at it: read again
+
+What is there is not kept: it is what is wanted, but for the keys that are due. So a change
+costs what it changes, and not what the table holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Generic, TypeVar
+
+from ctl.core.plan import Delta
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Tracker(Generic[K, V]):
+    """One table's desired state, and what of it is not in place yet."""
+
+    def __init__(self) -> None:
+        self.desired: dict[K, V] = {}
+        self.known: bool = False
+        """Whether what is there is known, but for what is due."""
+        self._due: dict[K, None] = {}
+        """Keys to put, in the order in which they came."""
+        self._stale: dict[K, V | None] = {}
+        """Keys to remove, with the value that is there; None: not known which."""
+
+    def __bool__(self) -> bool:
+        """Whether there is something to do, or to find out."""
+        return bool(not self.known or self._due or self._stale)
+
+    def put(self, key: K, value: V) -> None:
+        """`key` is to have `value`."""
+        if key in self.desired:
+            if self.desired[key] != value:
+                self.desired[key] = value
+                self._due[key] = None
+            return
+        self.desired[key] = value
+        if self._stale.pop(key, None) != value:
+            self._due[key] = None
+
+    def drop(self, key: K) -> None:
+        """`key` is not to be there; nothing if it was not to be anyway."""
+        if key not in self.desired:
+            return
+        was = self.desired.pop(key)
+        due = key in self._due
+        self._due.pop(key, None)
+        # Perhaps it never got there; to remove what is missing does no harm.
+        self._stale[key] = None if due else was
+
+    def want(self, desired: Mapping[K, V]) -> None:
+        """All that is to be there, and nothing else."""
+        for key in self.desired.keys() - desired.keys():
+            self.drop(key)
+        for key, value in desired.items():
+            self.put(key, value)
+
+    def doubt(self) -> None:
+        """What is there may be anything: `saw` has to tell."""
+        self.known = False
+
+    def saw(self, actual: Mapping[K, V]) -> None:
+        """The whole table, read now."""
+        get = actual.get
+        self._due = {key: None for key, value in self.desired.items() if get(key) != value}
+        self._stale = {key: value for key, value in actual.items() if key not in self.desired}
+        self.known = True
+
+    def delta(self) -> Delta[K, V]:
+        """What is to be done now. Call `saw` first where `known` is false."""
+        return Delta(
+            puts=tuple((key, self.desired[key]) for key in self._due),
+            removals=tuple(self._stale),
+        )
+
+    def done(self, delta: Delta[K, V]) -> None:
+        """These changes were made, and nothing else has been since."""
+        for key, _ in delta.puts:
+            self._due.pop(key, None)
+        for key in delta.removals:
+            self._stale.pop(key, None)
+        self.known = True

@@ -1,0 +1,1 @@
+"""Programs and maps: compiled, loaded, pinned, read."""

@@ -1,0 +1,345 @@
+"""The pinned maps: creating, adopting, reading, and keeping them as desired.
+
+Pins live in `<bpffs>/v<LAYOUT>/maps/`. A map is used only if type, sizes and capacity
+are what this version wants: bpf(2) would let a program read another layout.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from pathlib import Path
+from typing import Final, Self
+
+from ctl.core import abi
+from ctl.core.abi import Counter, EndpointEntry, FlowEntry, FlowKey, Hook, NodeEntry, PeerEntry, PeerStats
+from ctl.core.errors import AgentUnreachable, KernelError
+from ctl.kernel.bpf import bpffs, syscall
+from ctl.kernel.bpf.source import PROGRAMS
+from ctl.kernel.bpf.table import MapTable, refused
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a map has to be; sizes in bytes."""
+
+    kind: str
+    key: int
+    value: int
+    entries: int
+
+    def matches(self, info: syscall.MapInfo) -> bool:
+        return (info.type, info.key_size, info.value_size, info.max_entries) == (
+            syscall.MAP_TYPES[self.kind],
+            self.key,
+            self.value,
+            self.entries,
+        )
+
+
+RING_BYTES: Final = 1 << 16
+
+_VTEP_SLACK: Final = 1024
+"""Known VTEPs beyond `peers`: each CPU of a hash map keeps some free entries to itself."""
+
+_COUNT_S: Final = 1.0
+"""Seconds for which a count of the flows is good: there may be a million of them."""
+
+
+def specs(peers: int, endpoints: int, flows: int) -> dict[str, Spec]:
+    """The seven maps for these capacities (entries)."""
+    return {
+        "peers": Spec("hash", 4, abi.PEER.size, peers),
+        "endpoints": Spec("hash", 4, abi.ENDPOINT.size, endpoints),
+        "flows": Spec("lru_hash", abi.FLOW_KEY.size, abi.FLOW.size, flows),
+        "node": Spec("array", 4, abi.NODE.size, 1),
+        "counters": Spec("percpu_array", 4, abi.COUNTER.size, abi.HOOK_MAX * abi.REASON_MAX),
+        "peer_stats": Spec("percpu_hash", 4, abi.PEER_STATS.size, peers + _VTEP_SLACK),
+        "events": Spec("ringbuf", 0, 0, RING_BYTES),
+    }
+
+
+def layout_dir(root: str | Path) -> Path:
+    """Where pins of this layout live; `root` is --bpffs."""
+    return Path(root) / f"v{abi.LAYOUT}"
+
+
+def _index(number: int) -> bytes:
+    return struct.pack("=I", number)
+
+
+_ADDRESS: Final = (lambda ip: ip.packed, IPv4Address)
+
+
+class Maps:
+    """The open maps of one node. Reading never changes anything.
+
+    `clock`: seconds, monotonic.
+    """
+
+    def __init__(self, raw: dict[str, syscall.Map], clock: Callable[[], float] = time.monotonic) -> None:
+        self._raw, self._clock = raw, clock
+        self._flows_counted: tuple[float, int] | None = None
+        """When, and how many."""
+        self.peer_table: Final = MapTable[IPv4Address, PeerEntry](
+            "peers", raw["peers"], _ADDRESS, (PeerEntry.pack, PeerEntry.unpack), "--peers-max"
+        )
+        self.endpoint_table: Final = MapTable[IPv4Address, EndpointEntry](
+            "endpoints",
+            raw["endpoints"],
+            _ADDRESS,
+            (EndpointEntry.pack, EndpointEntry.unpack),
+            "--endpoints-max",
+        )
+        # Only which hosts are in it matters: the programs keep the numbers.
+        self.vtep_table: Final = MapTable[IPv4Address, bool](
+            "peer_stats",
+            raw["peer_stats"],
+            _ADDRESS,
+            (lambda _: bytes(abi.PEER_STATS.size), lambda _: True),
+            "--peers-max",
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        for raw in self._raw.values():
+            raw.close()
+
+    def fd(self, name: str) -> int:
+        return self._raw[name].fd
+
+    def ids(self) -> frozenset[int]:
+        """The kernel's ids: a program that uses another is not ours to adopt."""
+        return frozenset(raw.info.id for raw in self._raw.values())
+
+    def repin(self, root: str | Path) -> bool:
+        """Pin again what is not pinned below `root` any more; True if something was. KernelError."""
+        return bpffs.pin_missing(layout_dir(root) / "maps", {name: raw.fd for name, raw in self._raw.items()})
+
+    def peers(self) -> Mapping[IPv4Address, PeerEntry]:
+        """By base address of the subnet; its prefix length is `node().subnet.prefixlen`."""
+        return self.peer_table.read()
+
+    def endpoints(self) -> Mapping[IPv4Address, EndpointEntry]:
+        return self.endpoint_table.read()
+
+    def flows(self) -> dict[FlowKey, FlowEntry]:
+        return {FlowKey.unpack(key): FlowEntry.unpack(values[0]) for key, values in self._items("flows")}
+
+    def flush_flows(self) -> int:
+        """Withdraw every approval; returns how many there were."""
+        keys = [key for key, _ in self._items("flows")]
+        with refused("map flows cannot be emptied"):
+            return sum(self._raw["flows"].delete(key) for key in keys)
+
+    def lookup_peer(self, subnet: IPv4Address) -> PeerEntry | None:
+        found = self._lookup("peers", subnet.packed)
+        return PeerEntry.unpack(found[0]) if found else None
+
+    def lookup_endpoint(self, address: IPv4Address) -> EndpointEntry | None:
+        found = self._lookup("endpoints", address.packed)
+        return EndpointEntry.unpack(found[0]) if found else None
+
+    def node(self) -> NodeEntry | None:
+        found = self._lookup("node", _index(0))
+        return NodeEntry.unpack(found[0]) if found else None
+
+    def write_node(self, entry: NodeEntry) -> None:
+        with refused("map node cannot be written"):
+            self._raw["node"].update(_index(0), entry.pack())
+
+    def counters(self) -> dict[tuple[Hook, int], Counter]:
+        """By hook and number of the reason; only those that ever counted."""
+        result = {}
+        for hook in Hook:
+            for number in range(abi.REASON_MAX):
+                values = self._lookup("counters", _index(hook * abi.REASON_MAX + number))
+                counter = Counter.unpack(values or [])
+                if counter.packets:
+                    result[hook, number] = counter
+        return result
+
+    def peer_stats(self) -> dict[IPv4Address, PeerStats]:
+        return {IPv4Address(key): PeerStats.unpack(rows) for key, rows in self._items("peer_stats")}
+
+    def fill(self) -> dict[str, tuple[int, int]]:
+        """(entries, capacity) of each map that can fill up; that of the flows may be a second old."""
+        counts = {name: self._count(name) for name in ("peers", "endpoints")}
+        counts |= {"flows": self._count_flows(), "peer_stats": self._count("peer_stats")}
+        return {name: (count, self._raw[name].info.max_entries) for name, count in counts.items()}
+
+    def _count_flows(self) -> int:
+        now = self._clock()
+        if self._flows_counted is None or now - self._flows_counted[0] >= _COUNT_S:
+            self._flows_counted = now, self._count("flows")
+        return self._flows_counted[1]
+
+    def _count(self, name: str) -> int:
+        with refused(f"map {name} cannot be read"):
+            return self._raw[name].count()
+
+    def _items(self, name: str) -> list[tuple[bytes, list[bytes]]]:
+        with refused(f"map {name} cannot be read"):
+            return list(self._raw[name].items())
+
+    def _lookup(self, name: str, key: bytes) -> list[bytes] | None:
+        with refused(f"map {name} cannot be read"):
+            return self._raw[name].lookup(key)
+
+
+def open_maps(root: str | Path) -> Maps:
+    """The maps of a node, from its pins, for reading.
+
+    AgentUnreachable if there are none, KernelError if they may not be opened.
+    """
+    directory = layout_dir(root) / "maps"
+    raw: dict[str, syscall.Map] = {}
+    try:
+        for name in specs(0, 0, 0):
+            raw[name] = syscall.Map(syscall.obj_get(str(directory / name)))
+    except FileNotFoundError as error:
+        _close(raw)
+        raise AgentUnreachable(
+            f"no maps under {root}: no agent has run here (or --bpffs is another)"
+        ) from error
+    except OSError as error:
+        _close(raw)
+        raise KernelError(
+            f"cannot open the maps under {directory}: {error.strerror} (are you root?)"
+        ) from error
+    return Maps(raw)
+
+
+def _close(raw: Mapping[str, syscall.Map]) -> None:
+    for each in raw.values():
+        each.close()
+
+
+def mismatch(root: str | Path, wanted: Mapping[str, Spec]) -> str | None:
+    """Why what is pinned cannot be adopted, in words; None if it can (or nothing is there).
+
+    KernelError if it may not be looked at.
+    """
+    layout = layout_dir(root)
+    with refused(f"cannot look at {layout}"):
+        missing = [name for name in wanted if not (layout / "maps" / name).exists()]
+        programs = any(layout.glob("progs-*"))
+    if missing and programs:
+        # They would go on with maps that nobody fills any more.
+        return f"programs without maps: {missing[0]} is missing"
+    if len(missing) == len(wanted):
+        return None
+    differ = (_difference(layout / "maps" / name, spec) for name, spec in wanted.items())
+    return next((why for why in differ if why), None)
+
+
+def _difference(path: Path, spec: Spec) -> str | None:
+    try:
+        with closing(syscall.Map(syscall.obj_get(str(path)))) as raw:
+            return None if spec.matches(raw.info) else f"{path.name} is {raw.info}, wanted {spec}"
+    except FileNotFoundError:
+        return f"{path.name} is missing"
+    except PermissionError as error:
+        raise KernelError(f"cannot open {path}: {error.strerror}") from error
+    except OSError as error:
+        return f"{path.name} cannot be opened: {error.strerror}"
+
+
+def pinned_seed(root: str | Path) -> int:
+    """The flow_seed of the pinned map `node`; 0 if there is none that this layout can read."""
+    path = layout_dir(root) / "maps" / "node"
+    with suppress(OSError), closing(syscall.Map(syscall.obj_get(str(path)))) as raw:
+        if specs(0, 0, 0)["node"].matches(raw.info):
+            entry = NodeEntry.unpack(next(iter(raw.lookup(_index(0)) or [b""])))
+            return entry.flow_seed if entry else 0
+    return 0
+
+
+def create_or_adopt(root: str | Path, wanted: Mapping[str, Spec]) -> Maps:
+    """Open every pinned map, make and pin those that are missing. KernelError."""
+    directory = layout_dir(root) / "maps"
+    raw: dict[str, syscall.Map] = {}
+    try:
+        bpffs.make_private(directory)
+        for name, spec in wanted.items():
+            raw[name] = syscall.Map(_open_or_create(directory / name, name, spec))
+    except OSError as error:
+        _close(raw)
+        raise KernelError(f"cannot create the maps under {directory}: {error.strerror}") from error
+    return Maps(raw)
+
+
+def _open_or_create(path: Path, name: str, spec: Spec) -> int:
+    with suppress(FileNotFoundError):
+        return syscall.obj_get(str(path))
+    with syscall.passed_on(syscall.map_create(spec.kind, name, spec.key, spec.value, spec.entries)) as fd:
+        syscall.obj_pin(fd, str(path))
+        return fd
+
+
+def unpin_all(root: str | Path) -> bool:
+    """Remove the pins of every layout below `root`, and the directories that this leaves empty.
+
+    Only what we make: of this layout by name, of others whatever is in the directories
+    for pins; and nothing outside of a bpffs. False if nothing was removed. KernelError.
+    """
+    top = Path(root)
+    if not top.is_dir() or not bpffs.holds(top):
+        return False
+    with refused(f"cannot remove the pins under {top}"):
+        removed = [_unpin_layout(path) for _, path in _layouts(top)]
+        return bpffs.remove_empty(top) or any(removed)
+
+
+def unpin_older_layouts(root: str | Path) -> None:
+    """Remove what earlier versions have pinned below `root`: last, when nobody uses it. KernelError."""
+    with refused(f"cannot remove the pins under {root}"):
+        for number, path in _layouts(Path(root)):
+            if number < abi.LAYOUT:
+                _unpin_layout(path)
+
+
+def newer_layout(root: str | Path) -> int | None:
+    """The highest layout that is pinned below `root` and that this version does not know. KernelError."""
+    with refused(f"cannot look at {root}"):
+        pinned = (number for number, path in _layouts(Path(root)) if any(path.glob("*/*")))
+        highest = max(pinned, default=abi.LAYOUT)
+    return highest if highest > abi.LAYOUT else None
+
+
+def _layouts(root: Path) -> list[tuple[int, Path]]:
+    """Numbers and directories of the layouts that are there."""
+    if not root.is_dir():
+        return []
+    return [
+        (int(path.name[1:]), path)
+        for path in root.iterdir()
+        if _LAYOUT.fullmatch(path.name) and _is_own_dir(path)
+    ]
+
+
+_LAYOUT: Final = re.compile(r"v[0-9]+")
+
+
+def _unpin_layout(layout: Path) -> bool:
+    ours = layout.name == f"v{abi.LAYOUT}"
+    removed = [
+        bpffs.unpin(home, (specs(0, 0, 0) if home.name == "maps" else PROGRAMS) if ours else None)
+        for home in (layout / "maps", *layout.glob("progs-*"))
+        if _is_own_dir(home)
+    ]
+    return bpffs.remove_empty(layout) or any(removed)
+
+
+def _is_own_dir(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()

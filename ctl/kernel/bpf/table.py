@@ -1,0 +1,72 @@
+"""A map as a table for reconciling, and the words for what the kernel refuses."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Generic, TypeVar
+
+from ctl.core.errors import KernelError
+from ctl.core.plan import Delta
+from ctl.kernel.bpf import syscall
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+@contextmanager
+def refused(what: str) -> Iterator[None]:
+    """An OSError of the block as KernelError: `what`, and why."""
+    try:
+        yield
+    except OSError as error:
+        raise KernelError(f"{what}: {error.strerror or error}") from error
+
+
+class MapTable(Generic[K, V]):
+    """A map as a table for reconciling (ctl.core.ports.Table)."""
+
+    def __init__(
+        self,
+        name: str,
+        raw: syscall.Map,
+        key: tuple[Callable[[K], bytes], Callable[[bytes], K]],
+        value: tuple[Callable[[V], bytes], Callable[[bytes], V]],
+        setting: str,
+    ) -> None:
+        self._name, self._raw, self._setting = name, raw, setting
+        self._pack_key, self._unpack_key = key
+        self._pack_value, self._unpack_value = value
+
+    def read(self) -> Mapping[K, V]:
+        with refused(f"map {self._name} cannot be read"):
+            return {self._unpack_key(key): self._unpack_value(values[0]) for key, values in self._raw.items()}
+
+    def apply(self, delta: Delta[K, V]) -> None:
+        """Removals first, for the room they make; the rest is tried after a failure. KernelError."""
+        kept = [error for gone in delta.removals if (error := self._delete(gone))]
+        lost = [error for key, value in delta.puts if (error := self._put(key, value))]
+        if lost:
+            raise KernelError(f"map {self._name}: {len(lost)} entries not stored: {self._why(lost[-1])}")
+        if kept:
+            raise KernelError(f"map {self._name}: {len(kept)} entries not removed: {self._why(kept[-1])}")
+
+    def _delete(self, key: K) -> OSError | None:
+        try:
+            self._raw.delete(self._pack_key(key))
+        except OSError as error:
+            return error
+        return None
+
+    def _put(self, key: K, value: V) -> OSError | None:
+        try:
+            self._raw.update(self._pack_key(key), self._pack_value(value))
+        except OSError as error:
+            return error
+        return None
+
+    def _why(self, error: OSError) -> str:
+        if error.errno == errno.E2BIG:
+            return f"it is full with {self._raw.info.max_entries} entries, raise {self._setting}"
+        return error.strerror or str(error)

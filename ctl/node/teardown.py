@@ -1,0 +1,105 @@
+"""Removing a node's datapath: everything of ours on this host, and only that."""
+
+from __future__ import annotations
+
+from contextlib import closing
+
+from ctl.backend.plain import remove_tunnels
+from ctl.core.errors import AgentError
+from ctl.core.host import OWNER
+from ctl.core.plan import diff
+from ctl.kernel import firewall, flannel, sysctl
+from ctl.kernel.bpf import maps
+from ctl.kernel.hooks import xdp
+from ctl.kernel.hooks.filters import Filters
+from ctl.kernel.netlink.session import Netlink
+from ctl.kernel.netlink.tables import Routes
+from ctl.node.takeover import hand_over
+from ctl.process import statedir
+from ctl.settings.config import Settings
+
+
+def teardown(settings: Settings, netlink: Netlink) -> list[str]:
+    """Take everything away; returns what was removed, a line each. KernelError, AgentError.
+
+    Programs first: from then on the kernel path carries alone, until its devices go.
+    """
+    done = [*_programs(settings, netlink), *_routes(netlink)]
+    if maps.unpin_all(settings.bpffs):
+        done.append(f"pins under {settings.bpffs}")
+    done += _devices(settings, netlink)
+    if firewall.remove():
+        done.append("masquerade and forwarding rules")
+    sysctl.restore(settings.state_dir / statedir.SYSCTLS)
+    # A flanneld that runs again has written the file anew, where both are told the same place.
+    return done + _files(settings, keep_env=flannel.running() is not None)
+
+
+def give_to_flannel(settings: Settings, netlink: Netlink) -> list[str]:
+    """Leave a datapath that flanneld adopts; returns what was done, a line each. KernelError, AgentError.
+
+    What flanneld replaces only once it runs stays until then: rules, kernel settings, and
+    subnet.env. An ordinary teardown takes these away afterwards.
+    """
+    done = _programs(settings, netlink, keep_clsact=True)
+    if maps.unpin_all(settings.bpffs):
+        done.append(f"pins under {settings.bpffs}")
+    done += hand_over(settings, netlink)
+    return done + _files(settings, keep_env=True)
+
+
+def _programs(settings: Settings, netlink: Netlink, *, keep_clsact: bool = False) -> list[str]:
+    links = netlink.links()
+    # First: what it has decapsulated is for from_wire to deliver.
+    ahead = xdp.remove_all(netlink, links, settings.bpffs)
+    with closing(Filters(netlink.rtnl, settings.bpffs)) as filters:
+        found = filters.read_on(links)
+        filters.apply(diff({}, found))
+        if not keep_clsact:
+            filters.remove_clsact()
+    names = sorted({*ahead, *(links[key.ifindex].name for key in found)})
+    return [f"programs on {', '.join(names)}"] if names else []
+
+
+def _routes(netlink: Netlink) -> list[str]:
+    routes = Routes(netlink.rtnl)
+    delta = diff({}, routes.read())
+    routes.apply(delta)
+    return [f"{len(delta)} routes"] if delta else []
+
+
+def _devices(settings: Settings, netlink: Netlink) -> list[str]:
+    """Devices that carry our mark, by whatever name; a bridge only when nothing is plugged in any more."""
+    links = netlink.links()
+    gone = remove_tunnels(netlink, links.values(), settings.state_dir)
+    done = [f"tunnel {name}" for name in gone]
+    busy = {link.master for link in links.values() if link.name not in gone}
+    for link in links.values():
+        if link.alias != OWNER or link.kind != "bridge":
+            continue
+        if link.ifindex in busy:
+            done.append(f"kept bridge {link.name}: it still has ports")
+            continue
+        netlink.remove(link)
+        done.append(f"bridge {link.name}")
+    return done
+
+
+def _files(settings: Settings, *, keep_env: bool = False) -> list[str]:
+    state, env = settings.state_dir, settings.subnet_file
+    ours = (state / name for name in (statedir.REPORT, statedir.VTEP_MAC, statedir.FENCED))
+    named = [*ours, *(() if keep_env else (env,))]
+    try:
+        paths = sorted(
+            {
+                *(path for path in named if path.exists()),
+                *state.glob("programs-*.json"),
+                *statedir.leftovers(state),
+                *statedir.leftovers(env.parent, env.name),
+            }
+        )
+        for path in paths:
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise AgentError(f"cannot remove {error.filename}: {error.strerror}") from error
+    return [f"files {', '.join(map(str, paths))}"] if paths else []

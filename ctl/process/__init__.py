@@ -1,0 +1,1 @@
+"""A process's own means: its state directory, clocks, back-off, what it tells systemd."""

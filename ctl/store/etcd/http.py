@@ -1,0 +1,256 @@
+"""HTTP to one member of etcd: requests with a deadline, and endless responses.
+
+etcd's JSON gateway over the standard library's http.client. An agent imports that module
+already (for its metrics server), so it costs no memory; `requests` would cost every agent
+10 MB and etcd3gw 15 MB, and both start slower. What a client library would add, failover,
+authentication and a watch that notices being cut off, they do not have either.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import http.client
+import json
+import socket
+import ssl
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from ctl.core.errors import ConfigError
+from ctl.process.timed import TimedSocket
+from ctl.settings.endpoint import Endpoint
+from ctl.store.etcd.names import Address, Name
+
+Json = dict[str, Any]
+
+KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 3), (socket.TCP_KEEPCNT, 3))
+"""TCP's own probes, seconds and count: a host that vanished is noticed within 14 s."""
+
+READ_BYTES: Final = 1 << 16
+
+TRANSPORT_ERRORS: Final = (OSError, http.client.HTTPException)
+"""What a member that is away, or is no etcd, looks like from here."""
+
+
+class HandshakeClosed(ConnectionError):
+    """The other end took the connection, and closed it instead of speaking TLS.
+
+    A server without TLS does so, or one that is just going down: which of the two cannot be told.
+    """
+
+
+def tls_context(cafile: str, certfile: str, keyfile: str) -> ssl.SSLContext:
+    """Verifying context; "" means the system's CAs, and no client certificate. ConfigError names the file."""
+    context = ssl.create_default_context()
+    for what, files in (("CA", (cafile,)), ("client certificate", (certfile, keyfile))):
+        if not files[0]:
+            continue
+        try:
+            if what == "CA":
+                # Ours alone: whoever names a CA means that one and not the public ones.
+                context = ssl.create_default_context(cafile=cafile)
+            else:
+                # A key with a passphrase would make OpenSSL ask the terminal.
+                context.load_cert_chain(certfile, keyfile, password="")
+        except (OSError, ValueError) as error:
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+            raise ConfigError(f"etcd {what} {' and '.join(files)}: {reason}") from error
+    return context
+
+
+class _Connection(http.client.HTTPConnection):
+    """An open connection. It never connects by itself, which would take any time."""
+
+    auto_open = 0
+    sock: Any
+    """The timed socket; None once it is closed."""
+
+    def __init__(self, endpoint: Endpoint, sock: socket.socket, seconds: float) -> None:
+        super().__init__(endpoint.host, endpoint.port)
+        self.sock = self.timed = TimedSocket(sock, seconds)
+
+    def usable(self) -> bool:
+        """Whether another request can be sent, as far as this end knows."""
+        return self.sock is not None and _is_ours(self.timed.socket)
+
+    def send_json(self, path: str, body: Json, headers: Mapping[str, str]) -> None:
+        data = json.dumps(body, separators=(",", ":")).encode()
+        try:
+            self.request("POST", path, data, {"Content-Type": "application/json", **headers})
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
+            # In TLS 1.3 a client's certificate is refused after the handshake: the alert that
+            # says so may lie unread in front of the end that the write ran into.
+            if isinstance(self.timed.socket, ssl.SSLSocket):
+                self.timed.socket.recv(1)
+            raise
+
+
+class Channel:
+    """One endpoint, and a connection to it that is kept open between requests.
+
+    Not for several threads at once. A `timeout` is of seconds in which all is done: the
+    name's look-up, the connection, the request and its answer. Raises TRANSPORT_ERRORS.
+    """
+
+    def __init__(self, endpoint: Endpoint, context: ssl.SSLContext | None) -> None:
+        self.endpoint = endpoint
+        self._name = Name(endpoint.host, endpoint.port)
+        self._context = context
+        self._connection: _Connection | None = None
+
+    def post(self, path: str, body: Json, headers: Mapping[str, str], timeout: float) -> tuple[int, bytes]:
+        """Status and body of the answer. Sent twice if an idle connection turns out to be closed."""
+        until = time.monotonic() + timeout
+        if self._connection is not None and not self._connection.usable():
+            self.close()  # it would take a whole timeout to find out
+        if self._connection is not None:
+            self._connection.timed.allow(timeout)
+            with contextlib.suppress(ConnectionError, ssl.SSLEOFError):
+                return self._post(self._connection, path, body, headers)
+        self._connection = self._connect(until)
+        return self._post(self._connection, path, body, headers)
+
+    def _post(
+        self, connection: _Connection, path: str, body: Json, headers: Mapping[str, str]
+    ) -> tuple[int, bytes]:
+        done = False
+        try:
+            connection.send_json(path, body, headers)
+            response = connection.getresponse()
+            data = response.read()
+            done = True
+            return response.status, data
+        finally:
+            if not done:
+                self.close()
+
+    def open(self, path: str, body: Json, headers: Mapping[str, str], timeout: float) -> Stream:
+        """A request whose answer goes on: on a connection of its own.
+
+        The answer has `timeout` to begin, and to say something as long again.
+        """
+        connection = self._connect(time.monotonic() + timeout)
+        try:
+            connection.send_json(path, body, headers)
+            response = connection.getresponse()
+            connection.timed.allow(timeout)
+            return Stream(self.endpoint, connection, connection.timed, response)
+        except BaseException:
+            connection.close()
+            raise
+
+    def _connect(self, until: float) -> _Connection:
+        sock = connect(self._name.addresses(_left(until)), until)
+        try:
+            if self.endpoint.tls:
+                sock = self._shake_hands(sock, until)
+            return _Connection(self.endpoint, sock, _left(until))
+        except BaseException:
+            sock.close()
+            raise
+
+    def _shake_hands(self, sock: socket.socket, until: float) -> ssl.SSLSocket:
+        context = self._context or ssl.create_default_context()
+        sock.settimeout(_left(until))
+        try:
+            return context.wrap_socket(sock, server_hostname=self.endpoint.host)
+        except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
+            raise HandshakeClosed("TLS: closed in the handshake; a server without TLS?") from None
+
+    def close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def connect(addresses: Sequence[Address], until: float) -> socket.socket:
+    """To the first that answers; each may take its share of the time up to `until`. OSError of the first."""
+    failures = []
+    for number, (family, address) in enumerate(addresses):
+        try:
+            return _connect_to(family, address, _left(until) / (len(addresses) - number))
+        except OSError as error:
+            failures.append(error)
+    raise failures[0]
+
+
+def _connect_to(family: socket.AddressFamily, address: Any, seconds: float) -> socket.socket:
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.settimeout(seconds)
+        sock.connect(address)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def _left(until: float) -> float:
+    """Seconds until then. TimeoutError if there are none."""
+    left = until - time.monotonic()
+    if left <= 0:
+        raise TimeoutError("timed out")
+    return left
+
+
+def _is_ours(sock: socket.socket) -> bool:
+    """Whether the address at our end of a connection is still one of this host. True if it is not known."""
+    try:
+        address = sock.getsockname()[0]
+        with socket.socket(sock.family, socket.SOCK_DGRAM) as other:
+            other.bind((address, 0))
+    except OSError as error:
+        return error.errno != errno.EADDRNOTAVAIL
+    return True
+
+
+class Stream:
+    """An answer of one JSON object per line, that never ends by itself."""
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        connection: http.client.HTTPConnection,
+        timed: TimedSocket,
+        response: http.client.HTTPResponse,
+    ) -> None:
+        self.endpoint = endpoint
+        self.status = response.status
+        self._connection, self._timed, self._response = connection, timed, response
+        for option, value in KEEPALIVE:
+            timed.socket.setsockopt(socket.IPPROTO_TCP, option, value)
+        timed.socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+
+    def body(self) -> bytes:
+        """The whole of an answer that is an error, and so does end."""
+        return self._response.read()
+
+    def patient(self) -> None:
+        """From now on silence is no failure."""
+        self._timed.allow(None)
+
+    def __iter__(self) -> Iterator[Json]:
+        """The objects as they come. ValueError on what is no JSON object; ends when the member closes."""
+        rest = b""
+        while data := self._response.read1(READ_BYTES):
+            *lines, rest = (rest + data).split(b"\n") if b"\n" in data else (rest + data,)
+            for line in lines:
+                if line.strip():
+                    value = json.loads(line)
+                    if not isinstance(value, dict):
+                        raise ValueError("not a JSON object")
+                    yield value
+
+    def abort(self) -> None:
+        """End it, from any thread: whoever reads it sees its end."""
+        with contextlib.suppress(OSError):
+            # Not SSLSocket.shutdown, which takes the TLS state from under a reader.
+            socket.socket.shutdown(self._timed.socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """By the reading thread, when it is done."""
+        self._response.close()
+        self._connection.close()
