@@ -9,7 +9,7 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -248,3 +248,11 @@ class Host(Namespace):
         ours = {key: value for key, value in os.environ.items() if not key.startswith("OVNET_")}
         ours["TMPDIR"] = str(self.lab.dir)  # what a killed compiler leaves goes with the lab
         return {**ours, **self.env, **(extra or {})}
+
+
+def started(hosts: Iterable[Host], *flags: str) -> dict[str, Agent]:
+    """Agents of several hosts, by the host's name, started at once; returns when all are ready."""
+    agents = {host.name: host.agent(*flags, wait=False) for host in hosts}
+    for agent in agents.values():
+        agent.wait_ready()
+    return agents

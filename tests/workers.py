@@ -14,6 +14,8 @@ from xdist.scheduler import LoadFileScheduling
 
 TOGETHER: Final = ("tests/netns/parity/",)
 """Directories whose fixtures are of the package: three pairs of nodes, seconds of work each."""
+APART: Final = ("tests/chaos/",)
+"""Directories whose tests share nothing, and are long: each goes to the worker that is free."""
 LONG: Final = (
     "tests/netns/test_resilience.py",
     "tests/netns/test_two_hosts.py",
@@ -26,7 +28,9 @@ LONG: Final = (
 
 
 def scope(nodeid: str) -> str:
-    """What is given to one worker as a whole: a directory of TOGETHER, or a file."""
+    """What is given to one worker as a whole: a directory of TOGETHER, a test of APART, or a file."""
+    if nodeid.startswith(APART):
+        return nodeid
     return next((each for each in TOGETHER if nodeid.startswith(each)), nodeid.partition("::")[0])
 
 

@@ -9,11 +9,19 @@ import pytest
 from ctl.kernel.bpf import bpffs
 from ctl.kernel.bpf.maps import unpin_all
 from tests.datapath import Datapath
-from tests.lab import Lab
+from tests.lab import Lab, hold_bpffs
 from tests.namespace import Namespace
 
 PORT = 77
 """Ifindex of an interface that is nowhere but in the namespace `ports`."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def bpffs_is_there() -> Iterator[None]:
+    """Else the last lab of another ring could unmount it, between two pins of ours."""
+    release = hold_bpffs()
+    yield
+    release()
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from tests.packets import ICMP, IP_LEN, TCP, UDP, Tunnel
 from tests.process import wait_until
 
 ENCAP, DECAP = 1, 2
-SECONDS = 5
+SECONDS = 30
 ports = count(20000)
 
 

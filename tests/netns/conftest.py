@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tests.host import Agent
+from tests.host import Agent, started
 from tests.lab import Container, Host, Lab
 from tests.process import wait_until
 
@@ -32,7 +32,7 @@ def build(lab: Lab, *flags: str) -> Pair:
     """Two nodes whose agents run with `flags`."""
     a, b, outside = lab.host("a"), lab.host("b"), lab.outside()
     lab.init_network()
-    agents = {host.name: host.agent("--approval-ttl", str(APPROVAL_TTL), *flags) for host in (a, b)}
+    agents = started((a, b), "--approval-ttl", str(APPROVAL_TTL), *flags)
     for host in (a, b):
         wait_until(host.knows_a_peer, 10, f"{host.name} knows its peer")
     return Pair(lab, a, b, outside, a.container("one"), b.container("one"), agents)

@@ -37,7 +37,7 @@ FAR, FAR_NET = "10.1.1.1", "10.1.1.0/24"
 PORT = 7000
 DATAGRAMS = 5
 """Of each row; the first takes the kernel path, later ones may be carried by eBPF."""
-SECONDS = 5.0
+SECONDS = 20.0
 
 
 @dataclass(frozen=True)

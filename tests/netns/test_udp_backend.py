@@ -64,7 +64,7 @@ def open_udp(host: Host, port: int = 0) -> socket.socket:
     def make() -> socket.socket:
         made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         made.bind((host.address, port))
-        made.settimeout(5)
+        made.settimeout(20)
         return made
 
     return host.call(make)

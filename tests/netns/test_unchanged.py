@@ -86,7 +86,7 @@ def receiver(port: int) -> socket.socket:
     made.setsockopt(socket.IPPROTO_IP, socket.IP_RECVTOS, 1)
     made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
     made.bind(("", port))
-    made.settimeout(5)
+    made.settimeout(20)
     return made
 
 

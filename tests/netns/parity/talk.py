@@ -24,7 +24,7 @@ CHUNK: Final = 40_000
 IP_MTU_DISCOVER, IP_RECVERR = 10, 11
 IP_PMTUDISC_PROBE: Final = 3
 """linux/in.h"""
-LOST: Final = 0.4
+LOST: Final = 0.8
 """Seconds after which what has not come is lost. It comes in microseconds."""
 
 

@@ -138,7 +138,7 @@ def sink() -> socket.socket:
     made = socket.socket(type=socket.SOCK_DGRAM)
     made.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 8 << 20)
     made.bind(("", PORT))
-    made.settimeout(5)
+    made.settimeout(20)
     return made
 
 
