@@ -13,14 +13,16 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import itertools
 import json
+import random
 import selectors
 import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from tests.namespace import Netns
 from tests.process import Process, run, wait_until
@@ -37,13 +39,22 @@ def _bundled(name: str) -> str:
 SERVERS = {"3.4": "/usr/bin/etcd", "3.5": _bundled("etcd")}
 
 
+PORTS: Final = range(10_000, 32_000)
+"""Below those that the kernel gives to whoever asks for any: none is taken before we use it."""
+
+
 def free_ports(count: int) -> list[int]:
-    """Ports of loopback that nobody listens on; all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
+    """Ports of loopback that nobody listens on; all different, and hardly those of another worker."""
+    return list(itertools.islice(filter(_is_free, random.SystemRandom().sample(PORTS, len(PORTS))), count))
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as tried:
+        try:
+            tried.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 class Member:

@@ -30,8 +30,8 @@ from typing import Final
 import pytest
 
 TESTS: Final = Path(__file__).parent
-WORKERS: Final = (os.cpu_count() or 1) + 2
-"""Of a ring that has workers of its own: its tests wait more than they compute."""
+WORKERS: Final = (os.cpu_count() or 1) + 1
+"""Of the longest ring: its tests wait more than they compute."""
 PATIENCE: Final = 4
 """How many times longer a test waits for something before it fails, where it shares the machine."""
 POLL_SECONDS: Final = 0.2
@@ -46,17 +46,17 @@ class Ring:
     title: str
     needs_root: bool = True
     workers: int = 1
-    """Files of it that run at once."""
+    """Tests of it that run at once, of different files (`tests/workers.py`)."""
     alone: bool = False
-    """Whether nothing may run beside it, because it measures."""
+    """Whether no other ring may run beside it, because it measures or counts losses."""
 
 
 RINGS = {
     "unit": Ring("pure functions, no root", needs_root=False),
     "bpf": Ring("the programs on single packets, in the kernel"),
     "netns": Ring("hosts in network namespaces", workers=WORKERS),
-    "conformance": Ring("against independent peers"),
-    "chaos": Ring("what goes wrong, under traffic, once each", alone=True),
+    "conformance": Ring("against independent peers", workers=2),
+    "chaos": Ring("what goes wrong, under traffic, once each", workers=3, alone=True),
     "fuzz": Ring("random input, a short run"),
     "bench": Ring("measurements, a short run", alone=True),
 }
@@ -122,7 +122,7 @@ class Part:
     paths: tuple[str, ...]
     """Below tests/."""
     alone: bool = False
-    """Whether nothing runs beside it."""
+    """Whether no other part runs beside it."""
     only: str = ""
     """Expression of markers that chooses among them."""
 
@@ -132,7 +132,7 @@ class Part:
 
     def arguments(self) -> list[str]:
         """For pytest. A file's tests stay together: they share what the file has built."""
-        workers = 1 if self.alone else RINGS[self.ring].workers
+        workers = 1 if self.only == "alone" else RINGS[self.ring].workers
         return [
             *(str(TESTS / path) for path in self.paths),
             *(("-m", self.only) if self.only else ()),

@@ -18,11 +18,14 @@ APART: Final = ("tests/chaos/",)
 """Directories whose tests share nothing, and are long: each goes to the worker that is free."""
 LONG: Final = (
     "tests/netns/test_resilience.py",
-    "tests/netns/test_two_hosts.py",
     "tests/netns/parity/",
+    "tests/netns/test_two_hosts.py",
     "tests/netns/test_xdp.py",
+    "tests/netns/test_backends.py",
+    "tests/netns/test_soak.py",
     "tests/netns/test_unchanged.py",
     "tests/netns/test_tcx.py",
+    "tests/netns/test_netfilter.py",
 )
 """Longest first. Else one of them would begin when the others are nearly done."""
 
