@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -23,6 +22,7 @@ from metrics.collector import registry
 from metrics.http import HttpServer
 from metrics.server import serve
 from metrics.snapshot import NodeSnapshot
+from tests.etcd import free_ports
 from tests.process import Process, run, wait_until
 from tests.samples import DATAPATH, EARLY, SNAPSHOT, report
 
@@ -95,12 +95,6 @@ class Prometheus:
         return data["result"] if data else []
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def scrape_config(servers: list[HttpServer]) -> str:
     """JSON is YAML."""
     targets = [f"127.0.0.1:{server.port}" for server in servers]
@@ -127,7 +121,7 @@ def servers() -> Iterator[list[HttpServer]]:
 def prometheus(servers: list[HttpServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]:
     home = tmp_path_factory.mktemp("prometheus")
     (home / "prometheus.yml").write_text(scrape_config(servers))
-    port = free_port()
+    (port,) = free_ports(1)
     command = ["prometheus", f"--config.file={home}/prometheus.yml", f"--storage.tsdb.path={home}/data",
                f"--web.listen-address=127.0.0.1:{port}"]  # fmt: skip
     process = Process(command, home / "log", cwd=home)
