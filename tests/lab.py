@@ -183,6 +183,7 @@ class Lab:
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # until the lab is closed
     sys.exit(128 + number)
 
 

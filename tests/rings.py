@@ -285,6 +285,7 @@ def run_all(chosen: Sequence[Part], extra: Sequence[str]) -> Count:
 
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_IGN)  # make sends another one
     sys.exit(128 + number)
 
 
