@@ -22,13 +22,14 @@ from ctl.agent.mailbox import Mailbox, Signal
 from ctl.backend.site import Site
 from ctl.cluster.membership import Membership
 from ctl.core.errors import KernelError, OvnetError, StoreAway
+from ctl.core.host import EVERYTHING, Change, Devices
 from ctl.core.model import Bypass, IPv4Network, Network
 from ctl.core.ports import Closing, LeaseStore
 from ctl.core.report import AgentReport, ReconcileReport
 from ctl.core.wire import parse_subnet_env
 from ctl.kernel.bpf.maps import RING_BYTES
 from ctl.kernel.bpf.ring import Ring
-from ctl.kernel.netlink.monitor import EVERYTHING, Change, Devices, Monitor
+from ctl.kernel.netlink.monitor import Monitor
 from ctl.node.node import Node
 from ctl.process import statedir
 from ctl.process.backoff import BackOff

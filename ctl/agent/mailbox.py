@@ -5,7 +5,7 @@ from __future__ import annotations
 from enum import Enum
 from queue import Empty, SimpleQueue
 
-from ctl.kernel.netlink.monitor import Change
+from ctl.core.host import Change
 
 
 class Signal(Enum):

@@ -9,13 +9,12 @@ from typing import Final
 
 from ctl.backend.plain import PlainBackend, remove_tunnels
 from ctl.backend.site import Seen, Site, Tracked, settle
-from ctl.core.host import Hop, Link, Removed, Route, RouteKey, Uplink
+from ctl.core.host import Change, Hop, Link, Removed, Route, RouteKey, Uplink
 from ctl.core.model import Lease, Network
 from ctl.core.peers import on_link
 from ctl.core.roster import Roster
 from ctl.core.tracker import Tracker
 from ctl.kernel.netlink import fib
-from ctl.kernel.netlink.monitor import Change
 from ctl.kernel.netlink.session import Netlink
 from ctl.kernel.netlink.tables import Routes
 from ctl.settings.config import Settings

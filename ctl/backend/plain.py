@@ -10,7 +10,7 @@ from pathlib import Path
 from ctl.backend.site import Seen, Site
 from ctl.backend.udp.client import UdpBackend as Forwarder
 from ctl.backend.udp.files import device_port
-from ctl.core.host import OWNER, Link, Uplink
+from ctl.core.host import OWNER, Change, Link, Uplink
 from ctl.core.model import MacAddress, Network
 from ctl.core.plan import diff
 from ctl.core.report import KernelPort
@@ -18,7 +18,6 @@ from ctl.kernel.bpf import maps
 from ctl.kernel.bpf.loader import Programs
 from ctl.kernel.hooks import xdp
 from ctl.kernel.hooks.filters import Filters
-from ctl.kernel.netlink.monitor import Change
 from ctl.kernel.netlink.session import Netlink
 from ctl.settings.config import Settings
 

@@ -9,39 +9,18 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Network
 from typing import Final
 
 from ctl.core.errors import LeaseConflict
+from ctl.core.host import Identity
 from ctl.core.lease import Keep, Pick, Replace, choose, claim, holder, renew_at
-from ctl.core.model import Lease, MacAddress, Network
+from ctl.core.model import Lease, Network
 from ctl.core.ports import LeaseStore
 
 ATTEMPTS: Final = 20
 """Races in a row that a node may lose: more than that many nodes never start at once."""
-
-
-@dataclass(frozen=True, slots=True)
-class Identity:
-    """What a node publishes of itself in its lease."""
-
-    host: IPv4Address
-    vtep_mac: MacAddress | None = None
-    vni: int | None = None
-    node: str = ""
-    backend: str = "vxlan"
-
-    def mark(self, lease: Lease) -> Lease:
-        """`lease` as this node would have it."""
-        return replace(
-            lease,
-            host=self.host,
-            vtep_mac=self.vtep_mac,
-            vni=self.vni,
-            node=self.node,
-            backend=self.backend,
-        )
 
 
 class LeaseHolder:

@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
-from ctl.cluster.leasing import Identity, LeaseHolder
+from ctl.cluster.leasing import LeaseHolder
 from ctl.core.errors import ConfigError, LeaseConflict, StoreError
+from ctl.core.host import Identity
 from ctl.core.lease import rank
 from ctl.core.model import IPv4Network, Lease, Network, Snapshot
 from ctl.core.ports import LeaseStore

@@ -1,14 +1,72 @@
-"""What a node sees of its own host, as values: links, neighbours, routes."""
+"""What a node sees of its own host, as values: links, neighbours, routes, and what may have changed."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from typing import Final
 
-from ctl.core.model import MacAddress
+from ctl.core.model import Lease, MacAddress
 
 OWNER: str = "ovnet"
 """Alias of the devices that we made, and prefix of our filters' names: what may be removed."""
+
+
+class Change(StrEnum):
+    """A part of the node's state that may differ from the plan now."""
+
+    DEVICES = "devices"
+    """Links and addresses."""
+    LEASES = "leases"
+    """What the store says; it is the store's watch that tells."""
+    HOPS = "hops"
+    """How the kernel reaches other hosts."""
+    PEERS = "peers"
+    """Our own entries for the peers: routes, VTEP neighbours, FDB, maps."""
+    PORTS = "ports"
+    """Containers on the bridge."""
+    FILTERS = "filters"
+    """Programs on interfaces."""
+    FIREWALL = "firewall"
+    """Our rules."""
+
+
+EVERYTHING: Final = frozenset(Change)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a node publishes of itself in its lease."""
+
+    host: IPv4Address
+    vtep_mac: MacAddress | None = None
+    vni: int | None = None
+    node: str = ""
+    backend: str = "vxlan"
+
+    def mark(self, lease: Lease) -> Lease:
+        """`lease` as this node would have it."""
+        return replace(
+            lease,
+            host=self.host,
+            vtep_mac=self.vtep_mac,
+            vni=self.vni,
+            node=self.node,
+            backend=self.backend,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Devices:
+    """Interfaces of this node that the kernel's events are about, by ifindex; 0: there is none."""
+
+    tunnel: int = 0
+    bridge: int = 0
+    uplink: int = 0
+    hops: frozenset[int] = field(default=frozenset(), compare=False)
+    """Those of the underlay through which peers are reached. They do not count when two of these
+    are compared: an interface that leads to a peer is no new device, on which all has to be made anew."""
 
 
 @dataclass(frozen=True, slots=True)

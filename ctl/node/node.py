@@ -14,14 +14,12 @@ from ctl.backend.hostgw import HostGwBackend
 from ctl.backend.site import Seen, Site
 from ctl.backend.udp.backend import UdpBackend
 from ctl.backend.vxlan.backend import VxlanBackend
-from ctl.cluster.leasing import Identity
 from ctl.core.errors import AgentError, ConfigError
-from ctl.core.host import BridgeDevice, Link, Removed, Uplink
+from ctl.core.host import BridgeDevice, Change, Identity, Link, Removed, Uplink
 from ctl.core.model import MIN_MTU, IPv4Address, Lease, MacAddress, Network
 from ctl.core.wire import SubnetEnv, format_subnet_env
 from ctl.kernel import firewall, sysctl
 from ctl.kernel.bpf import loader, maps
-from ctl.kernel.netlink.monitor import Change
 from ctl.kernel.netlink.session import Netlink
 from ctl.kernel.netlink.uplink import Wish, find_uplink, follow_uplink
 from ctl.node.takeover import Takeover

@@ -14,8 +14,9 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from ctl.cluster.leasing import Identity, LeaseHolder
+from ctl.cluster.leasing import LeaseHolder
 from ctl.core.errors import ConfigError, LeaseConflict
+from ctl.core.host import Identity
 from ctl.core.model import END_UNKNOWN, Lease, MacAddress
 from ctl.core.ports import LeaseStore
 from ctl.core.wire import format_network

@@ -13,14 +13,14 @@ import pytest
 
 from ctl.backend.site import Seen, Tracked, settle
 from ctl.core.errors import KernelError
-from ctl.core.host import FilterKey, Hop, Link, Route, RouteKey, Uplink
+from ctl.core.host import Change, Devices, FilterKey, Hop, Link, Route, RouteKey, Uplink
 from ctl.core.model import MacAddress
 from ctl.core.plan import Delta
 from ctl.core.ports import Table
 from ctl.core.tracker import Tracker
 from ctl.kernel.hooks.filters import attached
 from ctl.kernel.netlink import fib
-from ctl.kernel.netlink.monitor import Change, Devices, Monitor
+from ctl.kernel.netlink.monitor import Monitor
 from ctl.kernel.netlink.session import Netlink
 from ctl.kernel.netlink.socket import RTM_GETROUTE, RTMSG, Refused, Rtnl
 from ctl.kernel.netlink.tables import Fdb, Routes, VtepNeighbours

@@ -17,7 +17,6 @@ import pytest
 from ctl.agent.loop import FAILING_GAP_S, MIN_GAP_S, TICK_S, Agent
 from ctl.agent.mailbox import Signal
 from ctl.backend.site import Seen, Site
-from ctl.cluster.leasing import Identity
 from ctl.cluster.membership import HOLD_S
 from ctl.core.errors import (
     AgentError,
@@ -28,10 +27,10 @@ from ctl.core.errors import (
     StoreDenied,
     StoreError,
 )
-from ctl.core.host import Link, Uplink
+from ctl.core.host import EVERYTHING, Change, Identity, Link, Uplink
 from ctl.core.model import Lease, MacAddress, Network, Snapshot
 from ctl.core.report import health, readiness
-from ctl.kernel.netlink.monitor import EVERYTHING, Change, Monitor
+from ctl.kernel.netlink.monitor import Monitor
 from ctl.node.node import Node
 from ctl.process.backoff import BACK_OFF_MAX_S, BACK_OFF_MIN_S
 from ctl.settings.config import Settings, resolve

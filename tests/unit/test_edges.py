@@ -14,11 +14,11 @@ import pytest
 from ctl.agent.mailbox import Mailbox, Signal
 from ctl.backend.vxlan.backend import vtep_mac
 from ctl.core.errors import AgentError, ConfigError
-from ctl.core.host import RouteKey
+from ctl.core.host import EVERYTHING, Change, Devices, RouteKey
 from ctl.core.model import IPv4Address, MacAddress
 from ctl.kernel.bpf.source import source
 from ctl.kernel.firewall import ruleset
-from ctl.kernel.netlink.monitor import EVERYTHING, POLICIES, RULES, Change, Classifier, Devices, hear, routes
+from ctl.kernel.netlink.monitor import POLICIES, RULES, Classifier, hear, routes
 from ctl.kernel.netlink.socket import NDMSG, attribute
 from ctl.kernel.netlink.tables import ROUTE_PROTOCOL
 from ctl.process import statedir

@@ -8,8 +8,9 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from ctl.cluster.leasing import ATTEMPTS, Identity, LeaseHolder
+from ctl.cluster.leasing import ATTEMPTS, LeaseHolder
 from ctl.core.errors import LeaseConflict, NetworkExhausted
+from ctl.core.host import Identity
 from ctl.core.model import END_UNKNOWN, Lease, MacAddress, Snapshot
 from ctl.store.memory import MemoryStore
 from tests.unit.strategies import NETWORK

@@ -16,11 +16,10 @@ from ctl.backend import hostgw
 from ctl.backend.site import Seen, Site
 from ctl.backend.vxlan import peering
 from ctl.core.errors import KernelError
-from ctl.core.host import Hop, Link, Uplink
+from ctl.core.host import EVERYTHING, Change, Hop, Link, Uplink
 from ctl.core.model import Network
 from ctl.core.plan import Delta
 from ctl.kernel.netlink import fib, xfrm
-from ctl.kernel.netlink.monitor import EVERYTHING, Change
 from ctl.settings.config import resolve
 from tests.unit.strategies import NETWORK
 from tests.unit.test_roster import OTHER, OWN, PEER

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from ctl.cluster.leasing import Identity, LeaseHolder
+from ctl.cluster.leasing import LeaseHolder
 from ctl.core.errors import ConfigError, LeaseConflict, StoreError
+from ctl.core.host import Identity
 from ctl.store import open_store
 from ctl.store.sqlite.store import SqliteStore
 from tests.unit.stores import DEADLINE, Clock, lease, watching
@@ -36,7 +37,8 @@ def sqlite(path: Path, *, create: bool = False) -> SqliteStore:
 
 def in_other_process(path: Path, statements: str) -> None:
     code = f"""
-from ctl.cluster.leasing import Identity, LeaseHolder
+from ctl.core.host import Identity
+from ctl.cluster.leasing import LeaseHolder
 from ctl.store import open_store
 from tests.unit.stores import lease
 from tests.unit.strategies import NETWORK
@@ -179,7 +181,8 @@ def open_elsewhere(path: Path) -> Iterator[subprocess.Popen[str]]:
     """Another process that has put a lease and keeps the store open."""
     code = f"""
 import sys
-from ctl.cluster.leasing import Identity, LeaseHolder
+from ctl.core.host import Identity
+from ctl.cluster.leasing import LeaseHolder
 from ctl.store import open_store
 from tests.unit.stores import lease
 store = open_store("sqlite://{path}", clock=lambda: 1000.0)
@@ -265,7 +268,8 @@ def test_a_read_only_store_says_so(path: Path) -> None:
     path.chmod(0o400)
     code = f"""
 from ctl.core.errors import StoreError
-from ctl.cluster.leasing import Identity, LeaseHolder
+from ctl.core.host import Identity
+from ctl.cluster.leasing import LeaseHolder
 from ctl.store import open_store
 from tests.unit.stores import lease
 try:

@@ -14,11 +14,10 @@ from ctl.backend.site import Site, apply
 from ctl.backend.udp.client import Routes as ForwarderRoutes
 from ctl.backend.udp.client import UdpBackend as Forwarder
 from ctl.backend.udp.underlay import OVERHEAD
-from ctl.core.host import Link, Removed, Route, RouteKey
+from ctl.core.host import Change, Link, Removed, Route, RouteKey
 from ctl.core.model import Lease
 from ctl.core.plan import diff
 from ctl.core.roster import Roster
-from ctl.kernel.netlink.monitor import Change
 from ctl.kernel.netlink.tables import Routes
 
 

@@ -15,7 +15,7 @@ from ctl.backend.vxlan.peering import Peering
 from ctl.backend.vxlan.uplink_hook import UplinkHook
 from ctl.core.abi import LAYOUT, NO_MAC, NODE_F_PEERS_INCOMPLETE, NODE_F_XDP, EndpointEntry, NodeEntry
 from ctl.core.errors import ForeignProgram
-from ctl.core.host import FilterKey, Link, Removed, Uplink, VxlanDevice
+from ctl.core.host import Change, FilterKey, Link, Removed, Uplink, VxlanDevice
 from ctl.core.model import VXLAN_OVERHEAD, Bypass, HookMode, IPv4Address, Lease, MacAddress, Network
 from ctl.core.plan import diff, plan_endpoints, plan_filters, plan_questions
 from ctl.core.report import KernelPort
@@ -24,7 +24,6 @@ from ctl.kernel.bpf import bpffs, loader, maps, probe
 from ctl.kernel.hooks.filters import Filters
 from ctl.kernel.hooks.xdp import PROGRAM as XDP_PROGRAM
 from ctl.kernel.netlink import headroom
-from ctl.kernel.netlink.monitor import Change
 from ctl.kernel.netlink.session import Netlink
 from ctl.settings.config import Settings
 

@@ -16,13 +16,12 @@ from ipaddress import IPv4Address
 
 from ctl.backend.site import Seen, Site, Tracked, apply_fitting, settle
 from ctl.core.errors import KernelError
-from ctl.core.host import Hop, Removed, Uplink
+from ctl.core.host import Change, Hop, Removed, Uplink
 from ctl.core.model import VXLAN_OVERHEAD, Lease, Network
 from ctl.core.peers import PeerTables
 from ctl.core.roster import Moves, Roster
 from ctl.kernel.bpf.maps import Maps
 from ctl.kernel.netlink import fib, xfrm
-from ctl.kernel.netlink.monitor import Change
 from ctl.kernel.netlink.socket import Rtnl
 from ctl.kernel.netlink.tables import Fdb, Routes, VtepNeighbours
 

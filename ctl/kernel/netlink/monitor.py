@@ -17,40 +17,17 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address
 from typing import Final, Protocol
 
-from ctl.core.host import OWNER, Removed
+from ctl.core.host import EVERYTHING, OWNER, Change, Devices, Removed
 from ctl.core.model import MacAddress
 from ctl.kernel.firewall import CHAIN, TABLE
 from ctl.kernel.netlink.session import NUD_USABLE
 from ctl.kernel.netlink.socket import NDA_DST, NDA_LLADDR, NDA_MASTER, NDMSG, RTA_OIF, RTMSG, attributes
 from ctl.kernel.netlink.tables import ROUTE_PROTOCOL, route_key
-
-
-class Change(StrEnum):
-    """A part of the node's state that may differ from the plan now."""
-
-    DEVICES = "devices"
-    """Links and addresses."""
-    LEASES = "leases"
-    """What the store says; it is the store's watch that tells."""
-    HOPS = "hops"
-    """How the kernel reaches other hosts."""
-    PEERS = "peers"
-    """Our own entries for the peers: routes, VTEP neighbours, FDB, maps."""
-    PORTS = "ports"
-    """Containers on the bridge."""
-    FILTERS = "filters"
-    """Programs on interfaces."""
-    FIREWALL = "firewall"
-    """Our rules."""
-
-
-EVERYTHING: Final = frozenset(Change)
 
 _SOL_NETLINK: Final = 270
 _ADD_MEMBERSHIP: Final = 1
@@ -88,18 +65,6 @@ _PARTS: Final = {
 
 
 Wanted = Callable[[Removed], bool]
-
-
-@dataclass(slots=True)
-class Devices:
-    """Ifindexes of ours; 0: there is none."""
-
-    tunnel: int = 0
-    bridge: int = 0
-    uplink: int = 0
-    hops: frozenset[int] = field(default=frozenset(), compare=False)
-    """Through which peers are reached, if not all through the uplink. Not compared: other hops
-    are no new device, on which everything has to be made anew."""
 
 
 class Classifier:
