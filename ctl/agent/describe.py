@@ -22,7 +22,7 @@ def describe(
     node: Node, membership: Membership, reconciles: ReconcileReport, *, started: float, passed: bool
 ) -> AgentReport:
     """The report of this moment. `started`: epoch seconds; `passed`: a whole reconcile has succeeded."""
-    seen, settings, backend, network = node.seen, node.settings, node.backend, membership.network
+    seen, settings, network = node.findings, node.settings, membership.network
     leases = membership.snapshot or Snapshot((), 0)
     wrong = [line for lines in seen.problems.values() for line in lines]
     not_ready = list(seen.problems.get("bridge", ()))
@@ -50,7 +50,7 @@ def describe(
         approval_ttl=settings.approval_ttl,
         hook=seen.hook.value,
         hook_refused=seen.hook_refused,
-        program=backend.programs.digest if backend and backend.programs else "",
+        program=seen.program,
         ready=not not_ready,
         not_ready=tuple(not_ready),
         leases=len(leases.leases),

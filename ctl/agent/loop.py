@@ -14,14 +14,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from typing import Final, ParamSpec, TypeVar
+from typing import Final, TypeVar
 
 from ctl.agent.describe import ReportFile, describe
 from ctl.agent.drops import DropLog
 from ctl.agent.mailbox import Mailbox, Signal
 from ctl.backend.site import Site
 from ctl.cluster.membership import Membership
-from ctl.core.errors import KernelError, OvnetError, StoreAway
+from ctl.core.errors import Failures, OvnetError, StoreAway
 from ctl.core.host import EVERYTHING, Change, Devices
 from ctl.core.model import Bypass, IPv4Network, Network
 from ctl.core.ports import Closing, LeaseStore
@@ -52,28 +52,7 @@ TICK_S: Final = 5.0
 NETWORK_POLL_S: Final = 1.0
 
 
-P = ParamSpec("P")
 T = TypeVar("T")
-
-
-class _Steps:
-    """Runs steps of which each has its turn, and remembers what failed."""
-
-    def __init__(self) -> None:
-        self._errors: list[str] = []
-
-    def take(self, step: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
-        """What `step` returns; None if it failed as it may."""
-        try:
-            return step(*args, **kwargs)
-        except OvnetError as error:
-            self._errors.append(str(error))
-            return None
-
-    def raise_errors(self) -> None:
-        """KernelError with a line of all failures, if there are any."""
-        if self._errors:
-            raise KernelError("; ".join(dict.fromkeys(self._errors)))
 
 
 class Agent:
@@ -128,7 +107,7 @@ class Agent:
             self._store,
             network,
             self._node.identity(network),
-            self._node.seen.problems,
+            self._node.findings.problems,
             clock=self._clock,
             steady=self._steady,
         )
@@ -288,7 +267,7 @@ class Agent:
 
     def _pass(self, changes: frozenset[Change], store_changed: bool, full: bool) -> None:
         """Every part gets its turn, whatever became of the others; KernelError sums up."""
-        steps = _Steps()
+        steps = Failures()
         if Change.DEVICES in changes and steps.take(self._follow_uplink):
             store_changed, changes = True, changes | {Change.FIREWALL}
         if store_changed:
@@ -297,9 +276,9 @@ class Agent:
         if full:
             changes |= {Change.FIREWALL}
         self._reconcile_kernel(steps, changes)
-        steps.raise_errors()
+        steps.raise_any()
 
-    def _reconcile_kernel(self, steps: _Steps, changes: frozenset[Change]) -> None:
+    def _reconcile_kernel(self, steps: Failures, changes: frozenset[Change]) -> None:
         """The kernel path first, so that it is whole whatever becomes of the shortcut."""
         assert self._node.backend is not None, "start() comes first"
         node, backend, snapshot = self._node, self._node.backend, self._joined.snapshot
@@ -307,8 +286,6 @@ class Agent:
         if node.fenced is not self._fenced:
             changes |= EVERYTHING
             self._fenced = node.fenced
-        if Change.FILTERS in changes:
-            backend.forget_filters()
         if Change.DEVICES in changes:
             before = self._devices()
             steps.take(node.reconcile_devices, network, lease)
@@ -317,23 +294,23 @@ class Agent:
             self._watch(self._devices())
         site = node.site(network, lease)
         if snapshot and changes & _PEERS:
-            steps.take(backend.reconcile_routes, site, snapshot.leases, changes)
+            steps.take(backend.reconcile_peers, site, snapshot.leases, changes)
         if Change.FIREWALL in changes:
             steps.take(node.reconcile_firewall, network, lease)
         if Change.DEVICES in changes:
             changes |= self._load(steps, site)
-        if snapshot and changes & _PEERS:
-            steps.take(backend.reconcile_maps, site)
+        if snapshot and Change.MAPS in changes:
+            steps.take(backend.reconcile_peers, site, snapshot.leases, frozenset({Change.MAPS}))
         if changes & {Change.PORTS, Change.FILTERS, Change.DEVICES}:
-            steps.take(backend.reconcile_ports, site)
+            steps.take(backend.reconcile_ports, site, changes)
 
-    def _load(self, steps: _Steps, site: Site) -> frozenset[Change]:
+    def _load(self, steps: Failures, site: Site) -> frozenset[Change]:
         """Maps and programs; returns what has to be done because of them: new maps are empty."""
         backend = self._node.backend
         assert backend is not None
-        before = backend.maps
-        steps.take(backend.load, site)
-        return EVERYTHING if backend.maps is not before else frozenset()
+        # Where it fails half way the maps may be new all the same.
+        found = steps.take(backend.load, site)
+        return frozenset({Change.MAPS}) if found is None else found
 
     def _follow_uplink(self) -> bool:
         """True if our address or the interface changed: the lease and the rules have to say so."""
@@ -347,8 +324,8 @@ class Agent:
     def _devices(self) -> Devices:
         """New ones come without what hung on the old."""
         node, backend = self._node, self._node.backend
-        device, hops = (backend.device, backend.hop_interfaces()) if backend else (0, frozenset[int]())
-        return Devices(device, node.bridge, node.uplink.link.ifindex, hops)
+        devices = backend.devices() if backend else Devices()
+        return replace(devices, bridge=node.bridge, uplink=node.uplink.link.ifindex)
 
     @property
     def _joined(self) -> Membership:
@@ -388,7 +365,7 @@ class Agent:
 
     def _aside(self, part: str, look: Callable[[], T], otherwise: T) -> T:
         """What `look` returns. A failure is a problem of `part`, said once; the next turn looks again."""
-        problems, found, wrong = self._node.seen.problems, otherwise, ""
+        problems, found, wrong = self._node.findings.problems, otherwise, ""
         try:
             found = look()
         except OvnetError as error:

@@ -8,8 +8,8 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from ctl.backend.plain import PlainBackend, remove_tunnels
-from ctl.backend.site import Seen, Site, Tracked, settle
-from ctl.core.host import Change, Hop, Link, Removed, Route, RouteKey, Uplink
+from ctl.backend.site import Findings, Site, Tracked, settle
+from ctl.core.host import Change, Devices, Hop, Link, Removed, Route, RouteKey, Uplink
 from ctl.core.model import Lease, Network
 from ctl.core.peers import on_link
 from ctl.core.roster import Roster
@@ -25,8 +25,8 @@ class HostGwBackend(PlainBackend):
 
     overhead: Final = 0
 
-    def __init__(self, settings: Settings, netlink: Netlink, seen: Seen) -> None:
-        super().__init__(settings, netlink, seen)
+    def __init__(self, settings: Settings, netlink: Netlink, findings: Findings) -> None:
+        super().__init__(settings, netlink, findings)
         self._place: tuple[Network, Lease, Uplink] | None = None
         """What the roster was made for; None: there is none to go on from."""
         self._roster: Roster
@@ -37,7 +37,7 @@ class HostGwBackend(PlainBackend):
         """Remove the tunnel of an earlier life with another backend."""
         remove_tunnels(self._netlink, links.values(), self._settings.state_dir)
 
-    def reconcile_routes(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
+    def reconcile_peers(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
         """A route to each host on our link; the others are named as problems.
 
         A host behind a router cannot be one: the router does not know the subnets.
@@ -62,13 +62,13 @@ class HostGwBackend(PlainBackend):
         if changes & {Change.PEERS, Change.HOPS}:
             self._routes.doubt()
         far = tuple(_not_routed(lease) for lease, hop in hops.items() if not hop)
-        self._seen.peers_kernel_path = len(self._routes.desired)
-        self._seen.problems["leases"] = (*self._roster.problems, *far)
-        settle([Tracked("routes", Routes(self._netlink.rtnl), self._routes)], self._seen)
+        self._findings.peers_kernel_path = len(self._routes.desired)
+        self._findings.problems["leases"] = (*self._roster.problems, *far)
+        settle([Tracked("routes", Routes(self._netlink.rtnl), self._routes)], self._findings)
 
-    def hop_interfaces(self) -> frozenset[int]:
-        """Ifindexes of the links that peers are on."""
-        return frozenset(hop.ifindex for hop in self._hops.values() if hop is not None)
+    def devices(self) -> Devices:
+        """The links that peers are on."""
+        return Devices(hops=frozenset(hop.ifindex for hop in self._hops.values() if hop is not None))
 
     def wants(self, entry: Removed) -> bool:
         """Whether a route that is no more should be there."""

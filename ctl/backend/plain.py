@@ -7,15 +7,14 @@ from contextlib import closing
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from ctl.backend.site import Seen, Site
+from ctl.backend.site import Findings, Site
 from ctl.backend.udp.client import UdpBackend as Forwarder
 from ctl.backend.udp.files import device_port
-from ctl.core.host import OWNER, Change, Link, Uplink
+from ctl.core.host import OWNER, Change, Devices, Link, Uplink
 from ctl.core.model import MacAddress, Network
 from ctl.core.plan import diff
 from ctl.core.report import KernelPort
 from ctl.kernel.bpf import maps
-from ctl.kernel.bpf.loader import Programs
 from ctl.kernel.hooks import xdp
 from ctl.kernel.hooks.filters import Filters
 from ctl.kernel.netlink.session import Netlink
@@ -43,11 +42,11 @@ class PlainBackend:
     """Base of the backends that leave every packet to the kernel or to user space."""
 
     device = 0
+    """ifindex of the tunnel device; 0: there is none."""
     maps: maps.Maps | None = None
-    programs: Programs | None = None
 
-    def __init__(self, settings: Settings, netlink: Netlink, seen: Seen) -> None:
-        self._settings, self._netlink, self._seen = settings, netlink, seen
+    def __init__(self, settings: Settings, netlink: Netlink, findings: Findings) -> None:
+        self._settings, self._netlink, self._findings = settings, netlink, findings
         self._clean = False
 
     @staticmethod
@@ -66,11 +65,11 @@ class PlainBackend:
         """Nothing ends without an event."""
         return frozenset()
 
-    def hop_interfaces(self) -> frozenset[int]:
-        """None but the uplink, unless a backend knows better."""
-        return frozenset()
+    def devices(self) -> Devices:
+        """The tunnel device; peers are behind the uplink, unless a backend knows better."""
+        return Devices(self.device)
 
-    def load(self, _site: Site) -> None:
+    def load(self, _site: Site) -> frozenset[Change]:
         """Take the programs and pins of an earlier life away."""
         if not self._clean:
             links = self._netlink.links()
@@ -79,16 +78,11 @@ class PlainBackend:
                 filters.apply(diff({}, filters.read_on(links)))
             maps.unpin_all(self._settings.bpffs)
             self._clean = True
+        return frozenset()
 
-    def reconcile_maps(self, _site: Site) -> None:
-        """There are none."""
-
-    def reconcile_ports(self, site: Site) -> None:
+    def reconcile_ports(self, site: Site, _changes: frozenset[Change]) -> None:
         """Ports need nothing; they are noted for the report."""
         links = self._netlink.links().values()
         names = sorted(link.name for link in links if site.bridge and link.master == site.bridge)
         why = f"backend {site.network.backend}"
-        self._seen.kernel_ports = tuple(KernelPort(name, why) for name in names)
-
-    def forget_filters(self) -> None:
-        """There are none."""
+        self._findings.kernel_ports = tuple(KernelPort(name, why) for name in names)

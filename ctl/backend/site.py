@@ -1,4 +1,4 @@
-"""What the parts of a node share: where it stands, what it has seen, how it applies deltas."""
+"""What the parts of a node share: where it stands, what it has found, how it applies deltas."""
 
 from __future__ import annotations
 
@@ -40,18 +40,25 @@ class Site:
 
 
 @dataclass(slots=True)
-class Seen:
+class Findings:
     """What the last reconciles found, for the report."""
 
     problems: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """By the part that noticed."""
+    """Lines for people about what is wrong now, by the part that noticed. A part without lines is well."""
     operations: dict[str, int] = field(default_factory=dict)
+    """How many entries have been put or removed since the start, by the name of the table."""
     peers_ebpf: int = 0
+    """Peers' subnets that eBPF carries packets to."""
     peers_kernel_path: int = 0
+    """Peers' subnets that only the kernel path leads to."""
     ports: tuple[str, ...] = ()
+    """Names of the bridge's ports that have our programs, sorted."""
     kernel_ports: tuple[KernelPort, ...] = ()
+    """The bridge's other ports, each with the reason why it has none."""
+    program: str = ""
+    """Digest of the programs that are loaded; empty: none are."""
     hook: HookMode = HookMode.TC
-    """In use at the uplink."""
+    """Where packets from the uplink meet our programs first."""
     hook_refused: str = ""
     """Why XDP that was asked for is not; empty if it is, or was not asked for."""
 
@@ -59,11 +66,11 @@ class Seen:
         self.operations[table] = self.operations.get(table, 0) + operations
 
 
-def apply(name: str, table: Table[Any, Any], delta: Delta[Any, Any], seen: Seen) -> None:
+def apply(name: str, table: Table[Any, Any], delta: Delta[Any, Any], findings: Findings) -> None:
     """Apply a delta that is not empty, log and count it. KernelError."""
     if delta:
         log.debug("%s: %s", name, delta)
-        seen.count(name, len(delta))
+        findings.count(name, len(delta))
         table.apply(delta)
 
 
@@ -76,7 +83,7 @@ class Tracked:
     tracker: Tracker[Any, Any]
 
 
-def settle(tables: Sequence[Tracked], seen: Seen, *, stale_first: bool = False) -> None:
+def settle(tables: Sequence[Tracked], findings: Findings, *, stale_first: bool = False) -> None:
     """Bring tables in line with what is wanted of them. KernelError.
 
     What is new goes in in this order, what is stale comes out in the reverse one: an
@@ -96,7 +103,7 @@ def settle(tables: Sequence[Tracked], seen: Seen, *, stale_first: bool = False) 
         known = each.tracker.known
         each.tracker.doubt()
         try:
-            apply(each.name, each.table, delta, seen)
+            apply(each.name, each.table, delta, findings)
         except KernelError as error:
             failed.append(str(error))
         else:
@@ -106,12 +113,14 @@ def settle(tables: Sequence[Tracked], seen: Seen, *, stale_first: bool = False) 
         raise KernelError("; ".join(dict.fromkeys(failed)))
 
 
-def apply_fitting(name: str, table: Table[K, V], desired: Mapping[K, V], room: int, seen: Seen) -> int:
+def apply_fitting(
+    name: str, table: Table[K, V], desired: Mapping[K, V], room: int, findings: Findings
+) -> int:
     """As many of `desired` as there is room for; returns how many have none. KernelError."""
     kept = fitting(desired, table, room)
     delta = diff(kept, table.read())
-    apply(name, table, replace(delta, puts=()), seen)  # makes room
-    apply(name, table, replace(delta, removals=()), seen)
+    apply(name, table, replace(delta, puts=()), findings)  # makes room
+    apply(name, table, replace(delta, removals=()), findings)
     return len(desired) - len(kept)
 
 

@@ -19,7 +19,11 @@ Anything else that escapes is a bug and shows a traceback.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Callable
+from typing import ClassVar, ParamSpec, TypeVar
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class OvnetError(Exception):
@@ -82,3 +86,23 @@ class KernelError(OvnetError):
 
 class ForeignProgram(KernelError):
     """A hook that we need is taken by a program that is not ours."""
+
+
+class Failures:
+    """What went wrong in parts of which each has its turn, whatever became of the others."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+
+    def take(self, part: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T | None:
+        """What `part` returns; None if it fails with an OvnetError, which is noted."""
+        try:
+            return part(*args, **kwargs)
+        except OvnetError as error:
+            self._lines.append(str(error))
+            return None
+
+    def raise_any(self) -> None:
+        """KernelError with each failure once, in one line; nothing if there was none."""
+        if self._lines:
+            raise KernelError("; ".join(dict.fromkeys(self._lines)))

@@ -30,9 +30,12 @@ class Change(StrEnum):
     """Programs on interfaces."""
     FIREWALL = "firewall"
     """Our rules."""
+    MAPS = "maps"
+    """The maps themselves: they are new, and empty."""
 
 
-EVERYTHING: Final = frozenset(Change)
+EVERYTHING: Final = frozenset(Change) - {Change.MAPS}
+"""All that others may change without our hearing of it. That maps are new is our own doing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,72 +6,26 @@ and applies the difference; doing it twice does nothing the second time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from ipaddress import IPv4Interface
-from typing import Final, Protocol
+from typing import Final
 
 from ctl.backend.hostgw import HostGwBackend
-from ctl.backend.site import Seen, Site
+from ctl.backend.protocol import Backend
+from ctl.backend.site import Findings, Site
 from ctl.backend.udp.backend import UdpBackend
 from ctl.backend.vxlan.backend import VxlanBackend
 from ctl.core.errors import AgentError, ConfigError
-from ctl.core.host import BridgeDevice, Change, Identity, Link, Removed, Uplink
+from ctl.core.host import BridgeDevice, Identity, Removed, Uplink
 from ctl.core.model import MIN_MTU, IPv4Address, Lease, MacAddress, Network
 from ctl.core.wire import SubnetEnv, format_subnet_env
 from ctl.kernel import firewall, sysctl
-from ctl.kernel.bpf import loader, maps
+from ctl.kernel.bpf import maps
 from ctl.kernel.netlink.session import Netlink
 from ctl.kernel.netlink.uplink import Wish, find_uplink, follow_uplink
 from ctl.node.takeover import Takeover
 from ctl.process import statedir
 from ctl.settings.config import Settings
-
-
-class Backend(Protocol):
-    """How packets get to other nodes. Raises KernelError."""
-
-    @property
-    def overhead(self) -> int:
-        """Bytes that it adds to a packet."""
-
-    @property
-    def device(self) -> int:
-        """Ifindex of its tunnel device; 0: none."""
-
-    maps: maps.Maps | None
-    programs: loader.Programs | None
-
-    def identity(self, host: IPv4Address, network: Network, /) -> tuple[MacAddress | None, int | None]:
-        """(VTEP MAC, VNI) to publish in the lease."""
-
-    def preflight(self, uplink: Uplink, /) -> None:
-        """Refuse what can be refused before anything is changed."""
-
-    def tunnel(self, site: Site, /) -> firewall.Tunnel | None:
-        """What the firewall has to guard."""
-
-    def lost(self) -> frozenset[Change]:
-        """What has ended or come off without an event. Asked often: cheap."""
-
-    def ensure_device(self, site: Site, links: dict[int, Link], /) -> None: ...
-
-    def reconcile_routes(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change], /) -> None:
-        """`changes`: what may differ beside the leases; HOPS and PEERS count."""
-
-    def wants(self, entry: Removed, /) -> bool:
-        """Whether an entry that is no more should be there. Any thread may ask."""
-
-    def hop_interfaces(self) -> frozenset[int]:
-        """Ifindexes of the underlay through which peers are reached now."""
-
-    def load(self, site: Site, /) -> None: ...
-
-    def reconcile_maps(self, site: Site, /) -> None: ...
-
-    def reconcile_ports(self, site: Site, /) -> None: ...
-
-    def forget_filters(self) -> None: ...
-
 
 BACKENDS: Final[Mapping[str, type[VxlanBackend] | type[HostGwBackend] | type[UdpBackend]]] = {
     "vxlan": VxlanBackend,
@@ -86,7 +40,7 @@ class Node:
     def __init__(self, settings: Settings, netlink: Netlink) -> None:
         self.settings: Final = settings
         self.netlink: Final = netlink
-        self.seen: Final = Seen()
+        self.findings: Final = Findings()
         self._wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip)
         self.uplink: Uplink = find_uplink(netlink, self._wish)
         self.takeover: Final = Takeover(settings, netlink)
@@ -113,7 +67,7 @@ class Node:
         if network.backend not in BACKENDS:
             known = ", ".join(BACKENDS)
             raise ConfigError(f"the network's backend is {network.backend}: this agent runs {known}")
-        backend: Backend = BACKENDS[network.backend](self.settings, self.netlink, self.seen)
+        backend: Backend = BACKENDS[network.backend](self.settings, self.netlink, self.findings)
         self._inner_mtu(network, backend)
         for link in self.netlink.links().values():
             if link.name == self.settings.bridge and link.kind != "bridge":
@@ -147,7 +101,7 @@ class Node:
         """Look at the uplink again; True if our address, the interface or its name changed."""
         before = self.uplink
         self.uplink, wrong = follow_uplink(self.netlink, self._wish, before)
-        self.seen.problems["uplink"] = (wrong,) if wrong else ()
+        self.findings.problems["uplink"] = (wrong,) if wrong else ()
         return _identity(before) != _identity(self.uplink)
 
     def site(self, network: Network, lease: Lease) -> Site:
@@ -164,7 +118,7 @@ class Node:
         sysctl.ensure(sysctl.FORWARDING, self.settings.state_dir / statedir.SYSCTLS)
         self.backend.ensure_device(self.site(network, lease), links)
         self.bridge, wrong = self.netlink.ensure_bridge(self._bridge_device(lease), links)
-        self.seen.problems["bridge"] = (wrong,) if wrong else ()
+        self.findings.problems["bridge"] = (wrong,) if wrong else ()
         self._write_subnet_env(network, lease)
 
     def _bridge_device(self, lease: Lease) -> BridgeDevice:
@@ -204,8 +158,8 @@ class Node:
             tunnel=tunnel,
             bridge=self.settings.bridge,
         ):
-            self.seen.count("firewall", 1)
-        self.seen.problems["flanneld"] = self.takeover.remove_rules(network)
+            self.findings.count("firewall", 1)
+        self.findings.problems["flanneld"] = self.takeover.remove_rules(network)
 
 
 def _identity(uplink: Uplink) -> tuple[IPv4Address, int, str]:

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
-from ctl.backend.site import Seen, Tracked, settle
+from ctl.backend.site import Findings, Tracked, settle
 from ctl.core.errors import KernelError
 from ctl.core.host import Change, Devices, FilterKey, Hop, Link, Route, RouteKey, Uplink
 from ctl.core.model import MacAddress
@@ -137,7 +137,7 @@ def test_a_second_route_with_the_key_of_ours_goes(place: Place, wanted: bool) ->
     tracker = Tracker[RouteKey, Route]()
     if wanted:
         tracker.put(key, ours)
-    settle([Tracked("routes", Routes(place.rtnl), tracker)], Seen())
+    settle([Tracked("routes", Routes(place.rtnl), tracker)], Findings())
     assert Routes(place.rtnl).read() == ({key: ours} if wanted else {})
     assert len(place.host.ip("route", "show", str(subnet)).splitlines()) == int(wanted)
     place.host.run("ip", "route", "flush", "proto", "147")
@@ -151,7 +151,7 @@ def test_an_fdb_entry_with_more_than_a_host_of_its_own_is_put_right(place: Place
         bridge("append", "00:00:00:00:00:00", "dev", "vx", "dst", remote, "permanent")
     tracker = Tracker[MacAddress, IPv4Address]()
     tracker.put(one, host)
-    settle([Tracked("fdb", Fdb(place.rtnl, place.vxlan), tracker)], Seen())
+    settle([Tracked("fdb", Fdb(place.rtnl, place.vxlan), tracker)], Findings())
     assert Fdb(place.rtnl, place.vxlan).read() == {one: host}
     listed = bridge("show", "dev", "vx").stdout
     assert "4789" not in listed

@@ -16,7 +16,7 @@ import pytest
 
 from ctl.agent.loop import FAILING_GAP_S, MIN_GAP_S, TICK_S, Agent
 from ctl.agent.mailbox import Signal
-from ctl.backend.site import Seen, Site
+from ctl.backend.site import Findings, Site
 from ctl.cluster.membership import HOLD_S
 from ctl.core.errors import (
     AgentError,
@@ -27,7 +27,7 @@ from ctl.core.errors import (
     StoreDenied,
     StoreError,
 )
-from ctl.core.host import EVERYTHING, Change, Identity, Link, Uplink
+from ctl.core.host import EVERYTHING, Change, Devices, Identity, Link, Uplink
 from ctl.core.model import Lease, MacAddress, Network, Snapshot
 from ctl.core.report import health, readiness
 from ctl.kernel.netlink.monitor import Monitor
@@ -93,14 +93,14 @@ class FakeKernel:
     """A Node and its Backend in one: notes what it is asked, fails where it is told to."""
 
     settings: Settings
-    seen: Seen = field(default_factory=Seen)
+    findings: Findings = field(default_factory=lambda: Findings(program="feed"))
     uplink: Uplink = field(default_factory=lambda: Uplink(UPLINK, HOST))
     bridge: int = 3
     mtu: int = 1450
     device: int = 4
     takeover: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(subnet=None))
     maps: SimpleNamespace | None = None
-    programs: SimpleNamespace = field(default_factory=lambda: SimpleNamespace(digest="feed"))
+
     overhead: int = 50
     whole: bool = True
     fenced: bool = False
@@ -108,14 +108,14 @@ class FakeKernel:
     failing: dict[str, Exception] = field(default_factory=dict)
     """By step."""
     routed: list[tuple[IPv4Network, ...]] = field(default_factory=list)
-    """Subnets of the leases of each `reconcile_routes`."""
+    """Subnets of the leases of each `reconcile_peers`."""
 
     @property
     def backend(self) -> FakeKernel:
         return self
 
-    def hop_interfaces(self) -> frozenset[int]:
-        return frozenset({self.uplink.link.ifindex})
+    def devices(self) -> Devices:
+        return Devices(self.device, hops=frozenset({self.uplink.link.ifindex}))
 
     def preflight(self, network: object) -> FakeKernel:
         return self
@@ -137,21 +137,16 @@ class FakeKernel:
     def reconcile_firewall(self, network: Network, lease: Lease) -> None:
         self._step("reconcile_firewall")
 
-    def reconcile_routes(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
+    def reconcile_peers(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
         self.routed.append(tuple(lease.subnet for lease in leases))
-        self._step("reconcile_routes")
+        self._step("reconcile_peers")
 
-    def load(self, site: Site) -> None:
+    def load(self, site: Site) -> frozenset[Change]:
         self._step("load")
+        return frozenset()
 
-    def reconcile_maps(self, site: Site) -> None:
-        self._step("reconcile_maps")
-
-    def reconcile_ports(self, site: Site) -> None:
+    def reconcile_ports(self, site: Site, changes: frozenset[Change]) -> None:
         self._step("reconcile_ports")
-
-    def forget_filters(self) -> None:
-        pass
 
     def lost(self) -> frozenset[Change]:
         if "lost" in self.failing:
@@ -167,10 +162,9 @@ class FakeKernel:
 STEPS = (
     "refresh_uplink",
     "reconcile_devices",
-    "reconcile_routes",
+    "reconcile_peers",
     "reconcile_firewall",
     "load",
-    "reconcile_maps",
     "reconcile_ports",
 )
 
@@ -205,7 +199,7 @@ class World:
         return int(self.report.reconcile.ok + self.report.reconcile.failed)
 
     def problem(self, part: str) -> tuple[str, ...]:
-        return self.kernel.seen.problems.get(part, ())
+        return self.kernel.findings.problems.get(part, ())
 
     def peers(self, *numbers: int) -> list[Lease]:
         """Leases of other nodes, put into the store."""
@@ -473,11 +467,11 @@ def test_a_mass_removal_is_believed_no_sooner_by_a_clock_set_forward(world: Worl
 def test_a_process_of_ours_that_keeps_dying_is_looked_after_without_spinning(world: World) -> None:
     world.run(RESYNC)
     world.kernel.whole = False
-    world.kernel.failing["reconcile_routes"] = KernelError("the forwarder does not start")
+    world.kernel.failing["reconcile_peers"] = KernelError("the forwarder does not start")
     before = world.passes()
     world.run(10 * RESYNC)
     assert world.passes() - before < 10 * RESYNC / TICK_S + 50
-    del world.kernel.failing["reconcile_routes"]
+    del world.kernel.failing["reconcile_peers"]
     world.kernel.whole = True
     world.run(2 * BACK_OFF_MAX_S)
     assert world.report.reconcile.error == ""
@@ -492,7 +486,7 @@ def test_a_process_of_ours_that_dies_is_noticed_at_the_next_turn(world: World) -
         world.kernel.whole = next(alive, True)
 
     world.run(4 * TICK_S, each=look)
-    assert world.kernel.calls.count("reconcile_routes") == 2, "when the loop starts, and for this"
+    assert world.kernel.calls.count("reconcile_peers") == 2, "when the loop starts, and for this"
 
 
 def test_pause_is_as_long_as_the_next_thing_due_lets_it(world: World) -> None:
@@ -969,7 +963,7 @@ def test_a_step_that_fails_stops_no_other(world: World, step: str, caplog: pytes
 
 def test_all_that_fails_is_named_in_one_line(world: World) -> None:
     world.kernel.failing = {
-        "reconcile_routes": KernelError("routes"),
+        "reconcile_peers": KernelError("routes"),
         "load": KernelError("compiler"),
         "reconcile_maps": KernelError("compiler"),
         "reconcile_ports": KernelError("ports"),

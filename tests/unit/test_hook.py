@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ctl.backend.site import Seen
+from ctl.backend.site import Findings
 from ctl.backend.vxlan.uplink_hook import UplinkHook
 from ctl.core.errors import ForeignProgram, KernelError
 from ctl.core.host import Link
@@ -51,10 +51,10 @@ def driver() -> Driver:
     return Driver()
 
 
-def hook(driver: Driver, mode: str, steady: Callable[[], float] = float) -> tuple[UplinkHook, Seen]:
+def hook(driver: Driver, mode: str, steady: Callable[[], float] = float) -> tuple[UplinkHook, Findings]:
     netlink: Any = None
     xdp: Any = driver
-    made = UplinkHook(resolve(Namespace(hook=mode), {}, None), netlink, seen := Seen(), steady=steady)
+    made = UplinkHook(resolve(Namespace(hook=mode), {}, None), netlink, seen := Findings(), steady=steady)
     made._xdp = xdp
     return made, seen
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from ctl.backend import hostgw
-from ctl.backend.site import Seen, Site
+from ctl.backend.site import Findings, Site
 from ctl.backend.vxlan import peering
 from ctl.core.errors import KernelError
 from ctl.core.host import EVERYTHING, Change, Hop, Link, Uplink
@@ -69,7 +69,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Fib:
 
 def test_a_plan_that_fails_leaves_the_maps_as_they_are(kernel: Fib) -> None:
     """An uplink that has changed asks for a new plan; an empty one would refuse every peer."""
-    plan = peering.Peering(SimpleNamespace(), Seen(), 10)  # type: ignore[arg-type]
+    plan = peering.Peering(SimpleNamespace(), Findings(), 10)  # type: ignore[arg-type]
     maps: Any = SimpleNamespace(vtep_table=Rows(), peer_table=Rows())
     plan.reconcile_routes(site(), 0, [PEER], EVERYTHING)
     plan.reconcile_maps(maps, bypassing=True)
@@ -100,7 +100,7 @@ def test_a_peer_that_is_routed_to_may_answer(kernel: Fib, monkeypatch: pytest.Mo
     monkeypatch.setattr(peering, "Routes", Routed)
     for other in ("Fdb", "VtepNeighbours"):
         monkeypatch.setattr(peering, other, Rows)
-    plan = peering.Peering(SimpleNamespace(), Seen(), 10)  # type: ignore[arg-type]
+    plan = peering.Peering(SimpleNamespace(), Findings(), 10)  # type: ignore[arg-type]
     plan.reconcile_routes(site(), 7, [], EVERYTHING)
     plan.reconcile_maps(maps, bypassing=True)
     plan.reconcile_routes(site(), 7, [PEER], LEASES)
@@ -109,7 +109,7 @@ def test_a_peer_that_is_routed_to_may_answer(kernel: Fib, monkeypatch: pytest.Mo
 
 def test_nobody_is_refused_before_it_is_known_who_the_peers_are(kernel: Fib) -> None:
     """What an earlier life left in the maps may be a part of them only."""
-    plan = peering.Peering(SimpleNamespace(), Seen(), 1)  # type: ignore[arg-type]
+    plan = peering.Peering(SimpleNamespace(), Findings(), 1)  # type: ignore[arg-type]
     assert not plan.fits()
     kernel.answers = False
     with pytest.raises(KernelError):
@@ -127,16 +127,16 @@ def test_host_gw_begins_anew_after_a_failure(kernel: Fib, monkeypatch: pytest.Mo
     table = Rows()
     monkeypatch.setattr(hostgw, "Routes", lambda _: table)
     netlink: Any = SimpleNamespace(rtnl=None)
-    backend = hostgw.HostGwBackend(resolve(argparse.Namespace(), {}, None), netlink, Seen())
+    backend = hostgw.HostGwBackend(resolve(argparse.Namespace(), {}, None), netlink, Findings())
     network = replace(NETWORK, backend="host-gw")
     peer, other = (replace(each, backend="host-gw") for each in (PEER, OTHER))
-    backend.reconcile_routes(site(network), [peer], EVERYTHING)
+    backend.reconcile_peers(site(network), [peer], EVERYTHING)
 
     kernel.answers = False
     with pytest.raises(KernelError):
-        backend.reconcile_routes(site(network), [peer, other], LEASES)
+        backend.reconcile_peers(site(network), [peer, other], LEASES)
     kernel.answers = True
-    backend.reconcile_routes(site(network), [peer, other], LEASES)
+    backend.reconcile_peers(site(network), [peer, other], LEASES)
     assert {route.via for route in table.rows.values()} == {peer.host, other.host}
 
 
@@ -153,14 +153,14 @@ def test_plain_routes_that_went_without_a_word_are_set_again(
     network = replace(NETWORK, backend=backend, direct_routing=backend == "vxlan")
     lease = replace(PEER, backend=backend)
 
-    vxlan = peering.Peering(SimpleNamespace(), Seen(), 10)  # type: ignore[arg-type]
-    plain = hostgw.HostGwBackend(resolve(argparse.Namespace(), {}, None), netlink, Seen())  # type: ignore[arg-type]
+    vxlan = peering.Peering(SimpleNamespace(), Findings(), 10)  # type: ignore[arg-type]
+    plain = hostgw.HostGwBackend(resolve(argparse.Namespace(), {}, None), netlink, Findings())  # type: ignore[arg-type]
 
     def reconcile(changes: frozenset[Change]) -> None:
         if backend == "vxlan":
             vxlan.reconcile_routes(site(network), 7, [lease], changes)
         else:
-            plain.reconcile_routes(site(network), [lease], changes)
+            plain.reconcile_peers(site(network), [lease], changes)
 
     reconcile(EVERYTHING)
     before = table.read()

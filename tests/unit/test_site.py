@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from ctl.backend.site import Seen, Tracked, settle
+from ctl.backend.site import Findings, Tracked, settle
 from ctl.core.errors import KernelError
 from ctl.core.plan import Delta
 from ctl.core.tracker import Tracker
@@ -45,10 +45,10 @@ def test_new_in_order_stale_in_reverse() -> None:
     first, second = Fake("first", story), Fake("second", story)
     first.there = second.there = {9: 9}
     tables = tracked(first, second)
-    settle(tables, Seen())
+    settle(tables, Findings())
     assert story == ["first +2 -0", "second +2 -0", "second +0 -1", "first +0 -1"]
     story.clear()
-    settle(tables, Seen())
+    settle(tables, Findings())
     assert story == []
 
 
@@ -57,9 +57,9 @@ def test_one_entry_that_is_refused_keeps_no_other_out() -> None:
     first, second = Fake("first", story, refuses=1), Fake("second", story)
     tables = tracked(first, second)
     with pytest.raises(KernelError, match="first: 1 entries not applied"):
-        settle(tables, Seen())
+        settle(tables, Findings())
     assert (first.there, second.there) == ({2: 2}, {1: 1, 2: 2})
     assert not tables[0].tracker.known, "what is there has to be read again"
     first.refuses = 0
-    settle(tables, Seen())
+    settle(tables, Findings())
     assert first.there == {1: 1, 2: 2}

@@ -45,23 +45,23 @@ class UdpBackend(PlainBackend):
             self._forwarder, self._key = Forwarder(self._settings.state_dir, *key), key
         remove_tunnels(self._netlink, links.values(), self._settings.state_dir, {self._forwarder.device})
 
-    def reconcile_routes(self, site: Site, leases: Sequence[Lease], _changes: frozenset[Change]) -> None:
+    def reconcile_peers(self, site: Site, leases: Sequence[Lease], _changes: frozenset[Change]) -> None:
         """The forwarder, by these leases, its device, and one route for the whole network."""
         if self._forwarder is None:
             return
         roster = Roster(site.lease, site.network)
         roster.update(leases)
-        self._seen.problems["leases"] = roster.problems
+        self._findings.problems["leases"] = roster.problems
         peers = {subnet: lease.host for subnet, lease in roster.usable.items()}
         if self._forwarder.start(ForwarderRoutes(site.lease.subnet, peers)):
-            self._seen.count("forwarder", 1)
+            self._findings.count("forwarder", 1)
         address = IPv4Interface((site.lease.vtep_ip, 32))
         self.device = self._netlink.ensure_tun(self._forwarder.device, address, site.mtu)
         table = Routes(self._netlink.rtnl)
         self._route = RouteKey.of(site.network.network)
         desired = {self._route: Route(IPv4Address(0), self.device)}
-        apply("routes", table, diff(desired, table.read()), self._seen)
-        self._seen.peers_kernel_path = len(peers)
+        apply("routes", table, diff(desired, table.read()), self._findings)
+        self._findings.peers_kernel_path = len(peers)
 
     def wants(self, entry: Removed) -> bool:
         """Whether a route that is no more should be there: the one for the whole network."""

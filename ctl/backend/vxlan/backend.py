@@ -10,12 +10,12 @@ from ipaddress import IPv4Interface
 from typing import Final
 
 from ctl.backend.plain import remove_tunnels
-from ctl.backend.site import Seen, Site, apply, apply_fitting
+from ctl.backend.site import Findings, Site, apply, apply_fitting
 from ctl.backend.vxlan.peering import Peering
 from ctl.backend.vxlan.uplink_hook import UplinkHook
 from ctl.core.abi import LAYOUT, NO_MAC, NODE_F_PEERS_INCOMPLETE, NODE_F_XDP, EndpointEntry, NodeEntry
-from ctl.core.errors import ForeignProgram
-from ctl.core.host import Change, FilterKey, Link, Removed, Uplink, VxlanDevice
+from ctl.core.errors import Failures, ForeignProgram
+from ctl.core.host import Change, Devices, FilterKey, Link, Removed, Uplink, VxlanDevice
 from ctl.core.model import VXLAN_OVERHEAD, Bypass, HookMode, IPv4Address, Lease, MacAddress, Network
 from ctl.core.plan import diff, plan_endpoints, plan_filters, plan_questions
 from ctl.core.report import KernelPort
@@ -45,17 +45,17 @@ class VxlanBackend:
 
     overhead: Final = VXLAN_OVERHEAD
 
-    def __init__(self, settings: Settings, netlink: Netlink, seen: Seen) -> None:
+    def __init__(self, settings: Settings, netlink: Netlink, findings: Findings) -> None:
         self.maps: maps.Maps | None = None
         self.programs: loader.Programs | None = None
         self.device = 0
         """ifindex of the vxlan device; 0: not made yet."""
         self._uplink = 0
         """ifindex of the interface that has from_wire."""
-        self._settings, self._netlink, self._seen = settings, netlink, seen
+        self._settings, self._netlink, self._findings = settings, netlink, findings
         self._filters = Filters(netlink.rtnl, settings.bpffs)
-        self._hook = UplinkHook(settings, netlink, seen)
-        self._peering = Peering(netlink.rtnl, seen, settings.peers_max)
+        self._hook = UplinkHook(settings, netlink, findings)
+        self._peering = Peering(netlink.rtnl, findings, settings.peers_max)
         self._ahead: loader.Compiler | None = None
         """At work since `preflight`, if there is something to compile."""
         self._seed = 0
@@ -114,24 +114,38 @@ class VxlanBackend:
             address=IPv4Interface((site.lease.vtep_ip, 32)),
         )
 
-    def reconcile_routes(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
-        """The kernel path to the other nodes: FDB, neighbours, routes."""
-        self._peering.reconcile_routes(site, self.device, leases, changes)
+    def reconcile_peers(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
+        """FDB, neighbours and routes to the other nodes, and the maps of the shortcut."""
+        failures = Failures()
+        failures.take(self._peering.reconcile_routes, site, self.device, leases, changes)
+        if self.maps is not None:
+            failures.take(self._fill, self.maps, site)
+        failures.raise_any()
+
+    def _fill(self, opened: maps.Maps, site: Site) -> None:
+        """The shortcut to the other nodes. What does not fit stays on the kernel path."""
+        self._write_node(opened, site)  # first of all: who does not fit must not be refused
+        self._peering.reconcile_maps(opened, bypassing=self.programs is not None)
 
     def wants(self, entry: Removed) -> bool:
         """Whether an entry that is no more should be there. Any thread may ask."""
         return self._peering.wants(entry)
 
-    def hop_interfaces(self) -> frozenset[int]:
-        """Ifindexes of the underlay through which peers are reached now."""
-        return self._peering.hop_interfaces()
+    def devices(self) -> Devices:
+        """The vxlan device, and the interfaces of the underlay through which peers are reached now."""
+        return Devices(self.device, hops=self._peering.hop_interfaces())
 
-    def load(self, site: Site) -> None:
+    def load(self, site: Site) -> frozenset[Change]:
         """Maps and programs: adopted, or made. The kernel path is in place already."""
-        settings = self._settings
+        before = self.maps
         self._sysctls(site)
-        if self.maps is None and self._left_to_newer(site):
-            return
+        if self.maps is not None or not self._left_to_newer(site):
+            self._open_maps(site)
+            self._load_programs()
+        return frozenset({Change.MAPS} if self.maps is not before else ())
+
+    def _open_maps(self, site: Site) -> None:
+        settings = self._settings
         if self.maps is None:
             bpffs.ensure(str(settings.bpffs))
             wanted = maps.specs(settings.peers_max, settings.endpoints_max, settings.flows_max)
@@ -145,12 +159,17 @@ class VxlanBackend:
         elif self.maps.repin(settings.bpffs):
             log.warning("pins of maps under %s were gone: pinned again", settings.bpffs)
         self._write_node(self.maps, site)
+
+    def _load_programs(self) -> None:
+        assert self.maps is not None
+        settings = self._settings
         if self.programs and (self.programs.repin(settings.bpffs) | self._filters.pin()):
             log.warning("pins of programs under %s were gone: pinned again", settings.bpffs)
         if self.programs is None and settings.bypass is not Bypass.OFF:
             ahead, self._ahead = self._ahead, None
             self.programs = loader.load(self.maps, settings.bpffs, settings.state_dir, ahead)
             self._filters.programs = self.programs.by_name
+            self._findings.program = self.programs.digest
             log.info("datapath %s loaded", self.programs.digest)
 
     def _left_to_newer(self, site: Site) -> bool:
@@ -162,19 +181,19 @@ class VxlanBackend:
         settings = self._settings
         newer = None if settings.bypass is Bypass.OFF else maps.newer_layout(settings.bpffs)
         if newer is None:
-            self._seen.problems["pins"] = ()
+            self._findings.problems["pins"] = ()
             return False
         text = (
             f"pins of a newer version under {settings.bpffs} (layout {newer}, this one has {LAYOUT}): "
             f"refused, the kernel path carries all; "
             f"run that version again, or remove {settings.bpffs}/v{newer}"
         )
-        if self._seen.problems.get("pins") != (text,):
+        if self._findings.problems.get("pins") != (text,):
             log.warning("%s", text)
-        self._seen.problems["pins"] = (text,)
+        self._findings.problems["pins"] = (text,)
         links = self._netlink.links()
         self._hook.reconcile(links, site.uplink.link.ifindex, None)
-        apply("filters", self._filters, diff({}, self._filters.read_on(links)), self._seen)
+        apply("filters", self._filters, diff({}, self._filters.read_on(links)), self._findings)
         return True
 
     def _sysctls(self, site: Site) -> None:
@@ -201,20 +220,16 @@ class VxlanBackend:
             approval_ttl_ns=int(self._settings.approval_ttl * 1e9),
             flow_seed=before.flow_seed if before else self._seed or secrets.randbits(64) | 1,
             flags=(0 if self._peering.fits() else NODE_F_PEERS_INCOMPLETE)
-            | (NODE_F_XDP if self._seen.hook is HookMode.XDP else 0),
+            | (NODE_F_XDP if self._findings.hook is HookMode.XDP else 0),
             uplink_mac=site.uplink.link.mac or NO_MAC,
         )
         if entry != before:
             opened.write_node(entry)
 
-    def reconcile_maps(self, site: Site) -> None:
-        """The shortcut to the other nodes. What does not fit stays on the kernel path."""
-        if self.maps is not None:
-            self._write_node(self.maps, site)  # first of all: who does not fit must not be refused
-            self._peering.reconcile_maps(self.maps, bypassing=self.programs is not None)
-
-    def reconcile_ports(self, site: Site) -> None:
+    def reconcile_ports(self, site: Site, changes: frozenset[Change]) -> None:
         """Programs on every port of the bridge, and the containers behind them."""
+        if Change.FILTERS in changes:
+            self._filters.forget()
         if self.maps is None:
             return
         links = self._netlink.links()
@@ -233,9 +248,9 @@ class VxlanBackend:
 
     def _endpoints(self, opened: maps.Maps, found: dict[IPv4Address, EndpointEntry]) -> None:
         room = self._settings.endpoints_max
-        left = apply_fitting("endpoints", opened.endpoint_table, found, room, self._seen)
+        left = apply_fitting("endpoints", opened.endpoint_table, found, room, self._findings)
         text = f"map endpoints is full: {left} containers by the kernel path only, raise --endpoints-max"
-        self._seen.problems["endpoints"] = (text,) if left else ()
+        self._findings.problems["endpoints"] = (text,) if left else ()
 
     def _attach(self, site: Site, ports: Mapping[int, Link], links: Mapping[int, Link]) -> None:
         if self.programs is None and self._settings.bypass is not Bypass.OFF:
@@ -248,7 +263,7 @@ class VxlanBackend:
         if place not in wanted:
             self._hook.reconcile(links, place.ifindex, None)
         try:
-            apply("filters", self._filters, diff(wanted, present), self._seen)
+            apply("filters", self._filters, diff(wanted, present), self._findings)
         finally:
             if place in wanted:
                 delivers = self._filters.read().get(place) == wanted[place]
@@ -267,7 +282,7 @@ class VxlanBackend:
         self._write_node(self.maps, site)
 
     def _sort_ports(self, links: Mapping[int, Link], bridge: int) -> dict[int, Link]:
-        """The bridge's ports that can have our programs; the rest is noted in `seen`."""
+        """The bridge's ports that can have our programs; the rest is noted in the findings."""
         ours, others = {}, []
         for link in links.values():
             if link.master != bridge or not bridge or link.name == headroom.DEVICE:
@@ -276,8 +291,8 @@ class VxlanBackend:
                 others.append(KernelPort(link.name, why))
             else:
                 ours[link.ifindex] = link
-        self._seen.ports = tuple(sorted(link.name for link in ours.values()))
-        self._seen.kernel_ports = tuple(sorted(others, key=lambda port: port.name))
+        self._findings.ports = tuple(sorted(link.name for link in ours.values()))
+        self._findings.kernel_ports = tuple(sorted(others, key=lambda port: port.name))
         return ours
 
     def _why_not(self, link: Link) -> str:
@@ -288,10 +303,6 @@ class VxlanBackend:
         if not link.peer_elsewhere:
             return "its other end is in this network namespace"
         return self._filters.taken(link.ifindex)
-
-    def forget_filters(self) -> None:
-        """Someone touched filters: look at all of them again."""
-        self._filters.forget()
 
 
 def device_name(network: Network) -> str:

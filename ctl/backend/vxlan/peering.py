@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from ctl.backend.site import Seen, Site, Tracked, apply_fitting, settle
+from ctl.backend.site import Findings, Site, Tracked, apply_fitting, settle
 from ctl.core.errors import KernelError
 from ctl.core.host import Change, Hop, Removed, Uplink
 from ctl.core.model import VXLAN_OVERHEAD, Lease, Network
@@ -35,8 +35,8 @@ class Peering:
     `room`: how many entries the maps have for peers.
     """
 
-    def __init__(self, rtnl: Rtnl, seen: Seen, room: int) -> None:
-        self._rtnl, self._seen, self._room = rtnl, seen, room
+    def __init__(self, rtnl: Rtnl, findings: Findings, room: int) -> None:
+        self._rtnl, self._findings, self._room = rtnl, findings, room
         self._policies = xfrm.Policies()
         self._place: Place | None = None
         """What the plan is for; None: there is none to go on from."""
@@ -81,8 +81,8 @@ class Peering:
         elif Change.HOPS in changes and site.network.direct_routing:
             # The underlay's interfaces take plain routes along without a word: down, or no address.
             self._tables.routes.doubt()
-        self._seen.problems["leases"] = self._roster.problems
-        self._seen.peers_ebpf, self._seen.peers_kernel_path = 0, len(self._roster.usable)
+        self._findings.problems["leases"] = self._roster.problems
+        self._findings.peers_ebpf, self._findings.peers_kernel_path = 0, len(self._roster.usable)
         if self._filled is not None and self.fits():
             # Who is routed to answers at once, and must not be a stranger then.
             with suppress(KernelError):  # said when the maps have their own turn
@@ -97,7 +97,7 @@ class Peering:
         """
         ipsec = self._policies.any()
         text = "IPsec policies are set: all peers by the kernel path, which meets them"
-        self._seen.problems["ipsec"] = (text,) if ipsec else ()
+        self._findings.problems["ipsec"] = (text,) if ipsec else ()
         new = {lease.host for lease in moves.new if lease.host not in self._hops}
         hosts = set(self._roster.hosts()) if everyone else new
         underlay = site.mtu + VXLAN_OVERHEAD
@@ -118,7 +118,7 @@ class Peering:
                 Tracked("neighbours", VtepNeighbours(self._rtnl, device), tables.neighbours),
                 Tracked("routes", Routes(self._rtnl), tables.routes),
             ],
-            self._seen,
+            self._findings,
         )
 
     def reconcile_maps(self, maps: Maps, *, bypassing: bool) -> None:
@@ -128,11 +128,11 @@ class Peering:
             return
         left = self._fill(maps, tables)
         text = f"map peers is full: {left} subnets by the kernel path only, raise --peers-max"
-        self._seen.problems["peers"] = (text,) if left else ()
+        self._findings.problems["peers"] = (text,) if left else ()
         if bypassing:
             subnets = len(tables.routes.desired)
-            self._seen.peers_ebpf = max(subnets - left - tables.slow(), 0)
-            self._seen.peers_kernel_path = subnets - self._seen.peers_ebpf
+            self._findings.peers_ebpf = max(subnets - left - tables.slow(), 0)
+            self._findings.peers_kernel_path = subnets - self._findings.peers_ebpf
 
     def _fill(self, maps: Maps, tables: PeerTables) -> int:
         """Bring both maps in line; returns how many entries of `peers` there is no room for."""
@@ -142,9 +142,9 @@ class Peering:
             tables.peers.doubt()
         if self.fits():
             vteps = Tracked("vteps", maps.vtep_table, tables.vteps)
-            settle([vteps, Tracked("peers", maps.peer_table, tables.peers)], self._seen, stale_first=True)
+            settle([vteps, Tracked("peers", maps.peer_table, tables.peers)], self._findings, stale_first=True)
             return 0
         tables.vteps.doubt()
         tables.peers.doubt()
-        apply_fitting("vteps", maps.vtep_table, tables.vteps.desired, self._room, self._seen)
-        return apply_fitting("peers", maps.peer_table, tables.peers.desired, self._room, self._seen)
+        apply_fitting("vteps", maps.vtep_table, tables.vteps.desired, self._room, self._findings)
+        return apply_fitting("peers", maps.peer_table, tables.peers.desired, self._room, self._findings)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from ctl.backend.site import Seen
+from ctl.backend.site import Findings
 from ctl.core.errors import ForeignProgram, KernelError
 from ctl.core.host import Link
 from ctl.core.model import HookMode
@@ -35,7 +35,7 @@ class UplinkHook:
         self,
         settings: Settings,
         netlink: Netlink,
-        seen: Seen,
+        findings: Findings,
         *,
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -44,7 +44,7 @@ class UplinkHook:
         self._patience_s: Final = settings.resync_interval / 2
         self._steady = steady
         self._xdp = Xdp(netlink, settings.bpffs)
-        self._seen = seen
+        self._findings = findings
         self._refused: tuple[int, int, int] | None = None
         """(ifindex, MTU, program) that a driver has refused: attaching may reset it, so not at once again."""
         self._refused_at = 0.0
@@ -79,14 +79,14 @@ class UplinkHook:
         for other in links.values():
             if other.xdp and not (wanted and other.ifindex == uplink) and self._xdp.is_ours(other.xdp):
                 self._xdp.remove(other)
-                self._seen.count("xdp", 1)
+                self._findings.count("xdp", 1)
                 log.info("XDP taken off %s", other.name)
-        self._seen.problems["xdp"] = (why,) if link and program and (why := self._foreign(link)) else ()
-        if not wanted or self._seen.problems["xdp"]:
+        self._findings.problems["xdp"] = (why,) if link and program and (why := self._foreign(link)) else ()
+        if not wanted or self._findings.problems["xdp"]:
             self._refused = None
             self._say(lacking if link and wants_xdp(self._mode, link) else "")
-        attached = bool(link and wanted and not self._seen.problems["xdp"] and self._attach(link, wanted))
-        self._seen.hook = HookMode.XDP if attached else HookMode.TC
+        attached = bool(link and wanted and not self._findings.problems["xdp"] and self._attach(link, wanted))
+        self._findings.hook = HookMode.XDP if attached else HookMode.TC
 
     def _attach(self, link: Link, program: Program) -> bool:
         """Whether the program is on the link in the end."""
@@ -99,8 +99,8 @@ class UplinkHook:
             except KernelError as error:
                 self._refuse(link, this, str(error))
             else:
-                self._refused, self._seen.hook_refused = None, ""
-                self._seen.count("xdp", 1)
+                self._refused, self._findings.hook_refused = None, ""
+                self._findings.count("xdp", 1)
                 log.info("XDP attached to %s", link.name)
                 return True
         if link.xdp:  # an older build's, whose notes this from_wire may not know
@@ -115,6 +115,6 @@ class UplinkHook:
     def _say(self, why: str) -> None:
         """Once: why there is no XDP; empty: there is, or nobody wants it."""
         text = f"{why}: from_wire stays at tc" if why else ""
-        if text and text != self._seen.hook_refused:
+        if text and text != self._findings.hook_refused:
             log.log(logging.WARNING if self._mode is HookMode.XDP else logging.INFO, "%s", text)
-        self._seen.hook_refused = text
+        self._findings.hook_refused = text
