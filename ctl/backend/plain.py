@@ -7,9 +7,10 @@ from contextlib import closing
 from ipaddress import IPv4Address
 from pathlib import Path
 
-from ctl.backend.site import Findings, Site
+from ctl.backend.site import Site
 from ctl.backend.udp.client import UdpBackend as Forwarder
 from ctl.backend.udp.files import device_port
+from ctl.core.findings import Findings
 from ctl.core.host import OWNER, Change, Devices, Link, Uplink
 from ctl.core.model import MacAddress, Network
 from ctl.core.plan import diff

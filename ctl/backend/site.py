@@ -1,19 +1,19 @@
-"""What the parts of a node share: where it stands, what it has found, how it applies deltas."""
+"""What the parts of a node share: where it stands, how it applies deltas."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ctl.core.errors import KernelError
+from ctl.core.findings import Findings
 from ctl.core.host import Uplink
-from ctl.core.model import HookMode, Lease, Network
+from ctl.core.model import Lease, Network
 from ctl.core.plan import Delta, diff
 from ctl.core.ports import Table
-from ctl.core.report import KernelPort
 from ctl.core.tracker import Tracker
 
 log = logging.getLogger(__name__)
@@ -37,33 +37,6 @@ class Site:
     """Where kernel settings are noted as they were before us."""
     fenced: bool = False
     """Another host holds our subnet: eBPF carries nothing from or to it."""
-
-
-@dataclass(slots=True)
-class Findings:
-    """What the last reconciles found, for the report."""
-
-    problems: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Lines for people about what is wrong now, by the part that noticed. A part without lines is well."""
-    operations: dict[str, int] = field(default_factory=dict)
-    """How many entries have been put or removed since the start, by the name of the table."""
-    peers_ebpf: int = 0
-    """Peers' subnets that eBPF carries packets to."""
-    peers_kernel_path: int = 0
-    """Peers' subnets that only the kernel path leads to."""
-    ports: tuple[str, ...] = ()
-    """Names of the bridge's ports that have our programs, sorted."""
-    kernel_ports: tuple[KernelPort, ...] = ()
-    """The bridge's other ports, each with the reason why it has none."""
-    program: str = ""
-    """Digest of the programs that are loaded; empty: none are."""
-    hook: HookMode = HookMode.TC
-    """Where packets from the uplink meet our programs first."""
-    hook_refused: str = ""
-    """Why XDP that was asked for is not; empty if it is, or was not asked for."""
-
-    def count(self, table: str, operations: int) -> None:
-        self.operations[table] = self.operations.get(table, 0) + operations
 
 
 def apply(name: str, table: Table[Any, Any], delta: Delta[Any, Any], findings: Findings) -> None:

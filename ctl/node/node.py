@@ -12,10 +12,11 @@ from typing import Final
 
 from ctl.backend.hostgw import HostGwBackend
 from ctl.backend.protocol import Backend
-from ctl.backend.site import Findings, Site
+from ctl.backend.site import Site
 from ctl.backend.udp.backend import UdpBackend
 from ctl.backend.vxlan.backend import VxlanBackend
 from ctl.core.errors import AgentError, ConfigError
+from ctl.core.findings import Findings
 from ctl.core.host import BridgeDevice, Identity, Removed, Uplink
 from ctl.core.model import MIN_MTU, IPv4Address, Lease, MacAddress, Network
 from ctl.core.wire import SubnetEnv, format_subnet_env

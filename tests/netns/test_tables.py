@@ -11,8 +11,9 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
-from ctl.backend.site import Findings, Tracked, settle
+from ctl.backend.site import Tracked, settle
 from ctl.core.errors import KernelError
+from ctl.core.findings import Findings
 from ctl.core.host import Change, Devices, FilterKey, Hop, Link, Route, RouteKey, Uplink
 from ctl.core.model import MacAddress
 from ctl.core.plan import Delta

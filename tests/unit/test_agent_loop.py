@@ -16,7 +16,7 @@ import pytest
 
 from ctl.agent.loop import FAILING_GAP_S, MIN_GAP_S, TICK_S, Agent
 from ctl.agent.mailbox import Signal
-from ctl.backend.site import Findings, Site
+from ctl.backend.site import Site
 from ctl.cluster.membership import HOLD_S
 from ctl.core.errors import (
     AgentError,
@@ -27,6 +27,7 @@ from ctl.core.errors import (
     StoreDenied,
     StoreError,
 )
+from ctl.core.findings import Findings
 from ctl.core.host import EVERYTHING, Change, Devices, Identity, Link, Uplink
 from ctl.core.model import Lease, MacAddress, Network, Snapshot
 from ctl.core.report import health, readiness

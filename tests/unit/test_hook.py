@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ctl.backend.site import Findings
 from ctl.backend.vxlan.uplink_hook import UplinkHook
 from ctl.core.errors import ForeignProgram, KernelError
+from ctl.core.findings import Findings
 from ctl.core.host import Link
 from ctl.kernel.bpf.loader import Program
 from ctl.settings.config import resolve

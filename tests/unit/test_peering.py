@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from ctl.backend import hostgw
-from ctl.backend.site import Findings, Site
+from ctl.backend.site import Site
 from ctl.backend.vxlan import peering
 from ctl.core.errors import KernelError
+from ctl.core.findings import Findings
 from ctl.core.host import EVERYTHING, Change, Hop, Link, Uplink
 from ctl.core.model import Network
 from ctl.core.plan import Delta

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from ctl.backend.site import Findings, Tracked, settle
+from ctl.backend.site import Tracked, settle
 from ctl.core.errors import KernelError
+from ctl.core.findings import Findings
 from ctl.core.plan import Delta
 from ctl.core.tracker import Tracker
 

@@ -10,11 +10,12 @@ from ipaddress import IPv4Interface
 from typing import Final
 
 from ctl.backend.plain import remove_tunnels
-from ctl.backend.site import Findings, Site, apply, apply_fitting
+from ctl.backend.site import Site, apply, apply_fitting
 from ctl.backend.vxlan.peering import Peering
 from ctl.backend.vxlan.uplink_hook import UplinkHook
 from ctl.core.abi import LAYOUT, NO_MAC, NODE_F_PEERS_INCOMPLETE, NODE_F_XDP, EndpointEntry, NodeEntry
 from ctl.core.errors import Failures, ForeignProgram
+from ctl.core.findings import Findings
 from ctl.core.host import Change, Devices, FilterKey, Link, Removed, Uplink, VxlanDevice
 from ctl.core.model import VXLAN_OVERHEAD, Bypass, HookMode, IPv4Address, Lease, MacAddress, Network
 from ctl.core.plan import diff, plan_endpoints, plan_filters, plan_questions

@@ -14,8 +14,9 @@ from contextlib import suppress
 from dataclasses import replace
 from ipaddress import IPv4Address
 
-from ctl.backend.site import Findings, Site, Tracked, apply_fitting, settle
+from ctl.backend.site import Site, Tracked, apply_fitting, settle
 from ctl.core.errors import KernelError
+from ctl.core.findings import Findings
 from ctl.core.host import Change, Hop, Removed, Uplink
 from ctl.core.model import VXLAN_OVERHEAD, Lease, Network
 from ctl.core.peers import PeerTables

@@ -12,8 +12,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from ctl.backend.site import Findings
 from ctl.core.errors import ForeignProgram, KernelError
+from ctl.core.findings import Findings
 from ctl.core.host import Link
 from ctl.core.model import HookMode
 from ctl.core.plan import wants_xdp
