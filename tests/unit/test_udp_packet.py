@@ -1,4 +1,4 @@
-"""The udp backend's packets: TTL, ICMP errors, merged segments. scapy is the independent judge."""
+"""The udp backend's packets: TTL and ICMP errors. scapy is the independent judge."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from scapy.layers import inet
 from scapy.packet import raw
 
-from ctl.backend.udp.merge import mergeable, merged
 from ctl.backend.udp.packet import (
     FRAGMENTATION_NEEDED,
     NET_UNREACHABLE,
@@ -140,98 +139,3 @@ def test_allowance_refills_with_time() -> None:
     assert [allowance.take(100.0) for _ in range(3)] == [True, True, False]
     assert [allowance.take(100.125), allowance.take(100.125)] == [True, False]
     assert [allowance.take(200.0) for _ in range(3)] == [True, True, False]
-
-
-def segments(
-    payload: bytes, size: int, *, seq: int = 1000, push: bool = True, options: bool = True
-) -> list[bytes]:
-    """A TCP stream cut into packets as a sender's kernel does."""
-    stamps = [("NOP", None), ("NOP", None), ("Timestamp", (7, 9))] if options else []
-    starts = range(0, len(payload), size)
-    fields = {"sport": 4000, "dport": 5201, "ack": 77, "window": 512, "options": stamps}
-    return [
-        raw(
-            inet.IP(src=str(A), dst=str(B), flags="DF", id=number, ttl=61)
-            / inet.TCP(seq=(seq + at) & 0xFFFFFFFF, **fields,
-                       flags="PA" if push and at == starts[-1] else "A")
-            / payload[at : at + size]
-        )
-        for number, at in enumerate(starts)
-    ]  # fmt: skip
-
-
-def merge_all(batch: list[bytes]) -> tuple[int, list[bytes]]:
-    """(bytes used of the batch, parts)."""
-    buffer = bytearray(b"".join(batch))
-    size = len(batch[0])
-    header = parse(buffer, 0, size)
-    assert header is not None
-    used = mergeable(buffer, 0, size, len(buffer), header)
-    return used, [bytes(part) for part in merged(buffer, 0, size, used)] if used else []
-
-
-@given(st.binary(min_size=21, max_size=400), st.integers(0, 0xFFFFFFFF), st.booleans(), st.booleans())
-def test_segments_of_one_flow_become_one_packet(payload: bytes, seq: int, push: bool, options: bool) -> None:
-    batch = segments(payload, 20, seq=seq, push=push, options=options)
-    used, (vnet, *parts) = merge_all(batch)
-    assert used == sum(map(len, batch))
-    start = 52 if options else 40
-    assert struct.unpack("=BBHHHH", vnet) == (1, 1, start, 20, 20, 16)
-    packet = b"".join(parts)
-    ip = packets.Ip.parse(packet)
-    assert ip.valid
-    assert (ip.total, ip.ttl, ip.src, ip.dst) == (len(packet), 61, A, B)
-    assert packet[start:] == payload
-    assert packet[24:28] == struct.pack("!I", seq)
-    assert packet[33] == (0x18 if push else 0x10)
-    # The kernel puts the sum over segment and pseudo header where the latter's stands now.
-    finished = packet[:36] + struct.pack("!H", checksum(packet[20:])) + packet[38:]
-    assert raw(inet.IP(finished)) == finished
-    assert finished[36:38] == rebuilt_check(finished)
-
-
-def rebuilt_check(packet: bytes) -> bytes:
-    """The TCP checksum that scapy computes."""
-    layers = inet.IP(packet)
-    del layers[inet.TCP].chksum
-    return bytes(layers)[36:38]
-
-
-@given(st.integers(1, 4), st.integers(0, 71), st.integers(1, 255))
-def test_what_differs_in_any_byte_is_not_merged_with_the_others(number: int, at: int, flip: int) -> None:
-    batch = segments(bytes(range(100)), 20)
-    damaged = bytearray(batch[number])
-    damaged[at] ^= flip
-    batch[number] = bytes(damaged)
-    used, _ = merge_all(batch)
-    # Merged are at most those before it; where its sum alone is wrong, none are.
-    assert used in {0, *(72 * count for count in range(2, number + 1))}
-
-
-@pytest.mark.parametrize("flags", ["S", "F", "R", "PA", "UA", "EA", "CA", ""])
-def test_only_plain_acks_begin_a_run(flags: str) -> None:
-    batch = segments(bytes(60), 20)
-    first = inet.IP(batch[0])
-    first[inet.TCP].flags = flags
-    del first[inet.TCP].chksum
-    assert merge_all([raw(first), *batch[1:]])[0] == 0
-
-
-def test_pure_acks_are_not_merged() -> None:
-    ack = raw(inet.IP(src=str(A), dst=str(B), flags="DF") / inet.TCP(flags="A"))
-    assert merge_all([ack] * 3)[0] == 0
-
-
-@given(st.binary(min_size=60, max_size=300), st.integers(40, 60))
-def test_any_bytes_are_merged_or_not(data: bytes, size: int) -> None:
-    head = packets.ipv4(bytes(size - 20), A, B, packets.TCP)[:20]
-    batch = bytearray(b"".join(head + data[at + 20 : at + size] for at in range(0, len(data), size)))
-    header = parse(batch, 0, size)
-    assert header is not None
-    used = mergeable(batch, 0, size, len(batch), header)
-    assert used == 0 or used > size
-
-
-def test_a_push_ends_the_run() -> None:
-    first, second = segments(bytes(60), 20), segments(bytes(60), 20, seq=1060)
-    assert merge_all(first + second)[0] == sum(map(len, first))

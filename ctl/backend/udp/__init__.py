@@ -24,7 +24,6 @@ agent that started it: a restarted agent adopts it, and no packet is lost. The a
 The agent must not be stopped with its whole control group (systemd: KillMode=process).
 
     packet    pure: IPv4 headers, TTL, ICMP errors
-    merge     pure: TCP segments of a batch into one large packet
     table     pure: which subnet is behind which host
     stats     the counters, in a small file that both sides map
     tun       the device

@@ -19,15 +19,14 @@ _TUNSETPERSIST: Final = 0x400454CB
 _SIOCSIFTXQLEN: Final = 0x8943
 _IFF_TUN: Final = 0x0001
 _IFF_NO_PI: Final = 0x1000
-_IFF_VNET_HDR: Final = 0x4000
 _IFREQ: Final = struct.Struct("16si20x")
 
 
 def open_device(name: str) -> int:
     """Make the device, or take the one that is there, and keep it when we end.
 
-    A non-blocking descriptor: each packet comes and goes with a virtio_net_hdr of 10
-    bytes before it. Address, MTU and routes are the agent's. KernelError says why not.
+    A non-blocking descriptor of whole IP packets. Address, MTU and routes are the agent's.
+    KernelError says why not.
     """
     if not os.path.exists("/dev/net/tun"):
         raise KernelError("/dev/net/tun is missing: the udp backend needs the kernel's tun driver")
@@ -48,7 +47,7 @@ def _attach(name: str) -> int:
     except OSError as error:
         raise KernelError(f"/dev/net/tun: {error.strerror}") from error
     try:
-        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TUN | _IFF_NO_PI | _IFF_VNET_HDR))
+        fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TUN | _IFF_NO_PI))
     except OSError as error:
         os.close(fd)
         raise KernelError(f"TUN device {name}: {_why(error)}") from error
