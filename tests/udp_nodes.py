@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
-from ctl.backend.udp.client import Routes, UdpBackend
+from ctl.backend.udp.client import ForwarderProcess, TunnelRoutes
 from ctl.backend.udp.underlay import OVERHEAD
 from tests.host import Host
 from tests.lab import Lab
@@ -23,10 +23,10 @@ _STARTER = """
 import json, sys, time
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
-from ctl.backend.udp.client import Routes, UdpBackend
+from ctl.backend.udp.client import TunnelRoutes, ForwarderProcess
 peers = {IPv4Network(subnet): IPv4Address(host) for subnet, host in json.loads(sys.argv[5]).items()}
-UdpBackend(Path(sys.argv[1]), IPv4Address(sys.argv[2]), int(sys.argv[3])).start(
-    Routes(IPv4Network(sys.argv[4]), peers))
+ForwarderProcess(Path(sys.argv[1]), IPv4Address(sys.argv[2]), int(sys.argv[3])).start(
+    TunnelRoutes(IPv4Network(sys.argv[4]), peers))
 print("started", flush=True)
 time.sleep(3600)
 """
@@ -39,7 +39,7 @@ class UdpNode:
     host: Host
     subnet: IPv4Network
     state_dir: Path
-    backend: UdpBackend
+    forwarder: ForwarderProcess
     container: Namespace
     address: str
 
@@ -47,15 +47,15 @@ class UdpNode:
     def tunnel_address(self) -> str:
         return str(self.subnet.network_address)
 
-    def start(self, routes: Routes) -> bool:
+    def start(self, routes: TunnelRoutes) -> bool:
         """Start or adopt, and set the device up."""
-        started = self.host.call(lambda: self.backend.start(routes))
-        self.host.ip("addr", "replace", f"{self.tunnel_address}/32", "dev", self.backend.device)
-        self.host.ip("link", "set", self.backend.device, "mtu", str(MTU), "up")
-        self.host.ip("route", "replace", str(NETWORK), "dev", self.backend.device)
+        started = self.host.call(lambda: self.forwarder.start(routes))
+        self.host.ip("addr", "replace", f"{self.tunnel_address}/32", "dev", self.forwarder.device)
+        self.host.ip("link", "set", self.forwarder.device, "mtu", str(MTU), "up")
+        self.host.ip("route", "replace", str(NETWORK), "dev", self.forwarder.device)
         return started
 
-    def started_by_another(self, routes: Routes) -> Process:
+    def started_by_another(self, routes: TunnelRoutes) -> Process:
         """A process of its own that starts the forwarder, says `started` and stays."""
         peers = {str(subnet): str(host) for subnet, host in routes.peers.items()}
         return self.host.popen(sys.executable, "-c", _STARTER, str(self.state_dir), self.host.address,
@@ -63,7 +63,7 @@ class UdpNode:
 
     def count(self, name: str) -> int:
         """One counter; the forwarder must run."""
-        found = self.backend.stats()
+        found = self.forwarder.stats()
         assert found is not None, "the forwarder runs"
         return found[name]
 
@@ -85,11 +85,11 @@ def udp_node(lab: Lab, host: Host, number: int) -> UdpNode:
     container.ip("link", "set", "eth0", "up")
     container.ip("route", "add", "default", "via", str(subnet.network_address + 1))
     state_dir: Path = lab.dir / host.name
-    backend = UdpBackend(state_dir, IPv4Address(host.address), PORT)
-    lab.at_close(backend.stop)
-    return UdpNode(host, subnet, state_dir, backend, container, str(address))
+    forwarder = ForwarderProcess(state_dir, IPv4Address(host.address), PORT)
+    lab.at_close(forwarder.stop)
+    return UdpNode(host, subnet, state_dir, forwarder, container, str(address))
 
 
-def peers_of(node: UdpNode, *others: UdpNode) -> Routes:
+def peers_of(node: UdpNode, *others: UdpNode) -> TunnelRoutes:
     """The routes of a node that knows the others."""
-    return Routes(node.subnet, {other.subnet: IPv4Address(other.host.address) for other in others})
+    return TunnelRoutes(node.subnet, {other.subnet: IPv4Address(other.host.address) for other in others})

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 
 from ctl.backend.site import Site
-from ctl.backend.udp.client import UdpBackend as Forwarder
+from ctl.backend.udp.client import ForwarderProcess
 from ctl.backend.udp.files import device_port
 from ctl.core.findings import Findings
 from ctl.core.host import OWNER, Change, Devices, Link, Uplink
@@ -34,7 +34,7 @@ def remove_tunnels(
             netlink.remove(link)
             removed.append(link.name)
         elif link.kind == "tun" and (port := device_port(link.name)):
-            Forwarder(state_dir, IPv4Address(0), port).stop(remove=True)
+            ForwarderProcess(state_dir, IPv4Address(0), port).stop(remove=True)
             removed.append(link.name)
     return removed
 

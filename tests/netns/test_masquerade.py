@@ -25,7 +25,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from ctl.backend.udp.client import UdpBackend
+from ctl.backend.udp.client import ForwarderProcess
 from tests.host import Container, Host
 from tests.lab import Lab, wait_until
 from tests.namespace import Netns
@@ -307,7 +307,7 @@ def test_an_outside_source_arrives_but_by_udp(site: Site, policy: str) -> None:
 
 
 def spoofed(host: Host) -> int:
-    counters = UdpBackend(host.state_dir, IPv4Address(host.address), 8285).stats()
+    counters = ForwarderProcess(host.state_dir, IPv4Address(host.address), 8285).stats()
     assert counters is not None, "the forwarder runs"
     return counters["drop_spoofed"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from ctl.backend.udp.client import Routes, UdpBackend
+from ctl.backend.udp.client import ForwarderProcess, TunnelRoutes
 from ctl.backend.udp.files import TABLE
 from ctl.core.errors import KernelError
 from tests import packets
@@ -36,7 +36,7 @@ class Nodes:
         self.c: Host = lab.host("c")
         self.stranger: Host = lab.host("d")
 
-    def routes(self, node: UdpNode) -> Routes:
+    def routes(self, node: UdpNode) -> TunnelRoutes:
         known = peers_of(node, self.a if node is self.b else self.b)
         return replace(known, peers={**known.peers, PLAIN_SUBNET: IPv4Address(self.c.address)})
 
@@ -258,11 +258,11 @@ def test_routes_change_while_packets_flow(nodes: Nodes) -> None:
     many = {
         IPv4Network((172 << 24 | 16 << 20 | n << 8, 24)): IPv4Address("192.168.77.200") for n in range(4000)
     }
-    nodes.a.backend.update(replace(routes, peers={**routes.peers, **many}))
-    nodes.a.backend.update(replace(routes, peers={PLAIN_SUBNET: IPv4Address(nodes.c.address)}))
+    nodes.a.forwarder.update(replace(routes, peers={**routes.peers, **many}))
+    nodes.a.forwarder.update(replace(routes, peers={PLAIN_SUBNET: IPv4Address(nodes.c.address)}))
     out = nodes.a.container.run("ping", "-c1", "-W2", nodes.b.address, check=False).stdout
     assert "Destination Net Unreachable" in out
-    nodes.a.backend.update(routes)
+    nodes.a.forwarder.update(routes)
     stream.advance(0.2)
     sent, tally = stream.finish()
     assert 0 < tally.received < sent, "some were lost while there was no route"
@@ -270,7 +270,7 @@ def test_routes_change_while_packets_flow(nodes: Nodes) -> None:
 
 def test_a_table_that_cannot_be_read_changes_nothing(nodes: Nodes) -> None:
     errors = nodes.a.count("table_errors")
-    pid = nodes.a.backend.pid()
+    pid = nodes.a.forwarder.pid()
     assert pid
     table = nodes.a.state_dir / "udp" / TABLE
     text = table.read_text()
@@ -282,11 +282,11 @@ def test_a_table_that_cannot_be_read_changes_nothing(nodes: Nodes) -> None:
 
 
 def test_a_killed_starter_leaves_the_forwarder_and_the_next_adopts_it(nodes: Nodes) -> None:
-    nodes.a.backend.stop()
+    nodes.a.forwarder.stop()
     starter = nodes.a.started_by_another(nodes.routes(nodes.a))
     wait_until(lambda: "started" in starter.out() or starter.poll() is not None, 20, "starter starts")
     assert starter.poll() is None, starter.log()
-    successor = UdpBackend(nodes.a.state_dir, IPv4Address(nodes.a.host.address), PORT)
+    successor = ForwarderProcess(nodes.a.state_dir, IPv4Address(nodes.a.host.address), PORT)
     pid = successor.pid()
     assert pid
     stream = UdpStream(nodes.a.container, nodes.b.container, nodes.b.address, rate=1000)
@@ -301,83 +301,83 @@ def test_a_killed_starter_leaves_the_forwarder_and_the_next_adopts_it(nodes: Nod
     stream.advance(0.3)
     sent, tally = stream.finish()
     assert (tally.received, tally.late) == (sent, 0)
-    nodes.a.backend = successor
+    nodes.a.forwarder = successor
 
 
 def test_a_killed_forwarder_is_started_again_and_its_device_was_kept(nodes: Nodes) -> None:
-    before = nodes.a.host.ip("-o", "addr", "show", "dev", nodes.a.backend.device)
-    pid = nodes.a.backend.pid()
+    before = nodes.a.host.ip("-o", "addr", "show", "dev", nodes.a.forwarder.device)
+    pid = nodes.a.forwarder.pid()
     assert pid
     os.kill(pid, signal.SIGKILL)
-    wait_until(lambda: nodes.a.backend.pid() is None, 5, "the lock is free")
+    wait_until(lambda: nodes.a.forwarder.pid() is None, 5, "the lock is free")
     assert not alive(pid)
-    assert nodes.a.backend.stats() is None
+    assert nodes.a.forwarder.stats() is None
     with pytest.raises(KernelError, match="does not run"):
-        nodes.a.backend.update(nodes.routes(nodes.a))
-    assert nodes.a.host.call(lambda: nodes.a.backend.start(nodes.routes(nodes.a))) is True
-    assert nodes.a.host.ip("-o", "addr", "show", "dev", nodes.a.backend.device) == before
+        nodes.a.forwarder.update(nodes.routes(nodes.a))
+    assert nodes.a.host.call(lambda: nodes.a.forwarder.start(nodes.routes(nodes.a))) is True
+    assert nodes.a.host.ip("-o", "addr", "show", "dev", nodes.a.forwarder.device) == before
     nodes.a.container.run("ping", "-c1", "-W2", nodes.b.address)
 
 
 def test_a_forwarder_of_other_settings_is_replaced(nodes: Nodes) -> None:
-    pid = nodes.a.backend.pid()
-    changed = UdpBackend(nodes.a.state_dir, IPv4Address(nodes.a.host.address), 9999)
+    pid = nodes.a.forwarder.pid()
+    changed = ForwarderProcess(nodes.a.state_dir, IPv4Address(nodes.a.host.address), 9999)
     try:
         assert nodes.a.host.call(lambda: changed.start(nodes.routes(nodes.a))) is True
         assert changed.pid() != pid
         assert nodes.a.host.listens(9999, "udp")
         assert not nodes.a.host.listens(PORT, "udp")
-        assert nodes.a.backend.device not in nodes.a.host.ip("link")
+        assert nodes.a.forwarder.device not in nodes.a.host.ip("link")
     finally:
         nodes.a.host.call(lambda: changed.stop(remove=True))
     assert "ovnetu9999" not in nodes.a.host.ip("link")
 
 
 def test_why_it_cannot_start_is_said(nodes: Nodes, tmp_path: Path) -> None:
-    second = UdpBackend(tmp_path, IPv4Address(nodes.a.host.address), PORT)
+    second = ForwarderProcess(tmp_path, IPv4Address(nodes.a.host.address), PORT)
     with pytest.raises(KernelError, match=rf"UDP [0-9.]+:{PORT}: Address already in use"):
         nodes.a.host.call(lambda: second.start(nodes.routes(nodes.a)))
-    elsewhere = UdpBackend(tmp_path, IPv4Address("192.0.2.1"), 7777)
+    elsewhere = ForwarderProcess(tmp_path, IPv4Address("192.0.2.1"), 7777)
     with pytest.raises(KernelError, match=r"UDP 192\.0\.2\.1:7777: Cannot assign requested address"):
         nodes.a.host.call(lambda: elsewhere.start(nodes.routes(nodes.a)))
     assert "ovnetu7777" not in nodes.a.host.ip("link"), "a start that failed leaves no device"
     nodes.a.host.ip("link", "add", "ovnetu7778", "type", "bridge")
-    taken = UdpBackend(tmp_path, IPv4Address(nodes.a.host.address), 7778)
+    taken = ForwarderProcess(tmp_path, IPv4Address(nodes.a.host.address), 7778)
     with pytest.raises(KernelError, match="TUN device ovnetu7778: a device of another kind"):
         nodes.a.host.call(lambda: taken.start(nodes.routes(nodes.a)))
     nodes.a.host.ip("link", "del", "ovnetu7778")
 
 
 def test_a_deleted_device_ends_the_forwarder_and_start_mends_it(nodes: Nodes) -> None:
-    pid = nodes.a.backend.pid()
-    nodes.a.host.ip("link", "del", nodes.a.backend.device)
-    wait_until(lambda: nodes.a.backend.pid() is None, 5, "the forwarder ends")
+    pid = nodes.a.forwarder.pid()
+    nodes.a.host.ip("link", "del", nodes.a.forwarder.device)
+    wait_until(lambda: nodes.a.forwarder.pid() is None, 5, "the forwarder ends")
     assert nodes.a.start(nodes.routes(nodes.a)) is True
-    assert nodes.a.backend.pid() != pid
+    assert nodes.a.forwarder.pid() != pid
     nodes.a.container.run("ping", "-c1", "-W2", nodes.b.address)
 
 
 def test_a_device_that_was_down_goes_on(nodes: Nodes) -> None:
-    pid = nodes.b.backend.pid()
-    nodes.b.host.ip("link", "set", nodes.b.backend.device, "down")
+    pid = nodes.b.forwarder.pid()
+    nodes.b.host.ip("link", "set", nodes.b.forwarder.device, "down")
     before = nodes.b.count("drop_tun")
     nodes.a.container.run("ping", "-c1", "-W1", nodes.b.address, check=False)
     assert nodes.b.count("drop_tun") == before + 1
     assert nodes.b.start(nodes.routes(nodes.b)) is False
-    assert nodes.b.backend.pid() == pid
+    assert nodes.b.forwarder.pid() == pid
     nodes.a.container.run("ping", "-c1", "-W2", nodes.b.address)
 
 
 def test_stop_and_remove_leaves_nothing(nodes: Nodes) -> None:
-    nodes.b.host.call(lambda: nodes.b.backend.stop(remove=True))
-    nodes.b.host.call(lambda: nodes.b.backend.stop(remove=True))
-    assert nodes.b.backend.device not in nodes.b.host.ip("link")
+    nodes.b.host.call(lambda: nodes.b.forwarder.stop(remove=True))
+    nodes.b.host.call(lambda: nodes.b.forwarder.stop(remove=True))
+    assert nodes.b.forwarder.device not in nodes.b.host.ip("link")
     assert not (nodes.b.state_dir / "udp").exists()
     assert not nodes.b.host.listens(PORT, "udp")
 
 
 def test_the_forwarder_is_small(nodes: Nodes) -> None:
-    pid = nodes.a.backend.pid()
+    pid = nodes.a.forwarder.pid()
     rss = next(
         line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("VmRSS")
     )

@@ -11,13 +11,13 @@ The forwarder is a process of its own (`python -m ctl.backend.udp`), which outli
 agent that started it: a restarted agent adopts it, and no packet is lost. The agent calls
 `ctl.backend.udp.client`:
 
-    backend = UdpBackend(state_dir, local=host_address, port=8285)
-    started = backend.start(routes)      # adopts the one that runs, or starts one
-    # device `backend.device` exists now; the agent gives it <subnet base>/32,
+    forwarder = ForwarderProcess(state_dir, local=host_address, port=8285)
+    started = forwarder.start(routes)    # adopts the one that runs, or starts one
+    # device `forwarder.device` exists now; the agent gives it <subnet base>/32,
     # MTU underlay - OVERHEAD, sets it up and routes the network to it (netlink)
-    backend.update(routes)               # after every change of leases
-    backend.stats()                      # None if it does not run; else counters for metrics
-    backend.stop(remove=True)            # teardown: process, files and device
+    forwarder.update(routes)             # after every change of leases
+    forwarder.stats()                    # None if it does not run; else counters for metrics
+    forwarder.stop(remove=True)          # teardown: process, files and device
 
 `start` is also the repair: call it in every reconcile. A forwarder with other settings
 (port, address, version) is replaced, and so is one that ended.
@@ -29,6 +29,6 @@ The agent must not be stopped with its whole control group (systemd: KillMode=pr
     tun       the device
     underlay  the UDP socket
     forwarder the loop
-    agent     UdpBackend: all that the agent needs
+    agent     ForwarderProcess: all that the agent needs
 This module and those that the forwarder loads import little: each node pays for it.
 """

@@ -11,8 +11,7 @@ from typing import Final
 
 from ctl.backend.plain import PlainBackend, remove_tunnels
 from ctl.backend.site import Site, apply
-from ctl.backend.udp.client import Routes as ForwarderRoutes
-from ctl.backend.udp.client import UdpBackend as Forwarder
+from ctl.backend.udp.client import ForwarderProcess, TunnelRoutes
 from ctl.backend.udp.underlay import OVERHEAD
 from ctl.core.host import Change, Link, Removed, Route, RouteKey
 from ctl.core.model import Lease
@@ -25,7 +24,7 @@ class UdpBackend(PlainBackend):
     """Packets through user space. One thread's, like its Netlink."""
 
     overhead: Final = OVERHEAD
-    _forwarder: Forwarder | None = None
+    _forwarder: ForwarderProcess | None = None
     _key: tuple[IPv4Address, int] | None = None
     _route: RouteKey | None = None
 
@@ -42,7 +41,7 @@ class UdpBackend(PlainBackend):
         """
         key = site.uplink.address, site.network.port
         if self._forwarder is None or self._key != key:
-            self._forwarder, self._key = Forwarder(self._settings.state_dir, *key), key
+            self._forwarder, self._key = ForwarderProcess(self._settings.state_dir, *key), key
         remove_tunnels(self._netlink, links.values(), self._settings.state_dir, {self._forwarder.device})
 
     def reconcile_peers(self, site: Site, leases: Sequence[Lease], _changes: frozenset[Change]) -> None:
@@ -53,7 +52,7 @@ class UdpBackend(PlainBackend):
         roster.update(leases)
         self._findings.problems["leases"] = roster.problems
         peers = {subnet: lease.host for subnet, lease in roster.usable.items()}
-        if self._forwarder.start(ForwarderRoutes(site.lease.subnet, peers)):
+        if self._forwarder.start(TunnelRoutes(site.lease.subnet, peers)):
             self._findings.count("forwarder", 1)
         address = IPv4Interface((site.lease.vtep_ip, 32))
         self.device = self._netlink.ensure_tun(self._forwarder.device, address, site.mtu)

@@ -29,7 +29,7 @@ _POLL_S: Final = 0.002
 
 
 @dataclass(frozen=True, slots=True)
-class Routes:
+class TunnelRoutes:
     """What the forwarder has to know: the own subnet, and the host of each peer's."""
 
     own: IPv4Network
@@ -63,7 +63,7 @@ class Running:
         return over
 
 
-class UdpBackend:
+class ForwarderProcess:
     """One node's forwarder, seen from whoever runs the node now.
 
     Belongs to one thread. An object may go at any time: the forwarder does not notice.
@@ -75,12 +75,12 @@ class UdpBackend:
         self._directory: Final = directory(state_dir)
         self._local, self._port = str(local), port
         self._identity: Final = identity(self.device, self._local, port)
-        self._routes: Routes | None = None
+        self._routes: TunnelRoutes | None = None
         """What the forwarder surely has; None: to be written."""
         self._child = 0
         """Pid of the forwarder if this object started it."""
 
-    def start(self, routes: Routes) -> bool:
+    def start(self, routes: TunnelRoutes) -> bool:
         """Have the forwarder run by these routes; True if it had to be started.
 
         The one that runs already is adopted if it is of our settings and version, and
@@ -100,7 +100,7 @@ class UdpBackend:
         self._routes = routes
         return True
 
-    def update(self, routes: Routes) -> None:
+    def update(self, routes: TunnelRoutes) -> None:
         """Forward by these routes; returns when the forwarder does. KernelError if none runs."""
         with self._running() as running:
             if running is None:
@@ -223,7 +223,7 @@ class UdpBackend:
 
     # --- The table -------------------------------------------------------------
 
-    def _update(self, routes: Routes, running: Running) -> None:
+    def _update(self, routes: TunnelRoutes, running: Running) -> None:
         if routes == self._routes:
             return
         self._routes = None
@@ -244,7 +244,7 @@ class UdpBackend:
         except (OSError, ValueError):
             return 0
 
-    def _write(self, routes: Routes) -> int:
+    def _write(self, routes: TunnelRoutes) -> int:
         """The table file, in one step; returns its generation, which no earlier one had."""
         generation = time.time_ns()
         peers = [(str(subnet), str(host)) for subnet, host in routes.peers.items()]
