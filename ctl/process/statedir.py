@@ -70,15 +70,15 @@ class Lock:
         os.close(self._fd)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """A reader sees the old text or the new one, never half of it; mode 0644. OSError.
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """A reader sees the old content or the new one, never half of it; mode 0644. OSError.
 
     A process that is killed meanwhile leaves `.NAME.PID` behind: see `leftovers`.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
+        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.chmod(0o644)
         temporary.rename(path)
     except OSError:

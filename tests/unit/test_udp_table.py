@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctl.backend.udp import stats
-from ctl.backend.udp.files import device_name
+from ctl.backend.udp.client import ForwarderProcess
+from ctl.backend.udp.files import device_name, directory
 from ctl.backend.udp.table import Table, format_table, parse_table
 from ctl.core.errors import ConfigError
 
@@ -86,3 +87,12 @@ def test_counters_are_read_while_they_count(tmp_path: Path) -> None:
 def test_device_name_fits_an_interface() -> None:
     assert device_name(65535) == "ovnetu65535"
     assert len(device_name(65535)) <= 15
+
+
+def test_a_forwarder_is_removed_with_what_killed_processes_left_half_written(tmp_path: Path) -> None:
+    place = directory(tmp_path)
+    place.mkdir()
+    for name in ("table", "stats", "lock", ".table.1", ".stats.4194304"):
+        (place / name).write_text("half")
+    ForwarderProcess(tmp_path, IPv4Address("127.0.0.1"), 65000).stop(remove=True)
+    assert not place.exists()

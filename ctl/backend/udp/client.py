@@ -20,7 +20,7 @@ from ctl.backend.udp.files import LOCK, READY, STATS, TABLE, device_name, direct
 from ctl.backend.udp.table import format_table
 from ctl.backend.udp.tun import remove_device
 from ctl.core.errors import KernelError
-from ctl.process import lockfile
+from ctl.process import lockfile, statedir
 
 _START_S: Final = 10.0
 _UPDATE_S: Final = 5.0
@@ -94,8 +94,8 @@ class ForwarderProcess:
                 self._end(running)
                 if running.device != self.device:
                     remove_device(running.device)
-        self._directory.mkdir(parents=True, exist_ok=True)
         self._write(routes)
+        self._forget_leftovers()
         self._spawn()
         self._routes = routes
         return True
@@ -137,8 +137,15 @@ class ForwarderProcess:
             remove_device(self.device)
             for name in (TABLE, STATS, LOCK):
                 (self._directory / name).unlink(missing_ok=True)
+            self._forget_leftovers()
             with suppress(OSError):
                 self._directory.rmdir()
+
+    def _forget_leftovers(self) -> None:
+        """Remove what killed agents and forwarders have left half written; nobody is writing now."""
+        with suppress(OSError):
+            for path in statedir.leftovers(self._directory):
+                path.unlink()
 
     # --- The process -----------------------------------------------------------
 
@@ -248,12 +255,11 @@ class ForwarderProcess:
         """The table file, in one step; returns its generation, which no earlier one had."""
         generation = time.time_ns()
         peers = [(str(subnet), str(host)) for subnet, host in routes.peers.items()]
-        temporary = self._directory / f".{TABLE}.{os.getpid()}"
+        path = self._directory / TABLE
         try:
-            temporary.write_text(format_table(str(routes.own), peers, generation))
-            temporary.rename(self._directory / TABLE)
+            statedir.write_atomically(path, format_table(str(routes.own), peers, generation))
         except OSError as error:
-            raise KernelError(f"{self._directory / TABLE}: {error.strerror}") from error
+            raise KernelError(f"{path}: {error.strerror}") from error
         return generation
 
 

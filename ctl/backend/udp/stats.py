@@ -7,9 +7,11 @@ long as the process; a reader sees each of them whole, but not all at one instan
 from __future__ import annotations
 
 import mmap
-import os
 import struct
+from pathlib import Path
 from typing import Final
+
+from ctl.process.statedir import write_atomically
 
 NAMES: Final = {
     "generation": "of the table in use (a gauge)",
@@ -42,16 +44,13 @@ _SIZE: Final = 8 * len(NAMES)
 
 
 def create(path: str) -> memoryview:
-    """A new file of zeros, mapped: counters by index, written through at once. OSError."""
-    temporary = f"{path}.new"
-    fd = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-    try:
-        os.ftruncate(fd, _SIZE)
-        shared = memoryview(mmap.mmap(fd, _SIZE)).cast("Q")
-    finally:
-        os.close(fd)
-    os.rename(temporary, path)
-    return shared
+    """A new file of zeros, mapped: counters by index, written through at once. OSError.
+
+    New, so that whoever still reads the last forwarder's file does not see it change.
+    """
+    write_atomically(Path(path), bytes(_SIZE))
+    with open(path, "r+b") as file:
+        return memoryview(mmap.mmap(file.fileno(), _SIZE)).cast("Q")
 
 
 def read(path: str) -> dict[str, int]:
