@@ -10,17 +10,23 @@ BACK_OFF_MAX_S: Final = 30.0
 
 
 class BackOff:
-    """Twice as long after every failure in a row, with jitter: nodes must not march in step."""
+    """Twice as long after every failure in a row, with jitter: nodes must not march in step.
 
-    def __init__(self) -> None:
+    From `least` to `most` seconds, each shorter or longer by up to `jitter` of itself.
+    """
+
+    def __init__(
+        self, least: float = BACK_OFF_MIN_S, most: float = BACK_OFF_MAX_S, jitter: float = 0.25
+    ) -> None:
+        self._least, self._most, self._jitter = least, most, jitter
         self.wait = 0.0
         """Seconds, without the jitter, that the next try waits for; 0: nothing has failed."""
         self._at = 0.0
 
     def failed(self, now: float) -> float:
         """Seconds from `now` until the next try."""
-        self.wait = min(max(self.wait * 2, BACK_OFF_MIN_S), BACK_OFF_MAX_S)
-        wait = self.wait * random.uniform(0.75, 1.25)
+        self.wait = min(max(self.wait * 2, self._least), self._most)
+        wait = self.wait * random.uniform(1 - self._jitter, 1 + self._jitter)
         self._at = now + wait
         return wait
 

@@ -22,6 +22,7 @@ from ctl.kernel.netlink.monitor import POLICIES, RULES, Classifier, hear, routes
 from ctl.kernel.netlink.socket import NDMSG, attribute
 from ctl.kernel.netlink.tables import ROUTE_PROTOCOL
 from ctl.process import statedir
+from ctl.process.backoff import BackOff
 from ctl.process.notify import notify, watchdog_seconds
 
 NETWORK, OWN = IPv4Network("172.17.0.0/16"), IPv4Network("172.17.8.0/24")
@@ -272,3 +273,20 @@ def test_the_source_is_whole_and_each_header_in_it_once() -> None:
     headers = [path.name for path in Path("bpf").glob("*.h")]
     for name in headers:
         assert text.count(f'#line 1 "bpf/{name}"') == 1, name
+
+
+@pytest.mark.parametrize(("least", "most", "jitter"), [(0.5, 30.0, 0.25), (0.1, 5.0, 0.5)])
+def test_waits_double_between_their_bounds_and_begin_anew(least: float, most: float, jitter: float) -> None:
+    back_off = BackOff(least, most, jitter)
+    for expected in (least, 2 * least, 4 * least):
+        wait = back_off.failed(100.0)
+        assert back_off.wait == expected
+        assert (1 - jitter) * expected <= wait <= (1 + jitter) * expected
+        assert back_off.left(100.0) == pytest.approx(wait)
+    for _ in range(10):
+        back_off.failed(0.0)
+    assert back_off.wait == most
+    back_off.succeeded()
+    assert not back_off.pending
+    back_off.failed(0.0)
+    assert back_off.wait == least

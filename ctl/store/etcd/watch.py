@@ -23,6 +23,7 @@ from typing import Any, Final
 
 from ctl.core.errors import StoreAway, StoreError
 from ctl.core.model import Snapshot
+from ctl.process.backoff import BackOff
 from ctl.store.etcd.cache import Cache, Event, Listing
 from ctl.store.etcd.client import Compacted, EtcdClient, classify, stream_error
 from ctl.store.etcd.http import TRANSPORT_ERRORS, Json, Stream
@@ -156,14 +157,14 @@ class Watch:
     # --- The stream ------------------------------------------------------------
 
     def _follow(self) -> None:
-        back_off = BACK_OFF_MIN_S
+        back_off = BackOff(BACK_OFF_MIN_S, BACK_OFF_MAX_S, jitter=0.5)
         while not self._closing.is_set():
             started = time.monotonic()
             self._round()
-            if time.monotonic() - started > BACK_OFF_MAX_S:
-                back_off = BACK_OFF_MIN_S
-            self._closing.wait(back_off * random.uniform(0.5, 1.5))
-            back_off = min(back_off * 2, BACK_OFF_MAX_S)
+            now = time.monotonic()
+            if now - started > BACK_OFF_MAX_S:
+                back_off.succeeded()
+            self._closing.wait(back_off.failed(now))
 
     def _round(self) -> None:
         """List if need be, then listen until the stream ends."""
