@@ -7,7 +7,7 @@ import math
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any
 
-from ctl.cli.output import Column, Row, add_output_option, emit, say
+from ctl.cli.output import Column, Row, add_output_option, duration, emit, say
 from ctl.core.errors import ConfigError, LeaseConflict, NotFound
 from ctl.settings.config import STORE_SETTINGS, add_options
 
@@ -22,9 +22,7 @@ def _left(seconds: float | None) -> str:
         return "never"
     if math.isinf(seconds):
         return "unknown"
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{rest:02}s"
+    return duration(seconds)
 
 
 COLUMNS = (

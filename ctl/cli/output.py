@@ -27,6 +27,15 @@ def _show(value: object) -> str:
     return str(value)
 
 
+def duration(seconds: float) -> str:
+    """For people, with two units at most: `3h12m`."""
+    whole = max(0, int(seconds))
+    for size, unit, smaller, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{unit}{whole % size // smaller}{name}"
+    return f"{whole}s"
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column of the table: which key of the row, under which title, shown how."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ctl.cli.output import add_output_option, dumps, say
+from ctl.cli.output import add_output_option, dumps, duration, say
 from ctl.core.abi import NodeEntry
 from ctl.core.errors import AgentError, OvnetError
 from ctl.core.model import Bypass
@@ -169,7 +169,8 @@ def _agent(status: Status, now: float) -> str:
     if report is None:
         return "running"
     state = "ready" if report.ready else "not ready"
-    return f"running, {state}, pid {report.pid}, version {report.version}, up {ago(now - report.started_at)}"
+    up = duration(now - report.started_at)
+    return f"running, {state}, pid {report.pid}, version {report.version}, up {up}"
 
 
 def _node(report: AgentReport, now: float) -> Iterable[tuple[str, str]]:
@@ -177,7 +178,7 @@ def _node(report: AgentReport, now: float) -> Iterable[tuple[str, str]]:
     yield "network", f"{report.network or 'none yet'}, {report.backend}, VNI {report.vni}, port {report.port}"
     if report.lease:
         end = report.lease.expires_at
-        life = "reserved" if end is None else f"ends in {ago(end - now)}"
+        life = "reserved" if end is None else f"ends in {duration(end - now)}"
         life = "held by another host: fenced" if report.lease.conflict else life
         yield "lease", f"{report.lease.subnet}, {life}"
     else:
@@ -200,7 +201,7 @@ def _node(report: AgentReport, now: float) -> Iterable[tuple[str, str]]:
 
 def _details(report: AgentReport, now: float) -> Iterable[tuple[str, str]]:
     reconcile = report.reconcile
-    last = "never" if reconcile.last_success is None else f"{ago(now - reconcile.last_success)} ago"
+    last = "never" if reconcile.last_success is None else f"{duration(now - reconcile.last_success)} ago"
     yield "bridge", f"{report.bridge}, MTU {report.mtu}"
     yield "attached", ", ".join(report.ports) or "-"
     yield "bypass", f"{report.bypass.value}, approvals last {report.approval_ttl:g} s"
@@ -232,12 +233,3 @@ def _percent(percent: float | None) -> str:
 
 def _filled(name: str, entries: int, capacity: int) -> str:
     return f"{name} {entries}/{capacity}"
-
-
-def ago(seconds: float) -> str:
-    """A duration with two units at most: `3h12m`."""
-    whole = max(0, int(seconds))
-    for size, unit, smaller, name in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
-        if whole >= size:
-            return f"{whole // size}{unit}{whole % size // smaller}{name}"
-    return f"{whole}s"

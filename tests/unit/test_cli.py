@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ctl.cli import main as cli
-from ctl.cli.output import Column, emit, emit_one, table
+from ctl.cli.output import Column, duration, emit, emit_one, table
 from ctl.core.errors import AgentUnreachable, ConfigError, NotFound, OvnetError
 from ctl.core.model import Lease, MacAddress
 from ctl.store import open_store
@@ -442,6 +442,14 @@ def test_a_table_is_aligned_and_json_has_every_key(capsys: pytest.CaptureFixture
     ]
     emit_one({"b": 1, "a": 2}, ["b"], "json")
     assert capsys.readouterr().out == '{\n  "a": 2,\n  "b": 1\n}\n'
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-3, "0s"), (0.9, "0s"), (59, "59s"), (60, "1m0s"), (3599, "59m59s"), (11520, "3h12m"), (90000, "1d1h")],
+)
+def test_durations_have_two_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
 
 
 def test_a_table_of_nothing_has_its_heading() -> None:

@@ -4,18 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from ctl.cli.status import Status, ago, as_json, as_text
+from ctl.cli.status import Status, as_json, as_text
 from ctl.core.model import Bypass
 from ctl.core.report import Datapath
 from tests.samples import DATAPATH, EARLY, NOW, REPORT, report
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(-3, "0s"), (0.9, "0s"), (59, "59s"), (60, "1m0s"), (3599, "59m59s"), (11520, "3h12m"), (90000, "1d1h")],
-)
-def test_durations_have_two_units(seconds: float, text: str) -> None:
-    assert ago(seconds) == text
 
 
 def test_a_live_node_is_as_healthy_as_its_report() -> None:
