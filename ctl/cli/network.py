@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from ctl.cli.output import add_output_option, emit_one, say
 from ctl.core.errors import ConfigError, LeaseConflict, NotFound
+from ctl.core.model import BACKENDS
 from ctl.settings.config import STORE_SETTINGS, add_options
 
 if TYPE_CHECKING:
     from ctl.core.model import Network
     from ctl.core.ports import LeaseStore
 
-BACKENDS = ("vxlan", "host-gw", "udp")
 COLUMNS = (
     "network",
     "subnet_len",

@@ -19,10 +19,16 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Any, Final
 
 from ctl.core.errors import ConfigError
-from ctl.core.model import MIN_MTU, NO_HOSTS, VXLAN_OVERHEAD, Lease, MacAddress, Network, host_address
-
-DEFAULT_PORT: Final[Mapping[str, int]] = {"vxlan": 8472, "udp": 8285}
-"""UDP port of each backend that has one."""
+from ctl.core.model import (
+    BACKENDS,
+    MIN_MTU,
+    NO_HOSTS,
+    VXLAN_OVERHEAD,
+    Lease,
+    MacAddress,
+    Network,
+    host_address,
+)
 
 MAX_VNI: Final = (1 << 24) - 1
 
@@ -147,7 +153,7 @@ def _backend(fields: Fields) -> dict[str, Any]:
     _boolean(backend, "Learning", False)  # flannel's device may learn, ours need not
     if _boolean(backend, "GBP", False):
         raise ValueError("GBP true is not supported: marks would ride in the VXLAN header")
-    port = _integer(backend, "Port", 1, 65535, 0) or DEFAULT_PORT.get(kind, 0)
+    port = _integer(backend, "Port", 1, 65535, 0) or BACKENDS.get(kind, 0)
     mtu = _integer(backend, "MTU", MIN_MTU + VXLAN_OVERHEAD, 65535, 0) or None
     return {
         "backend": kind,

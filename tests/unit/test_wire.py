@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctl.core.errors import ConfigError
-from ctl.core.model import Lease, MacAddress, Network
+from ctl.core.model import BACKENDS, Lease, MacAddress, Network
 from ctl.core.wire import (
     SubnetEnv,
     format_attributes,
@@ -22,6 +22,7 @@ from ctl.core.wire import (
     parse_network,
     parse_subnet_env,
 )
+from ctl.node import node
 from tests.unit.strategies import leases, networks, subnets
 
 SUBNET = IPv4Network("10.5.52.0/24")
@@ -363,3 +364,7 @@ def test_a_broken_subnet_env_names_the_variable(line: str) -> None:
     good = ["FLANNEL_NETWORK=10.5.0.0/16", "FLANNEL_SUBNET=10.5.72.1/24", "FLANNEL_MTU=1450"]
     with pytest.raises(ValueError, match="FLANNEL_"):
         parse_subnet_env("\n".join([*good, line]))
+
+
+def test_a_node_runs_the_backends_that_a_network_may_have() -> None:
+    assert list(node.BACKENDS) == list(BACKENDS)
