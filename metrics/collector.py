@@ -22,7 +22,7 @@ from metrics.names import Family, Kind
 from metrics.snapshot import NodeSnapshot
 
 Source: TypeAlias = Callable[[], NodeSnapshot]
-"""Where a scrape gets its snapshot; called from the server's threads, one at a time."""
+"""Takes a scrape's snapshot; called from the server's threads, one at a time."""
 
 Sample: TypeAlias = tuple[Family, float, tuple[str, ...]]
 

@@ -19,10 +19,10 @@ from ctl.core.errors import ConfigError
 from ctl.process.timed import TimedSocket
 
 MAX_REQUESTS: Final = 8
-"""Connections served at once; more are closed unread."""
+"""How many connections are served at once; more are closed unread."""
 
 REQUEST_TIMEOUT: Final = 10.0
-"""Seconds that a client may take to say what it wants, and as long again to take the answer."""
+"""How many seconds a client has to say what it wants, and as many again to take the answer."""
 
 _TEXT: Final = "text/plain; charset=utf-8"
 
@@ -42,14 +42,15 @@ class Request:
     """What counts of a GET or HEAD."""
 
     path: str
-    """Without its query."""
+    """What was asked for, without its query."""
     accept: str
+    """The formats that the client takes (the header Accept)."""
     compress: bool
     """Whether the client takes gzip."""
 
 
 Answering = Callable[[Request], Answer]
-"""From a request to its answer; called from the server's threads, several at once."""
+"""Makes the answer to a request; called from the server's threads, several at once."""
 
 
 class HttpServer:

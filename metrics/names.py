@@ -122,4 +122,4 @@ SCRAPE_ERRORS: Final = _counter("scrape_errors", "Scrapes that could not read th
 TABLE: Final[tuple[Family, ...]] = tuple(
     value for value in list(globals().values()) if isinstance(value, Family)
 )
-"""Every metric of ours, in the order of this file."""
+"""All metrics of ours, in the order of this file."""

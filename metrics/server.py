@@ -18,7 +18,7 @@ from metrics.collector import Source, registry
 from metrics.http import Answer, HttpServer, Request, listen
 
 Reports = Callable[[], AgentReport | None]
-"""The agent's last report; None before the first."""
+"""Gives the agent's last report; None before the first."""
 
 
 def serve(

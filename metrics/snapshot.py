@@ -30,11 +30,11 @@ class NodeSnapshot:
     """What the agent last reported and what the maps say now."""
 
     report: AgentReport | None = None
-    """None until a first reconcile has ended."""
+    """The agent's last report; None until a first reconcile has ended."""
     datapath: Datapath | None = None
-    """None: there are no maps (bypass off), or they could not be read."""
+    """What the maps say; None if there are none (bypass off) or they could not be read."""
     forwarder: Mapping[str, int] = field(default_factory=dict)
-    """Counters of the udp forwarder by name (see its stats.NAMES); empty: none runs."""
+    """The udp forwarder's counters, by the names of its stats.NAMES; empty if none runs."""
     error: str = ""
     """Why maps or counters could not be read; empty if they could."""
 

@@ -20,7 +20,7 @@ from ctl import __version__
 from ctl.core.errors import OvnetError
 
 NOUNS = ("agent", "network", "lease", "map", "flow", "hook", "status", "docker-opts", "teardown")
-"""Modules of this package (with `_` for `-`), each with `register(subparsers)`."""
+"""The commands, each a module of this package (with `_` for `-`) that has `register(subparsers)`."""
 
 
 class Parser(argparse.ArgumentParser):

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ctl.kernel.bpf.maps import Maps
 
 Found = Mapping[str, list[Row]]
-"""Rows by the name of their map."""
+"""What was read: rows by the name of their map."""
 
 
 def register(subparsers: Any) -> None:
@@ -89,7 +89,8 @@ READERS: Final[Mapping[str, Callable[[Maps, str], list[Row]]]] = {
     "counters": lambda maps, fmt: rows.counters(maps.counters(), every=fmt == "wide"),
     "peer_stats": lambda maps, _: rows.peer_stats(maps.peer_stats()),
 }
-"""The maps that can be dumped, and their rows for an output format. Events are a stream: not here."""
+"""The maps that can be dumped, each with the function that reads its rows. The map of events is a
+stream, and not among them."""
 
 
 def _monotonic_ns() -> int:

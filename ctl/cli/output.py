@@ -14,7 +14,7 @@ from typing import Any, Final
 FORMATS: Final = ("table", "wide", "json")
 
 Row = Mapping[str, Any]
-"""A result: plain values, or ones whose `str` is their JSON form (addresses, MACs)."""
+"""One result: plain values, or ones whose `str` is their form in JSON (addresses, MACs)."""
 
 
 def _show(value: object) -> str:
@@ -42,9 +42,9 @@ class Column:
 
     key: str
     title: str = ""
-    """"": the key in capitals."""
+    """The column's heading; "" stands for the key in capitals."""
     wide: bool = False
-    """Shown by `-o wide` only."""
+    """Whether the column is shown by `-o wide` only."""
     show: Callable[[Any], str] = _show
 
     @property

@@ -21,7 +21,7 @@ from ctl.core.model import IPv4Address, IPv4Network
 from ctl.core.reasons import REASONS, reason
 
 DeviceName = Callable[[int], str]
-"""Interface name of an ifindex."""
+"""Gives the name of the interface with this ifindex."""
 
 _PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp"}
 
@@ -84,7 +84,7 @@ COLUMNS: Final[Mapping[str, tuple[Column | str, ...]]] = {
         Column("tx_bytes", "TX BYTES"),
     ),
 }
-"""Columns of each map that can be shown, by its name."""
+"""The columns of each map that can be shown, by the map's name."""
 
 
 def prefixlen(node: NodeEntry | None) -> int:

@@ -28,10 +28,10 @@ class Status:
 
     alive: bool
     report: AgentReport | None = None
-    """The last one, also of an agent that is gone."""
+    """The last report that an agent wrote, which may be gone since."""
     report_error: str = ""
     node: NodeEntry | None = None
-    """What the programs know; None: no maps, or not filled."""
+    """What the programs know of this node; None without maps, or if they are not filled."""
     datapath: Datapath = field(default_factory=Datapath)
     maps_error: str = ""
 

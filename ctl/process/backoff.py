@@ -20,7 +20,7 @@ class BackOff:
     ) -> None:
         self._least, self._most, self._jitter = least, most, jitter
         self.wait = 0.0
-        """Seconds, without the jitter, that the next try waits for; 0: nothing has failed."""
+        """How many seconds the next try waits, before jitter; 0 while nothing has failed."""
         self._at = 0.0
 
     def failed(self, now: float) -> float:

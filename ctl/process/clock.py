@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 JUMP_S: Final = 1.0
-"""NTP slews by 0.5 ms a second: what is more between two looks was set."""
+"""By more seconds than this only somebody who sets it moves the clock: NTP slews it by 0.5 ms a second."""
 
 
 def uptime() -> float:

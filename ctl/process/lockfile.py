@@ -16,7 +16,7 @@ from typing import Final
 
 _POLL_S: Final = 0.01
 _SAID_MAX: Final = 256
-"""Bytes that a holder says of itself, at most."""
+"""The longest line, in bytes, that a holder may write about itself."""
 
 
 class Held(Exception):

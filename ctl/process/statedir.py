@@ -27,7 +27,7 @@ SYSCTLS: Final = "sysctls.json"
 VTEP_MAC: Final = "vtep_mac"
 
 _PATIENCE_S: Final = 0.2
-"""`ovctl status` holds the lock for an instant when it looks: that is not an agent."""
+"""How long another holder of the lock is waited for: `ovctl status` holds it for an instant when it looks."""
 
 
 class Lock:

@@ -29,15 +29,15 @@ from ctl.settings.endpoint import (
 )
 
 DEFAULT_FILE: Final = Path("/etc/ovnet/ovnet.toml")
-"""Read if it exists and no other file is named."""
+"""The settings file that is read if it exists and no other one is named."""
 
 ENV_PREFIX: Final = "OVNET_"
 FLANNEL_PREFIX: Final = "FLANNELD_"
 FILE_VARIABLE: Final = "OVNET_CONFIG"
-"""The variable that names the file, like `--config`."""
+"""The environment variable that names the settings file, as `--config` does."""
 
 CONNTRACK_UDP_TIMEOUT: Final = 30.0
-"""Seconds after which the kernel forgets a new UDP flow that it does not see, unless
+"""The kernel forgets a new UDP flow after so many seconds without a packet, unless
 net.netfilter.nf_conntrack_udp_timeout says otherwise."""
 
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -48,7 +48,7 @@ class Settings:
     """What a node is told, complete and valid. Times are seconds where not said otherwise."""
 
     store: str
-    """The URL; of etcd's with all endpoints in it."""
+    """The lease store's URL; an etcd's has all endpoints in it."""
     etcd_endpoints: tuple[Endpoint, ...]
     etcd_prefix: str
     etcd_keyfile: str
@@ -59,12 +59,13 @@ class Settings:
     etcd_password_file: str
     node_name: str
     iface: str
-    """Uplink's name, or an IPv4 address of it; "": see the next two."""
+    """The uplink's name or one of its IPv4 addresses; "" leaves the choice to the next two."""
     iface_regex: str
     iface_can_reach: IPv4Address | None
-    """Of these three the first that is given counts; none: the interface of the default route."""
+    """A host that the uplink has to reach. The first of these three that is given counts; without any, the
+    uplink is the interface of the default route."""
     public_ip: IPv4Address | None
-    """Underlay address; None: the uplink's first one."""
+    """The underlay address to publish; None means the uplink's first one."""
     bridge: str
     bypass: Bypass
     hook: HookMode
@@ -75,13 +76,13 @@ class Settings:
     ip_masq: bool
     lease_ttl: float
     subnet_lease_renew_margin: float
-    """Minutes, as flannel's flag has it; see `renew_margin`."""
+    """How many minutes before its end a lease is renewed, in the unit of flannel's flag."""
     metrics_addr: str
     metrics_port: int
-    """0: no metrics server."""
+    """The metrics server's port; 0 means that there is none."""
     healthz_ip: str
     healthz_port: int
-    """0: no server for flannel's probes."""
+    """The port for flannel's probes; 0 means that nothing answers them."""
     peers_max: int
     endpoints_max: int
     flows_max: int
@@ -104,11 +105,11 @@ class Setting:
     help: str
     metavar: str
     toml: tuple[type, ...] = (str,)
-    """Types that the TOML value may have."""
+    """The types that the setting's TOML value may have."""
     flannel: bool = False
     """Whether flannel's flag of this name means the same."""
     secret: bool = False
-    """Never shown, in errors neither."""
+    """Whether the value must never be shown, not in errors either."""
 
     @property
     def flag(self) -> str:
@@ -271,7 +272,7 @@ SETTINGS: Final = (
 BY_NAME: Final[Mapping[str, Setting]] = {setting.name: setting for setting in SETTINGS}
 
 STORE_SETTINGS: Final = ("store", *(name for name in BY_NAME if name.startswith("etcd_")))
-"""What a command needs that opens the store and is no agent."""
+"""The settings that a command needs which opens the store and is no agent."""
 
 
 def add_options(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:

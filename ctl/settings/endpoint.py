@@ -15,8 +15,9 @@ from urllib.parse import urlsplit
 DEFAULT_PORT: Final = 2379
 
 ETCD_ENDPOINTS: Final = "http://127.0.0.1:4001,http://127.0.0.1:2379"
+"""Where flannel looks for etcd if it is not told."""
 ETCD_PREFIX: Final = "/coreos.com/network"
-"""Flannel's defaults."""
+"""Where in etcd flannel keeps its keys if it is not told."""
 
 
 @dataclass(frozen=True, slots=True)

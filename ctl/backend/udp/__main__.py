@@ -24,7 +24,8 @@ from ctl.core.errors import AgentError, ConfigError, OvnetError
 from ctl.process import lockfile
 
 _PATIENCE_S: Final = 0.5
-"""Whoever looks whether a forwarder runs holds the lock for an instant."""
+"""How many seconds another holder of the lock is waited for: who looks whether a forwarder runs holds it
+for an instant."""
 
 
 def _answer(text: str) -> None:

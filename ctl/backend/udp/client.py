@@ -76,9 +76,9 @@ class ForwarderProcess:
         self._local, self._port = str(local), port
         self._identity: Final = identity(self.device, self._local, port)
         self._routes: TunnelRoutes | None = None
-        """What the forwarder surely has; None: to be written."""
+        """What the forwarder is known to have; None if it has to be told."""
         self._child = 0
-        """Pid of the forwarder if this object started it."""
+        """The pid of the forwarder if this object started it, else 0."""
 
     def start(self, routes: TunnelRoutes) -> bool:
         """Have the forwarder run by these routes; True if it had to be started.

@@ -31,11 +31,11 @@ from ctl.backend.udp.underlay import TooBig, Underlay
 from ctl.core.errors import KernelError
 
 _PACKET: Final = 65536
-"""Room for the largest packet that a device may give, whatever its MTU."""
+"""The largest packet in bytes that a device may give, whatever its MTU."""
 _BURST: Final = 64
-"""Packets of one side before it is the other's turn."""
+"""How many packets of one side are carried before it is the other's turn."""
 _ROUNDS: Final = 32
-"""Bursts of each side between two looks at the control descriptor."""
+"""How many bursts of each side are carried between two looks at the control descriptor."""
 _ICMP_PER_SECOND: Final = 1000
 _ICMP_BURST: Final = 50
 _POLL_ERROR: Final = select.POLLERR | select.POLLHUP | select.POLLNVAL

@@ -11,8 +11,8 @@ from typing import Final, TypeAlias
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 Header: TypeAlias = tuple[int, int, int, int, int, int, int, int, int, int]
-"""Version and header length, TOS, total length, id, fragment, TTL, protocol,
-checksum, source, destination."""
+"""The fields of an IPv4 header in their order: version and header length, TOS, total length, id,
+fragment, TTL, protocol, checksum, source, destination."""
 
 HEADER: Final = struct.Struct("!BBHHHBBHII")
 HEADER_LEN: Final = 20
@@ -25,11 +25,11 @@ NET_UNREACHABLE: Final = (UNREACHABLE, 0)
 FRAGMENTATION_NEEDED: Final = (UNREACHABLE, 4)
 TIME_EXCEEDED: Final = (11, 0)
 _QUERIES: Final = frozenset((0, 8, 13, 14))
-"""ICMP types that may be answered by an error: echo and timestamp. All others are
+"""The ICMP types that may be answered by an error, echo and timestamp: all others are
 errors or unknown (RFC 1122 3.2.2)."""
 
 _ICMP_MAX: Final = 576
-"""Bytes of an ICMP error at most (RFC 1812 4.3.2.3)."""
+"""The largest ICMP error in bytes (RFC 1812 4.3.2.3)."""
 
 _TTL: Final = struct.Struct("!BBH")
 

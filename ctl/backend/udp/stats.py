@@ -32,7 +32,7 @@ NAMES: Final = {
     "drop_spoofed": "inner source is not in the sending peer's subnet",
     "drop_not_ours": "inner destination is not in our subnet",
 }
-"""What is counted; `drop_` is lost packets by reason."""
+"""The counters in the order of the file; those that begin with `drop_` count lost packets by reason."""
 
 (
     GENERATION, TABLE_ERRORS, TX_PACKETS, TX_BYTES, RX_PACKETS, RX_BYTES, ICMP_SENT, ICMP_LIMITED,

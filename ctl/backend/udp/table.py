@@ -57,7 +57,7 @@ class Table:
             by_mask.setdefault(mask, {})[base] = host
             hosts.add(host)
         self.hosts = frozenset(hosts)
-        """Who may send to us."""
+        """The underlay addresses of all peers: nobody else may send to us."""
         self._by_mask = tuple(sorted(by_mask.items(), reverse=True))
 
     def host(self, address: int) -> str | None:

@@ -12,7 +12,7 @@ from typing import Final
 from ctl.core.errors import KernelError
 
 QUEUE_LEN: Final = 2000
-"""Packets that wait for us to read: a burst of a few large TCP segments, cut up."""
+"""How many packets the device keeps for us to read: what a few large TCP segments are cut into."""
 
 _TUNSETIFF: Final = 0x400454CA
 _TUNSETPERSIST: Final = 0x400454CB

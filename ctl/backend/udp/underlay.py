@@ -9,7 +9,7 @@ from typing import Final
 from ctl.core.errors import KernelError
 
 OVERHEAD: Final = 28
-"""Bytes that the underlay adds to a packet: IPv4 20, UDP 8."""
+"""How many bytes the underlay adds to a packet: 20 of IPv4, 8 of UDP."""
 
 _MIN_PATH_MTU: Final = 576
 _BUFFER: Final = 4 << 20

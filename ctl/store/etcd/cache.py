@@ -24,7 +24,7 @@ class Listing:
 
     revision: int
     cluster: int
-    """Identity of the cluster: another one has other revisions."""
+    """The id of the cluster that was listed; the revisions of another one mean something else."""
     entries: Mapping[bytes, Entry]
 
 
@@ -51,7 +51,7 @@ class Cache:
         self._problems: dict[bytes, str] = {}
         self._granted: dict[int, set[bytes]] = {}
         self._endings: dict[IPv4Network, Lease] = {}
-        """Our own leases as the last snapshot had them."""
+        """Our own leases by subnet, as the last snapshot had them."""
 
     @property
     def config(self) -> Entry | None:

@@ -56,7 +56,8 @@ _KINDS: Final[tuple[tuple[type[StoreError], tuple[int, ...], tuple[str, ...]], .
     (GrantGone, (), ("requested lease not found",)),
     (StoreAway, (4, _UNAVAILABLE), ("no leader",)),
 )
-"""Error, its codes of google.rpc.Code, its words; the first that fits holds."""
+"""Which of our errors stands for which of etcd's, by numbers of google.rpc.Code and by words. The first
+row that fits holds."""
 
 
 def classify(where: object, code: int, message: str) -> StoreError:

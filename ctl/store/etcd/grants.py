@@ -14,7 +14,7 @@ from ctl.store.etcd.client import EtcdClient, GrantGone
 from ctl.store.etcd.schema import integer
 
 SLACK_S: Final = 1.0
-"""Ends that differ by less are the same: what is computed twice must not look like news."""
+"""Two ends of a lease that differ by fewer seconds are the same one, computed at two times."""
 
 
 def _alike(one: int, other: int) -> bool:
@@ -28,12 +28,12 @@ class Grant:
 
     number: int
     asked: int
-    """Seconds of life that we wanted; etcd may give more."""
+    """How many seconds of life we asked for; etcd may give more."""
     ttl: int
     renewed: float
-    """When, by `uptime`."""
+    """When it was last renewed, in seconds of `ctl.process.clock.uptime`."""
     expires_at: float
-    """Seconds since the epoch."""
+    """When it ends if it is not renewed, in seconds since the epoch."""
 
 
 class Grants:

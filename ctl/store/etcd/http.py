@@ -26,12 +26,12 @@ from ctl.store.etcd.names import Address, Name
 Json = dict[str, Any]
 
 KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 3), (socket.TCP_KEEPCNT, 3))
-"""TCP's own probes, seconds and count: a host that vanished is noticed within 14 s."""
+"""The options of TCP's own probes (seconds, seconds, count): a host that vanished is noticed within 14 s."""
 
 READ_BYTES: Final = 1 << 16
 
 TRANSPORT_ERRORS: Final = (OSError, http.client.HTTPException)
-"""What a member that is away, or is no etcd, looks like from here."""
+"""The exceptions by which a member shows that it is away, or no etcd."""
 
 
 class HandshakeClosed(ConnectionError):
@@ -65,7 +65,7 @@ class _Connection(http.client.HTTPConnection):
 
     auto_open = 0
     sock: Any
-    """The timed socket; None once it is closed."""
+    """The TimedSocket that http.client sends and reads by; None once the connection is closed."""
 
     def __init__(self, endpoint: Endpoint, sock: socket.socket, seconds: float) -> None:
         super().__init__(endpoint.host, endpoint.port)

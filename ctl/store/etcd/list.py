@@ -12,10 +12,10 @@ from ctl.store.etcd.http import Json
 from ctl.store.etcd.schema import Entry, Schema, encode, integer
 
 PAGE: Final = 1000
-"""Entries per answer: 10,000 at once would be some 20 MB in memory while they are decoded."""
+"""How many entries an answer may hold: 10,000 would take some 20 MB of memory while they are decoded."""
 
 RESTARTS: Final = 3
-"""A compaction between two pages takes away the revision that they belong to."""
+"""How often a list is begun anew, after a compaction between two pages took away their revision."""
 
 
 def read_list(client: EtcdClient, schema: Schema, known: Mapping[bytes, Entry]) -> Listing:

@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 Address = tuple[socket.AddressFamily, Any]
-"""Family, and what `connect` takes."""
+"""An address family, and an address as `socket.connect` takes it."""
 
 PATIENCE_S: Final = 1.0
-"""How long an answer is waited for where an older one would serve."""
+"""How many seconds the resolver is waited for where an older answer would serve."""
 
 _PASSING: Final = frozenset({socket.EAI_AGAIN, socket.EAI_FAIL, socket.EAI_SYSTEM})
-"""The resolver's errors that say nothing of the name."""
+"""The resolver's errors that tell about itself, and nothing about the name."""
 
 
 class Name:
@@ -29,11 +29,11 @@ class Name:
     def __init__(self, host: str, port: int) -> None:
         self._host, self._port = host, port
         self._known: Sequence[Address] = ()
-        """The last answer that held addresses."""
+        """The addresses of the resolver's last good answer; empty before the first."""
         self._error: socket.gaierror | None = None
-        """What the last question came to; None: to addresses."""
+        """Why the last question brought no addresses; None if it did."""
         self._asking: threading.Thread | None = None
-        """The last question; it may go on when nobody waits for it any more."""
+        """The thread that asks the resolver; it may outlive the call that started it."""
         self._asked = 0.0
         try:
             self._numeric = self._look_up(socket.AI_NUMERICHOST)

@@ -21,10 +21,10 @@ from ctl.core.model import END_UNKNOWN, Lease
 from ctl.core.wire import format_attributes, format_key, parse_attributes, parse_key
 
 PROBLEM_CHARACTERS: Final = 300
-"""Of a line about a foreign value, which may be as long as etcd allows."""
+"""The longest line, in characters, about a value of somebody else's, which may be as long as etcd allows."""
 
 KeyValue = Mapping[str, Any]
-"""A key with its value as the gateway spells it: base64, integers as strings, zero fields absent."""
+"""A key and its value as etcd's gateway writes them: base64, integers as strings, zero fields absent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +34,12 @@ class Entry:
     key: bytes
     value: bytes
     revision: int
-    """Of its last change (mod_revision)."""
+    """The revision of the key's last change (etcd's mod_revision)."""
     grant: int = 0
-    """The etcd lease that it hangs on; 0: none."""
+    """The etcd lease that the key hangs on; 0 if it hangs on none."""
     lease: Lease | None = None
     problem: str = ""
-    """Why there is no lease."""
+    """Why the key or value could not be read as a lease; empty if it could."""
 
 
 def encode(text: bytes) -> str:

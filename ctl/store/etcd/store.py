@@ -52,9 +52,9 @@ class EtcdStore:
         self._pace = pace or Pace()
         self._watch: Watch | None = None
         self._written = 0
-        """Revision of our last write: what is read must not be older."""
+        """The revision of our last write; nothing older may be read after it."""
         self._stale = False
-        """Whether a conflict has shown that something changed that we do not know of."""
+        """Whether a conflict has shown that the cache misses a change of somebody else's."""
 
     # --- Network ---------------------------------------------------------------
 

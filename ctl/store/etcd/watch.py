@@ -34,9 +34,9 @@ BACK_OFF_MIN_S: Final = 0.1
 BACK_OFF_MAX_S: Final = 5.0
 JOIN_S: Final = 1.0
 CATCH_UP_S: Final = 1.0
-"""How long a reader waits for the stream to tell of what this process wrote itself."""
+"""How many seconds a reader waits until the stream tells of what this process has written."""
 FIRST_LIST_S: Final = 10.0
-"""How long a reader waits for the first list, which it would otherwise ask for a second time."""
+"""How many seconds a reader waits for the first list, rather than ask for one itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,9 @@ class Pace:
     """How often a watch doubts what it hears, seconds."""
 
     probe: float = 10.0
-    """Of silence, until the member is asked whether it is still there."""
+    """After how long a silence the stream's member is asked whether it is still there."""
     full_list: float = 300.0
+    """How long after the last full list the next one is read."""
 
 
 class Watch:
@@ -59,17 +60,17 @@ class Watch:
         self._client, self._schema, self._changed, self._pace = client, schema, changed, pace
         self._cache = Cache(schema.config)
         self._progress = threading.Condition()
-        """Guards the cache and what follows; notified when any of it moves."""
+        """The lock of the cache and of the attributes below; notified when one of them changes."""
         self._listed = False
         """Whether the cache holds a list that a stream can go on from."""
         self._begun = False
-        """Whether it ever held one."""
+        """Whether the cache ever held a list."""
         self._synced = False
-        """Whether it is current."""
+        """Whether the cache is current, as far as is known."""
         self._error: StoreError | None = None
-        """Why nothing can be read."""
+        """Why nothing can be read from etcd; None if something can."""
         self._complaint = ""
-        """Why there is no stream, while lists may work."""
+        """Why there is no stream although lists work; empty if there is one."""
         self._stream: Stream | None = None
         self._heard = time.monotonic()
         self._closing = threading.Event()

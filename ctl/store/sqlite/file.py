@@ -13,7 +13,7 @@ from urllib.parse import quote
 from ctl.core.errors import StoreError
 
 APPLICATION_ID: Final = 0x6F766E74
-""""ovnt" in the file's header: tells our files from other programs'."""
+"""The number in a SQLite file's header that marks it as ours ("ovnt")."""
 
 SCHEMA_VERSION: Final = 1
 SCHEMA: Final = f"""
@@ -37,7 +37,7 @@ PRAGMA user_version = {SCHEMA_VERSION};
 INIT: Final = "run: ovctl network init"
 
 FileId = tuple[int, int]
-"""Device and inode."""
+"""Which file it is: its device and inode."""
 
 
 def explain(path: str, error: sqlite3.Error) -> StoreError:

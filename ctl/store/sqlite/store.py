@@ -24,7 +24,7 @@ from ctl.core.wire import format_attributes, format_network, parse_attributes, p
 from ctl.store.sqlite.file import FileId, connect, explain, file_id, make_file, set_up
 
 POLL_SECONDS: Final = 0.2
-"""How often a watch looks: one stat and one PRAGMA, some microseconds."""
+"""How many seconds pass between two looks of a watch; one costs a stat and a PRAGMA, some microseconds."""
 
 _Row = tuple[str, str, str, float | None, int]
 _COLUMNS: Final = "subnet, attributes, node, expires_at, revision"
