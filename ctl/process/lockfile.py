@@ -31,31 +31,31 @@ def take(path: Path, says: str, patience: float, *, mode: int = 0o600, make_dire
     makes the file's directory, again if the last holder has just removed it. OSError.
     """
     deadline = time.monotonic() + patience
-    while True:
-        over = time.monotonic() > deadline
-        try:
-            if make_directory:
-                path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
-        except FileNotFoundError:
-            if over or not make_directory:
-                raise
-            continue
-        if _lock(fd, fcntl.LOCK_EX):
-            if _has_the_name(fd, path):
-                break
-        elif over:
-            said = _said(fd)
-            os.close(fd)
-            raise Held(said)
-        else:
-            time.sleep(_POLL_S)
-        os.close(fd)
+    while (fd := _attempt(path, mode, make_directory)) is None:
+        if time.monotonic() > deadline:
+            raise Held(holder(path) or "")
+        time.sleep(_POLL_S)
     # A full disk is no reason not to hold it.
     with suppress(OSError):
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{says}\n".encode(), 0)
     return fd
+
+
+def _attempt(path: Path, mode: int, make_directory: bool) -> int | None:
+    """The descriptor of the locked file; None if it is another's, or has just been removed. OSError."""
+    try:
+        if make_directory:
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
+    except FileNotFoundError:
+        if make_directory:
+            return None  # the last holder has removed it since
+        raise
+    if _lock(fd, fcntl.LOCK_EX) and _has_the_name(fd, path):
+        return fd
+    os.close(fd)
+    return None
 
 
 def holder(path: Path) -> str | None:
