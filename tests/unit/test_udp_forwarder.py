@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ctl.backend.udp.client import UdpBackend
+from ctl.backend.udp.client import ForwarderProcess
 from ctl.backend.udp.files import LOCK, directory
 
 
@@ -21,7 +21,7 @@ def test_whether_a_forwarder_runs_is_told_without_waiting_for_its_name(
         raise AssertionError("it waits")
 
     monkeypatch.setattr("ctl.backend.udp.client.time.sleep", wait)
-    forwarder = UdpBackend(tmp_path, IPv4Address("10.0.0.1"), 8285)
+    forwarder = ForwarderProcess(tmp_path, IPv4Address("10.0.0.1"), 8285)
     assert not forwarder.runs(), "there is not even a lock"
     directory(tmp_path).mkdir()
     with (directory(tmp_path) / LOCK).open("w") as held:
