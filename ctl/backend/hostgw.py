@@ -8,7 +8,8 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from ctl.backend.plain import PlainBackend, remove_tunnels
-from ctl.backend.site import Site, Tracked, settle
+from ctl.backend.settle import Tracked, settle
+from ctl.backend.site import Site
 from ctl.core.findings import Findings
 from ctl.core.host import Change, Devices, Hop, Link, Removed, Route, RouteKey, Uplink
 from ctl.core.model import Lease, Network

@@ -11,7 +11,8 @@
     |- AgentError               1: the agent's own preconditions (root, lock)
     |- AgentUnreachable         4: no agent runs for this state directory
     `- KernelError              1: netlink, bpf(2), nft or compiler refused
-       `- ForeignProgram        1: an interface carries someone else's program
+       |- ForeignProgram        1: an interface carries someone else's program
+       `- Unapplied             1: some entries of a table were refused, and it is known which
 
 Each is one line that names the thing and, where there is one, the remedy.
 Anything else that escapes is a bug and shows a traceback.
@@ -19,7 +20,7 @@ Anything else that escapes is a bug and shows a traceback.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar, ParamSpec, TypeVar
 
 P = ParamSpec("P")
@@ -86,6 +87,15 @@ class KernelError(OvnetError):
 
 class ForeignProgram(KernelError):
     """A hook that we need is taken by a program that is not ours."""
+
+
+class Unapplied(KernelError):
+    """Some entries of a table could not be put or removed; all the others were."""
+
+    def __init__(self, why: str, keys: Iterable[object]) -> None:
+        super().__init__(why)
+        self.keys: frozenset[object] = frozenset(keys)
+        """Keys of the entries that are as they were before."""
 
 
 class Failures:

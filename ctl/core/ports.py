@@ -60,7 +60,8 @@ class LeaseStore(Protocol):
 class Table(Protocol[K, V]):
     """One kind of kernel state that reconciling keeps as desired: a BPF map, routes.
 
-    Raises KernelError. `apply` goes on after a failing entry and raises at the end.
+    Raises KernelError. `apply` goes on after a failing entry and raises at the end: Unapplied, if
+    all entries but those that it names are as the delta has them.
     """
 
     def read(self) -> Mapping[K, V]:

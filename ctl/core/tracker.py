@@ -3,18 +3,21 @@
     tracker.put(key, value) / tracker.drop(key)     what is wanted has changed
     tracker.saw(table.read())                       what is there, after a doubt
     delta = tracker.delta()                         what has to be done, if anything
-    tracker.done(delta)                             it was done
+    with tracker.applying(delta): ...               it is being done
     tracker.doubt()                                 someone else may have been at it: read again
 
 What is there is not kept: it is what is wanted, but for the keys that are due. So a change
-costs what it changes, and not what the table holds.
+costs what it changes, and not what the table holds. What fails key by key (Unapplied) stays
+due, and the rest is done; after any other failure the table has to be read again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Generic, TypeVar
 
+from ctl.core.errors import Unapplied
 from ctl.core.plan import Delta
 
 K = TypeVar("K")
@@ -26,12 +29,13 @@ class Tracker(Generic[K, V]):
 
     def __init__(self) -> None:
         self.desired: dict[K, V] = {}
+        """All entries that are to be there."""
         self.known: bool = False
-        """Whether what is there is known, but for what is due."""
+        """Whether the table holds what is wanted, but for the keys that are due; else it has to be read."""
         self._due: dict[K, None] = {}
-        """Keys to put, in the order in which they came."""
+        """Keys that have to be put, in the order in which they came."""
         self._stale: dict[K, V | None] = {}
-        """Keys to remove, with the value that is there; None: not known which."""
+        """Keys that have to be removed, with the value that is there; None: it is not known which."""
 
     def __bool__(self) -> bool:
         """Whether there is something to do, or to find out."""
@@ -83,10 +87,29 @@ class Tracker(Generic[K, V]):
             removals=tuple(self._stale),
         )
 
-    def done(self, delta: Delta[K, V]) -> None:
-        """These changes were made, and nothing else has been since."""
+    @contextmanager
+    def applying(self, delta: Delta[K, V]) -> Iterator[None]:
+        """The block makes these changes to the table, and nothing else changes it meanwhile.
+
+        The table is in doubt until the block is over, and stays so if it fails. But where it raises
+        Unapplied only the keys named there are still due. A table that was in doubt before stays in
+        doubt: an earlier part of the same changes has failed.
+        """
+        known, self.known = self.known, False
+        try:
+            yield
+        except Unapplied as error:
+            if known:
+                self._applied(delta, error.keys)
+            raise
+        if known:
+            self._applied(delta, frozenset())
+
+    def _applied(self, delta: Delta[K, V], pending: frozenset[object]) -> None:
         for key, _ in delta.puts:
-            self._due.pop(key, None)
+            if key not in pending:
+                self._due.pop(key, None)
         for key in delta.removals:
-            self._stale.pop(key, None)
+            if key not in pending:
+                self._stale.pop(key, None)
         self.known = True

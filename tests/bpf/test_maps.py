@@ -16,7 +16,7 @@ import pytest
 
 from ctl.core import abi
 from ctl.core.abi import Counter, FlowEntry, Hook, PeerStats
-from ctl.core.errors import AgentUnreachable, KernelError
+from ctl.core.errors import AgentUnreachable, KernelError, Unapplied
 from ctl.core.plan import Delta
 from ctl.kernel.bpf import syscall
 from ctl.kernel.bpf.maps import Maps, create_or_adopt, layout_dir, mismatch, open_maps, specs
@@ -125,6 +125,19 @@ def test_a_full_map_names_the_setting_and_keeps_what_it_has(maps: Maps) -> None:
     assert overfill(maps.vtep_table, True, vteps) == f"map peer_stats: {words} --peers-max"
     full = {"peers": (64, 64), "endpoints": (64, 64), "flows": (0, 64), "peer_stats": (vteps, vteps)}
     assert maps.fill() == full
+
+
+def test_entries_that_are_refused_are_named_unless_the_map_is_full(maps: Maps) -> None:
+    """A full map holds what nobody has counted on, so that it has to be read again."""
+    with pytest.raises(KernelError) as full:
+        maps.peer_table.apply(Delta(tuple((LOCAL + i, PEER) for i in range(70)), ()))
+    assert not isinstance(full.value, Unapplied)
+    null = os.open("/dev/null", os.O_RDONLY)
+    os.dup2(null, maps.fd("peers"))  # EINVAL for all that is asked of it
+    os.close(null)
+    with pytest.raises(Unapplied) as refused:
+        maps.peer_table.apply(Delta(((LOCAL, PEER),), (LOCAL + 1,)))
+    assert refused.value.keys == {LOCAL, LOCAL + 1}
 
 
 @pytest.mark.parametrize("kind", ["hash", "lru_hash", "percpu_hash"])

@@ -19,7 +19,7 @@ from ipaddress import IPv4Address, IPv4Network
 from random import Random
 from typing import Final
 
-from ctl.backend.vxlan.backend import vtep_mac
+from ctl.backend.vxlan.device import vtep_mac
 from ctl.core.model import MacAddress
 from ctl.core.reasons import REASONS, Verdict
 from tests import packets

@@ -11,7 +11,7 @@ from queue import Empty, SimpleQueue
 
 import pytest
 
-from ctl.backend.site import Tracked, settle
+from ctl.backend.settle import Tracked, settle
 from ctl.core.errors import KernelError
 from ctl.core.findings import Findings
 from ctl.core.host import Change, Devices, FilterKey, Hop, Link, Route, RouteKey, Uplink

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ctl.agent.mailbox import Mailbox, Signal
-from ctl.backend.vxlan.backend import vtep_mac
+from ctl.backend.vxlan.device import vtep_mac
 from ctl.core.errors import AgentError, ConfigError
 from ctl.core.host import EVERYTHING, Change, Devices, RouteKey
 from ctl.core.model import IPv4Address, MacAddress

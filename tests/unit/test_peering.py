@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -68,24 +68,25 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Fib:
     return made
 
 
+def shortcut(maps: Any, announce: Callable[[], None] = lambda: None) -> peering.Shortcut:
+    return peering.Shortcut(maps, True, announce)
+
+
 def test_a_plan_that_fails_leaves_the_maps_as_they_are(kernel: Fib) -> None:
     """An uplink that has changed asks for a new plan; an empty one would refuse every peer."""
     plan = peering.Peering(SimpleNamespace(), Findings(), 10)  # type: ignore[arg-type]
     maps: Any = SimpleNamespace(vtep_table=Rows(), peer_table=Rows())
-    plan.reconcile_routes(site(), 0, [PEER], EVERYTHING)
-    plan.reconcile_maps(maps, bypassing=True)
+    plan.reconcile(site(), 0, [PEER], EVERYTHING, shortcut(maps))
     assert list(maps.vtep_table.rows) == [PEER.host]
     before = maps.peer_table.read()
 
     kernel.answers = False
     with pytest.raises(KernelError):
-        plan.reconcile_routes(site(mtu=1400), 0, [PEER, OTHER], EVERYTHING)
-    plan.reconcile_maps(maps, bypassing=True)
+        plan.reconcile(site(mtu=1400), 0, [PEER, OTHER], EVERYTHING, shortcut(maps))
     assert (list(maps.vtep_table.rows), maps.peer_table.rows) == ([PEER.host], before)
 
     kernel.answers = True
-    plan.reconcile_routes(site(mtu=1400), 0, [PEER, OTHER], LEASES)
-    plan.reconcile_maps(maps, bypassing=True)
+    plan.reconcile(site(mtu=1400), 0, [PEER, OTHER], LEASES, shortcut(maps))
     assert set(maps.vtep_table.rows) == {PEER.host, OTHER.host}
 
 
@@ -102,10 +103,40 @@ def test_a_peer_that_is_routed_to_may_answer(kernel: Fib, monkeypatch: pytest.Mo
     for other in ("Fdb", "VtepNeighbours"):
         monkeypatch.setattr(peering, other, Rows)
     plan = peering.Peering(SimpleNamespace(), Findings(), 10)  # type: ignore[arg-type]
-    plan.reconcile_routes(site(), 7, [], EVERYTHING)
-    plan.reconcile_maps(maps, bypassing=True)
-    plan.reconcile_routes(site(), 7, [PEER], LEASES)
+    plan.reconcile(site(), 7, [], EVERYTHING, shortcut(maps))
+    plan.reconcile(site(), 7, [PEER], LEASES, shortcut(maps))
+    assert maps.vtep_table.rows
     assert not strangers
+
+
+def test_strangers_are_refused_only_as_long_as_all_peers_are_in(
+    kernel: Fib,
+) -> None:
+    """The node's own entry says whether who is not in the maps is a stranger."""
+    plan = peering.Peering(SimpleNamespace(), Findings(), 1)  # type: ignore[arg-type]
+    maps: Any = SimpleNamespace(vtep_table=Rows(), peer_table=Rows())
+    told: list[tuple[bool, set[object]]] = []
+
+    def announce() -> None:
+        told.append((plan.fits(), set(maps.vtep_table.rows)))
+
+    for leases in ([PEER], [PEER, OTHER], [OTHER]):
+        plan.reconcile(site(), 0, leases, LEASES, shortcut(maps, announce))
+    assert told == [(True, {PEER.host}), (False, {PEER.host}), (True, {OTHER.host})]
+
+
+def test_an_entry_that_is_refused_does_not_keep_the_nodes_own_from_being_written(kernel: Fib) -> None:
+    class Refusing(Rows):
+        def apply(self, delta: Delta[Any, Any]) -> None:
+            raise KernelError("map peers: 1 entries not stored: no memory")
+
+    plan = peering.Peering(SimpleNamespace(), findings := Findings(), 10)  # type: ignore[arg-type]
+    maps: Any = SimpleNamespace(vtep_table=Rows(), peer_table=Refusing())
+    told: list[bool] = []
+    with pytest.raises(KernelError, match="map peers"):
+        plan.reconcile(site(), 0, [PEER], LEASES, shortcut(maps, lambda: told.append(plan.fits())))
+    assert told == [True]
+    assert (findings.peers_ebpf, findings.peers_kernel_path) == (0, 1)
 
 
 def test_nobody_is_refused_before_it_is_known_who_the_peers_are(kernel: Fib) -> None:
@@ -114,12 +145,12 @@ def test_nobody_is_refused_before_it_is_known_who_the_peers_are(kernel: Fib) -> 
     assert not plan.fits()
     kernel.answers = False
     with pytest.raises(KernelError):
-        plan.reconcile_routes(site(), 0, [PEER], EVERYTHING)
+        plan.reconcile(site(), 0, [PEER], EVERYTHING, None)
     assert not plan.fits()
     kernel.answers = True
-    plan.reconcile_routes(site(), 0, [PEER], EVERYTHING)
+    plan.reconcile(site(), 0, [PEER], EVERYTHING, None)
     assert plan.fits()
-    plan.reconcile_routes(site(), 0, [PEER, OTHER], LEASES)
+    plan.reconcile(site(), 0, [PEER, OTHER], LEASES, None)
     assert not plan.fits()
 
 
@@ -159,7 +190,7 @@ def test_plain_routes_that_went_without_a_word_are_set_again(
 
     def reconcile(changes: frozenset[Change]) -> None:
         if backend == "vxlan":
-            vxlan.reconcile_routes(site(network), 7, [lease], changes)
+            vxlan.reconcile(site(network), 7, [lease], changes, None)
         else:
             plain.reconcile_peers(site(network), [lease], changes)
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctl.core.errors import KernelError, Unapplied
 from ctl.core.plan import Delta, diff
 from ctl.core.tracker import Tracker
 from tests.unit.test_plan import applied
@@ -16,6 +19,7 @@ steps = st.lists(
         st.tuples(st.just("drop"), keys, st.just(0)),
         st.tuples(st.just("settle"), st.just(0), st.just(0)),
         st.tuples(st.just("fail"), st.just(0), st.just(0)),
+        st.tuples(st.just("refuse"), keys, st.just(0)),
         st.tuples(st.just("vandal"), keys, values),
     ),
     max_size=30,
@@ -41,6 +45,10 @@ def test_whatever_happens_settling_gives_what_is_wanted(
         elif what == "vandal":
             actual[key] = value
             tracker.doubt()
+        elif what == "refuse":
+            actual = refused(tracker, actual, key)
+            assert all(actual.get(other) == tracker.desired.get(other) for other in range(6) if other != key)
+            assert tracker.known
         else:
             actual = settled(tracker, actual, fail=what == "fail")
             assert what == "fail" or actual == tracker.desired
@@ -53,11 +61,43 @@ def settled(tracker: Tracker[int, int], actual: dict[int, int], *, fail: bool = 
     if not tracker.known:
         tracker.saw(actual)
     delta = tracker.delta()
-    if fail:
-        tracker.doubt()
-        return tolerant(actual, Delta(delta.puts[: len(delta.puts) // 2]))
-    tracker.done(delta)
-    return tolerant(actual, delta)
+    done = Delta(delta.puts[: len(delta.puts) // 2]) if fail else delta
+    with suppress(KernelError), tracker.applying(delta):
+        if fail:
+            raise KernelError("half of it is done")
+    return tolerant(actual, done)
+
+
+def refused(tracker: Tracker[int, int], actual: dict[int, int], key: int) -> dict[int, int]:
+    """What is there after one round in which the kernel refuses to touch `key`."""
+    if not tracker.known:
+        tracker.saw(actual)
+    delta = tracker.delta()
+    with suppress(KernelError), tracker.applying(delta):
+        raise Unapplied("one entry not applied", [key])
+    puts = tuple(put for put in delta.puts if put[0] != key)
+    return tolerant(actual, Delta(puts, tuple(gone for gone in delta.removals if gone != key)))
+
+
+def test_what_is_refused_stays_due_and_nothing_else() -> None:
+    tracker = Tracker[int, int]()
+    tracker.want({1: 1, 2: 2})
+    refused(tracker, {9: 9}, 2)
+    assert tracker.delta() == Delta(puts=((2, 2),))
+    tracker.doubt()
+    refused(tracker, {1: 1, 2: 2, 9: 9}, 9)
+    assert tracker.delta() == Delta(removals=(9,))
+
+
+def test_a_second_half_does_not_settle_what_the_first_left_in_doubt() -> None:
+    tracker = Tracker[int, int]()
+    tracker.put(1, 1)
+    tracker.saw({9: 9})
+    with suppress(KernelError), tracker.applying(Delta(puts=((1, 1),))):
+        raise KernelError("no memory")
+    with tracker.applying(Delta(removals=(9,))):
+        pass
+    assert not tracker.known
 
 
 @given(st.dictionaries(keys, values), st.dictionaries(keys, values), st.dictionaries(keys, values))

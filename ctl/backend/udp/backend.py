@@ -10,7 +10,8 @@ from ipaddress import IPv4Address, IPv4Interface
 from typing import Final
 
 from ctl.backend.plain import PlainBackend, remove_tunnels
-from ctl.backend.site import Site, apply
+from ctl.backend.settle import apply
+from ctl.backend.site import Site
 from ctl.backend.udp.client import ForwarderProcess, TunnelRoutes
 from ctl.backend.udp.underlay import OVERHEAD
 from ctl.core.host import Change, Link, Removed, Route, RouteKey

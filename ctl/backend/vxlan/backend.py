@@ -1,44 +1,37 @@
-"""The vxlan backend: the kernel's vxlan device, and the eBPF shortcut over it."""
+"""The vxlan backend: the kernel's vxlan device, and the eBPF shortcut over it.
+
+Here are the maps and programs, and the order of things; the peers are in `peering`, this node's
+containers in `ports`.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import secrets
-from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Interface
+from collections.abc import Sequence
 from typing import Final
 
 from ctl.backend.plain import remove_tunnels
-from ctl.backend.site import Site, apply, apply_fitting
-from ctl.backend.vxlan.peering import Peering
+from ctl.backend.settle import apply
+from ctl.backend.site import Site
+from ctl.backend.vxlan.device import device_name, vtep_mac, wanted_device
+from ctl.backend.vxlan.own_entry import OwnEntry
+from ctl.backend.vxlan.peering import Peering, Shortcut
+from ctl.backend.vxlan.ports import Ports
 from ctl.backend.vxlan.uplink_hook import UplinkHook
-from ctl.core.abi import LAYOUT, NO_MAC, NODE_F_PEERS_INCOMPLETE, NODE_F_XDP, EndpointEntry, NodeEntry
+from ctl.core.abi import LAYOUT
 from ctl.core.errors import Failures, ForeignProgram
 from ctl.core.findings import Findings
-from ctl.core.host import Change, Devices, FilterKey, Link, Removed, Uplink, VxlanDevice
+from ctl.core.host import Change, Devices, Link, Removed, Uplink
 from ctl.core.model import VXLAN_OVERHEAD, Bypass, HookMode, IPv4Address, Lease, MacAddress, Network
-from ctl.core.plan import diff, plan_endpoints, plan_filters, plan_questions
-from ctl.core.report import KernelPort
+from ctl.core.plan import diff
 from ctl.kernel import firewall, sysctl
 from ctl.kernel.bpf import bpffs, loader, maps, probe
 from ctl.kernel.hooks.filters import Filters
-from ctl.kernel.hooks.xdp import PROGRAM as XDP_PROGRAM
 from ctl.kernel.netlink import headroom
 from ctl.kernel.netlink.session import Netlink
 from ctl.settings.config import Settings
 
 log = logging.getLogger(__name__)
-
-
-def vtep_mac(host: IPv4Address, vni: int) -> MacAddress:
-    """The VTEP MAC of a node: a function of what is unique, so that it survives reboots."""
-    return MacAddress.local(hashlib.sha256(f"ovnet vtep {host} {vni}".encode()).digest()[:6])
-
-
-def _published_mac(site: Site) -> MacAddress:
-    """What the lease says is what the device has: peers send to nothing else."""
-    return site.lease.vtep_mac or vtep_mac(site.uplink.address, site.network.vni)
 
 
 class VxlanBackend:
@@ -48,21 +41,19 @@ class VxlanBackend:
 
     def __init__(self, settings: Settings, netlink: Netlink, findings: Findings) -> None:
         self.maps: maps.Maps | None = None
+        """The maps that are open; None: there are none yet, or those of a newer version are there."""
         self.programs: loader.Programs | None = None
+        """The programs that are loaded; None: none are."""
         self.device = 0
         """ifindex of the vxlan device; 0: not made yet."""
-        self._uplink = 0
-        """ifindex of the interface that has from_wire."""
         self._settings, self._netlink, self._findings = settings, netlink, findings
         self._filters = Filters(netlink.rtnl, settings.bpffs)
         self._hook = UplinkHook(settings, netlink, findings)
+        self._own = OwnEntry(settings)
         self._peering = Peering(netlink.rtnl, findings, settings.peers_max)
+        self._ports = Ports(settings, netlink, self._filters, self._hook, findings)
         self._ahead: loader.Compiler | None = None
         """At work since `preflight`, if there is something to compile."""
-        self._seed = 0
-        """flow_seed of maps that are gone: packets on their way carry its signatures. 0: none."""
-        self._first_look = True
-        """Programs of an earlier life may hang on any interface."""
 
     @staticmethod
     def identity(host: IPv4Address, network: Network) -> tuple[MacAddress | None, int | None]:
@@ -82,11 +73,8 @@ class VxlanBackend:
             self._ahead = loader.compile_ahead(self._settings.bpffs, self._settings.state_dir)
 
     def lost(self) -> frozenset[Change]:
-        """Programs of uplink and tunnel that someone took off: of tcx there are no events.
-
-        One of a port costs no more than its container's shortcut, until the next resync.
-        """
-        return frozenset({Change.FILTERS} if self._filters.detached((self._uplink, self.device)) else ())
+        """Programs of uplink and vxlan device that someone took off."""
+        return frozenset({Change.FILTERS} if self._ports.detached(self.device) else ())
 
     @staticmethod
     def tunnel(site: Site) -> firewall.Tunnel:
@@ -97,36 +85,17 @@ class VxlanBackend:
 
     def ensure_device(self, site: Site, links: dict[int, Link]) -> None:
         """The vxlan device, and no other tunnel of ours."""
-        wanted = self._wanted(site)
+        wanted = wanted_device(site)
         keep = {wanted.name, headroom.DEVICE}
         remove_tunnels(self._netlink, links.values(), self._settings.state_dir, keep)
         self.device = self._netlink.ensure_vxlan(wanted, links)
 
-    def _wanted(self, site: Site) -> VxlanDevice:
-        network, uplink = site.network, site.uplink
-        return VxlanDevice(
-            name=device_name(network),
-            vni=network.vni,
-            port=network.port,
-            local=uplink.address,
-            uplink=uplink.link.ifindex,
-            mac=_published_mac(site),
-            mtu=site.mtu,
-            address=IPv4Interface((site.lease.vtep_ip, 32)),
-        )
-
     def reconcile_peers(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
-        """FDB, neighbours and routes to the other nodes, and the maps of the shortcut."""
-        failures = Failures()
-        failures.take(self._peering.reconcile_routes, site, self.device, leases, changes)
-        if self.maps is not None:
-            failures.take(self._fill, self.maps, site)
-        failures.raise_any()
-
-    def _fill(self, opened: maps.Maps, site: Site) -> None:
-        """The shortcut to the other nodes. What does not fit stays on the kernel path."""
-        self._write_node(opened, site)  # first of all: who does not fit must not be refused
-        self._peering.reconcile_maps(opened, bypassing=self.programs is not None)
+        """The maps of the shortcut, FDB, neighbours and routes to the other nodes."""
+        opened, shortcut = self.maps, None
+        if opened is not None:
+            shortcut = Shortcut(opened, self.programs is not None, lambda: self._announce(opened, site))
+        self._peering.reconcile(site, self.device, leases, changes, shortcut)
 
     def wants(self, entry: Removed) -> bool:
         """Whether an entry that is no more should be there. Any thread may ask."""
@@ -135,6 +104,22 @@ class VxlanBackend:
     def devices(self) -> Devices:
         """The vxlan device, and the interfaces of the underlay through which peers are reached now."""
         return Devices(self.device, hops=self._peering.hop_interfaces())
+
+    def reconcile_ports(self, site: Site, changes: frozenset[Change]) -> None:
+        """Programs on every port of the bridge, and the containers behind them."""
+        if Change.FILTERS in changes:
+            self._filters.forget()
+        if self.maps is None:
+            return
+        failures = Failures()
+        failures.take(self._ports.reconcile, site, self.device, self.maps, self.programs)
+        failures.take(self._announce, self.maps, site)  # whether XDP is there
+        failures.raise_any()
+
+    def _announce(self, opened: maps.Maps, site: Site) -> None:
+        """Say in the maps what is true of this node now. KernelError."""
+        xdp = self._findings.hook is HookMode.XDP
+        self._own.write(opened, site, complete=self._peering.fits(), xdp=xdp)
 
     def load(self, site: Site) -> frozenset[Change]:
         """Maps and programs: adopted, or made. The kernel path is in place already."""
@@ -153,13 +138,13 @@ class VxlanBackend:
             if why := maps.mismatch(settings.bpffs, wanted):
                 # Running programs keep the old maps until new ones take their place.
                 log.warning("pinned maps do not fit (%s): making new ones", why)
-                self._seed = maps.pinned_seed(settings.bpffs) or self._seed
+                self._own.keep_seed(maps.pinned_seed(settings.bpffs))
                 maps.unpin_all(settings.bpffs)
                 self._hook.keep()
             self.maps = maps.create_or_adopt(settings.bpffs, wanted)
         elif self.maps.repin(settings.bpffs):
             log.warning("pins of maps under %s were gone: pinned again", settings.bpffs)
-        self._write_node(self.maps, site)
+        self._announce(self.maps, site)
 
     def _load_programs(self) -> None:
         assert self.maps is not None
@@ -203,109 +188,3 @@ class VxlanBackend:
             sysctl.ensure(sysctl.CONNTRACK, site.sysctls)
         else:
             sysctl.restore(site.sysctls, sysctl.CONNTRACK)
-
-    def _write_node(self, opened: maps.Maps, site: Site) -> None:
-        before = opened.node()
-        network = site.network
-        entry = NodeEntry(
-            host=site.uplink.address,
-            network=network.network,
-            subnet=site.lease.subnet,
-            vni=network.vni,
-            uplink_ifindex=site.uplink.link.ifindex,
-            mtu=site.mtu,
-            vtep_mac=_published_mac(site),
-            port=network.port,
-            source_ports=sysctl.source_ports(),
-            bypass=self._settings.bypass,
-            approval_ttl_ns=int(self._settings.approval_ttl * 1e9),
-            flow_seed=before.flow_seed if before else self._seed or secrets.randbits(64) | 1,
-            flags=(0 if self._peering.fits() else NODE_F_PEERS_INCOMPLETE)
-            | (NODE_F_XDP if self._findings.hook is HookMode.XDP else 0),
-            uplink_mac=site.uplink.link.mac or NO_MAC,
-        )
-        if entry != before:
-            opened.write_node(entry)
-
-    def reconcile_ports(self, site: Site, changes: frozenset[Change]) -> None:
-        """Programs on every port of the bridge, and the containers behind them."""
-        if Change.FILTERS in changes:
-            self._filters.forget()
-        if self.maps is None:
-            return
-        links = self._netlink.links()
-        if site.bridge:
-            headroom.ensure(self._netlink, site.bridge, site.mtu, links)
-        self._filters.gone(links)
-        ports = self._sort_ports(links, site.bridge)
-        bridge = links.get(site.bridge)
-        if bridge is not None:
-            seen = self._netlink.neighbours(site.bridge)
-            found = {} if site.fenced else plan_endpoints(seen, ports, bridge, site.lease.subnet)
-            self._endpoints(self.maps, found)
-            for address in plan_questions(seen, site.lease.subnet) if ports else ():
-                self._netlink.ask(site.bridge, address)
-        self._attach(site, ports, links)
-
-    def _endpoints(self, opened: maps.Maps, found: dict[IPv4Address, EndpointEntry]) -> None:
-        room = self._settings.endpoints_max
-        left = apply_fitting("endpoints", opened.endpoint_table, found, room, self._findings)
-        text = f"map endpoints is full: {left} containers by the kernel path only, raise --endpoints-max"
-        self._findings.problems["endpoints"] = (text,) if left else ()
-
-    def _attach(self, site: Site, ports: Mapping[int, Link], links: Mapping[int, Link]) -> None:
-        if self.programs is None and self._settings.bypass is not Bypass.OFF:
-            return  # they did not load: those of an earlier life stay
-        ids = {name: p.id for name, p in self.programs.by_name.items()} if self.programs else {}
-        wanted = plan_filters(ids, site.uplink.link.ifindex, self.device, ports)
-        present = self._filters.read_on({*links} if self._first_look else {key.ifindex for key in wanted})
-        self._uplink = site.uplink.link.ifindex
-        place = FilterKey(self._uplink, True)
-        if place not in wanted:
-            self._hook.reconcile(links, place.ifindex, None)
-        try:
-            apply("filters", self._filters, diff(wanted, present), self._findings)
-        finally:
-            if place in wanted:
-                delivers = self._filters.read().get(place) == wanted[place]
-                self._attach_xdp(site, links, delivers)
-        if self._first_look:
-            loader.drop_others(self._settings.bpffs, self.programs.digest if self.programs else "")
-            maps.unpin_older_layouts(self._settings.bpffs)
-            self._first_look = False
-
-    def _attach_xdp(self, site: Site, links: Mapping[int, Link], delivers: bool) -> None:
-        """XDP in front of from_wire, if that is there to deliver."""
-        assert self.programs is not None and self.maps is not None
-        programs, uplink = self.programs, site.uplink.link.ifindex
-        program = programs.by_name.get(XDP_PROGRAM) if delivers else None
-        self._hook.reconcile(links, uplink, program, programs.xdp_refused if delivers else "")
-        self._write_node(self.maps, site)
-
-    def _sort_ports(self, links: Mapping[int, Link], bridge: int) -> dict[int, Link]:
-        """The bridge's ports that can have our programs; the rest is noted in the findings."""
-        ours, others = {}, []
-        for link in links.values():
-            if link.master != bridge or not bridge or link.name == headroom.DEVICE:
-                continue
-            if why := self._why_not(link):
-                others.append(KernelPort(link.name, why))
-            else:
-                ours[link.ifindex] = link
-        self._findings.ports = tuple(sorted(link.name for link in ours.values()))
-        self._findings.kernel_ports = tuple(sorted(others, key=lambda port: port.name))
-        return ours
-
-    def _why_not(self, link: Link) -> str:
-        if self._settings.bypass is Bypass.OFF:
-            return "bypass is off"
-        if link.kind != "veth":
-            return f"a {link.kind or 'hardware'} interface: only veth ports can be bypassed"
-        if not link.peer_elsewhere:
-            return "its other end is in this network namespace"
-        return self._filters.taken(link.ifindex)
-
-
-def device_name(network: Network) -> str:
-    """What the vxlan device is called."""
-    return f"ovnet.{network.vni}"

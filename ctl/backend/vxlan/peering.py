@@ -1,21 +1,25 @@
 """The vxlan backend's way to each peer: tables of the kernel path, maps of the shortcut.
 
-At start the kernel path is whole before there is a map. Later the maps come first: they say
-who may send to us, and a route brings answers.
+Follows the leases change by change, in this order:
 
-Follows the leases change by change. Whatever fails, the next time begins from the whole:
-plan and tables are then made anew.
+    plan     who the peers are, and how each is reached
+    maps     who may send to us. A route brings answers, so a peer is known before it is routed to
+    routes   the kernel path: FDB, neighbours, routes
+
+At start there is no map yet: then the kernel path is whole before there is one. Where a plan fails
+there is none to go on from: the next one is made from the whole, and until then the maps stay as
+they are, for without their entries the programs would refuse all peers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
-from ctl.backend.site import Site, Tracked, apply_fitting, settle
-from ctl.core.errors import KernelError
+from ctl.backend.settle import Tracked, apply_fitting, settle
+from ctl.backend.site import Site
+from ctl.core.errors import Failures
 from ctl.core.findings import Findings
 from ctl.core.host import Change, Hop, Removed, Uplink
 from ctl.core.model import VXLAN_OVERHEAD, Lease, Network
@@ -28,6 +32,18 @@ from ctl.kernel.netlink.tables import Fdb, Routes, VtepNeighbours
 
 Place = tuple[Network, Lease, Uplink, int]
 """Network, own lease, uplink and ifindex of the tunnel device: what a plan is made for."""
+
+
+@dataclass(frozen=True, slots=True)
+class Shortcut:
+    """The eBPF side, as far as the peers concern it."""
+
+    maps: Maps
+    """The open maps."""
+    bypassing: bool
+    """Whether programs are loaded that go by them."""
+    announce: Callable[[], None]
+    """Writes the node's own entry, which says whether the maps hold all peers (Peering.fits)."""
 
 
 class Peering:
@@ -43,7 +59,9 @@ class Peering:
         """What the plan is for; None: there is none to go on from."""
         self._roster: Roster
         self._tables: PeerTables | None = None
+        """The plan; None: there has been none yet."""
         self._hops: dict[IPv4Address, Hop | None] = {}
+        """How the FIB reaches each peer's host; None: not by eBPF."""
         self._filled: Maps | None = None
         """The maps that the plan's trackers are about."""
 
@@ -61,10 +79,27 @@ class Peering:
         """Ifindexes of the underlay through which peers are reached now."""
         return frozenset(hop.ifindex for hop in self._hops.values() if hop is not None)
 
-    def reconcile_routes(
-        self, site: Site, device: int, leases: Sequence[Lease], changes: frozenset[Change]
+    def reconcile(
+        self,
+        site: Site,
+        device: int,
+        leases: Sequence[Lease],
+        changes: frozenset[Change],
+        shortcut: Shortcut | None,
     ) -> None:
-        """The kernel path: FDB and neighbours of `device`, routes. KernelError."""
+        """Bring everything in line with these leases; each part has its turn. KernelError.
+
+        `device`: ifindex of the vxlan device; 0: there is none yet. `changes`: see ctl.backend.protocol.
+        `shortcut`: None where there are no maps.
+        """
+        failures = Failures()
+        failures.take(self._plan, site, device, leases, changes)
+        left = failures.take(self._fill, shortcut) if shortcut is not None else None
+        failures.take(self._route)
+        self._count(left if shortcut is not None and shortcut.bypassing else None)
+        failures.raise_any()
+
+    def _plan(self, site: Site, device: int, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
         place = site.network, replace(site.lease, expires_at=None), site.uplink, device
         anew, self._place = place != self._place, None
         if anew:
@@ -83,13 +118,6 @@ class Peering:
             # The underlay's interfaces take plain routes along without a word: down, or no address.
             self._tables.routes.doubt()
         self._findings.problems["leases"] = self._roster.problems
-        self._findings.peers_ebpf, self._findings.peers_kernel_path = 0, len(self._roster.usable)
-        if self._filled is not None and self.fits():
-            # Who is routed to answers at once, and must not be a stranger then.
-            with suppress(KernelError):  # said when the maps have their own turn
-                self._fill(self._filled, self._tables)
-        if device:
-            self._settle_routes(self._tables, device)
 
     def _follow_hops(self, moves: Moves, site: Site, *, everyone: bool) -> list[IPv4Address]:
         """Look up how to reach new hosts, or all; returns those known before whose way has changed.
@@ -112,40 +140,55 @@ class Peering:
                 self._hops.pop(lease.host, None)
         return changed
 
-    def _settle_routes(self, tables: PeerTables, device: int) -> None:
-        settle(
-            [
-                Tracked("fdb", Fdb(self._rtnl, device), tables.fdb),
-                Tracked("neighbours", VtepNeighbours(self._rtnl, device), tables.neighbours),
-                Tracked("routes", Routes(self._rtnl), tables.routes),
-            ],
-            self._findings,
-        )
-
-    def reconcile_maps(self, maps: Maps, *, bypassing: bool) -> None:
-        """The shortcut. What does not fit stays on the kernel path. KernelError."""
-        tables = self._tables
+    def _fill(self, shortcut: Shortcut) -> int:
+        """The maps; returns how many entries of `peers` there is no room for: the kernel path's."""
+        tables, maps = self._tables, shortcut.maps
         if tables is None:
-            return
-        left = self._fill(maps, tables)
-        text = f"map peers is full: {left} subnets by the kernel path only, raise --peers-max"
-        self._findings.problems["peers"] = (text,) if left else ()
-        if bypassing:
-            subnets = len(tables.routes.desired)
-            self._findings.peers_ebpf = max(subnets - left - tables.slow(), 0)
-            self._findings.peers_kernel_path = subnets - self._findings.peers_ebpf
-
-    def _fill(self, maps: Maps, tables: PeerTables) -> int:
-        """Bring both maps in line; returns how many entries of `peers` there is no room for."""
+            return 0
         if maps is not self._filled:
             self._filled = maps
             tables.vteps.doubt()
             tables.peers.doubt()
-        if self.fits():
-            vteps = Tracked("vteps", maps.vtep_table, tables.vteps)
-            settle([vteps, Tracked("peers", maps.peer_table, tables.peers)], self._findings, stale_first=True)
-            return 0
+        left = self._fill_all(shortcut, tables) if self.fits() else self._fill_up(shortcut, tables)
+        text = f"map peers is full: {left} subnets by the kernel path only, raise --peers-max"
+        self._findings.problems["peers"] = (text,) if left else ()
+        return left
+
+    def _fill_all(self, shortcut: Shortcut, tables: PeerTables) -> int:
+        maps, failures = shortcut.maps, Failures()
+        vteps = Tracked("vteps", maps.vtep_table, tables.vteps)
+        peers = Tracked("peers", maps.peer_table, tables.peers)
+        failures.take(settle, [vteps, peers], self._findings, stale_first=True)
+        shortcut.announce()  # not before: whoever is not in is refused from now on
+        failures.raise_any()
+        return 0
+
+    def _fill_up(self, shortcut: Shortcut, tables: PeerTables) -> int:
+        maps = shortcut.maps
+        shortcut.announce()  # first of all: who does not fit must not be refused
         tables.vteps.doubt()
         tables.peers.doubt()
         apply_fitting("vteps", maps.vtep_table, tables.vteps.desired, self._room, self._findings)
         return apply_fitting("peers", maps.peer_table, tables.peers.desired, self._room, self._findings)
+
+    def _route(self) -> None:
+        """The kernel path, if there is a plan and a device for it."""
+        if self._tables is None or self._place is None:
+            return
+        *_, device = self._place
+        if device:
+            settle(
+                [
+                    Tracked("fdb", Fdb(self._rtnl, device), self._tables.fdb),
+                    Tracked("neighbours", VtepNeighbours(self._rtnl, device), self._tables.neighbours),
+                    Tracked("routes", Routes(self._rtnl), self._tables.routes),
+                ],
+                self._findings,
+            )
+
+    def _count(self, left: int | None) -> None:
+        """For the report: which way how many subnets are reached; None: eBPF reaches none."""
+        tables = self._tables
+        subnets = len(tables.routes.desired) if tables else 0
+        by_ebpf = 0 if tables is None or left is None else max(subnets - left - tables.slow(), 0)
+        self._findings.peers_ebpf, self._findings.peers_kernel_path = by_ebpf, subnets - by_ebpf

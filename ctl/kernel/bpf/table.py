@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
-from ctl.core.errors import KernelError
+from ctl.core.errors import KernelError, Unapplied
 from ctl.core.plan import Delta
 from ctl.kernel.bpf import syscall
 
@@ -44,13 +44,19 @@ class MapTable(Generic[K, V]):
             return {self._unpack_key(key): self._unpack_value(values[0]) for key, values in self._raw.items()}
 
     def apply(self, delta: Delta[K, V]) -> None:
-        """Removals first, for the room they make; the rest is tried after a failure. KernelError."""
-        kept = [error for gone in delta.removals if (error := self._delete(gone))]
-        lost = [error for key, value in delta.puts if (error := self._put(key, value))]
-        if lost:
-            raise KernelError(f"map {self._name}: {len(lost)} entries not stored: {self._why(lost[-1])}")
-        if kept:
-            raise KernelError(f"map {self._name}: {len(kept)} entries not removed: {self._why(kept[-1])}")
+        """Removals first, for the room they make; the rest is tried after a failure.
+
+        Unapplied; or KernelError where the map is full: then entries are in it that nobody counted on.
+        """
+        kept = {gone: error for gone in delta.removals if (error := self._delete(gone))}
+        lost = {key: error for key, value in delta.puts if (error := self._put(key, value))}
+        if not kept and not lost:
+            return
+        what, last = ("stored", [*lost.values()][-1]) if lost else ("removed", [*kept.values()][-1])
+        why = f"map {self._name}: {len(lost or kept)} entries not {what}: {self._why(last)}"
+        if any(error.errno == errno.E2BIG for error in lost.values()):
+            raise KernelError(why)
+        raise Unapplied(why, [*kept, *lost])
 
     def _delete(self, key: K) -> OSError | None:
         try:

@@ -20,7 +20,7 @@ from typing import Final
 
 import pytest
 
-from ctl.backend.vxlan.backend import vtep_mac
+from ctl.backend.vxlan.device import vtep_mac
 from ctl.core.model import MacAddress
 from ctl.store import open_store
 from tests import packets

@@ -11,7 +11,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from ctl.backend.vxlan.backend import vtep_mac
+from ctl.backend.vxlan.device import vtep_mac
 from ctl.core.model import MacAddress
 from tests.netns.parity.capture import Shot, Tap
 from tests.netns.parity.rows import ARRIVING, INVALID, SENT, Ends, Outer, Row

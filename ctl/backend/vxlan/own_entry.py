@@ -1,0 +1,51 @@
+"""What the programs know of their own node: the one entry of the map `node`."""
+
+from __future__ import annotations
+
+import secrets
+
+from ctl.backend.site import Site
+from ctl.backend.vxlan.device import published_mac
+from ctl.core.abi import NO_MAC, NODE_F_PEERS_INCOMPLETE, NODE_F_XDP, NodeEntry
+from ctl.kernel import sysctl
+from ctl.kernel.bpf.maps import Maps
+from ctl.settings.config import Settings
+
+
+class OwnEntry:
+    """Writes the entry where it differs. One thread's."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._seed = 0
+        """The flow_seed of maps that are gone, with which packets on their way are signed; 0: of none."""
+
+    def keep_seed(self, seed: int) -> None:
+        """Maps that this one was read from are given up; new ones go on with it. 0: it is not known."""
+        self._seed = seed or self._seed
+
+    def write(self, opened: Maps, site: Site, *, complete: bool, xdp: bool) -> None:
+        """Say what is true of the node now. KernelError.
+
+        `complete`: the maps have room for all peers, so that whoever is not in them is none; `xdp`:
+        XDP is what packets of the uplink meet first.
+        """
+        before, network = opened.node(), site.network
+        entry = NodeEntry(
+            host=site.uplink.address,
+            network=network.network,
+            subnet=site.lease.subnet,
+            vni=network.vni,
+            uplink_ifindex=site.uplink.link.ifindex,
+            mtu=site.mtu,
+            vtep_mac=published_mac(site),
+            port=network.port,
+            source_ports=sysctl.source_ports(),
+            bypass=self._settings.bypass,
+            approval_ttl_ns=int(self._settings.approval_ttl * 1e9),
+            flow_seed=before.flow_seed if before else self._seed or secrets.randbits(64) | 1,
+            flags=(0 if complete else NODE_F_PEERS_INCOMPLETE) | (NODE_F_XDP if xdp else 0),
+            uplink_mac=site.uplink.link.mac or NO_MAC,
+        )
+        if entry != before:
+            opened.write_node(entry)

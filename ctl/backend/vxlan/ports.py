@@ -1,0 +1,136 @@
+"""The vxlan backend's way to this node's containers: their ports, their addresses, programs on interfaces.
+
+In this order: room for headers, who is behind which port, programs on the ports, the vxlan
+device and the uplink, XDP in front of the uplink's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from ipaddress import IPv4Address
+
+from ctl.backend.settle import apply, apply_fitting
+from ctl.backend.site import Site
+from ctl.backend.vxlan.uplink_hook import UplinkHook
+from ctl.core.abi import EndpointEntry
+from ctl.core.errors import Failures
+from ctl.core.findings import Findings
+from ctl.core.host import FilterKey, Link
+from ctl.core.model import Bypass
+from ctl.core.plan import diff, plan_endpoints, plan_filters, plan_questions
+from ctl.core.report import KernelPort
+from ctl.kernel.bpf import loader, maps
+from ctl.kernel.bpf.maps import Maps
+from ctl.kernel.hooks.filters import Filters
+from ctl.kernel.hooks.xdp import PROGRAM as XDP_PROGRAM
+from ctl.kernel.netlink import headroom
+from ctl.kernel.netlink.session import Netlink
+from ctl.settings.config import Settings
+
+
+class Ports:
+    """Ports of the bridge, containers behind them, and the programs that meet their packets."""
+
+    def __init__(
+        self, settings: Settings, netlink: Netlink, filters: Filters, hook: UplinkHook, findings: Findings
+    ) -> None:
+        self._settings, self._netlink, self._findings = settings, netlink, findings
+        self._filters, self._hook = filters, hook
+        self._uplink = 0
+        """ifindex of the interface that was given from_wire last; 0: none was."""
+        self._first_look = True
+        """Programs of an earlier life may hang on any interface, so all of them are looked at."""
+
+    def detached(self, device: int) -> bool:
+        """Whether someone took the program off the uplink, or the vxlan device with ifindex `device`.
+
+        At tcx there are no events. One that is off a port costs no more than its container's shortcut,
+        until the next resync.
+        """
+        return self._filters.detached((self._uplink, device))
+
+    def reconcile(
+        self,
+        site: Site,
+        device: int,
+        opened: Maps,
+        programs: loader.Programs | None,
+    ) -> None:
+        """Bring endpoints and programs in line with the ports that the bridge has. KernelError.
+
+        `device`: ifindex of the vxlan device. `programs`: those that are loaded; None: none are.
+        """
+        links = self._netlink.links()
+        if site.bridge:
+            headroom.ensure(self._netlink, site.bridge, site.mtu, links)
+        self._filters.gone(links)
+        ports = self._sort(links, site.bridge)
+        if bridge := links.get(site.bridge):
+            self._find_containers(site, bridge, ports, opened)
+        # Programs that did not load: those of an earlier life stay where they are.
+        if programs is not None or self._settings.bypass is Bypass.OFF:
+            self._attach(site, device, ports, links, programs)
+
+    def _sort(self, links: Mapping[int, Link], bridge: int) -> dict[int, Link]:
+        """The bridge's ports that can have our programs; the rest is noted in the findings."""
+        ours, others = {}, []
+        for link in links.values():
+            if link.master != bridge or not bridge or link.name == headroom.DEVICE:
+                continue
+            if why := self._why_not(link):
+                others.append(KernelPort(link.name, why))
+            else:
+                ours[link.ifindex] = link
+        self._findings.ports = tuple(sorted(link.name for link in ours.values()))
+        self._findings.kernel_ports = tuple(sorted(others, key=lambda port: port.name))
+        return ours
+
+    def _why_not(self, link: Link) -> str:
+        if self._settings.bypass is Bypass.OFF:
+            return "bypass is off"
+        if link.kind != "veth":
+            return f"a {link.kind or 'hardware'} interface: only veth ports can be bypassed"
+        if not link.peer_elsewhere:
+            return "its other end is in this network namespace"
+        return self._filters.taken(link.ifindex)
+
+    def _find_containers(self, site: Site, bridge: Link, ports: Mapping[int, Link], opened: Maps) -> None:
+        """The map `endpoints`; and ARP questions for containers whose port is not known."""
+        subnet, seen = site.lease.subnet, self._netlink.neighbours(site.bridge)
+        self._fill(opened, {} if site.fenced else plan_endpoints(seen, ports, bridge, subnet))
+        for address in plan_questions(seen, subnet) if ports else ():
+            self._netlink.ask(site.bridge, address)
+
+    def _fill(self, opened: Maps, found: Mapping[IPv4Address, EndpointEntry]) -> None:
+        room = self._settings.endpoints_max
+        left = apply_fitting("endpoints", opened.endpoint_table, found, room, self._findings)
+        text = f"map endpoints is full: {left} containers by the kernel path only, raise --endpoints-max"
+        self._findings.problems["endpoints"] = (text,) if left else ()
+
+    def _attach(
+        self,
+        site: Site,
+        device: int,
+        ports: Mapping[int, Link],
+        links: Mapping[int, Link],
+        programs: loader.Programs | None,
+    ) -> None:
+        ids = {name: p.id for name, p in programs.by_name.items()} if programs else {}
+        uplink = self._uplink = site.uplink.link.ifindex
+        wanted = plan_filters(ids, uplink, device, ports)
+        present = self._filters.read_on({*links} if self._first_look else {key.ifindex for key in wanted})
+        place, failures = FilterKey(uplink, True), Failures()
+        if place not in wanted:
+            self._hook.reconcile(links, uplink, None)
+        failures.take(apply, "filters", self._filters, diff(wanted, present), self._findings)
+        if programs is not None and place in wanted:
+            # XDP goes in front of from_wire, if that is there to deliver.
+            delivers = self._filters.read().get(place) == wanted[place]
+            program = programs.by_name.get(XDP_PROGRAM) if delivers else None
+            lacking = programs.xdp_refused if delivers else ""
+            failures.take(self._hook.reconcile, links, uplink, program, lacking)
+        failures.raise_any()
+        if self._first_look:
+            loader.drop_others(self._settings.bpffs, programs.digest if programs else "")
+            maps.unpin_older_layouts(self._settings.bpffs)
+            self._first_look = False
