@@ -9,23 +9,48 @@ from pathlib import Path
 from typing import Final
 
 from ctl import __version__
+from ctl.agent.steps import Outcome
 from ctl.cluster.membership import Membership
+from ctl.core.findings import Findings
 from ctl.core.model import Snapshot
 from ctl.core.report import AgentReport, ReconcileReport, to_json
-from ctl.node.node import Node
 from ctl.process import statedir
+from ctl.settings.config import Settings
 
 log = logging.getLogger(__name__)
 
 
+def counted(
+    before: ReconcileReport, outcome: Outcome, *, whole: bool, took: float, now: float
+) -> ReconcileReport:
+    """How reconciling goes after one more pass, which took `took` seconds to `now` (since the epoch).
+
+    `whole`: it was about everything. A part that succeeds says nothing about the one that failed
+    before, so only a whole pass takes an error back.
+    """
+    after = replace(before, last_duration=took)
+    if outcome.error:
+        return replace(after, failed=before.failed + 1, error=outcome.error)
+    if before.error and not whole:
+        return after
+    return replace(after, ok=before.ok + 1, last_success=now, error="")
+
+
 def describe(
-    node: Node, membership: Membership, reconciles: ReconcileReport, *, started: float, passed: bool
+    settings: Settings,
+    found: Findings,
+    membership: Membership,
+    reconciles: ReconcileReport,
+    *,
+    started: float,
+    passed: bool,
 ) -> AgentReport:
     """The report of this moment. `started`: epoch seconds; `passed`: a whole reconcile has succeeded."""
-    seen, settings, network = node.findings, node.settings, membership.network
+    assert found.uplink is not None, "preflight() comes first"
+    network = membership.network
     leases = membership.snapshot or Snapshot((), 0)
-    wrong = [line for lines in seen.problems.values() for line in lines]
-    not_ready = list(seen.problems.get("bridge", ()))
+    wrong = [line for lines in found.problems.values() for line in lines]
+    not_ready = list(found.problems.get("bridge", ()))
     if not passed:
         not_ready.append(reconciles.error or "starting")
     if membership.conflict:
@@ -35,29 +60,29 @@ def describe(
         pid=os.getpid(),
         node=settings.node_name,
         started_at=started,
-        host=node.uplink.address,
+        host=found.uplink.address,
         store=membership.report,
-        reconcile=replace(reconciles, operations=dict(seen.operations)),
+        reconcile=replace(reconciles, operations=dict(found.operations)),
         network=network.network,
         backend=network.backend,
         lease=membership.lease_report(),
         vni=network.vni,
         port=network.port,
-        mtu=node.mtu,
+        mtu=found.mtu,
         bridge=settings.bridge,
-        uplink=node.uplink.link.name,
+        uplink=found.uplink.link.name,
         bypass=settings.bypass,
         approval_ttl=settings.approval_ttl,
-        hook=seen.hook.value,
-        hook_refused=seen.hook_refused,
-        program=seen.program,
+        hook=found.hook.value,
+        hook_refused=found.hook_refused,
+        program=found.program,
         ready=not not_ready,
         not_ready=tuple(not_ready),
         leases=len(leases.leases),
-        peers_ebpf=seen.peers_ebpf,
-        peers_kernel_path=seen.peers_kernel_path,
-        ports=seen.ports,
-        kernel_ports=seen.kernel_ports,
+        peers_ebpf=found.peers_ebpf,
+        peers_kernel_path=found.peers_kernel_path,
+        ports=found.ports,
+        kernel_ports=found.kernel_ports,
         problems=(*wrong, *leases.problems),
     )
 

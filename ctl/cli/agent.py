@@ -69,10 +69,10 @@ def require_capabilities() -> None:
 def _run(settings: Settings) -> int:
     # Heavy, so only where they are needed.
     from ctl.agent.loop import Agent
-    from ctl.agent.mailbox import Signal
     from ctl.kernel.netlink.session import Netlink
     from ctl.node.node import Node
     from ctl.process import statedir
+    from ctl.process.claim import claim_namespace
     from ctl.store import open_store
 
     # Peers are tens of thousands of objects in no cycles: do not look for any after every few hundred.
@@ -80,15 +80,25 @@ def _run(settings: Settings) -> int:
     with statedir.Lock(settings.state_dir) as lock, Netlink() as netlink:
         store = open_store(settings)
         node = Node(settings, netlink)
-        agent = Agent(settings, store, node, say=_say)
+        node.find_uplink()
+        agent = Agent(settings, store, node, node, claim=claim_namespace, say=_say, rest=_collect_cycles)
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: agent.mailbox.post(Signal.STOP))
+            signal.signal(number, lambda *_: agent.mailbox.stop())
         with contextlib.ExitStack() as servers:
             _serve(settings, agent, node, servers)
             if agent.start():
                 lock.keep()
                 agent.run()
     return 0
+
+
+def _collect_cycles() -> None:
+    """Of the young only: peers have grown old by now.
+
+    A start leaves 16 MB in cycles, and each failure some (an exception and its frames), which by
+    our thresholds would wait for hours.
+    """
+    gc.collect(1)
 
 
 def _say(line: str) -> None:

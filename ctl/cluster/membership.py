@@ -16,7 +16,7 @@ from ctl.core.errors import ConfigError, LeaseConflict, StoreError
 from ctl.core.host import Identity
 from ctl.core.lease import rank
 from ctl.core.model import IPv4Network, Lease, Network, Snapshot
-from ctl.core.ports import LeaseStore
+from ctl.core.ports import Holding, LeaseStore
 from ctl.core.report import LeaseReport, StoreReport
 from ctl.core.roster import moves
 from ctl.process.clock import JumpWatch
@@ -61,9 +61,10 @@ class Membership:
     ) -> None:
         self.network: Final = network
         self.conflict = ""
-        """One line if another node holds our subnet."""
+        """Who holds our subnet in our place, one line; empty: nobody."""
         self.snapshot: Snapshot | None = None
-        """The leases last read; None: never yet, which must not be taken for no leases."""
+        """The leases as they are believed to be, ours included; None: none were read yet, which must
+        not be taken for none being there."""
         self.report = StoreReport(settings.store)
         self._holder = LeaseHolder(
             store, identity, ttl=settings.lease_ttl, margin=settings.renew_margin, clock=clock
@@ -74,11 +75,14 @@ class Membership:
         """Seconds for which the store has to say the same before it is believed."""
         self._jumps = JumpWatch(clock, steady)
         self._doubt_until = 0.0
-        """Until when (by `steady`) leases that vanish may have done so by a clock set or data lost."""
+        """Until then, by `steady`, no lease that vanishes is believed to be gone: a wall clock was set,
+        or the store has lost data."""
         self._suspicious_since: float | None = None
-        """Since when (by `steady`) the store lacks most leases that we know."""
+        """When, by `steady`, the store was first seen without most of the leases that we know; None:
+        it has them."""
         self._gone_since: dict[IPv4Network, float] = {}
-        """Since when (by `steady`) it lacks a few."""
+        """When, by `steady`, each of a few leases was first seen to be gone, by its subnet. They count
+        for HOLD_S as if they were there."""
 
     # --- Our lease -------------------------------------------------------------
 
@@ -92,18 +96,23 @@ class Membership:
         assert self._holder.lease is not None, "join() comes first"
         return self._holder.lease
 
+    @property
+    def holding(self) -> Holding:
+        """Our lease, and whether another has its subnet; only after `join`."""
+        return Holding(self.lease, fenced=bool(self.conflict))
+
     def present(self, identity: Identity) -> None:
         """From the next `sync` on our lease says this of us."""
         self._holder.identity = identity
 
-    def renewal_in(self) -> float | None:
-        """Seconds until our lease has to be renewed; None: not before something else changes."""
-        return None if self.conflict else self._holder.next_renewal() - self._clock()
+    def look_in(self) -> float:
+        """Seconds until `sync` has something to do though the store says nothing; inf: never.
 
-    def doubt_in(self) -> float:
-        """Seconds until a lease that is gone has been kept for long enough; inf: there is none."""
+        Our lease is to be renewed then, or one that is gone has been kept for long enough.
+        """
         kept = [since + HOLD_S for since in self._gone_since.values()]
-        return min(kept, default=math.inf) - self._steady()
+        renewal = math.inf if self.conflict else self._holder.next_renewal() - self._clock()
+        return min(renewal, min(kept, default=math.inf) - self._steady())
 
     def lease_report(self) -> LeaseReport:
         """Of our own lease."""

@@ -112,7 +112,11 @@ class Failures:
             self._lines.append(str(error))
             return None
 
+    def __str__(self) -> str:
+        """Each failure once, in one line; empty if there was none."""
+        return "; ".join(dict.fromkeys(self._lines))
+
     def raise_any(self) -> None:
-        """KernelError with each failure once, in one line; nothing if there was none."""
+        """KernelError if there was a failure."""
         if self._lines:
-            raise KernelError("; ".join(dict.fromkeys(self._lines)))
+            raise KernelError(str(self))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from ctl.core.host import Uplink
 from ctl.core.model import HookMode
 from ctl.core.report import KernelPort
 
@@ -12,6 +13,10 @@ from ctl.core.report import KernelPort
 class Findings:
     """What the last reconciles found. One thread's."""
 
+    uplink: Uplink | None = None
+    """The interface of the underlay, and our address on it; None: not looked for yet."""
+    mtu: int = 0
+    """Size of the largest packet that containers may send, bytes; 0: not known yet."""
     problems: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Lines for people about what is wrong now, by the part that noticed. A part without lines is well."""
     operations: dict[str, int] = field(default_factory=dict)

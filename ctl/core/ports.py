@@ -6,10 +6,14 @@ the core knows only these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
-from ctl.core.model import Lease, Network, Snapshot
+from ctl.core.abi import Event
+from ctl.core.findings import Findings
+from ctl.core.host import Change, Identity
+from ctl.core.model import IPv4Network, Lease, Network, Snapshot
 from ctl.core.plan import Delta
 
 K = TypeVar("K")
@@ -55,6 +59,66 @@ class LeaseStore(Protocol):
 
     def watch(self, changed: Callable[[], None]) -> Closing:
         """Call `changed` from a thread of the store's own, soon after any change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Holding:
+    """What a node has of the network, as the store tells it."""
+
+    lease: Lease
+    """Its own, or what it had of one while another host holds the subnet."""
+    fenced: bool = False
+    """Another host holds our subnet: containers that are here stay, and none is added."""
+
+
+class Kernel(Protocol):
+    """A host that is to be as the network asks, looked after part by part.
+
+    Each part is read, compared with what is wanted, and changed where it differs: doing it twice
+    does nothing the second time. Raises KernelError or AgentError; the other parts may be done
+    all the same. What is returned as changes has to be looked at because of what was done.
+    """
+
+    @property
+    def findings(self) -> Findings:
+        """What was found while looking, for the report."""
+
+    def preflight(self, network: Network) -> tuple[Identity, IPv4Network | None]:
+        """What this node publishes of itself, and the subnet that it had in an earlier life, if any.
+
+        Refuses everything that can be refused before anything is changed: ConfigError, too.
+        """
+
+    def follow_uplink(self) -> Identity | None:
+        """What the node publishes from now on; None: neither our address nor its interface is another."""
+
+    def reconcile_devices(self, holding: Holding) -> frozenset[Change]:
+        """Kernel settings, tunnel device and bridge. EVERYTHING if one of them is a new one."""
+
+    def reconcile_peers(self, holding: Holding, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
+        """The ways to the nodes that have these leases. `changes`: why it is looked at."""
+
+    def reconcile_firewall(self, holding: Holding) -> None:
+        """Masquerade, forwarding, and what may come in from the underlay."""
+
+    def load_programs(self, holding: Holding) -> frozenset[Change]:
+        """The maps, and the programs that go by them. MAPS if the maps are new."""
+
+    def reconcile_ports(self, holding: Holding, changes: frozenset[Change]) -> None:
+        """Containers, and programs on interfaces. `changes`: why it is looked at."""
+
+
+class Events(Protocol):
+    """What is heard of a host between two looks at it. Raises KernelError."""
+
+    def watch(self, changed: Callable[[frozenset[Change]], None]) -> Closing:
+        """Call `changed` from a thread of its own with what may have changed in the kernel."""
+
+    def lost(self) -> frozenset[Change]:
+        """What has ended or come off without an event. Asked every few seconds: it must be cheap."""
+
+    def drops(self) -> Iterable[Event]:
+        """Samples of the packets that our programs have dropped since the last call."""
 
 
 class Table(Protocol[K, V]):

@@ -6,8 +6,12 @@ and applies the difference; doing it twice does nothing the second time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from ipaddress import IPv4Interface
+from pathlib import Path
 from typing import Final
 
 from ctl.backend.hostgw import HostGwBackend
@@ -15,18 +19,25 @@ from ctl.backend.protocol import Backend
 from ctl.backend.site import Site
 from ctl.backend.udp.backend import UdpBackend
 from ctl.backend.vxlan.backend import VxlanBackend
+from ctl.core.abi import Event
 from ctl.core.errors import AgentError, ConfigError
 from ctl.core.findings import Findings
-from ctl.core.host import BridgeDevice, Identity, Removed, Uplink
-from ctl.core.model import MIN_MTU, IPv4Address, Lease, MacAddress, Network
-from ctl.core.wire import SubnetEnv, format_subnet_env
+from ctl.core.host import EVERYTHING, BridgeDevice, Change, Devices, Identity, Removed, Uplink
+from ctl.core.model import MIN_MTU, Bypass, IPv4Address, IPv4Network, Lease, MacAddress, Network
+from ctl.core.ports import Closing, Holding
+from ctl.core.wire import SubnetEnv, format_subnet_env, parse_subnet_env
 from ctl.kernel import firewall, sysctl
 from ctl.kernel.bpf import maps
+from ctl.kernel.bpf.maps import RING_BYTES
+from ctl.kernel.bpf.ring import Ring
+from ctl.kernel.netlink.monitor import Monitor
 from ctl.kernel.netlink.session import Netlink
-from ctl.kernel.netlink.uplink import Wish, find_uplink, follow_uplink
+from ctl.kernel.netlink.uplink import UplinkChoice, find_uplink, follow_uplink
 from ctl.node.takeover import Takeover
 from ctl.process import statedir
 from ctl.settings.config import Settings
+
+log = logging.getLogger(__name__)
 
 BACKENDS: Final[Mapping[str, type[VxlanBackend] | type[HostGwBackend] | type[UdpBackend]]] = {
     "vxlan": VxlanBackend,
@@ -36,110 +47,159 @@ BACKENDS: Final[Mapping[str, type[VxlanBackend] | type[HostGwBackend] | type[Udp
 
 
 class Node:
-    """The host as a member of the overlay."""
+    """The host as a member of the overlay. Asks the kernel nothing before `find_uplink`."""
 
     def __init__(self, settings: Settings, netlink: Netlink) -> None:
-        self.settings: Final = settings
-        self.netlink: Final = netlink
         self.findings: Final = Findings()
-        self._wish = Wish(settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip)
-        self.uplink: Uplink = find_uplink(netlink, self._wish)
-        self.takeover: Final = Takeover(settings, netlink)
+        self._settings: Final = settings
+        self._netlink: Final = netlink
+        self._choice = UplinkChoice(
+            settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip
+        )
+        self._takeover: Final = Takeover(settings, netlink)
         self._firewall = firewall.Firewall()
-        self.bridge = 0
+        self._bridge = 0
         """ifindex of the bridge; 0: not made yet."""
-        self.mtu = 0
-        self.backend: Backend | None = None
-        """None until `preflight` has seen the network."""
-        self.fenced = False
-        """Whether another host holds our subnet: then nothing may be added to it."""
+        self._network: Network | None = None
+        self._backend: Backend | None = None
+        """How packets get to other nodes; None, like the network: `preflight` has not been told yet."""
+        self._tell: Callable[[Devices], None] = lambda _: None
+        """Tells the monitor which devices are ours."""
+        self._ring: Ring | None = None
+        """Where the programs leave samples of what they drop; None: not opened yet."""
 
     @property
     def maps(self) -> maps.Maps | None:
         """The open maps, if the backend has any."""
-        return self.backend.maps if self.backend else None
+        return self._backend.maps if self._backend else None
 
-    def wants(self, entry: Removed) -> bool:
-        """Whether an entry that is no more should be there. Any thread may ask."""
-        return self.backend is not None and self.backend.wants(entry)
+    @property
+    def _uplink(self) -> Uplink:
+        assert self.findings.uplink is not None, "find_uplink() comes first"
+        return self.findings.uplink
 
-    def preflight(self, network: Network) -> Backend:
+    @property
+    def _working(self) -> tuple[Network, Backend]:
+        assert self._network is not None and self._backend is not None, "preflight() comes first"
+        return self._network, self._backend
+
+    # --- Start -----------------------------------------------------------------
+
+    def find_uplink(self) -> None:
+        """Look which interface is the uplink, and which address is ours. AgentError if there is none."""
+        self.findings.uplink = find_uplink(self._netlink, self._choice)
+
+    def preflight(self, network: Network) -> tuple[Identity, IPv4Network | None]:
         """Choose the backend; refuse everything that can be before anything is changed."""
         if network.backend not in BACKENDS:
             known = ", ".join(BACKENDS)
             raise ConfigError(f"the network's backend is {network.backend}: this agent runs {known}")
-        backend: Backend = BACKENDS[network.backend](self.settings, self.netlink, self.findings)
+        backend: Backend = BACKENDS[network.backend](self._settings, self._netlink, self.findings)
         self._inner_mtu(network, backend)
-        for link in self.netlink.links().values():
-            if link.name == self.settings.bridge and link.kind != "bridge":
+        for link in self._netlink.links().values():
+            if link.name == self._settings.bridge and link.kind != "bridge":
                 kind = link.kind or "hardware"
                 raise ConfigError(f"{link.name} is no bridge but {kind}: choose another --bridge")
-        backend.preflight(self.uplink)
-        self.takeover.look(network, self.uplink)
-        self.backend = backend
-        return backend
+        backend.preflight(self._uplink)
+        self._takeover.look(network, self._uplink)
+        self._network, self._backend = network, backend
+        return self._identity(), self.previous()
 
-    def identity(self, network: Network) -> Identity:
+    def previous(self) -> IPv4Network | None:
+        """The subnet of an earlier life: flanneld's if its datapath is here, or from subnet.env.
+
+        While fenced, what is kept of that file.
+        """
+        if self._takeover.subnet:
+            return self._takeover.subnet
+        for path in self._env_files():
+            with suppress(OSError, ValueError):
+                return parse_subnet_env(path.read_text()).subnet
+        return None
+
+    def _identity(self) -> Identity:
         """What the node publishes of itself. A VTEP MAC taken over from flanneld is kept."""
-        assert self.backend is not None, "preflight() comes first"
-        host = self.uplink.address
-        mac, vni = self.backend.identity(host, network)
-        mac = mac and (self.takeover.mac or mac)
-        return Identity(host, mac, vni, self.settings.node_name, network.backend)
+        network, backend = self._working
+        host = self._uplink.address
+        mac, vni = backend.identity(host, network)
+        mac = mac and (self._takeover.mac or mac)
+        return Identity(host, mac, vni, self._settings.node_name, network.backend)
 
     def _inner_mtu(self, network: Network, backend: Backend) -> int:
         """Largest inner IP packet, bytes. AgentError if it is too small to be of use."""
-        underlay = min(network.mtu or self.uplink.link.mtu, self.uplink.link.mtu)
+        uplink = self._uplink.link
+        underlay = min(network.mtu or uplink.mtu, uplink.mtu)
         mtu = underlay - backend.overhead
         if mtu < MIN_MTU:
             raise AgentError(
-                f"MTU {underlay} of uplink {self.uplink.link.name} leaves {mtu} bytes for containers, "
+                f"MTU {underlay} of uplink {uplink.name} leaves {mtu} bytes for containers, "
                 f"at least {MIN_MTU} are needed: raise it to {MIN_MTU + backend.overhead} or more"
             )
         return mtu
 
-    def refresh_uplink(self) -> bool:
-        """Look at the uplink again; True if our address, the interface or its name changed."""
-        before = self.uplink
-        self.uplink, wrong = follow_uplink(self.netlink, self._wish, before)
+    # --- Parts -----------------------------------------------------------------
+
+    def follow_uplink(self) -> Identity | None:
+        """Look at the uplink again. Named as a problem if it is not the one that was asked for."""
+        before = self._uplink
+        after, wrong = follow_uplink(self._netlink, self._choice, before)
+        self.findings.uplink = after
         self.findings.problems["uplink"] = (wrong,) if wrong else ()
-        return _identity(before) != _identity(self.uplink)
+        if _known_as(before) == _known_as(after):
+            return None
+        log.warning("uplink is now %s with %s", after.link.name, after.address)
+        return self._identity()
 
-    def site(self, network: Network, lease: Lease) -> Site:
+    def _site(self, holding: Holding) -> Site:
         """Where the node stands, for the backend."""
-        sysctls = self.settings.state_dir / statedir.SYSCTLS
-        return Site(network, lease, self.uplink, self.mtu, self.bridge, sysctls, self.fenced)
+        network, _ = self._working
+        sysctls = self._settings.state_dir / statedir.SYSCTLS
+        lease, mtu = holding.lease, self.findings.mtu
+        return Site(network, lease, self._uplink, mtu, self._bridge, sysctls, holding.fenced)
 
-    def reconcile_devices(self, network: Network, lease: Lease) -> None:
+    def reconcile_devices(self, holding: Holding) -> frozenset[Change]:
         """Kernel settings, tunnel device, bridge, and what others are told of them."""
-        assert self.backend is not None, "preflight() comes first"
-        self.mtu = self._inner_mtu(network, self.backend)
-        self.takeover.take_devices(network, self.uplink)
-        links = self.netlink.links()
-        sysctl.ensure(sysctl.FORWARDING, self.settings.state_dir / statedir.SYSCTLS)
-        self.backend.ensure_device(self.site(network, lease), links)
-        self.bridge, wrong = self.netlink.ensure_bridge(self._bridge_device(lease), links)
+        before = self._devices()
+        try:
+            self._reconcile_devices(holding)
+        finally:
+            self._tell(self._devices())
+        # A new one comes without what hung on the old.
+        return EVERYTHING if self._devices() != before else frozenset()
+
+    def _reconcile_devices(self, holding: Holding) -> None:
+        network, backend = self._working
+        self.findings.mtu = self._inner_mtu(network, backend)
+        self._takeover.take_devices(network, self._uplink)
+        links = self._netlink.links()
+        sysctl.ensure(sysctl.FORWARDING, self._settings.state_dir / statedir.SYSCTLS)
+        backend.ensure_device(self._site(holding), links)
+        self._bridge, wrong = self._netlink.ensure_bridge(self._bridge_device(holding.lease), links)
         self.findings.problems["bridge"] = (wrong,) if wrong else ()
-        self._write_subnet_env(network, lease)
+        self._write_subnet_env(network, holding)
 
     def _bridge_device(self, lease: Lease) -> BridgeDevice:
         return BridgeDevice(
-            name=self.settings.bridge,
+            name=self._settings.bridge,
             # Docker's rule for MACs, so that a restart keeps the gateway's.
             mac=MacAddress(b"\x02\x42" + lease.gateway.packed),
-            mtu=self.mtu,
+            mtu=self.findings.mtu,
             address=IPv4Interface((lease.gateway, lease.subnet.prefixlen)),
         )
 
-    def _write_subnet_env(self, network: Network, lease: Lease) -> None:
+    def _env_files(self) -> tuple[Path, Path]:
+        """Where subnet.env is, and where its text is while the node is fenced."""
+        return self._settings.subnet_file, self._settings.state_dir / statedir.FENCED
+
+    def _write_subnet_env(self, network: Network, holding: Holding) -> None:
         """What container runtimes wait for, by ctl.core.wire.
 
         A fenced node takes it away, and keeps the text for itself: the CNI plugin adds no
         container without the file, and an agent that starts later asks for the same subnet.
         """
-        env = SubnetEnv(network.network, lease.subnet, self.mtu, self.settings.ip_masq)
-        places = [self.settings.subnet_file, self.settings.state_dir / statedir.FENCED]
-        wanted, other = reversed(places) if self.fenced else places
+        env = SubnetEnv(network.network, holding.lease.subnet, self.findings.mtu, self._settings.ip_masq)
+        places = self._env_files()
+        wanted, other = reversed(places) if holding.fenced else places
         text = format_subnet_env(env)
         try:
             if not wanted.exists() or wanted.read_text() != text:
@@ -148,21 +208,68 @@ class Node:
         except OSError as error:
             raise AgentError(f"cannot write {wanted}: {error.strerror}") from error
 
-    def reconcile_firewall(self, network: Network, lease: Lease) -> None:
+    def reconcile_peers(self, holding: Holding, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
+        """The backend's ways to the nodes that have these leases."""
+        _, backend = self._working
+        try:
+            backend.reconcile_peers(self._site(holding), leases, changes)
+        finally:
+            self._tell(self._devices())
+
+    def reconcile_firewall(self, holding: Holding) -> None:
         """Masquerade, forwarding, and what may come in as VXLAN."""
-        assert self.backend is not None, "preflight() comes first"
-        tunnel = self.backend.tunnel(self.site(network, lease))
+        network, backend = self._working
         if self._firewall.ensure(
             network.network,
-            lease.subnet,
-            masquerade=self.settings.ip_masq,
-            tunnel=tunnel,
-            bridge=self.settings.bridge,
+            holding.lease.subnet,
+            masquerade=self._settings.ip_masq,
+            tunnel=backend.tunnel(self._site(holding)),
+            bridge=self._settings.bridge,
         ):
             self.findings.count("firewall", 1)
-        self.findings.problems["flanneld"] = self.takeover.remove_rules(network)
+        self.findings.problems["flanneld"] = self._takeover.remove_rules(network)
+
+    def load_programs(self, holding: Holding) -> frozenset[Change]:
+        """The backend's maps and programs, if it has any."""
+        _, backend = self._working
+        return backend.load(self._site(holding))
+
+    def reconcile_ports(self, holding: Holding, changes: frozenset[Change]) -> None:
+        """Containers, and the backend's programs on interfaces."""
+        _, backend = self._working
+        backend.reconcile_ports(self._site(holding), changes)
+
+    # --- Events ----------------------------------------------------------------
+
+    def watch(self, changed: Callable[[frozenset[Change]], None]) -> Closing:
+        """Hear of the kernel by netlink. From now on the monitor is told which devices are ours."""
+        monitor = Monitor(changed, self._wants)
+        self._tell = monitor.watch
+        self._tell(self._devices())
+        return monitor
+
+    def _wants(self, entry: Removed) -> bool:
+        """Whether an entry that is no more should be there. Any thread may ask."""
+        return self._backend is not None and self._backend.wants(entry)
+
+    def _devices(self) -> Devices:
+        devices = self._backend.devices() if self._backend else Devices()
+        return replace(devices, bridge=self._bridge, uplink=self._uplink.link.ifindex)
+
+    def lost(self) -> frozenset[Change]:
+        """What the backend has lost without an event."""
+        _, backend = self._working
+        return backend.lost()
+
+    def drops(self) -> Iterable[Event]:
+        """What the programs have dropped; nothing while there are none."""
+        if self.maps is None or self._settings.bypass is Bypass.OFF:
+            return ()
+        if self._ring is None:
+            self._ring = Ring(self.maps.fd("events"), RING_BYTES)
+        return self._ring.drain()
 
 
-def _identity(uplink: Uplink) -> tuple[IPv4Address, int, str]:
+def _known_as(uplink: Uplink) -> tuple[IPv4Address, int, str]:
     """What peers send to, what programs hang on, what rules name."""
     return uplink.address, uplink.link.ifindex, uplink.link.name

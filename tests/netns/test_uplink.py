@@ -12,7 +12,7 @@ import pytest
 from ctl.core.errors import AgentError
 from ctl.core.host import Uplink
 from ctl.kernel.netlink.session import Netlink
-from ctl.kernel.netlink.uplink import Wish, find_uplink, follow_uplink
+from ctl.kernel.netlink.uplink import UplinkChoice, find_uplink, follow_uplink
 from tests.host import METRICS_PORT, Host
 from tests.lab import Lab, wait_until
 
@@ -38,79 +38,88 @@ def host() -> Iterator[Host]:
         yield made
 
 
-def found(host: Host, wish: Wish, before: str = "") -> tuple[str, str]:
+def found(host: Host, choice: UplinkChoice, before: str = "") -> tuple[str, str]:
     """Interface and address, as asked on the host."""
 
     def ask() -> Uplink:
         with Netlink() as netlink:
-            return find_uplink(netlink, wish, IPv4Address(before) if before else None)
+            return find_uplink(netlink, choice, IPv4Address(before) if before else None)
 
     uplink = host.call(ask)
     return uplink.link.name, str(uplink.address)
 
 
 @pytest.mark.parametrize(
-    ("wish", "uplink"),
+    ("choice", "uplink"),
     [
-        (Wish(), ("wan0", WAN)),
-        (Wish("eth0"), ("eth0", MGMT)),
-        (Wish(MGMT), ("eth0", MGMT)),
-        (Wish(SECOND), ("wan0", SECOND)),
-        (Wish("wan0", public_ip=IPv4Address(SECOND)), ("wan0", SECOND)),
-        (Wish("eth0", pattern="wan", can_reach=IPv4Address("10.1.2.9")), ("eth0", MGMT)),
-        (Wish(pattern=r"^192\.168\."), ("eth0", MGMT)),
-        (Wish(pattern=r"\.4$"), ("wan0", SECOND)),
-        (Wish(pattern="^wan"), ("wan0", WAN)),
-        (Wish(pattern="0", can_reach=IPv4Address(MGMT)), ("wan0", WAN)),  # an address before any name
-        (Wish(pattern=r"^(lo|ovnet0|eth0)$"), ("eth0", MGMT)),
-        (Wish(can_reach=IPv4Address("192.168.77.99")), ("eth0", MGMT)),
-        (Wish(can_reach=IPv4Address("10.1.2.9")), ("wan0", WAN)),
-        (Wish(can_reach=IPv4Address("8.8.8.8")), ("wan0", WAN)),
+        (UplinkChoice(), ("wan0", WAN)),
+        (UplinkChoice("eth0"), ("eth0", MGMT)),
+        (UplinkChoice(MGMT), ("eth0", MGMT)),
+        (UplinkChoice(SECOND), ("wan0", SECOND)),
+        (UplinkChoice("wan0", public_ip=IPv4Address(SECOND)), ("wan0", SECOND)),
+        (UplinkChoice("eth0", pattern="wan", can_reach=IPv4Address("10.1.2.9")), ("eth0", MGMT)),
+        (UplinkChoice(pattern=r"^192\.168\."), ("eth0", MGMT)),
+        (UplinkChoice(pattern=r"\.4$"), ("wan0", SECOND)),
+        (UplinkChoice(pattern="^wan"), ("wan0", WAN)),
+        (UplinkChoice(pattern="0", can_reach=IPv4Address(MGMT)), ("wan0", WAN)),  # an address before any name
+        (UplinkChoice(pattern=r"^(lo|ovnet0|eth0)$"), ("eth0", MGMT)),
+        (UplinkChoice(can_reach=IPv4Address("192.168.77.99")), ("eth0", MGMT)),
+        (UplinkChoice(can_reach=IPv4Address("10.1.2.9")), ("wan0", WAN)),
+        (UplinkChoice(can_reach=IPv4Address("8.8.8.8")), ("wan0", WAN)),
     ],
     ids=str,
 )
-def test_the_uplink_is_found(host: Host, wish: Wish, uplink: tuple[str, str]) -> None:
-    assert found(host, wish) == uplink
+def test_the_uplink_is_found(host: Host, choice: UplinkChoice, uplink: tuple[str, str]) -> None:
+    assert found(host, choice) == uplink
 
 
 @pytest.mark.parametrize(
-    ("wish", "complaint"),
+    ("choice", "complaint"),
     [
-        (Wish("eth9"), "uplink eth9 does not exist: see --iface"),
-        (Wish("lo"), "uplink lo has no IPv4 address"),
-        (Wish("127.0.0.1"), "no interface has address 127.0.0.1"),
-        (Wish("10.1.2.9"), "no interface has address 10.1.2.9: see --iface"),
-        (Wish("eth0", public_ip=IPv4Address(WAN)), "uplink eth0 does not have 10.1.2.3: see --public-ip"),
-        (Wish(pattern=r"^(172|127)\."), "eth0 192.168.77.11, wan0 10.1.2.3 10.1.2.4; see --iface-regex"),
-        (Wish(can_reach=IPv4Address(MGMT)), f"no interface leads to {MGMT}: see --iface-can-reach"),
-        (Wish(can_reach=IPv4Address("203.0.113.1")), "route to 203.0.113.1: .*: see --iface-can-reach"),
+        (UplinkChoice("eth9"), "uplink eth9 does not exist: see --iface"),
+        (UplinkChoice("lo"), "uplink lo has no IPv4 address"),
+        (UplinkChoice("127.0.0.1"), "no interface has address 127.0.0.1"),
+        (UplinkChoice("10.1.2.9"), "no interface has address 10.1.2.9: see --iface"),
+        (
+            UplinkChoice("eth0", public_ip=IPv4Address(WAN)),
+            "uplink eth0 does not have 10.1.2.3: see --public-ip",
+        ),
+        (
+            UplinkChoice(pattern=r"^(172|127)\."),
+            "eth0 192.168.77.11, wan0 10.1.2.3 10.1.2.4; see --iface-regex",
+        ),
+        (UplinkChoice(can_reach=IPv4Address(MGMT)), f"no interface leads to {MGMT}: see --iface-can-reach"),
+        (
+            UplinkChoice(can_reach=IPv4Address("203.0.113.1")),
+            "route to 203.0.113.1: .*: see --iface-can-reach",
+        ),
     ],
     ids=str,
 )
-def test_an_uplink_that_cannot_be_is_named(host: Host, wish: Wish, complaint: str) -> None:
+def test_an_uplink_that_cannot_be_is_named(host: Host, choice: UplinkChoice, complaint: str) -> None:
     host.ip("route", "replace", "unreachable", "203.0.113.0/24")
     with pytest.raises(AgentError, match=complaint):
-        found(host, wish)
+        found(host, choice)
 
 
 def test_the_address_that_we_had_stays_ours_while_it_fits(host: Host) -> None:
-    assert found(host, Wish("wan0"), SECOND) == ("wan0", SECOND)
-    assert found(host, Wish(), SECOND) == ("wan0", SECOND)
-    assert found(host, Wish(pattern=r"^10\."), SECOND) == ("wan0", SECOND)
-    assert found(host, Wish(WAN), SECOND) == ("wan0", WAN)
-    assert found(host, Wish("wan0"), "10.9.9.9") == ("wan0", WAN)
+    assert found(host, UplinkChoice("wan0"), SECOND) == ("wan0", SECOND)
+    assert found(host, UplinkChoice(), SECOND) == ("wan0", SECOND)
+    assert found(host, UplinkChoice(pattern=r"^10\."), SECOND) == ("wan0", SECOND)
+    assert found(host, UplinkChoice(WAN), SECOND) == ("wan0", WAN)
+    assert found(host, UplinkChoice("wan0"), "10.9.9.9") == ("wan0", WAN)
 
 
 def test_an_interface_that_was_renamed_is_the_same_one(host: Host) -> None:
-    wish = Wish("wan0")
+    choice = UplinkChoice("wan0")
 
     def follow(before: Uplink) -> tuple[Uplink, str]:
         with Netlink() as netlink:
-            return follow_uplink(netlink, wish, before)
+            return follow_uplink(netlink, choice, before)
 
     def first() -> Uplink:
         with Netlink() as netlink:
-            return find_uplink(netlink, wish)
+            return find_uplink(netlink, choice)
 
     before = host.call(first)
     assert host.call(partial(follow, before)) == (before, "")

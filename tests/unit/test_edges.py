@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ctl.agent.mailbox import Mailbox, Signal
+from ctl.agent.mailbox import Mailbox
 from ctl.backend.vxlan.device import vtep_mac
 from ctl.core.errors import AgentError, ConfigError
 from ctl.core.host import EVERYTHING, Change, Devices, RouteKey
@@ -168,11 +168,21 @@ def test_after_a_loss_all_neighbours_are_new() -> None:
 def test_mailbox_hands_out_all_posts_together() -> None:
     box = Mailbox()
     box.post(frozenset({Change.PORTS}))
-    box.post(Signal.STORE)
-    box.post(frozenset({Change.PEERS}))
-    assert box.take(0) == (frozenset({Change.PORTS, Change.PEERS}), frozenset({Signal.STORE}))
-    assert box.take(0) == (frozenset(), frozenset())
-    assert set(Change) == EVERYTHING
+    box.post(frozenset({Change.PEERS, Change.LEASES}))
+    assert box.take(0) == {Change.PORTS, Change.PEERS, Change.LEASES}
+    assert box.take(0) == frozenset()
+
+
+def test_who_waits_at_a_mailbox_is_woken_to_stop() -> None:
+    box = Mailbox()
+    assert not box.stopped
+    box.stop()
+    assert box.take(1e6) == frozenset()
+    assert box.stopped
+
+
+def test_everything_is_what_others_may_change() -> None:
+    assert set(Change) - EVERYTHING == {Change.MAPS}, "new maps are our own doing"
 
 
 def test_vtep_mac_is_stable_local_and_each_hosts_own() -> None:

@@ -25,8 +25,8 @@ from ctl.kernel.netlink.tables import parse_route
 
 
 @dataclass(frozen=True, slots=True)
-class Wish:
-    """How the uplink is named; the first that is given counts. None: the default route's."""
+class UplinkChoice:
+    """How the uplink is chosen: by the first of these that is given, else it is the default route's."""
 
     iface: str = ""
     """Its name, or an IPv4 address of it."""
@@ -42,36 +42,36 @@ Named = tuple[Link, list[IPv4Address]]
 """An interface, and its addresses that may be ours, the best first."""
 
 
-def find_uplink(netlink: Netlink, wish: Wish, before: IPv4Address | None = None) -> Uplink:
+def find_uplink(netlink: Netlink, choice: UplinkChoice, before: IPv4Address | None = None) -> Uplink:
     """The underlay interface and our address on it.
 
     The address that we had `before` stays ours while it is there: a second one must not
     take over. AgentError if there is none.
     """
     links = netlink.links()
-    link, candidates = _named(netlink, wish, links)
+    link, candidates = _named(netlink, choice, links)
     if not candidates:
         raise AgentError(f"uplink {link.name} has no IPv4 address: give it one, or choose another --iface")
-    if wish.public_ip:
-        if wish.public_ip not in _addresses(netlink, link):
+    if choice.public_ip:
+        if choice.public_ip not in _addresses(netlink, link):
             raise AgentError(
-                f"uplink {link.name} does not have {wish.public_ip}: see --public-ip and --iface"
+                f"uplink {link.name} does not have {choice.public_ip}: see --public-ip and --iface"
             )
-        return Uplink(link, wish.public_ip)
+        return Uplink(link, choice.public_ip)
     return Uplink(link, before if before in candidates else candidates[0])
 
 
-def follow_uplink(netlink: Netlink, wish: Wish, before: Uplink) -> tuple[Uplink, str]:
+def follow_uplink(netlink: Netlink, choice: UplinkChoice, before: Uplink) -> tuple[Uplink, str]:
     """The uplink as it is now, and what is wrong with it or "".
 
     An interface that was given another name is the same one, with the same peers behind it: that
     `--iface` names it no more is to be said, but no reason to lose packets. AgentError as `find_uplink`.
     """
     try:
-        return find_uplink(netlink, wish, before.address), ""
+        return find_uplink(netlink, choice, before.address), ""
     except AgentError as error:
         link = netlink.links().get(before.link.ifindex)
-        if not wish.iface or link is None or link.name == wish.iface:
+        if not choice.iface or link is None or link.name == choice.iface:
             raise
         if before.address not in _addresses(netlink, link):
             raise
@@ -80,13 +80,13 @@ def follow_uplink(netlink: Netlink, wish: Wish, before: Uplink) -> tuple[Uplink,
         ), f"{error}; it is called {link.name} now, and used until a restart"
 
 
-def _named(netlink: Netlink, wish: Wish, links: Mapping[int, Link]) -> Named:
-    if wish.iface:
-        return _by_name(netlink, wish.iface, links.values())
-    if wish.pattern:
-        return _by_pattern(netlink, wish.pattern, links.values())
-    if wish.can_reach:
-        return _by_route(netlink, wish.can_reach, links)
+def _named(netlink: Netlink, choice: UplinkChoice, links: Mapping[int, Link]) -> Named:
+    if choice.iface:
+        return _by_name(netlink, choice.iface, links.values())
+    if choice.pattern:
+        return _by_pattern(netlink, choice.pattern, links.values())
+    if choice.can_reach:
+        return _by_route(netlink, choice.can_reach, links)
     link = _default(netlink, links)
     return link, _addresses(netlink, link)
 
