@@ -93,6 +93,7 @@ class ReportFile:
     def __init__(self, state_dir: Path) -> None:
         self._path: Final = state_dir / statedir.REPORT
         self._failed = False
+        """Whether the last report could not be written, and that was said."""
 
     def write(self, report: AgentReport) -> None:
         """Whole or not at all. A disk that is full is said once, and stops nothing else."""

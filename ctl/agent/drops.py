@@ -24,10 +24,12 @@ Kind = tuple[Hook, int]
 
 @dataclass(slots=True)
 class _Window:
-    """One kind's samples since `begun`, in seconds."""
+    """The samples of one kind that are counted together."""
 
     begun: float
+    """When the first of them came, seconds."""
     samples: int = 0
+    """How many have come, those that were shown among them."""
 
 
 class DropLog:
@@ -35,6 +37,7 @@ class DropLog:
 
     def __init__(self) -> None:
         self._windows: dict[Kind, _Window] = {}
+        """One for each kind of which a sample came within the last WINDOW_S."""
 
     def lines(self, events: Iterable[Event], now: float) -> list[str]:
         """Lines for the log. `now` in seconds, of a clock that nobody sets."""

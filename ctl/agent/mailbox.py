@@ -13,6 +13,7 @@ class Mailbox:
     def __init__(self) -> None:
         self.stopped = False
         """Whether the agent is to end."""
+        # A SimpleQueue: a signal handler may put() while the thread that it interrupts is in get().
         self._queue: SimpleQueue[frozenset[Change]] = SimpleQueue()
 
     def post(self, changes: frozenset[Change]) -> None:

@@ -95,7 +95,7 @@ def _run(settings: Settings) -> int:
 def _collect_cycles() -> None:
     """Of the young only: peers have grown old by now.
 
-    A start leaves 16 MB in cycles, and each failure some (an exception and its frames), which by
+    A start leaves 20 MB in cycles, and each failure some (an exception and its frames), which by
     our thresholds would wait for hours.
     """
     gc.collect(1)

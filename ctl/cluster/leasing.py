@@ -42,15 +42,16 @@ class LeaseHolder:
     ) -> None:
         self.identity = identity
         self.lease: Lease | None = None
-        """As we wrote it last; None before `acquire`."""
+        """Our lease as the store had it when we last looked; None: `acquire` has found none yet."""
         self._store = store
         self._ttl = ttl
         self._margin = margin
         self._clock = clock
         self._pick = pick
         self._doubtful = False
+        """Whether the end that the lease has was written by a wall clock that was set since."""
         self.reclaims = 0
-        """How often our entry had gone from the store."""
+        """How often our entry had gone from the store and was put there again."""
 
     def acquire(self, network: Network, previous: IPv4Network | None = None) -> Lease:
         """Find or create this node's lease; `previous` is the subnet it had before.

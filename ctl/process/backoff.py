@@ -22,6 +22,7 @@ class BackOff:
         self.wait = 0.0
         """How many seconds the next try waits, before jitter; 0 while nothing has failed."""
         self._at = 0.0
+        """When, by the clock of `failed`, the pending try is due. Means nothing while none is pending."""
 
     def failed(self, now: float) -> float:
         """Seconds from `now` until the next try."""

@@ -21,6 +21,7 @@ class JumpWatch:
     def __init__(self, wall: Callable[[], float], steady: Callable[[], float]) -> None:
         self._wall, self._steady = wall, steady
         self._offset = wall() - steady()
+        """By how much the wall clock was ahead of the other at the last look, seconds."""
 
     def jumped(self) -> float:
         """By how many seconds it was set since the last look, negative for back; 0: it was not."""

@@ -30,6 +30,7 @@ class Starting:
 
     def __init__(self) -> None:
         self._said = False
+        """Whether systemd shows something that is waited for."""
 
     def waits(self, why: str) -> None:
         """`systemctl status` shows `why`, and TimeoutStartSec ends nothing for START_S from now."""

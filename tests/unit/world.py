@@ -315,13 +315,14 @@ class World:
         return len(posts.waits)
 
 
-def new_world(directory: Path) -> World:
+def new_world(directory: Path, *, resync: float = RESYNC) -> World:
+    """An agent that has its lease and has not looked at anything yet."""
     settings = replace(
         resolve(SimpleNamespace(), {}, None, hostname="a"),  # type: ignore[arg-type]
         store="memory:",
         state_dir=directory,
         subnet_file=directory / "subnet.env",
-        resync_interval=RESYNC,
+        resync_interval=resync,
         lease_ttl=LEASE_TTL,
         subnet_lease_renew_margin=MARGIN / 60,
     )
