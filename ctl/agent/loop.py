@@ -194,7 +194,7 @@ class Agent:
         whole = changes >= EVERYTHING
         self._reconciles = counted(before, outcome, whole=whole, took=now - started, now=self._clock())
         if Part.STORE in outcome.parts:
-            # What is due still, whyever, is not asked for without a pause.
+            # What is due still, for whatever reason, is not asked for without a pause.
             self._schedule.asked(now, answered=self._joined.report.up and self._joined.look_in() > 0)
         was_ready = self._schedule.ready
         self._schedule.passed(now, changes, outcome, self._reconciles)
