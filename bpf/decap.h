@@ -12,12 +12,6 @@
 
 #define DECAP_FLAGS (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET)
 
-/* IPv4 without options in Ethernet: what decap writes. */
-struct ipv4_header {
-	struct ethhdr eth;
-	struct iphdr  ip;
-} __attribute__((packed, aligned(2)));
-
 /* Has the NIC or GRO verified the outer UDP checksum? GRO verifies before it merges, and
  * marks the merged packet as it marks one that this machine sends: CHECKSUM_PARTIAL, which
  * bpf_csum_level() does not tell from unverified. udp_rcv() takes both unseen. */
@@ -33,7 +27,7 @@ static __always_inline enum reason nobodys(const struct node *self, enum reason 
 }
 
 /* May `host` send packets with this inner source? An overlay is a trust boundary, so
- * this holds for what the kernel path carries too. 0, or why not, or why only there. */
+ * this holds for what the kernel path carries too. NONE, or why not, or why only there. */
 static __always_inline enum reason check_source(const struct node *self, __be32 host,
 						__be32 inner_source)
 {
@@ -43,7 +37,7 @@ static __always_inline enum reason check_source(const struct node *self, __be32 
 	if (peer && peer->host != host && peer->host)
 		return REASON_SPOOFED_SOURCE;
 	if (peer)
-		return peer->flags & PEER_F_KERNEL_PATH ? REASON_PEER_KERNEL_PATH : 0;
+		return peer->flags & PEER_F_KERNEL_PATH ? REASON_PEER_KERNEL_PATH : REASON_NONE;
 	if ((inner_source & self->network_mask) != self->network)
 		return REASON_FOREIGN_SOURCE;
 	if ((inner_source & self->subnet_mask) == self->subnet)
@@ -53,16 +47,13 @@ static __always_inline enum reason check_source(const struct node *self, __be32 
 
 /* A VXLAN packet for us, as far as it has been read and believed. */
 struct arrival {
+	struct inner inner;
 	struct peer_stats *stats; /* of the sending host */
 	struct endpoint *endpoint;
-	struct iphdr *ip; /* inner */
 	__be32 host;      /* outer source, a known VTEP */
 	__u32  len;       /* bytes of the inner frame */
 	int    tos;       /* that the inner packet is to have; -1: none will do */
 	enum reason held; /* why only the kernel path may take it, if its source is right */
-	struct flow_key key;
-	struct approval approval;
-	struct l4 l4;
 	__u8 outer_tos;
 };
 
@@ -75,7 +66,7 @@ struct vlan_tag {
 };
 
 /* Where a priority tag stands beside the data and more tags in them, go behind those, as
- * __netif_receive_skb_core() does. 0, or whose the packet is. */
+ * __netif_receive_skb_core() does. NONE, or whose the packet is. */
 static __always_inline enum reason skip_tags(struct cursor *cur, __be16 *proto)
 {
 #pragma unroll
@@ -88,10 +79,10 @@ static __always_inline enum reason skip_tags(struct cursor *cur, __be16 *proto)
 			return REASON_VLAN; /* of a VLAN device, or nobody's */
 		*proto = tag->proto;
 	}
-	return is_vlan(*proto) ? REASON_TAGGED : 0;
+	return is_vlan(*proto) ? REASON_TAGGED : REASON_NONE;
 }
 
-/* The outer headers of a frame of `len` bytes that is for this host. 0 if the cursor stands
+/* The outer headers of a frame of `len` bytes that is for this host. NONE if the cursor stands
  * behind the VXLAN header of a known VTEP. `skb`: 0 in XDP, which sees tags only in the
  * data, and no verdict of the NIC on checksums. */
 static __always_inline enum reason read_outer(const struct node *self, struct cursor *cur,
@@ -159,13 +150,35 @@ static __always_inline enum reason read_outer(const struct node *self, struct cu
 	in->outer_tos = ip->tos;
 	in->len = len - TUNNEL_LEN;
 	in->stats = stats_of(ip->saddr);
-	return in->stats ? 0 : nobodys(self, REASON_UNKNOWN_VTEP);
+	return in->stats ? REASON_NONE : nobodys(self, REASON_UNKNOWN_VTEP);
 }
 
-/* The flow of an inner packet that is from whom it says, and for our VTEP. */
-static __always_inline enum reason read_flow(const struct node *self, struct cursor *cur,
-					     struct iphdr *ip, __u32 gso_size, struct arrival *in)
+/* The inner headers behind them. NONE if the packet is from whom it says, and for our VTEP. */
+static __always_inline enum reason read_inner(const struct node *self, struct cursor *cur,
+					      struct arrival *in)
 {
+	struct ethhdr *eth;
+	enum reason why = take_ipv4(cur, &eth, &in->inner.ip);
+
+	/* The kernel would take the tag off and believe the packet behind it. */
+	if (why == REASON_NOT_IPV4 && is_vlan(eth->h_proto))
+		return REASON_TAGGED;
+	if (!why)
+		why = check_source(self, in->host, in->inner.ip->saddr);
+	if (why)
+		return why;
+	/* The device drops what is not for its MAC, and its own MAC as a loop. */
+	if (!same_mac(eth->h_dest, self->vtep_mac) || same_mac(eth->h_source, self->vtep_mac))
+		return REASON_INNER_MAC;
+	return self->bypass == BYPASS_OFF ? REASON_BYPASS_OFF : REASON_NONE;
+}
+
+/* Of such a packet, what follows. NONE if it is for a container that we know: then there is
+ * a flow to be signed or bypassed. `skb`: 0 in XDP. */
+static __always_inline enum reason read_flow(const struct node *self, struct cursor *cur,
+					     struct __sk_buff *skb, struct arrival *in)
+{
+	const struct iphdr *ip = in->inner.ip;
 	__u32 len = in->len - sizeof(struct ethhdr);
 	enum reason why = ip_obstacle(ip, len);
 
@@ -176,45 +189,15 @@ static __always_inline enum reason read_flow(const struct node *self, struct cur
 	in->endpoint = endpoint_of(ip->daddr);
 	if (!in->endpoint)
 		return REASON_NO_ENDPOINT;
-	in->ip = ip;
 	in->tos = ecn_decapsulate(in->outer_tos, ip->tos);
-	why = take_flow(cur, ip, DIR_IN, in->endpoint->ifindex, &in->key, &in->l4);
+	why = take_flow(cur, DIR_IN, in->endpoint->ifindex, &in->inner);
 	if (why)
 		return why;
+	/* Whatever path it takes, conntrack sees it. After XDP has, from_wire does this. */
+	if (in->inner.l4.control && skb)
+		forget_flow(&in->inner.key);
 	/* A peer may have a larger MTU. The bridge would refuse it and send ICMP. */
-	return oversize(self, &in->l4, len, gso_size) ? REASON_OVERSIZE : 0;
-}
-
-/* The inner packet behind them, as segments of `gso_size` if that is not 0. 0 if it is from
- * whom it says, and for a container that we know: then there is a flow to be signed or
- * bypassed. `in->l4` is filled as well where only the kernel may take it. */
-static __always_inline enum reason read_inner(const struct node *self, struct cursor *cur,
-					      __u32 gso_size, struct arrival *in)
-{
-	struct ethhdr *eth = take_eth(cur);
-	struct iphdr *ip;
-	enum reason why;
-
-	if (!eth)
-		return REASON_TRUNCATED;
-	/* The kernel would take the tag off and believe the packet behind it. */
-	if (is_vlan(eth->h_proto))
-		return REASON_TAGGED;
-	if (eth->h_proto != bpf_htons(ETH_P_IP))
-		return REASON_NOT_IPV4;
-	ip = take_ip(cur);
-	if (!ip)
-		return REASON_TRUNCATED;
-	why = check_source(self, in->host, ip->saddr);
-	if (why)
-		return why;
-	/* The device drops what is not for its MAC, and its own MAC as a loop. */
-	if (!same_mac(eth->h_dest, self->vtep_mac) || same_mac(eth->h_source, self->vtep_mac))
-		return REASON_INNER_MAC;
-	if (self->bypass == BYPASS_OFF)
-		return REASON_BYPASS_OFF;
-	why = read_flow(self, cur, ip, gso_size, in);
-	return in->held ? in->held : why;
+	return oversize(self, &in->inner, len, skb ? skb->gso_size : 0) ? REASON_OVERSIZE : REASON_NONE;
 }
 
 /* Is there no such interface any more? What is redirected there would be lost, while the
@@ -227,17 +210,14 @@ static __always_inline int port_gone(void *ctx, __u32 ifindex)
 	return bpf_check_mtu(ctx, ifindex, &mtu, 0, 0) < 0;
 }
 
-/* May its flow bypass? 0, or why not. `ctx`: of the program. */
+/* May it bypass? NONE, or why not. `ctx`: of the program. */
 static __always_inline enum reason admit(const struct node *self, struct arrival *in, void *ctx)
 {
-	enum reason why = 0;
+	enum reason why;
 
-	if (in->l4.control)
-		return REASON_TCP_CONTROL;
-	if (in->tos < 0)
+	if (in->tos < 0 && !in->inner.l4.control)
 		return REASON_ECN;
-	if (self->bypass == BYPASS_LEARNED)
-		why = check_approval(self, &in->key, &in->approval);
+	why = may_bypass(self, &in->inner);
 	if (!why && port_gone(ctx, in->endpoint->ifindex))
 		why = REASON_NO_ENDPOINT;
 	return why;
@@ -246,7 +226,7 @@ static __always_inline enum reason admit(const struct node *self, struct arrival
 /* The inner IP header as the container gets it. */
 static __always_inline void route(struct ipv4_header *header, const struct arrival *in)
 {
-	header->ip = *in->ip;
+	header->ip = *in->inner.ip;
 	ip_decrease_ttl(&header->ip);
 	ip_set_tos(&header->ip, in->tos);
 }
@@ -262,7 +242,7 @@ static __always_inline enum reason decap(struct __sk_buff *skb, const struct arr
 	const struct endpoint *endpoint = in->endpoint;
 	struct ipv4_header header = {};
 
-	/* Copied before the packet moves: adjust_room invalidates `in->ip`. */
+	/* Copied before the packet moves: adjust_room invalidates `ip`. */
 	route(&header, in);
 	__builtin_memcpy(header.eth.h_dest, endpoint->mac, ETH_ALEN);
 	__builtin_memcpy(header.eth.h_source, endpoint->bridge_mac, ETH_ALEN);
@@ -320,28 +300,29 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb, stru
 		return REASON_NOT_OVERLAY;
 	why = read_outer(self, &cur, skb->len, skb, &in);
 	if (!why)
-		why = read_inner(self, &cur, skb->gso_size, &in);
+		why = read_inner(self, &cur, &in);
 	/* The kernel may have the memory a moment later, and let in what was not checked. */
 	if (why == REASON_TRUNCATED && !is_linear(skb, &start, ARRIVING_LEN) && perhaps_ours(skb, self))
 		return REASON_UNREADABLE;
-	/* Whatever else there is: conntrack sees it. */
-	if (in.l4.control)
-		forget_flow(&in.key);
 	if (why)
 		return why;
+	why = read_flow(self, &cur, skb, &in);
+	/* In one test: after two, each way out of read_flow() sets all that would follow. */
+	if (why || in.held)
+		return in.held ? in.held : why;
 	/* adjust_room leaves SKB_GSO_UDP_TUNNEL set, for which the container's UDP drops
 	 * segments; its TCP does not mind. */
-	if (in.ip->protocol == IPPROTO_UDP && skb->gso_size)
+	if (in.inner.ip->protocol == IPPROTO_UDP && skb->gso_size)
 		why = REASON_UDP_GSO;
 	else
 		why = admit(self, &in, skb);
 	if (!why)
 		why = decap(skb, &in);
 	if (why != REASON_DECAP) {
-		bpf_set_hash(skb, flow_hash(&in.key, self->flow_seed));
+		bpf_set_hash(skb, flow_hash(&in.inner.key, self->flow_seed));
 		return why;
 	}
-	use_approval(&in.approval, packets);
+	use_approval(&in.inner, packets);
 	credit(in.stats, packets, in.len);
 	return why;
 }

@@ -3,6 +3,7 @@
 #ifndef OVNET_ENCAP_H
 #define OVNET_ENCAP_H
 
+#include "arp.h"
 #include "ecn.h"
 #include "flow.h"
 #include "vxlan.h"
@@ -53,81 +54,19 @@ static __always_inline void send_to(const struct peer *peer)
 		redirect_neigh(peer->ifindex, 0, 0, 0);
 }
 
-static __always_inline enum reason encap(struct __sk_buff *skb, const struct node *self,
-					 const struct peer *peer, const struct iphdr *ip,
-					 __u32 hash, const struct approval *approval)
-{
-	struct overlay_header header = {};
-	struct peer_stats *stats;
-	__u32 len = skb->len, packets = packets_of(skb);
-
-	/* Copied before the packet moves: adjust_room invalidates `ip`. Written with
-	 * store_bytes, not through pointers: a program that writes through pointers
-	 * gets a prologue that copies every cloned skb, and local TCP sends clones. */
-	header.inner_ip = *ip;
-	ip_decrease_ttl(&header.inner_ip);
-	fill_header(&header, self, peer, hash, len);
-	if (bpf_skb_adjust_room(skb, TUNNEL_LEN, BPF_ADJ_ROOM_MAC, ENCAP_FLAGS))
-		return REASON_NO_ROOM;
-	if (bpf_skb_store_bytes(skb, 0, &header, sizeof(header), 0))
-		return REASON_ABORTED;
-	use_approval(approval, packets);
-	/* What netfilter gave the packet that was approved: qdiscs and policy routing of the
-	 * uplink go by them. */
-	if (approval->flow) {
-		skb->mark = approval->flow->mark;
-		skb->priority = approval->flow->priority;
-	}
-	stats = stats_of(peer->host);
-	if (stats) {
-		stats->tx_packets += packets;
-		stats->tx_bytes += len;
-	}
-	send_to(peer);
-	return REASON_ENCAP;
-}
-
-static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
-{
-	struct cursor cur = cursor_of(skb, sizeof(struct ethhdr) + sizeof(struct iphdr) +
-					   sizeof(struct tcphdr));
-	struct node *self = this_node();
-	struct approval approval = {};
-	struct flow_key key = {};
-	struct endpoint *source;
-	struct l4 l4 = {};
+/* A container's packet for a peer's subnet, as far as it has been read. */
+struct departure {
+	struct inner inner;
 	struct peer *peer;
-	struct ethhdr *eth;
-	struct iphdr *ip;
-	enum reason why;
-	__u32 hash;
+	__u32 hash; /* signature of its flow, and where its source port comes from */
+};
 
-	if (!self)
-		return REASON_NOT_CONFIGURED;
-	if (skb->vlan_present)
-		return REASON_VLAN;
-	eth = take_eth(&cur);
-	if (!eth)
-		return REASON_TRUNCATED;
-	if (eth->h_proto == bpf_htons(ETH_P_ARP))
-		heed_arp(&cur, skb->ifindex);
-	if (eth->h_proto != bpf_htons(ETH_P_IP))
-		return REASON_NOT_IPV4;
-	ip = take_ip(&cur);
-	if (!ip)
-		return REASON_TRUNCATED;
-	peer = peer_of(self, ip->daddr);
-	if (!peer)
-		return REASON_NOT_OVERLAY;
-	if (self->bypass == BYPASS_OFF)
-		return REASON_BYPASS_OFF;
-	why = ip_obstacle(ip, skb->len - sizeof(*eth));
-	if (why)
-		return why;
-	/* ip_rcv() would drop it; we would forward it, damage and all. */
-	if (ip_checksum(ip))
-		return REASON_INNER_CHECKSUM;
-	source = endpoint_of(ip->saddr);
+/* May the container of this port send it past the kernel path? NONE, or why not. */
+static __always_inline enum reason check_sender(const struct __sk_buff *skb,
+						const struct ethhdr *eth, const struct iphdr *ip)
+{
+	struct endpoint *source = endpoint_of(ip->saddr);
+
 	/* Unknown yet, another container's address, or a MAC that is for the bridge to judge. */
 	if (!source || !same_mac(eth->h_source, source->mac))
 		return REASON_NO_ENDPOINT;
@@ -136,27 +75,102 @@ static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
 		forget_endpoint(ip->saddr);
 		return REASON_NO_ENDPOINT;
 	}
-	if (!same_mac(eth->h_dest, source->bridge_mac))
-		return REASON_NOT_ROUTED;
-	why = take_flow(&cur, ip, DIR_OUT, skb->ifindex, &key, &l4);
+	return same_mac(eth->h_dest, source->bridge_mac) ? REASON_NONE : REASON_NOT_ROUTED;
+}
+
+/* A frame from a container. NONE if it is for a peer, and from whom it says: then there is a
+ * flow to be signed or bypassed. */
+static __always_inline enum reason read_frame(const struct node *self, struct cursor *cur,
+					      struct __sk_buff *skb, struct departure *out)
+{
+	__u32 len = skb->len - sizeof(struct ethhdr);
+	struct ethhdr *eth;
+	struct iphdr *ip;
+	enum reason why = take_ipv4(cur, &eth, &ip);
+
+	if (why == REASON_NOT_IPV4)
+		heed_arp(cur, eth, skb->ifindex);
 	if (why)
 		return why;
-	/* Whatever else there is: conntrack sees it. */
-	if (l4.control)
-		forget_flow(&key);
-	if (peer->flags & PEER_F_KERNEL_PATH)
-		return REASON_PEER_KERNEL_PATH;
-	if (oversize(self, &l4, skb->len - sizeof(*eth), skb->gso_size))
-		return REASON_OVERSIZE;
-	hash = flow_hash(&key, self->flow_seed);
-	if (l4.control)
-		why = REASON_TCP_CONTROL;
-	else if (self->bypass == BYPASS_LEARNED)
-		why = check_approval(self, &key, &approval);
+	out->inner.ip = ip;
+	out->peer = peer_of(self, ip->daddr);
+	if (!out->peer)
+		return REASON_NOT_OVERLAY;
+	if (self->bypass == BYPASS_OFF)
+		return REASON_BYPASS_OFF;
+	why = ip_obstacle(ip, len);
+	if (why)
+		return why;
+	/* ip_rcv() would drop it; we would forward it, damage and all. */
+	if (ip_checksum(ip))
+		return REASON_INNER_CHECKSUM;
+	why = check_sender(skb, eth, ip);
 	if (!why)
-		why = encap(skb, self, peer, ip, hash, &approval);
+		why = take_flow(cur, DIR_OUT, skb->ifindex, &out->inner);
+	if (why)
+		return why;
+	/* Whatever path it takes, conntrack sees it. */
+	if (out->inner.l4.control)
+		forget_flow(&out->inner.key);
+	if (out->peer->flags & PEER_F_KERNEL_PATH)
+		return REASON_PEER_KERNEL_PATH;
+	return oversize(self, &out->inner, len, skb->gso_size) ? REASON_OVERSIZE : REASON_NONE;
+}
+
+static __always_inline enum reason encap(struct __sk_buff *skb, const struct node *self,
+					 const struct departure *out)
+{
+	const struct flow *flow = out->inner.approval.flow;
+	__u32 len = skb->len, packets = packets_of(skb);
+	struct overlay_header header = {};
+	struct peer_stats *stats;
+
+	/* Copied before the packet moves: adjust_room invalidates `ip`. Written with
+	 * store_bytes, not through pointers: a program that writes through pointers
+	 * gets a prologue that copies every cloned skb, and local TCP sends clones. */
+	header.inner_ip = *out->inner.ip;
+	ip_decrease_ttl(&header.inner_ip);
+	fill_header(&header, self, out->peer, out->hash, len);
+	if (bpf_skb_adjust_room(skb, TUNNEL_LEN, BPF_ADJ_ROOM_MAC, ENCAP_FLAGS))
+		return REASON_NO_ROOM;
+	if (bpf_skb_store_bytes(skb, 0, &header, sizeof(header), 0))
+		return REASON_ABORTED;
+	use_approval(&out->inner, packets);
+	/* What netfilter gave the packet that was approved: qdiscs and policy routing of the
+	 * uplink go by them. */
+	if (flow) {
+		skb->mark = flow->mark;
+		skb->priority = flow->priority;
+	}
+	stats = stats_of(out->peer->host);
+	if (stats) {
+		stats->tx_packets += packets;
+		stats->tx_bytes += len;
+	}
+	send_to(out->peer);
+	return REASON_ENCAP;
+}
+
+static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
+{
+	struct cursor cur = cursor_of(skb, INNER_LEN);
+	struct node *self = this_node();
+	struct departure out = {};
+	enum reason why;
+
+	if (!self)
+		return REASON_NOT_CONFIGURED;
+	if (skb->vlan_present)
+		return REASON_VLAN;
+	why = read_frame(self, &cur, skb, &out);
+	if (why)
+		return why;
+	out.hash = flow_hash(&out.inner.key, self->flow_seed);
+	why = may_bypass(self, &out.inner);
+	if (!why)
+		why = encap(skb, self, &out);
 	if (why != REASON_ENCAP)
-		bpf_set_hash(skb, hash);
+		bpf_set_hash(skb, out.hash);
 	return why;
 }
 

@@ -13,15 +13,19 @@
 #ifndef OVNET_FLOW_H
 #define OVNET_FLOW_H
 
+#include <linux/icmp.h>
+#include <linux/in.h>
+#include <linux/tcp.h>
+
+#include "ipv4.h"
 #include "maps.h"
-#include "parse.h"
 
 struct l4 {
 	__u32 header_len; /* for the size of GSO segments */
 	__u8  control;    /* TCP SYN, FIN or RST */
 };
 
-/* Fill ports and `l4` from the header behind `ip`; 0 or why it cannot be bypassed. */
+/* Fill ports and `l4` from the header behind `ip`. Why it cannot be bypassed, or NONE. */
 static __always_inline enum reason take_l4(struct cursor *cur, const struct iphdr *ip,
 					   struct flow_key *key, struct l4 *l4)
 {
@@ -36,7 +40,7 @@ static __always_inline enum reason take_l4(struct cursor *cur, const struct iphd
 		l4->control = tcp->syn | tcp->fin | tcp->rst;
 		/* With none of these and no ACK it is of no connection (tcp_valid_flags of
 		 * conntrack), so there is nothing to forget either. */
-		return l4->control | tcp->ack ? 0 : REASON_TCP_CONTROL;
+		return l4->control | tcp->ack ? REASON_NONE : REASON_TCP_CONTROL;
 	}
 	if (ip->protocol == IPPROTO_UDP) {
 		struct udphdr *udp = take_udp(cur);
@@ -48,7 +52,7 @@ static __always_inline enum reason take_l4(struct cursor *cur, const struct iphd
 		key->sport = udp->source;
 		key->dport = udp->dest;
 		l4->header_len = sizeof(*udp);
-		return 0;
+		return REASON_NONE;
 	}
 	if (ip->protocol == IPPROTO_ICMP) {
 		struct icmphdr *icmp = take(cur, sizeof(*icmp));
@@ -61,41 +65,57 @@ static __always_inline enum reason take_l4(struct cursor *cur, const struct iphd
 		key->sport = icmp->un.echo.id;
 		key->dport = bpf_htons(icmp->type << 8 | icmp->code);
 		l4->header_len = sizeof(*icmp);
-		return 0;
+		return REASON_NONE;
 	}
 	return REASON_PROTOCOL;
 }
 
-/* The flow of a packet, and `l4` only if it is of one. 0, or why it cannot be bypassed. */
-static __always_inline enum reason take_flow(struct cursor *cur, const struct iphdr *ip,
-					     enum direction direction, __u32 ifindex,
-					     struct flow_key *key, struct l4 *l4)
+/* What has to be linear of a container's packet. */
+#define INNER_LEN (sizeof(struct ipv4_header) + sizeof(struct tcphdr))
+
+/* The approval that a packet bypasses by. */
+struct approval {
+	struct flow *flow; /* 0: none is asked for */
+	__u64 now_ns;      /* when it was looked at */
+};
+
+/* A container's packet, which travels inside the tunnel, as far as it has been read. */
+struct inner {
+	struct iphdr *ip;
+	struct flow_key key;
+	struct l4 l4;
+	struct approval approval;
+};
+
+/* The flow of `inner->ip`, through the port `ifindex`. Why it cannot be bypassed, or NONE. */
+static __always_inline enum reason take_flow(struct cursor *cur, enum direction direction,
+					     __u32 ifindex, struct inner *inner)
 {
-	struct l4 found = {};
-	enum reason why = take_l4(cur, ip, key, &found);
+	const struct iphdr *ip = inner->ip;
+	struct flow_key *key = &inner->key;
+	enum reason why = take_l4(cur, ip, key, &inner->l4);
 
 	if (why)
 		return why;
 	/* What stands in the padding behind the packet is no header. */
-	if (bpf_ntohs(ip->tot_len) < sizeof(*ip) + found.header_len)
+	if (bpf_ntohs(ip->tot_len) < sizeof(*ip) + inner->l4.header_len)
 		return REASON_TRUNCATED;
-	*l4 = found;
 	key->saddr = ip->saddr;
 	key->daddr = ip->daddr;
 	key->ifindex = ifindex;
 	key->proto = ip->protocol;
 	key->direction = direction;
 	key->dscp = ip->tos >> 2;
-	return 0;
+	return REASON_NONE;
 }
 
 /* Is an IP packet of `len` bytes larger than the overlay's MTU? A GSO packet counts as
  * its segments. */
-static __always_inline int oversize(const struct node *self, const struct l4 *l4, __u32 len,
-				    __u32 gso_size)
+static __always_inline int oversize(const struct node *self, const struct inner *inner,
+				    __u32 len, __u32 gso_size)
 {
 	if (gso_size)
-		len = sizeof(struct iphdr) + l4->header_len + gso_size;
+		len = sizeof(struct iphdr) + inner->l4.header_len + gso_size;
 	return len > self->mtu;
 }
 
@@ -122,41 +142,41 @@ static __always_inline struct flow_key place_of(const struct flow_key *key)
 	return place;
 }
 
-/* The approval that a packet bypasses by. */
-struct approval {
-	struct flow *flow; /* 0: none is asked for */
-	__u64 now_ns;      /* when it was looked at */
-};
-
-/* May this packet bypass? 0, or why not. Nothing is changed: the kernel may yet refuse to
+/* Is its flow approved? NONE, or why not. Nothing is changed: the kernel may yet refuse to
  * change the packet, and then gets it as it came. */
-static __always_inline enum reason check_approval(const struct node *self,
-						  const struct flow_key *key,
-						  struct approval *approval)
+static __always_inline enum reason check_approval(const struct node *self, struct inner *inner)
 {
-	struct flow_key place = place_of(key);
+	struct flow_key place = place_of(&inner->key);
 	struct flow *flow = flows.lookup(&place);
 	__u64 now;
 
-	if (!flow || flow->dscp != key->dscp)
+	if (!flow || flow->dscp != inner->key.dscp)
 		return REASON_FLOW_UNKNOWN;
 	now = bpf_ktime_get_coarse_ns();
 	/* Signed: another CPU's coarse clock may be a tick ahead. */
 	if ((__s64)(now - flow->approved_ns) > (__s64)self->approval_ttl_ns)
 		return REASON_FLOW_EXPIRED;
-	approval->flow = flow;
-	approval->now_ns = now;
-	return 0;
+	inner->approval.flow = flow;
+	inner->approval.now_ns = now;
+	return REASON_NONE;
 }
 
-/* That many packets have bypassed by it. */
-static __always_inline void use_approval(const struct approval *approval, __u32 packets)
+/* May it bypass? NONE, or why not. */
+static __always_inline enum reason may_bypass(const struct node *self, struct inner *inner)
 {
-	struct flow *flow = approval->flow;
+	if (inner->l4.control)
+		return REASON_TCP_CONTROL;
+	return self->bypass == BYPASS_LEARNED ? check_approval(self, inner) : REASON_NONE;
+}
+
+/* It has bypassed, as that many packets. */
+static __always_inline void use_approval(const struct inner *inner, __u32 packets)
+{
+	struct flow *flow = inner->approval.flow;
 
 	if (!flow)
 		return;
-	flow->last_seen_ns = approval->now_ns;
+	flow->last_seen_ns = inner->approval.now_ns;
 	flow->packets += packets;
 }
 
@@ -225,70 +245,6 @@ static __always_inline enum reason approve_flow(struct __sk_buff *skb, const str
 	if (flows.update(&place, &fresh))
 		return REASON_FLOWS_FULL;
 	return REASON_LEARNED;
-}
-
-/* An ARP packet that came in through port `from`: who speaks for the address of a container of
- * another port has taken it over, for the bridge and its neighbour table. The agent hears of
- * that a moment later; from now on the kernel path knows better where the address is. */
-static __always_inline void heed_arp(struct cursor *cur, __u32 from)
-{
-	struct arp *arp = take_arp(cur);
-	struct endpoint *endpoint;
-
-	if (!arp)
-		return;
-	endpoint = endpoint_of(arp->sender);
-	if (endpoint && endpoint->ifindex != from)
-		forget_endpoint(arp->sender);
-}
-
-/* The whole of a learning hook. */
-static __always_inline enum reason learn(struct __sk_buff *skb, enum direction direction)
-{
-	struct cursor cur = cursor_of(skb, sizeof(struct ethhdr) + sizeof(struct iphdr) +
-					   sizeof(struct tcphdr));
-	struct node *self = this_node();
-	struct flow_key key = {};
-	struct endpoint *endpoint;
-	struct l4 l4 = {};
-	struct ethhdr *eth;
-	enum reason why;
-	struct iphdr *ip;
-
-	if (!self)
-		return REASON_NOT_CONFIGURED;
-	eth = take_eth(&cur);
-	if (!eth)
-		return REASON_TRUNCATED;
-	/* Flooded, so it also shows what comes from ports that have no programs (yet). */
-	if (direction == DIR_IN && eth->h_proto == bpf_htons(ETH_P_ARP))
-		heed_arp(&cur, skb->ingress_ifindex);
-	if (self->bypass != BYPASS_LEARNED)
-		return REASON_BYPASS_OFF;
-	if (eth->h_proto != bpf_htons(ETH_P_IP))
-		return REASON_NOT_IPV4;
-	ip = take_ip(&cur);
-	if (!ip)
-		return REASON_TRUNCATED;
-	/* Cheap and common: most of what a port sees is not the overlay's. */
-	if (direction == DIR_IN && !peer_of(self, ip->saddr))
-		return REASON_NOT_OVERLAY;
-	why = ip_obstacle(ip, skb->len - sizeof(*eth));
-	/* The TTL has been decremented on the way: 1 may still be delivered. */
-	if (why && why != REASON_TTL)
-		return why;
-	endpoint = endpoint_of(direction == DIR_OUT ? ip->saddr : ip->daddr);
-	if (!endpoint)
-		return REASON_NO_ENDPOINT;
-	/* Flooded, or delivered by the bridge to where the address is not (any more). */
-	if (direction == DIR_IN && endpoint->ifindex != skb->ifindex)
-		return REASON_CHANGED;
-	why = take_flow(&cur, ip, direction, endpoint->ifindex, &key, &l4);
-	if (why)
-		return why;
-	if (l4.control)
-		return REASON_TCP_CONTROL;
-	return approve_flow(skb, self, &key);
 }
 
 #endif

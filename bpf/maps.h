@@ -57,6 +57,19 @@ static __always_inline struct peer_stats *stats_of(__be32 host)
 	return peer_stats.lookup(&host);
 }
 
+static __always_inline struct counter *count(enum hook hook, enum reason reason, __u32 bytes,
+					     __u32 packets)
+{
+	__u32 index = hook * REASON_MAX + reason;
+	struct counter *counter = counters.lookup(&index);
+
+	if (counter) {
+		counter->packets += packets;
+		counter->bytes += bytes;
+	}
+	return counter;
+}
+
 /* At most one event each 100 ms for a reason and CPU: a flood of bad packets must
  * not push the interesting ones out of the ring. */
 #define EVENT_INTERVAL_NS 100000000ULL
@@ -82,55 +95,6 @@ static __always_inline struct event *new_event(enum hook hook, enum reason reaso
 	event->captured_len = 0;
 	event->pad = 0;
 	return event;
-}
-
-static __always_inline void report_drop(struct __sk_buff *skb, enum hook hook,
-					enum reason reason, struct counter *counter)
-{
-	struct event *event = new_event(hook, reason, skb->ifindex, skb->len, counter);
-	__u64 rest = skb->len - 1ULL; /* of what is captured, behind its first byte */
-
-	if (!event)
-		return;
-	if (rest > EVENT_BYTES - 1)
-		rest = EVENT_BYTES - 1;
-	/* The verifier wants to see a length of at least one in the register that is passed.
-	 * An older one (6.1) learns nothing from a comparison with zero, so one is added;
-	 * left alone, the compiler would take the one off again. */
-	asm volatile("" : "+r"(rest));
-	event->captured_len = rest + 1;
-	if (bpf_skb_load_bytes(skb, 0, event->data, rest + 1))
-		event->captured_len = 0;
-	events.ringbuf_submit(event, 0);
-}
-
-static __always_inline struct counter *count(enum hook hook, enum reason reason, __u32 bytes,
-					     __u32 packets)
-{
-	__u32 index = hook * REASON_MAX + reason;
-	struct counter *counter = counters.lookup(&index);
-
-	if (counter) {
-		counter->packets += packets;
-		counter->bytes += bytes;
-	}
-	return counter;
-}
-
-/* Count a packet that leaves `hook` for `reason`, and say what tc shall do with it.
- * UNSPEC rather than OK: filters of others behind ours still get their turn. */
-static __always_inline int finish(struct __sk_buff *skb, enum hook hook, __u32 bytes,
-				  __u32 packets, enum reason reason)
-{
-	struct counter *counter = count(hook, reason, bytes, packets);
-
-	if (counter && reason >= REASON_UNKNOWN_VTEP)
-		report_drop(skb, hook, reason, counter);
-	if (reason <= REASON_DECAP || reason == REASON_DELIVERED)
-		return TC_ACT_REDIRECT;
-	if (reason >= REASON_UNKNOWN_VTEP)
-		return TC_ACT_SHOT;
-	return TC_ACT_UNSPEC;
 }
 
 #endif

@@ -15,6 +15,8 @@
 
 #include "compat.h"
 #include "encap.h"
+#include "exit.h"
+#include "learn.h"
 #include "xdp.h"
 
 int from_container(struct __sk_buff *skb)

@@ -7,14 +7,8 @@
 #define OVNET_PARSE_H
 
 #include <linux/if_ether.h>
-#include <linux/in.h>
 #include <linux/ip.h>
-#include <linux/tcp.h>
 #include <linux/udp.h>
-#include <linux/icmp.h>
-
-#define IP_MF		0x2000
-#define IP_OFFSET	0x1fff
 
 struct cursor {
 	void *pos;
@@ -77,28 +71,6 @@ static __always_inline struct iphdr *take_ip(struct cursor *cur)
 	return take(cur, sizeof(struct iphdr));
 }
 
-/* RFC 826, for Ethernet and IPv4. */
-struct arp {
-	__be16 hardware;
-	__be16 protocol;
-	__u8   hardware_len;
-	__u8   protocol_len;
-	__be16 operation;
-	__u8   sender_mac[ETH_ALEN];
-	__be32 sender;
-	__u8   target_mac[ETH_ALEN];
-	__be32 target;
-} __attribute__((packed));
-_Static_assert(sizeof(struct arp) == 28, "as on the wire");
-
-static __always_inline struct arp *take_arp(struct cursor *cur)
-{
-	struct arp *arp = take(cur, sizeof(*arp));
-
-	return arp && arp->protocol == bpf_htons(ETH_P_IP) && arp->protocol_len == 4 &&
-	       arp->hardware_len == ETH_ALEN ? arp : 0;
-}
-
 static __always_inline struct udphdr *take_udp(struct cursor *cur)
 {
 	return take(cur, sizeof(struct udphdr));
@@ -110,27 +82,6 @@ static __always_inline int same_mac(const void *a, const void *b)
 	const __u16 *x = a, *y = b;
 
 	return !((x[0] ^ y[0]) | (x[1] ^ y[1]) | (x[2] ^ y[2]));
-}
-
-/* What cannot be bypassed for reasons that stand in the IP header alone; 0: nothing.
- * `room` is how many bytes of packet there are from the IP header on. */
-static __always_inline enum reason ip_obstacle(const struct iphdr *ip, __u32 room)
-{
-	__u32 total = bpf_ntohs(ip->tot_len);
-
-	if (ip->version != 4)
-		return REASON_NOT_IPV4;
-	if (ip->ihl != 5)
-		return REASON_IP_OPTIONS;
-	/* Padding is for ip_rcv() to trim: nobody behind a bypass would. */
-	if (total < sizeof(*ip) || total != room)
-		return REASON_TRUNCATED;
-	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
-		return REASON_FRAGMENT;
-	/* ip_forward() refuses a TTL of 1 and sends an ICMP error. */
-	if (ip->ttl <= 1)
-		return REASON_TTL;
-	return 0;
 }
 
 #endif

@@ -10,6 +10,10 @@
 #define OVNET_REASON_H
 
 enum reason {
+	/* Nothing found by a function that looks for a reason to leave, so `if (why)` reads as
+	 * it is meant. No program leaves for it. */
+	REASON_NONE              = 0,
+
 	/* Carried by eBPF. */
 	REASON_ENCAP             = 1,
 	REASON_DECAP             = 2,
@@ -62,5 +66,22 @@ enum reason {
 
 	REASON_MAX               = 64,
 };
+
+/* What becomes of a packet. */
+enum verdict {
+	VERDICT_PASS,   /* left to the kernel path, exactly as it came but for a signature */
+	VERDICT_BYPASS, /* carried by eBPF */
+	VERDICT_DROP,
+	VERDICT_ABORT,  /* dropped, and a bug */
+};
+
+static __always_inline enum verdict verdict_of(enum reason reason)
+{
+	if (reason == REASON_ENCAP || reason == REASON_DECAP || reason == REASON_DELIVERED)
+		return VERDICT_BYPASS;
+	if (reason == REASON_ABORTED)
+		return VERDICT_ABORT;
+	return reason >= REASON_UNKNOWN_VTEP ? VERDICT_DROP : VERDICT_PASS;
+}
 
 #endif

@@ -94,14 +94,18 @@ static __always_inline enum reason wire_to_stack(struct xdp_md *xdp, __u32 len)
 		return REASON_NOT_OVERLAY;
 	why = read_outer(self, &cur, len, 0, &in);
 	if (!why)
-		why = read_inner(self, &cur, 0, &in);
-	/* Control packets take approvals back: from_wire, which sees them next, does. */
-	if (!why)
-		why = admit(self, &in, xdp);
+		why = read_inner(self, &cur, &in);
+	if (why)
+		return why;
+	why = read_flow(self, &cur, 0, &in);
+	/* In one test, as in wire_to_container(). */
+	if (why || in.held)
+		return in.held ? in.held : why;
+	why = admit(self, &in, xdp);
 	if (!why)
 		why = xdp_decap(xdp, self, &in);
 	if (why == REASON_DECAP)
-		use_approval(&in.approval, 1);
+		use_approval(&in.inner, 1);
 	return why;
 }
 
@@ -181,12 +185,13 @@ static __always_inline void xdp_report_drop(struct xdp_md *xdp, enum reason reas
 static __always_inline int xdp_finish(struct xdp_md *xdp, __u32 bytes, enum reason reason)
 {
 	struct counter *counter = count(HOOK_FROM_WIRE_XDP, reason, bytes, 1);
+	enum verdict verdict = verdict_of(reason);
 
-	if (reason < REASON_UNKNOWN_VTEP)
+	if (verdict == VERDICT_PASS || verdict == VERDICT_BYPASS)
 		return XDP_PASS;
 	if (counter)
 		xdp_report_drop(xdp, reason, bytes, counter);
-	return reason == REASON_ABORTED ? XDP_ABORTED : XDP_DROP;
+	return verdict == VERDICT_ABORT ? XDP_ABORTED : XDP_DROP;
 }
 
 #endif

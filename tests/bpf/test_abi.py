@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from ctl.cli.map import READERS
+from ctl.cli.rows import COLUMNS
 from ctl.core import abi
 from ctl.core.abi import (
     Direction,
@@ -200,6 +202,13 @@ def test_no_map_is_forgotten() -> None:
     tables = re.findall(r'^BPF_F_TABLE\("\w+", [^,]+, [^,]+, (\w+),', text, re.MULTILINE)
     rings = re.findall(r"^BPF_RINGBUF_OUTPUT\((\w+),", text, re.MULTILINE)
     assert {*tables, *rings} == set(MAPS) == set(specs(1, 1, 1))
+
+
+def test_every_map_is_shown_and_documented() -> None:
+    assert set(READERS) == set(COLUMNS) == set(MAPS) - {"events"}  # a ring has its own command
+    text = (ROOT / "docs" / "how-it-works.md").read_text()
+    table = text.partition("\n## Maps\n")[2].partition("\n## ")[0]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(MAPS)
 
 
 def enum(name: str) -> dict[str, int]:

@@ -1,0 +1,51 @@
+/* SPDX-License-Identifier: GPL-2.0 */
+/* Where packets leave netfilter: their flows are approved. */
+#ifndef OVNET_LEARN_H
+#define OVNET_LEARN_H
+
+#include "arp.h"
+#include "flow.h"
+
+/* The whole of a learning hook. */
+static __always_inline enum reason learn(struct __sk_buff *skb, enum direction direction)
+{
+	struct cursor cur = cursor_of(skb, INNER_LEN);
+	struct node *self = this_node();
+	struct inner inner = {};
+	struct endpoint *endpoint;
+	struct ethhdr *eth;
+	enum reason why;
+	struct iphdr *ip;
+
+	if (!self)
+		return REASON_NOT_CONFIGURED;
+	why = take_ipv4(&cur, &eth, &ip);
+	/* Flooded, so it also shows what comes from ports that have no programs (yet). */
+	if (direction == DIR_IN && why == REASON_NOT_IPV4)
+		heed_arp(&cur, eth, skb->ingress_ifindex);
+	/* In one test, as in wire_to_container(). */
+	if (why || self->bypass != BYPASS_LEARNED)
+		return self->bypass != BYPASS_LEARNED ? REASON_BYPASS_OFF : why;
+	/* Cheap and common: most of what a port sees is not the overlay's. */
+	if (direction == DIR_IN && !peer_of(self, ip->saddr))
+		return REASON_NOT_OVERLAY;
+	why = ip_obstacle(ip, skb->len - sizeof(*eth));
+	/* The TTL has been decremented on the way: 1 may still be delivered. */
+	if (why && why != REASON_TTL)
+		return why;
+	endpoint = endpoint_of(direction == DIR_OUT ? ip->saddr : ip->daddr);
+	if (!endpoint)
+		return REASON_NO_ENDPOINT;
+	/* Flooded, or delivered by the bridge to where the address is not (any more). */
+	if (direction == DIR_IN && endpoint->ifindex != skb->ifindex)
+		return REASON_CHANGED;
+	inner.ip = ip;
+	why = take_flow(&cur, direction, endpoint->ifindex, &inner);
+	if (why)
+		return why;
+	if (inner.l4.control)
+		return REASON_TCP_CONTROL;
+	return approve_flow(skb, self, &inner.key);
+}
+
+#endif
