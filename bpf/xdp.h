@@ -175,6 +175,9 @@ static __always_inline void xdp_report_drop(struct xdp_md *xdp, enum reason reas
 
 		if (!byte)
 			break;
+		/* Else LLVM 19 counts down from the packet's end, with which the verifier allows
+		 * no arithmetic, and 21 reads several bytes ahead of the question. */
+		asm volatile("" : "+r"(cur.pos));
 		event->data[i] = *byte;
 		event->captured_len = i + 1;
 	}
