@@ -12,7 +12,8 @@ import signal
 import subprocess
 import threading
 import urllib.request
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from http.client import HTTPException
 from pathlib import Path
@@ -24,6 +25,17 @@ T = TypeVar("T")
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 CLONE_NEWNET = 0x40000000
+
+
+def _enter(path: Path) -> None:
+    """Have this thread be in the network namespace that a file stands for."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    libc = ctypes.CDLL(None, use_errno=True)
+    try:
+        if libc.setns(fd, CLONE_NEWNET):
+            raise OSError(ctypes.get_errno(), f"setns {path}")
+    finally:
+        os.close(fd)
 
 
 class Netns:
@@ -89,19 +101,14 @@ class Netns:
         """Run a function of this program in the namespace, in a thread made for it.
 
         Sockets that it opens stay in the namespace, so they may be used outside afterwards.
+        (Not pyroute2's, which opens another one for each thread.)
         """
         result: list[T] = []
         failure: list[BaseException] = []
 
         def enter() -> None:
             try:
-                fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-                libc = ctypes.CDLL(None, use_errno=True)
-                try:
-                    if libc.setns(fd, CLONE_NEWNET):
-                        raise OSError(ctypes.get_errno(), f"setns {self.path}")
-                finally:
-                    os.close(fd)
+                _enter(self.path)
                 result.append(function())
             except BaseException as error:
                 failure.append(error)
@@ -112,6 +119,19 @@ class Netns:
         if failure:
             raise failure[0]
         return result[0]
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """With the calling thread in the namespace meanwhile."""
+        own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _enter(self.path)
+            try:
+                yield
+            finally:
+                _enter(Path(f"/proc/self/fd/{own}"))
+        finally:
+            os.close(own)
 
     def http(self, url: str, seconds: float = 5) -> tuple[int, str]:
         """GET from inside: status and body; OSError if nobody answers, or not to the end."""

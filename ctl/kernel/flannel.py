@@ -16,24 +16,23 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
-from socket import AF_INET
 from typing import Final
 
-from ctl.core.host import Link, Route, RouteKey
+from ctl.core.host import Link, Route
 from ctl.kernel.command import run, succeeds
-from ctl.kernel.netlink.link import not_learning
-from ctl.kernel.netlink.session import Netlink, suppress_missing
-from ctl.kernel.netlink.socket import (
-    NLM_F_CREATE,
-    NLM_F_REPLACE,
-    RT_TABLE_MAIN,
-    RTM_DELROUTE,
-    RTM_GETROUTE,
-    RTM_NEWROUTE,
-    RTMSG,
-    RTN_UNICAST,
+from ctl.kernel.netlink import link as links
+from ctl.kernel.netlink.session import Netlink
+from ctl.kernel.netlink.socket import suppress_missing
+from ctl.kernel.netlink.tables import (
+    BLACKHOLE,
+    UNICAST,
+    main_routes,
+    parse_route,
+    prefix_length,
+    put_route,
+    remove_route,
+    route_type,
 )
-from ctl.kernel.netlink.tables import parse_route, route_body
 
 PROCESS: Final = re.compile(r"flanneld(-.*)?")
 """As it is installed, or as it is downloaded: flanneld-amd64."""
@@ -44,7 +43,6 @@ CHAINS: Final = (("nat", "POSTROUTING", "FLANNEL-POSTRTG"), ("filter", "FORWARD"
 
 RTPROT_BOOT: Final = 3
 """rtm_protocol of flannel's routes: what its netlink library takes when told nothing."""
-_RTN_BLACKHOLE: Final = 6
 
 
 def device_name(vni: int) -> str:
@@ -87,7 +85,7 @@ def vxlan_tunnel(netlink: Netlink, vni: int) -> Tunnel | None:
         if link.name != device_name(vni) or link.kind != "vxlan":
             continue
         with netlink.doing(f"look at {link.name}"):
-            found = netlink.vxlan(link.ifindex)
+            found = links.tunnel(netlink.rtnl, link.ifindex)
         if found.vni == vni:
             return Tunnel(link, tuple(netlink.addresses(link.ifindex)), found.port, found.learning)
     return None
@@ -96,13 +94,13 @@ def vxlan_tunnel(netlink: Netlink, vni: int) -> Tunnel | None:
 def vni_of(netlink: Netlink, link: Link) -> int:
     """Of a vxlan device, whatever its name. KernelError."""
     with netlink.doing(f"look at {link.name}"):
-        return netlink.vxlan(link.ifindex).vni
+        return links.tunnel(netlink.rtnl, link.ifindex).vni
 
 
 def stop_learning(netlink: Netlink, tunnel: Tunnel) -> None:
     """As ours is; flannel's `Learning` can be changed while the device is up."""
     with netlink.doing(f"stop {tunnel.link.name} learning"):
-        netlink.change(not_learning(tunnel.link.ifindex))
+        links.stop_learning(netlink.rtnl, tunnel.link.ifindex)
 
 
 def tun(netlink: Netlink) -> Tunnel | None:
@@ -119,14 +117,12 @@ def _leftover_routes(netlink: Netlink, network: IPv4Network) -> Iterator[tuple[I
     Subnet, type (RTN_*), and where it leads to.
     """
     with netlink.doing("list routes"):
-        asked = RTMSG.pack(AF_INET, 0, 0, 0, 0, RTPROT_BOOT, 0, 0, 0)
-        for body in netlink.rtnl.dump(RTM_GETROUTE, asked):
-            _, length, _, _, table, protocol, _, kind, _ = RTMSG.unpack_from(body)
-            if (table, protocol) != (RT_TABLE_MAIN, RTPROT_BOOT) or not length:
+        for body in main_routes(netlink.rtnl, RTPROT_BOOT):
+            if not prefix_length(body):
                 continue
             key, route = parse_route(body)
             if not key.metric and key.subnet != network and key.subnet.subnet_of(network):
-                yield key.subnet, kind, route
+                yield key.subnet, route_type(body), route
 
 
 def routes(netlink: Netlink, network: IPv4Network) -> Mapping[IPv4Network, Route]:
@@ -134,17 +130,16 @@ def routes(netlink: Netlink, network: IPv4Network) -> Mapping[IPv4Network, Route
     return {
         subnet: replace(route, mtu=0)
         for subnet, kind, route in _leftover_routes(netlink, network)
-        if kind == RTN_UNICAST and int(route.via) and route.ifindex
+        if kind == UNICAST and int(route.via) and route.ifindex
     }
 
 
 def remove_blackhole(netlink: Netlink, network: IPv4Network) -> bool:
     """Take away what `--ip-blackhole-route` has set; True if there was any."""
-    found = [subnet for subnet, kind, _ in _leftover_routes(netlink, network) if kind == _RTN_BLACKHOLE]
+    found = [subnet for subnet, kind, _ in _leftover_routes(netlink, network) if kind == BLACKHOLE]
     with netlink.doing("remove flannel's blackhole route"):
         for subnet in found:
-            body = route_body(RouteKey(subnet, 0), protocol=RTPROT_BOOT, kind=_RTN_BLACKHOLE)
-            netlink.rtnl.do(RTM_DELROUTE, 0, body)
+            remove_route(netlink.rtnl, subnet, RTPROT_BOOT, BLACKHOLE)
     return bool(found)
 
 
@@ -153,14 +148,13 @@ def remove_routes(netlink: Netlink, subnets: Iterable[IPv4Network]) -> None:
     with netlink.doing("remove flannel's routes"):
         for subnet in subnets:
             with suppress_missing():
-                netlink.rtnl.do(RTM_DELROUTE, 0, route_body(RouteKey(subnet, 0), protocol=RTPROT_BOOT))
+                remove_route(netlink.rtnl, subnet, RTPROT_BOOT)
 
 
 def give_route(netlink: Netlink, subnet: IPv4Network, route: Route) -> None:
     """A route as flanneld makes it; it goes before ours to the same subnet."""
     with netlink.doing(f"route {subnet}"):
-        body = route_body(RouteKey(subnet, 0), replace(route, mtu=0), protocol=RTPROT_BOOT)
-        netlink.rtnl.do(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body)
+        put_route(netlink.rtnl, subnet, route, RTPROT_BOOT)
 
 
 # --- Rules -----------------------------------------------------------------------

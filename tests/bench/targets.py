@@ -96,10 +96,10 @@ TARGETS: Final = (
     Target("injected decapsulation, tc, packets/s a core", _EBPF, "inject_decap", 1.0e6, True),
     Target("injected decapsulation, XDP, packets/s a core", f"{_EBPF}-xdp", "inject_decap", 2.5e6, True),
     Target("TCP with 100,000 peers against 100", "peers/100000", "tcp_1", 0.95, True, "peers/100"),
-    Target("RSS of the agent, MB", "node/agent", "rss", 35, False),
+    Target("RSS of the agent, MB", "node/agent", "rss", 46, False),
     Target("idle CPU of the agent, %", "node/agent", "idle_cpu", 0.2, False),
     Target("cold start to forwarding, s", "node/agent", "cold_start", 1.5, False),
-    Target("restart, s", "node/agent", "restart", 0.3, False),
+    Target("restart, s", "node/agent", "restart", 0.5, False),
 )
 
 WHILE_HALTING: Final = tuple(

@@ -28,8 +28,11 @@ def _asks(kind: int) -> bool:
 
 EDGES: Final[dict[tuple[str, str], Callable[..., bool]]] = {
     ("ctl.kernel.bpf.syscall", "_call"): lambda command, *_: command in _BPF_CHANGES,
-    ("ctl.kernel.netlink.socket", "Rtnl._send"): lambda _, messages, **__: (
+    ("ctl.kernel.netlink.socket", "Bulk._send"): lambda _, messages, **__: (
         not all(_asks(each.kind) for each in messages)
+    ),
+    ("ctl.kernel.netlink.socket", "Rtnl._call"): lambda _, __, command, *___: (
+        isinstance(command, str) or not _asks(command[0])
     ),
     ("subprocess", "Popen.__init__"): lambda *_, **__: True,
     ("ctl.process.statedir", "write_atomically"): lambda *_: True,

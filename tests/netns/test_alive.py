@@ -35,7 +35,7 @@ sys.exit(main())
 """An agent in which a function raises as soon as a file exists."""
 
 THREADS = {
-    "netlink-monitor": ("ctl.kernel.netlink.monitor", "_decode"),
+    "netlink-monitor": ("ctl.kernel.netlink.classify", "_decode"),
     "sqlite-watch": ("ctl.store.sqlite.store", "_Watch._look"),
     "metrics": ("metrics.http", "_Server.service_actions"),
 }

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-import struct
 
-from ctl.kernel.netlink.socket import Rtnl, attributes
+from pyroute2.netlink.rtnl import RTM_GETLINK
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+
+from ctl.kernel.netlink.message import attributes, message, to_number
+from ctl.kernel.netlink.socket import Rtnl
 from tests.lab import Container, Lab
 from tests.namespace import Namespace
 from tests.process import wait_until
 
-RTM_GETLINK = 18
 IFLA_IFNAME, IFLA_HEADROOM = 3, 68
 """linux/if_link.h; the second since Linux 6.16 or so."""
 ROOM = 64
@@ -22,12 +24,10 @@ def headroom(place: Namespace, device: str) -> int:
 
     def look() -> int:
         rtnl = Rtnl()
-        found = (
-            attributes(body, 16) for body in rtnl.dump(RTM_GETLINK, struct.pack("=BxHiII", 0, 0, 0, 0, 0))
-        )
+        found = (attributes(body, 16) for body in rtnl.bulk.dump(RTM_GETLINK, message(ifinfmsg)))
         (each,) = (link for link in found if link[IFLA_IFNAME].rstrip(b"\0").decode() == device)
         rtnl.close()
-        return int(struct.unpack("=H", each[IFLA_HEADROOM])[0])
+        return to_number(each[IFLA_HEADROOM])
 
     return place.call(look)
 

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from queue import Empty, SimpleQueue
+from socket import AF_INET
 
 import pytest
+from pyroute2.netlink.rtnl import RTM_GETROUTE
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ctl.backend.settle import Tracked, settle
 from ctl.core.errors import KernelError
@@ -21,9 +25,10 @@ from ctl.core.ports import Table
 from ctl.core.tracker import Tracker
 from ctl.kernel.hooks.filters import attached
 from ctl.kernel.netlink import fib
+from ctl.kernel.netlink.message import message
 from ctl.kernel.netlink.monitor import Monitor
 from ctl.kernel.netlink.session import Netlink
-from ctl.kernel.netlink.socket import RTM_GETROUTE, RTMSG, Refused, Rtnl
+from ctl.kernel.netlink.socket import Refused, Rtnl
 from ctl.kernel.netlink.tables import Fdb, Routes, VtepNeighbours
 from tests.lab import Host, Lab
 
@@ -62,9 +67,8 @@ def place() -> Iterator[Place]:
         host.ip("link", "set", "vx", "up")
         ifindex = {each["ifname"]: each["ifindex"] for each in json.loads(host.ip("-j", "link"))}
         eth0 = Link(ifindex["eth0"], "eth0", "veth", None, 1500, True, 0, True, "", 0)
-        rtnl = host.call(Rtnl)
-        yield Place(host, rtnl, ifindex["vx"], Uplink(eth0, IPv4Address(host.address)))
-        rtnl.close()
+        with host.entered(), closing(Rtnl()) as rtnl:
+            yield Place(host, rtnl, ifindex["vx"], Uplink(eth0, IPv4Address(host.address)))
 
 
 @pytest.mark.parametrize("name", ["routes", "neighbours", "fdb"])
@@ -162,16 +166,14 @@ def test_an_fdb_entry_with_more_than_a_host_of_its_own_is_put_right(place: Place
 
 def test_a_dump_that_the_kernel_breaks_off_is_not_an_empty_one(place: Place) -> None:
     """It says so in the message that ends it."""
-    of_table_99 = RTMSG.pack(2, 0, 0, 0, 99, 0, 0, 0, 0)
     with pytest.raises(Refused, match="FIB table does not exist"):
-        place.rtnl.dump(RTM_GETROUTE, of_table_99)
+        place.rtnl.bulk.dump(RTM_GETROUTE, message(rtmsg, family=AF_INET, table=99))
 
 
 def test_an_interface_that_is_gone_has_no_addresses_and_no_filters(place: Place) -> None:
-    netlink = place.host.call(Netlink)
-    assert netlink.addresses(9999) == []
-    assert attached(netlink.rtnl, FilterKey(9999, ingress=True)) == []
-    netlink.close()
+    with Netlink() as netlink:
+        assert netlink.addresses(9999) == []
+    assert attached(place.rtnl, FilterKey(9999, ingress=True)) == []
 
 
 def picked(host: Host, target: IPv4Address) -> IPv4Address:
@@ -216,7 +218,7 @@ def test_hops_are_as_the_fib_says(place: Place) -> None:
 def test_the_monitor_hears_of_what_others_remove_and_not_of_our_work(place: Place) -> None:
     heard: SimpleQueue[frozenset[Change]] = SimpleQueue()
     wanted: set[object] = set()
-    monitor = place.host.call(lambda: Monitor(heard.put, lambda entry: entry in wanted))
+    monitor = Monitor(heard.put, lambda entry: entry in wanted)
     try:
         monitor.watch(Devices(place.vxlan, 0, place.uplink.link.ifindex))
         table, fdb = Routes(place.rtnl), Fdb(place.rtnl, place.vxlan)

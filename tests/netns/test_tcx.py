@@ -17,7 +17,7 @@ from ctl.kernel.hooks import tcx
 from ctl.kernel.hooks.filters import HANDLE, PRIORITY
 from ctl.kernel.netlink import tc
 from ctl.kernel.netlink.session import Netlink
-from ctl.kernel.netlink.socket import NLM_F_CREATE, RTM_NEWTFILTER, Refused
+from ctl.kernel.netlink.socket import Refused
 from tests.hooks import detach, programs, put_foreign_filter
 from tests.host import Host
 from tests.lab import Lab, wait_until
@@ -158,12 +158,11 @@ def put_filter(host: Host, device: str) -> None:
     """Our program as a kernel without tcx has it."""
     (pin,) = host.bpffs.glob("v*/progs-*/from_wire")
     fd = syscall.obj_get(str(pin))
-    place = tc.place(host.ifindex(device), tc.INGRESS, PRIORITY, HANDLE)
     name = f"ovnet:from_wire:{syscall.prog_info(fd).id}"
 
     def put() -> None:
         with Netlink() as netlink:
-            netlink.rtnl.do(RTM_NEWTFILTER, NLM_F_CREATE, place + tc.program(fd, name))
+            tc.put(netlink.rtnl, host.ifindex(device), True, (PRIORITY, HANDLE), fd, name)
 
     host.run("tc", "qdisc", "add", "dev", device, "clsact")
     host.call(put)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import struct
 from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ctl.agent.mailbox import Mailbox
 from ctl.backend.vxlan.device import vtep_mac
@@ -18,8 +20,9 @@ from ctl.core.host import EVERYTHING, Change, Devices, RouteKey
 from ctl.core.model import IPv4Address, MacAddress
 from ctl.kernel.bpf.source import source
 from ctl.kernel.firewall import ruleset
-from ctl.kernel.netlink.monitor import POLICIES, RULES, Classifier, hear, routes
-from ctl.kernel.netlink.socket import NDMSG, attribute
+from ctl.kernel.netlink.classify import POLICIES, RULES, Classifier, routes
+from ctl.kernel.netlink.message import body, message
+from ctl.kernel.netlink.monitor import hear
 from ctl.kernel.netlink.tables import ROUTE_PROTOCOL
 from ctl.process import statedir
 from ctl.process.backoff import BackOff
@@ -55,16 +58,17 @@ def classifier() -> Classifier:
 
 
 def link(ifindex: int) -> bytes:
-    return struct.pack("=BxHiII", 0, 1, ifindex, 0, 0)
+    return body(message(ifinfmsg, index=ifindex))
 
 
-def route(protocol: int, third: int = 9, metric: int = 109) -> bytes:
-    head = bytes([2, 24, 0, 0, 254, protocol, 0, 1]) + bytes(4)
-    return head + attribute(1, bytes([172, 17, third, 0])) + attribute(6, struct.pack("=I", metric))
+def route(protocol: int, third: int = 9, metric: int = 109, oif: int = 0) -> bytes:
+    attributes = [("RTA_DST", f"172.17.{third}.0"), ("RTA_PRIORITY", metric)]
+    attributes += [("RTA_OIF", oif)] if oif else []
+    return body(message(rtmsg, attributes, family=2, dst_len=24, table=254, proto=protocol, type=1))
 
 
 @pytest.mark.parametrize(
-    ("kind", "body", "expected"),
+    ("kind", "content", "expected"),
     [
         (16, link(9), {Change.DEVICES, Change.PORTS}),
         (16, link(UPLINK), {Change.DEVICES, Change.PORTS, Change.HOPS, Change.PEERS}),
@@ -72,8 +76,8 @@ def route(protocol: int, third: int = 9, metric: int = 109) -> bytes:
         (17, link(VXLAN), {Change.DEVICES, Change.PORTS, Change.HOPS, Change.PEERS}),
         (20, b"", {Change.DEVICES, Change.HOPS}),
         (24, route(4), {Change.HOPS}),
-        (25, route(2) + attribute(4, struct.pack("=I", UPLINK)), {Change.HOPS}),
-        (25, route(2) + attribute(4, struct.pack("=I", BRIDGE)), {Change.HOPS, Change.DEVICES}),
+        (25, route(2, oif=UPLINK), {Change.HOPS}),
+        (25, route(2, oif=BRIDGE), {Change.HOPS, Change.DEVICES}),
         (24, route(ROUTE_PROTOCOL), set()),
         (25, route(ROUTE_PROTOCOL), {Change.PEERS}),
         (25, route(ROUTE_PROTOCOL, third=10), set()),
@@ -84,8 +88,8 @@ def route(protocol: int, third: int = 9, metric: int = 109) -> bytes:
         (99, b"", set()),
     ],
 )
-def test_kernel_messages_point_at_what_may_differ(kind: int, body: bytes, expected: set[Change]) -> None:
-    assert classifier().classify(kind, body) == expected
+def test_kernel_messages_point_at_what_may_differ(kind: int, content: bytes, expected: set[Change]) -> None:
+    assert classifier().classify(kind, content) == expected
 
 
 def neighbour(
@@ -96,10 +100,10 @@ def neighbour(
     address: str = "172.17.8.2",
     master: int = 0,
 ) -> bytes:
-    body = NDMSG.pack(family, ifindex, state, 0, 1)
-    body += attribute(1, IPv4Address(address).packed) if family == 2 else b""
-    body += attribute(2, mac) if mac else b""
-    return body + (attribute(9, struct.pack("=I", master)) if master else b"")
+    known = [("NDA_DST", address if family == 2 else ""), ("NDA_LLADDR", str(MacAddress(mac)) if mac else "")]
+    attributes: list[tuple[str, object]] = [(name, value) for name, value in known if value]
+    attributes += [("NDA_MASTER", master)] if master else []
+    return body(message(ndmsg, attributes, family=family, ifindex=ifindex, state=state, ndm_type=1))
 
 
 def test_of_neighbours_only_what_is_new_counts() -> None:
@@ -124,8 +128,8 @@ def test_of_neighbours_only_what_is_new_counts() -> None:
         (GONE, neighbour(VXLAN, 128, one, family=7), set()),
         (GONE, neighbour(VXLAN, FAILED, family=10), set()),
     ]
-    for step, (kind, body, expected) in enumerate(story):
-        assert memory.classify(kind, body) == expected, step
+    for step, (kind, content, expected) in enumerate(story):
+        assert memory.classify(kind, content) == expected, step
 
 
 def test_neighbours_of_a_bridge_that_is_gone_are_forgotten() -> None:

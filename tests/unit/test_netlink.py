@@ -1,133 +1,264 @@
-"""What rtnetlink answers, and what is made of answers that are none."""
+"""What netlink answers, and what is made of answers that are none; what pyroute2 is told."""
 
 from __future__ import annotations
 
 import errno
 import socket
 import struct
+import threading
 from collections import deque
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from pyroute2.netlink import NLM_F_DUMP_INTR, NLM_F_MULTI, NLMSG_DONE, NLMSG_ERROR
+from pyroute2.netlink.rtnl import RTM_GETROUTE, RTM_NEWROUTE
+from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.ndmsg import ndmsg
+from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ctl.core.errors import KernelError
 from ctl.core.host import Route, RouteKey
 from ctl.core.model import IPv4Network
 from ctl.core.plan import Delta
-from ctl.kernel.netlink import session as netlink
-from ctl.kernel.netlink import socket as rtnl
-from ctl.kernel.netlink import xfrm
+from ctl.kernel.netlink import link, xfrm
+from ctl.kernel.netlink.message import Shape, attributes, body, message, nested, number_of, to_number
+from ctl.kernel.netlink.session import Netlink
+from ctl.kernel.netlink.socket import Bulk, Refused, Rtnl
 from ctl.kernel.netlink.tables import Routes
 
-ERROR, DONE, NEWROUTE, NEWPOLICY = 2, 3, 24, 0x13
-DUMP_INTR = 0x10
+NEWPOLICY = 0x13
 
 
-def message(kind: int, flags: int, body: bytes) -> bytes:
+def answer(kind: int, flags: int, content: bytes) -> bytes:
     """With a sequence number that `Kernel` fills in."""
-    return struct.pack("=IHHII", 16 + len(body), kind, flags, 0, 0) + body
+    return struct.pack("=IHHII", 16 + len(content), kind, flags, 0, 0) + content
 
 
 def error(code: int) -> bytes:
-    return struct.pack("=i", -code)
+    """As it stands in NLMSG_ERROR and NLMSG_DONE; the first also has the header of what failed."""
+    return struct.pack("=i", -code) + bytes(16)
 
 
 class Kernel:
-    """A netlink socket whose other end answers as it is told: one list of messages for each request."""
+    """A netlink socket whose other end answers as it is told: a datagram for each in `answers`."""
 
-    def __init__(self, *answers: bytes) -> None:
-        self.answers = deque(answers)
-        self.sequence = 0
+    def __init__(self) -> None:
+        self.answers = deque[bytes]()
         self.closed = False
-        self.refuses = False
+        self._near, self._far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.fileno: Callable[[], int] = self._near.fileno
+        self.recv: Callable[[int], bytes] = self._near.recv
 
     def setsockopt(self, *_: object) -> None:
-        if self.refuses:
-            raise PermissionError(errno.EPERM, "Operation not permitted")
-
-    def bind(self, _: object) -> None: ...
+        raise PermissionError(errno.EPERM, "Operation not permitted")
 
     def send(self, data: bytes) -> None:
         offset = 0
         while offset < len(data):
-            length, _, _, self.sequence, _ = struct.unpack_from("=IHHII", data, offset)
+            length, _, _, sequence, _ = struct.unpack_from("=IHHII", data, offset)
             offset += length
-
-    def recv(self, _: int) -> bytes:
-        answer = bytearray(self.answers.popleft())
-        offset = 0
-        while offset < len(answer):
-            struct.pack_into("=I", answer, offset + 8, self.sequence)
-            offset += (int(struct.unpack_from("=I", answer, offset)[0]) + 3) & ~3
-        return bytes(answer)
+        for each in self.answers:
+            numbered = bytearray(each)
+            offset = 0
+            while offset < len(numbered):
+                struct.pack_into("=I", numbered, offset + 8, sequence)
+                offset += (int(struct.unpack_from("=I", numbered, offset)[0]) + 3) & ~3
+            self._far.send(numbered)
+        self.answers.clear()
 
     def close(self) -> None:
         self.closed = True
+        self._near.close()
+        self._far.close()
 
 
 @pytest.fixture
-def kernel(monkeypatch: pytest.MonkeyPatch) -> Kernel:
+def kernel() -> Iterator[Kernel]:
     made = Kernel()
-    monkeypatch.setattr(socket, "socket", lambda *_: made)
-    return made
+    yield made
+    made.close()
 
 
-WHOLE, PART = message(DONE, 2, error(0)), message(DONE, 2 | DUMP_INTR, error(0))
-ONE = message(NEWROUTE, 2, bytes(12))
+@pytest.fixture
+def bulk(kernel: Kernel) -> Bulk:
+    return Bulk(kernel)
 
 
-def test_a_dump_that_was_interrupted_is_made_again(kernel: Kernel) -> None:
-    kernel.answers += [ONE + PART, ONE, ONE + WHOLE]
-    with closing(rtnl.Rtnl()) as asked:
-        assert asked.dump(rtnl.RTM_GETROUTE, b"") == [bytes(12), bytes(12)]
+ALL = message(rtmsg)
+
+WHOLE, PART = (answer(NLMSG_DONE, NLM_F_MULTI | flag, error(0)) for flag in (0, NLM_F_DUMP_INTR))
+ONE = answer(RTM_NEWROUTE, NLM_F_MULTI, bytes(12))
 
 
-def test_a_dump_that_is_always_interrupted_is_no_answer(kernel: Kernel) -> None:
-    kernel.answers += [ONE + PART] * 100
-    with closing(rtnl.Rtnl()) as asked, pytest.raises(KernelError, match="changed 10 times meanwhile"):
-        asked.dump(rtnl.RTM_GETROUTE, b"")
+class Answers(Kernel):
+    """One that has another list of datagrams for each request."""
+
+    def __init__(self, *answers: list[bytes]) -> None:
+        super().__init__()
+        self._next = deque(answers)
+
+    def send(self, data: bytes) -> None:
+        self.answers.extend(self._next.popleft())
+        super().send(data)
 
 
-@pytest.mark.parametrize("end", [DONE, ERROR])
-def test_a_dump_that_broke_off_is_no_answer(kernel: Kernel, end: int) -> None:
-    kernel.answers += [ONE, message(end, 2, error(errno.ENOMEM) + bytes(16))]
-    with closing(rtnl.Rtnl()) as asked, pytest.raises(rtnl.Refused, match="Cannot allocate memory"):
-        asked.dump(rtnl.RTM_GETROUTE, b"")
+def test_a_dump_that_was_interrupted_is_made_again() -> None:
+    with closing(Answers([ONE + PART], [ONE, ONE + WHOLE])) as kernel:
+        assert Bulk(kernel).dump(RTM_GETROUTE, ALL) == [bytes(12), bytes(12)]
 
 
-def test_a_socket_that_cannot_be_set_up_is_closed(kernel: Kernel) -> None:
-    kernel.refuses = True
-    with pytest.raises(PermissionError):
-        rtnl.Rtnl()
-    assert kernel.closed
+def test_a_dump_that_is_always_interrupted_is_no_answer() -> None:
+    with (
+        closing(Answers(*([[ONE + PART]] * 10))) as kernel,
+        pytest.raises(KernelError, match="changed 10 times meanwhile"),
+    ):
+        Bulk(kernel).dump(RTM_GETROUTE, ALL)
 
 
-@pytest.mark.usefixtures("kernel")
-def test_a_mistake_of_ours_is_not_taken_for_something_that_vanished() -> None:
-    with netlink.Netlink() as session, pytest.raises(KeyError), session.doing("look"):
-        dict[str, str]()["nothing"]
+@pytest.mark.parametrize("end", [NLMSG_DONE, NLMSG_ERROR])
+def test_a_dump_that_broke_off_is_no_answer(kernel: Kernel, bulk: Bulk, end: int) -> None:
+    kernel.answers += [ONE, answer(end, NLM_F_MULTI, error(errno.ENOMEM))]
+    with pytest.raises(Refused, match="Cannot allocate memory"):
+        bulk.dump(RTM_GETROUTE, ALL)
 
 
 @pytest.mark.parametrize(
     ("code", "missing"), [(errno.ENOENT, True), (errno.ESRCH, True), (errno.EINVAL, False)]
 )
-def test_what_is_gone_and_what_is_refused(kernel: Kernel, code: int, missing: bool) -> None:
-    kernel.answers.append(message(ERROR, 0, error(code) + bytes(16)))
+def test_what_is_gone_and_what_is_refused(kernel: Kernel, bulk: Bulk, code: int, missing: bool) -> None:
+    kernel.answers.append(answer(NLMSG_ERROR, 0, error(code)))
     removal: Delta[RouteKey, Route] = Delta(removals=(RouteKey(IPv4Network("10.1.0.0/24"), 1),))
-    with closing(rtnl.Rtnl()) as asked:
-        if missing:
-            Routes(asked).apply(removal)
-            return
-        with pytest.raises(KernelError, match="1 entries not applied: Invalid argument"):
-            Routes(asked).apply(removal)
+    table = Routes(SimpleNamespace(bulk=bulk))  # type: ignore[arg-type]
+    if missing:
+        table.apply(removal)
+        return
+    with pytest.raises(KernelError, match="1 entries not applied: Invalid argument"):
+        table.apply(removal)
 
 
-def test_policies_of_ipsec_that_cannot_be_listed_are_not_none(kernel: Kernel) -> None:
+def test_policies_of_ipsec_that_cannot_be_listed_are_not_none(monkeypatch: pytest.MonkeyPatch) -> None:
     """Else eBPF would carry, past all policies, what they are to encrypt."""
-    for ends in (ERROR, DONE):
-        kernel.answers.append(message(ends, 2, error(errno.ENOMEM) + bytes(16)))
-        with pytest.raises(KernelError, match="IPsec policies: Cannot allocate memory"):
-            xfrm.Policies().any()
-    kernel.answers += [WHOLE, message(NEWPOLICY, 2, bytes(64))]
-    assert xfrm.Policies().any() is False
-    assert xfrm.Policies().any() is True
+    broken = [answer(end, NLM_F_MULTI, error(errno.ENOMEM)) for end in (NLMSG_ERROR, NLMSG_DONE)]
+    for there, expected in ((WHOLE, False), (answer(NEWPOLICY, NLM_F_MULTI, bytes(64)), True)):
+        with closing(Answers([there])) as kernel:
+            monkeypatch.setattr(xfrm, "NetlinkSocket", lambda kernel=kernel, **_: kernel)
+            assert xfrm.Policies().any() is expected
+    for end in broken:
+        with closing(Answers([end])) as kernel:
+            monkeypatch.setattr(xfrm, "NetlinkSocket", lambda kernel=kernel, **_: kernel)
+            with pytest.raises(KernelError, match="IPsec policies: Cannot allocate memory"):
+                xfrm.Policies().any()
+
+
+def test_a_socket_that_cannot_be_set_up_is_closed(kernel: Kernel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ctl.kernel.netlink.socket.IPRSocket", lambda **_: kernel)
+    with pytest.raises(PermissionError):
+        Rtnl()
+    assert kernel.closed
+
+
+def test_a_mistake_of_ours_is_not_taken_for_something_that_vanished() -> None:
+    doing: Any = Netlink.doing
+    with pytest.raises(KeyError), doing(None, "look"):
+        dict[str, str]()["nothing"]
+
+
+# --- What pyroute2 is told -------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "slip",
+    [
+        lambda rtnl: rtnl.link("set", index=1, mtuu=1400),
+        lambda rtnl: rtnl.addr("add", index=1, adress="10.0.0.1"),
+        lambda rtnl: rtnl.neigh("change", ifindex=1, dest="10.0.0.1"),
+        lambda rtnl: rtnl.route("replace", dst="10.0.0.0/24", gatway="10.0.0.1"),
+        lambda rtnl: rtnl.tc("add", "clsact", ifindx=1),
+        lambda _: message(rtmsg, tabel=254),
+        lambda _: message(ndmsg, [("NDA_LLADR", "02:02:02:02:02:02")]),
+        lambda _: nested(ifinfmsg.xdp, [("IFLA_XDP_FDD", 3)]),
+    ],
+)
+def test_a_name_that_pyroute2_would_pass_over_is_a_mistake(slip: Callable[[Any], object]) -> None:
+    told: list[object] = []
+    rtnl = Rtnl.__new__(Rtnl)
+    nothing = SimpleNamespace(**dict.fromkeys(("link", "addr", "neigh", "route", "tc"), told.append))
+    rtnl.__dict__.update(_thread=threading.get_ident(), _iproute=nothing)
+    with pytest.raises(
+        TypeError, match="pyroute2 does not know (mtuu|adress|dest|gatway|ifindx|tabel|NDA|IFLA)"
+    ):
+        slip(rtnl)
+    assert not told
+
+
+def test_another_thread_is_kept_from_an_iproute() -> None:
+    """Its socket would be one of that thread's, and perhaps of another network namespace."""
+    rtnl = Rtnl.__new__(Rtnl)
+    rtnl.__dict__.update(_thread=threading.get_ident() + 1)
+    with pytest.raises(AssertionError, match="belongs to the thread"):
+        rtnl.link("get", index=1)
+
+
+def test_an_iproute_whose_socket_fails_is_opened_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an ENOBUFS it would raise that for ever, and in close() too."""
+
+    class Overflowed:
+        def link(self, *_: object, **__: object) -> list[object]:
+            raise OSError(errno.ENOBUFS, "No buffer space available")
+
+        close = link
+
+    class Fresh:
+        def link(self, *_: object, **__: object) -> list[object]:
+            return ["a link"]
+
+    rtnl = Rtnl.__new__(Rtnl)
+    rtnl.__dict__.update(_thread=threading.get_ident(), _iproute=Overflowed())
+    monkeypatch.setattr(Rtnl, "_open", Fresh)
+    with pytest.raises(KernelError, match="No buffer space"):
+        rtnl.link("set", index=1)
+    assert rtnl.link("set", index=1) == ["a link"]
+
+
+def test_a_shape_gives_what_pyroute2_would_pack() -> None:
+    attributes_ = [("NDA_LLADDR", "02:02:02:02:02:02"), ("NDA_DST", "1.1.1.1")]
+    shape = Shape(message(ndmsg, attributes_, family=7, ifindex=9), b"\2" * 6, b"\1" * 4)
+    wanted = message(
+        ndmsg, [("NDA_LLADDR", "02:00:00:00:00:07"), ("NDA_DST", "10.0.0.7")], family=7, ifindex=9
+    )
+    assert shape(b"\2\0\0\0\0\7", bytes([10, 0, 0, 7])) == body(wanted)
+
+
+def test_a_mark_that_is_no_mark_is_a_mistake() -> None:
+    with pytest.raises(AssertionError, match="unlike the rest"):
+        Shape(message(ndmsg, [("NDA_DST", "1.1.1.1")], ifindex=0x01010101), b"\1" * 4)
+
+
+def test_numbers_are_the_kernels() -> None:
+    """linux/rtnetlink.h, linux/neighbour.h, linux/if_link.h."""
+    known = {
+        rtmsg: {"RTA_DST": 1, "RTA_OIF": 4, "RTA_GATEWAY": 5, "RTA_MULTIPATH": 9, "RTA_ENCAP": 22},
+        ndmsg: {"NDA_DST": 1, "NDA_LLADDR": 2, "NDA_IFINDEX": 8, "NDA_MASTER": 9},
+        ifinfmsg: {"IFLA_IFNAME": 3, "IFLA_LINKINFO": 18, "IFLA_LINK_NETNSID": 37, "IFLA_XDP": 43},
+    }
+    for kind, names in known.items():
+        assert {name: number_of(kind, name) for name in names} == names
+
+
+def test_a_link_by_hand_is_what_pyroute2_makes_of_it() -> None:
+    inner = {"attrs": [("IFLA_XDP_DRV_PROG_ID", 77)]}
+    named = [("IFLA_IFNAME", "veth1"), ("IFLA_MTU", 1450), ("IFLA_ADDRESS", "02:00:00:00:00:01"),
+             ("IFLA_MASTER", 4), ("IFLA_IFALIAS", "ovnet"), ("IFLA_LINK_NETNSID", 0), ("IFLA_XDP", inner),
+             ("IFLA_LINKINFO", {"attrs": [("IFLA_INFO_KIND", "veth")]})]  # fmt: skip
+    packed = body(message(ifinfmsg, named, index=9, flags=1))
+    assert to_number(attributes(packed, 16)[number_of(ifinfmsg, "IFLA_MTU")]) == 1450
+    found = link.parse(packed)
+    assert (found.ifindex, found.name, found.kind, found.mtu, found.up, found.master) == (
+        9, "veth1", "veth", 1450, True, 4,
+    )  # fmt: skip
+    assert (str(found.mac), found.alias, found.peer_elsewhere, found.xdp) == (
+        "02:00:00:00:00:01", "ovnet", True, 77,
+    )  # fmt: skip

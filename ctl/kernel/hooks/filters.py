@@ -20,23 +20,12 @@ from ctl.core.plan import Delta
 from ctl.kernel.bpf.loader import Program
 from ctl.kernel.hooks import tcx
 from ctl.kernel.netlink import tc
-from ctl.kernel.netlink.session import suppress_missing
-from ctl.kernel.netlink.socket import (
-    NLM_F_CREATE,
-    NLM_F_EXCL,
-    NLM_F_REPLACE,
-    RTM_DELQDISC,
-    RTM_DELTFILTER,
-    RTM_GETTFILTER,
-    RTM_NEWQDISC,
-    RTM_NEWTFILTER,
-    Refused,
-    Rtnl,
-)
+from ctl.kernel.netlink.socket import Refused, Rtnl, suppress_missing
 
 PRIORITY: Final = 49000
 """Behind filters with hand-made priorities: they see every packet before we do."""
 HANDLE: Final = 1
+_PLACE: Final = (PRIORITY, HANDLE)
 
 _MISPLACED: Final = Filter("", 0)
 """Read for a place that has a program of ours in the wrong way: never wanted."""
@@ -164,17 +153,16 @@ class Filters:
 
     def _put_filter(self, key: FilterKey, program: Program) -> None:
         try:
-            self._rtnl.do(RTM_NEWQDISC, NLM_F_CREATE | NLM_F_EXCL, tc.clsact(key.ifindex))
+            tc.add_clsact(self._rtnl, key.ifindex)
         except Refused as error:
             if error.code != errno.EEXIST:  # someone's, or ours
                 raise
         name = f"{OWNER}:{program.name}:{program.id}"
-        body = _place(key) + tc.program(program.fd, name)
-        self._rtnl.do(RTM_NEWTFILTER, NLM_F_CREATE | NLM_F_REPLACE, body)
+        tc.put(self._rtnl, key.ifindex, key.ingress, _PLACE, program.fd, name)
 
     def _remove_filter(self, key: FilterKey) -> None:
         with _suppress_missing():
-            self._rtnl.do(RTM_DELTFILTER, 0, _place(key))
+            tc.remove(self._rtnl, key.ifindex, key.ingress, _PLACE)
 
     def remove_clsact(self) -> None:
         """Take the qdisc that filters of ours hung on away where nothing hangs on it any more.
@@ -183,8 +171,8 @@ class Filters:
         """
         for ifindex in self._filtered:
             with _suppress_missing():
-                if not any(_dump(self._rtnl, FilterKey(ifindex, ingress)) for ingress in (True, False)):
-                    self._rtnl.do(RTM_DELQDISC, 0, tc.clsact(ifindex))
+                if not any(tc.listing(self._rtnl, ifindex, ingress) for ingress in (True, False)):
+                    tc.remove_clsact(self._rtnl, ifindex)
 
     def _look(self, key: FilterKey, linked: int) -> Filter | None:
         """What of ours is in a place, where the program with the id `linked` hangs by a link."""
@@ -209,27 +197,15 @@ class Filters:
 
 def attached(rtnl: Rtnl, key: FilterKey) -> list[tc.Attached]:
     """All filters in a place, in the order in which they run. Empty if the interface is gone."""
-    return [found for found in map(tc.parse, _dump(rtnl, key)) if found]
-
-
-def _dump(rtnl: Rtnl, key: FilterKey) -> list[bytes]:
-    found: list[bytes] = []
+    found: list[tc.Attached] = []
     with suppress_missing():
-        found.extend(rtnl.dump(RTM_GETTFILTER, tc.place(key.ifindex, _parent(key.ingress))))
+        found.extend(tc.listing(rtnl, key.ifindex, key.ingress))
     return found
 
 
 def _suppress_missing() -> AbstractContextManager[None]:
     """For removals: where there is no clsact, a filter's place is one that cannot be (EINVAL)."""
     return suppress_missing(also=errno.EINVAL)
-
-
-def _parent(ingress: bool) -> int:
-    return tc.INGRESS if ingress else tc.EGRESS
-
-
-def _place(key: FilterKey) -> bytes:
-    return tc.place(key.ifindex, _parent(key.ingress), PRIORITY, HANDLE)
 
 
 def _parse(each: tc.Attached) -> Filter:

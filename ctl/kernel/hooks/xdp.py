@@ -18,20 +18,18 @@ from ctl.kernel.bpf import bpffs, syscall
 from ctl.kernel.bpf.loader import Program
 from ctl.kernel.bpf.maps import layout_dir
 from ctl.kernel.bpf.source import XDP
-from ctl.kernel.netlink import link as link_messages
+from ctl.kernel.netlink.link import set_xdp
 from ctl.kernel.netlink.session import Netlink
 
 PROGRAM: Final = XDP
 
-_UPDATE_IF_NOEXIST: Final = 1 << 0
-_DRV_MODE: Final = 1 << 2
-_REPLACE: Final = 1 << 4
-"""XDP_FLAGS_* of linux/if_link.h. Only ever in the driver: in the stack's own (generic)
-mode XDP comes after the skb, costs more than tc and has no view of super-packets."""
-
 
 class Xdp:
-    """XDP on interfaces. `root` is where our programs are pinned."""
+    """XDP on interfaces. `root` is where our programs are pinned.
+
+    Only ever in the driver: in the stack's own (generic) mode XDP comes after the skb, costs more
+    than tc and has no view of super-packets.
+    """
 
     def __init__(self, netlink: Netlink, root: Path) -> None:
         self._netlink, self._root = netlink, root
@@ -61,9 +59,8 @@ class Xdp:
 
     def _set(self, link: Link, fd: int) -> None:
         before = self._find(link.xdp) if link.xdp else None
-        flags = _DRV_MODE | (_UPDATE_IF_NOEXIST if before is None else _REPLACE)
         with self._netlink.doing(f"{link.name}: XDP"):
-            self._netlink.change(link_messages.xdp(link.ifindex, fd, flags, before))
+            set_xdp(self._netlink.rtnl, link.ifindex, fd, before)
 
     def _find(self, ident: int) -> int | None:
         """A file descriptor of a program of ours, by id; None if it is none of ours."""

@@ -10,26 +10,36 @@ from ipaddress import IPv4Address
 from socket import AF_INET
 from typing import Final
 
+from pyroute2.netlink import NLM_F_REQUEST
+from pyroute2.netlink.rtnl import RTM_GETROUTE
+from pyroute2.netlink.rtnl.rtmsg import nh, rtmsg
+
 from ctl.core.errors import KernelError
 from ctl.core.host import Hop, Uplink
-from ctl.kernel.netlink.socket import (
-    RTA_DST,
-    RTA_OIF,
-    RTM_GETROUTE,
-    RTMSG,
-    RTN_UNICAST,
-    Message,
-    Rtnl,
-    attribute,
-    attributes,
-    to_number,
-)
+from ctl.kernel.netlink.message import Shape, attributes, layout, message, number_of, to_number
+from ctl.kernel.netlink.socket import Message, Rtnl
+from ctl.kernel.netlink.tables import RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTAX_MTU, RTMSG, UNICAST
 
 _RTM_F_FIB_MATCH: Final = 0x2000
-_RTA_SRC, _RTA_GATEWAY, _RTA_METRICS, _RTA_MULTIPATH = 2, 5, 8, 9
-_RTA_VIA, _RTA_ENCAP = 18, 22
-_RTAX_MTU: Final = 2
+"""linux/rtnetlink.h."""
+_RTA_MULTIPATH, _RTA_VIA, _RTA_ENCAP = (
+    number_of(rtmsg, f"RTA_{name}") for name in ("MULTIPATH", "VIA", "ENCAP")
+)
+_NEXT_HOP: Final = layout(nh)
+"""struct rtnexthop: length, flags, hops, ifindex."""
 _NO_ROUTE: Final = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
+
+
+def route_to(rtnl: Rtnl, host: IPv4Address) -> tuple[int, IPv4Address | None]:
+    """(ifindex, source address) of the route that a packet of ours to `host` takes. Refused if there is none.
+
+    (0, None): it leads to no interface, or to ourselves.
+    """
+    (route,) = rtnl.route((RTM_GETROUTE, NLM_F_REQUEST), family=AF_INET, dst=str(host))
+    if route["type"] != UNICAST:
+        return 0, None
+    source = route.get("prefsrc")
+    return route.get("oif") or 0, IPv4Address(source) if source else None
 
 
 def hops(rtnl: Rtnl, hosts: Iterable[IPv4Address], uplink: Uplink, mtu: int) -> dict[IPv4Address, Hop | None]:
@@ -53,11 +63,18 @@ def _routes(
     rtnl: Rtnl, hosts: Sequence[IPv4Address], uplink: Uplink, flags: int
 ) -> dict[IPv4Address, bytes | None]:
     """The kernel's answer for each host; None: it has no route."""
-    head = RTMSG.pack(AF_INET, 32, 32, 0, 0, 0, 0, 0, flags)
-    source = attribute(_RTA_SRC, uplink.address.packed)
-    requests = [Message(RTM_GETROUTE, 0, head + attribute(RTA_DST, host.packed) + source) for host in hosts]
+    packed = message(
+        rtmsg,
+        [("RTA_DST", "1.1.1.1"), ("RTA_SRC", "2.2.2.2")],
+        family=AF_INET,
+        dst_len=32,
+        src_len=32,
+        flags=flags,
+    )
+    question, source = Shape(packed, b"\1" * 4, b"\2" * 4), uplink.address.packed
+    requests = [Message(RTM_GETROUTE, 0, question(host.packed, source)) for host in hosts]
     found: dict[IPv4Address, bytes | None] = {}
-    for host, (code, body) in zip(hosts, rtnl.ask(requests), strict=True):
+    for host, (code, body) in zip(hosts, rtnl.bulk.ask(requests), strict=True):
         if code and code not in _NO_ROUTE:
             raise KernelError(f"route to {host}: {os.strerror(code)}")
         found[host] = None if code else body
@@ -69,30 +86,30 @@ def _picked(hop: Hop, body: bytes | None, host: IPv4Address) -> Hop:
     route = attributes(body, RTMSG.size) if body else {}
     if to_number(route.get(RTA_OIF, b"")) != hop.ifindex:
         return hop
-    gateway = route.get(_RTA_GATEWAY)
+    gateway = route.get(RTA_GATEWAY)
     return replace(hop, next_hop=IPv4Address(gateway) if gateway else host)
 
 
 def _hop(body: bytes, host: IPv4Address, mtu: int) -> Hop | None:
     route = attributes(body, RTMSG.size)
-    if RTMSG.unpack_from(body)[7] != RTN_UNICAST or _RTA_VIA in route or _RTA_ENCAP in route:
+    if RTMSG.unpack_from(body)[7] != UNICAST or _RTA_VIA in route or _RTA_ENCAP in route:
         return None
-    own = to_number(attributes(route.get(_RTA_METRICS, b"")).get(_RTAX_MTU, b""))
+    own = to_number(attributes(route.get(RTA_METRICS, b"")).get(RTAX_MTU, b""))
     smaller = own if own < mtu else 0
     if paths := route.get(_RTA_MULTIPATH):
         interfaces = set(_path_interfaces(paths))
         return Hop(interfaces.pop(), None, smaller) if len(interfaces) == 1 else None
-    gateway = route.get(_RTA_GATEWAY)
+    gateway = route.get(RTA_GATEWAY)
     ifindex = to_number(route.get(RTA_OIF, b""))
     return Hop(ifindex, IPv4Address(gateway) if gateway else host, smaller)
 
 
 def _path_interfaces(paths: bytes) -> Iterator[int]:
-    """The ifindex of each struct rtnexthop: length, flags, hops, ifindex, attributes."""
+    """The ifindex of each struct rtnexthop, which its attributes follow."""
     offset = 0
-    while offset + 8 <= len(paths):
-        length = to_number(paths[offset : offset + 2])
-        if length < 8:
+    while offset + _NEXT_HOP.size <= len(paths):
+        length, _, _, ifindex = _NEXT_HOP.unpack_from(paths, offset)
+        if length < _NEXT_HOP.size:
             return
-        yield to_number(paths[offset + 4 : offset + 8])
+        yield ifindex
         offset += (length + 3) & ~3

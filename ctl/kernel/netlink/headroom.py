@@ -15,9 +15,8 @@ from typing import Final
 from ctl.core.errors import KernelError
 from ctl.core.host import OWNER, Link
 from ctl.core.model import MacAddress
-from ctl.kernel.netlink.link import bare_vxlan, changes
-from ctl.kernel.netlink.session import Netlink
-from ctl.kernel.netlink.socket import NLM_F_CREATE, NLM_F_EXCL, RTM_NEWLINK
+from ctl.kernel.netlink import link
+from ctl.kernel.netlink.session import Netlink, by_name
 
 DEVICE: Final = "ovnet-room"
 _VNI: Final = (1 << 24) - 1
@@ -30,13 +29,13 @@ become it, and would be lost when we go: its containers send to the address that
 
 def ensure(netlink: Netlink, bridge: int, mtu: int, links: dict[int, Link]) -> None:
     """Have the bridge's ports leave room for VXLAN headers. KernelError. `mtu`: bytes, the bridge's."""
-    found = next((link for link in links.values() if link.name == DEVICE), None)
+    found = by_name(links, DEVICE)
     if found and found.kind != "vxlan":
         raise KernelError(f"{DEVICE} exists and is not ours: remove it")
     if found and (found.master, found.mtu, found.alias) == (bridge, mtu, OWNER):
         return
     with netlink.doing(f"create {DEVICE}"):
         if found is None:
-            netlink.rtnl.do(RTM_NEWLINK, NLM_F_CREATE | NLM_F_EXCL, bare_vxlan(DEVICE, _VNI, _PORT, _MAC))
-        ifindex = netlink.link(name=DEVICE).ifindex
-        netlink.change(changes(ifindex, mtu=mtu, alias=OWNER, master=bridge))
+            link.add_bare_vxlan(netlink.rtnl, DEVICE, _VNI, _PORT, _MAC)
+        ifindex = link.one(netlink.rtnl, ifname=DEVICE).ifindex
+        link.change(netlink.rtnl, ifindex, mtu=mtu, alias=OWNER, master=bridge)

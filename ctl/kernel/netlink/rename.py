@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 from ctl.core.host import OWNER, Link
 from ctl.core.plan import Delta
-from ctl.kernel.netlink.link import changes
+from ctl.kernel.netlink.link import change
 from ctl.kernel.netlink.session import Netlink
 from ctl.kernel.netlink.socket import Refused
 from ctl.kernel.netlink.tables import Routes, VtepNeighbours
@@ -24,12 +24,12 @@ def rename(netlink: Netlink, link: Link, name: str, *, ours: bool, live: bool = 
         if not (live and _renamed(netlink, link, name)):
             _rename_down(netlink, link, name)
         # An empty alias takes it away.
-        netlink.change(changes(link.ifindex, alias=OWNER if ours else ""))
+        change(netlink.rtnl, link.ifindex, alias=OWNER if ours else "")
 
 
 def _renamed(netlink: Netlink, link: Link, name: str) -> bool:
     try:
-        netlink.change(changes(link.ifindex, name=name))
+        change(netlink.rtnl, link.ifindex, name=name)
     except Refused as error:
         if error.code != errno.EBUSY:
             raise
@@ -44,6 +44,6 @@ def _rename_down(netlink: Netlink, link: Link, name: str) -> None:
     with ExitStack() as back:  # under whichever name, and each step whatever became of the others
         back.callback(table.apply, Delta(puts=routes))
         back.callback(neighbours.apply, Delta(puts=macs))
-        back.callback(netlink.change, changes(link.ifindex, up=True))
-        netlink.change(changes(link.ifindex, up=False))
-        netlink.change(changes(link.ifindex, name=name))
+        back.callback(change, netlink.rtnl, link.ifindex, up=True)
+        change(netlink.rtnl, link.ifindex, up=False)
+        change(netlink.rtnl, link.ifindex, name=name)

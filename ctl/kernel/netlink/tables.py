@@ -7,55 +7,64 @@ entries on our own vxlan device.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network
 from socket import AF_BRIDGE, AF_INET
 from typing import Final, TypeVar
 
-from ctl.core.errors import KernelError
-from ctl.core.host import Route, RouteKey
-from ctl.core.model import MacAddress
-from ctl.core.plan import Delta
-from ctl.kernel.netlink.session import GONE
-from ctl.kernel.netlink.socket import (
-    NDA_DST,
-    NDA_IFINDEX,
-    NDA_LLADDR,
-    NDMSG,
-    NLM_F_CREATE,
-    NLM_F_REPLACE,
-    RT_TABLE_MAIN,
-    RTA_DST,
-    RTA_OIF,
+from pyroute2.netlink import NLM_F_CREATE, NLM_F_REPLACE
+from pyroute2.netlink.rtnl import (
     RTM_DELNEIGH,
     RTM_DELROUTE,
     RTM_GETNEIGH,
     RTM_GETROUTE,
     RTM_NEWNEIGH,
     RTM_NEWROUTE,
-    RTMSG,
-    RTN_UNICAST,
-    Message,
-    Rtnl,
-    attribute,
+    rt_type,
+)
+from pyroute2.netlink.rtnl.ndmsg import NTF_SELF, NUD_PERMANENT, ndmsg
+from pyroute2.netlink.rtnl.rtmsg import (
+    RT_SCOPE_LINK,
+    RT_SCOPE_NOWHERE,
+    RT_SCOPE_UNIVERSE,
+    RTNH_F_ONLINK,
+    rtmsg,
+)
+
+from ctl.core.errors import KernelError
+from ctl.core.host import Route, RouteKey
+from ctl.core.model import MacAddress
+from ctl.core.plan import Delta
+from ctl.kernel.netlink.message import (
+    Attribute,
+    Shape,
     attributes,
+    layout,
+    message,
+    nested,
     number,
+    number_of,
     to_number,
 )
+from ctl.kernel.netlink.socket import GONE, Message, Rtnl
 
 K = TypeVar("K")
 V = TypeVar("V")
 
 ROUTE_PROTOCOL: Final = 147
 """rtm_protocol of our routes: in no registry (iproute2's rt_protos), so ours to remove."""
+MAIN_TABLE: Final = 254
+"""RT_TABLE_MAIN of linux/rtnetlink.h."""
+UNICAST, BLACKHOLE = rt_type["unicast"], rt_type["blackhole"]
 
-_RTNH_F_ONLINK: Final = 4
-_RT_SCOPE_UNIVERSE, _RT_SCOPE_LINK, _RT_SCOPE_NOWHERE = 0, 253, 255
-_RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS = 5, 6, 8
-_RTAX_MTU: Final = 2
-_NTF_SELF: Final = 2
-_NUD_PERMANENT: Final = 0x80
 _PUT: Final = NLM_F_CREATE | NLM_F_REPLACE
+RTMSG, NDMSG = layout(rtmsg), layout(ndmsg)
+RTA_DST, RTA_OIF, RTA_GATEWAY, RTA_PRIORITY, RTA_METRICS = (
+    number_of(rtmsg, f"RTA_{name}") for name in ("DST", "OIF", "GATEWAY", "PRIORITY", "METRICS")
+)
+RTAX_MTU: Final = number_of(rtmsg.metrics, "RTAX_MTU")
+NDA_DST, NDA_LLADDR, NDA_MASTER = (number_of(ndmsg, f"NDA_{name}") for name in ("DST", "LLADDR", "MASTER"))
 
 _SEVERAL: Final = Route(IPv4Address(0), 0)
 """Read where there is more than one entry for a key: no value that is ever wanted."""
@@ -70,15 +79,11 @@ class Routes:
         """What the key alone does not name: a route behind another one, or with a TOS of its own."""
 
     def read(self) -> Mapping[RouteKey, Route]:
-        request = RTMSG.pack(AF_INET, 0, 0, 0, 0, ROUTE_PROTOCOL, 0, 0, 0)
         found: dict[RouteKey, Route] = {}
         self._doubles = {}
-        for body in self._rtnl.dump(RTM_GETROUTE, request):
-            _, _, _, tos, table, *_ = RTMSG.unpack_from(body)
-            if table != RT_TABLE_MAIN:
-                continue
+        for body in main_routes(self._rtnl, ROUTE_PROTOCOL):
             key, route = parse_route(body)
-            if tos or key in found:
+            if RTMSG.unpack_from(body)[3] or key in found:
                 self._doubles.setdefault(key, []).append(body)
             else:
                 found[key] = route
@@ -88,46 +93,117 @@ class Routes:
         keys = [*delta.removals, *(key for key, _ in delta.puts)]
         doubles = [body for key in keys for body in self._doubles.pop(key, ())]
         removals = [Message(RTM_DELROUTE, 0, body) for body in doubles]
-        removals += [Message(RTM_DELROUTE, 0, route_body(key)) for key in delta.removals]
-        puts = [Message(RTM_NEWROUTE, _PUT, route_body(key, route)) for key, route in delta.puts]
+        removals += [Message(RTM_DELROUTE, 0, _removal(key)) for key in delta.removals]
+        puts = [Message(RTM_NEWROUTE, _PUT, _put(key, route)) for key, route in delta.puts]
         _change(self._rtnl, "routes to peers", removals, puts)
 
 
-def route_key(body: bytes) -> RouteKey:
-    """Which route a message is about (struct rtmsg and its attributes)."""
-    return parse_route(body)[0]
+def main_routes(rtnl: Rtnl, protocol: int = 0) -> Iterator[bytes]:
+    """The messages of the main table's IPv4 routes, of one protocol or (0) of any. Refused."""
+    for body in rtnl.bulk.dump(RTM_GETROUTE, message(rtmsg, family=AF_INET, proto=protocol)):
+        _, _, _, _, table, made_by, *_ = RTMSG.unpack_from(body)
+        if table == MAIN_TABLE and protocol in (0, made_by):
+            yield body
+
+
+def prefix_length(body: bytes) -> int:
+    """Of the subnet that a route's message is about."""
+    return body[1]
+
+
+def route_type(body: bytes) -> int:
+    """RTN_* of a route's message."""
+    return int(RTMSG.unpack_from(body)[7])
 
 
 def parse_route(body: bytes) -> tuple[RouteKey, Route]:
     """A route by its message; one over several paths has no interface here."""
     found = attributes(body, RTMSG.size)
-    subnet = IPv4Network((found.get(RTA_DST, bytes(4)), body[1]))
-    key = RouteKey(subnet, to_number(found.get(_RTA_PRIORITY, b"")))
-    via = IPv4Address(found.get(_RTA_GATEWAY, bytes(4)))
+    subnet = IPv4Network((found.get(RTA_DST, bytes(4)), prefix_length(body)))
+    key = RouteKey(subnet, to_number(found.get(RTA_PRIORITY, b"")))
+    via = IPv4Address(found.get(RTA_GATEWAY, bytes(4)))
     ifindex = to_number(found.get(RTA_OIF, b""))
-    mtu = attributes(found.get(_RTA_METRICS, b"")).get(_RTAX_MTU, b"")
-    onlink = bool(RTMSG.unpack_from(body)[-1] & _RTNH_F_ONLINK)
+    mtu = attributes(found.get(RTA_METRICS, b"")).get(RTAX_MTU, b"")
+    onlink = bool(RTMSG.unpack_from(body)[-1] & RTNH_F_ONLINK)
     return key, Route(via, ifindex, onlink, to_number(mtu))
 
 
-def route_body(
-    key: RouteKey, route: Route | None = None, *, protocol: int = ROUTE_PROTOCOL, kind: int = 0
-) -> bytes:
-    """Struct rtmsg with its attributes; without a route, what names the one to remove (`kind`: RTN_*)."""
-    named = attribute(RTA_DST, key.subnet.network_address.packed)
+@cache
+def _shape(length: int, metric: bool, leads: bool, mtu: bool, via: bool, onlink: bool) -> Shape:
+    """Of a route of ours with these attributes; one that leads nowhere names the one to remove.
+
+    A removal goes by RT_SCOPE_NOWHERE, or it finds no route whose scope is another than its own.
+    """
+    marked: list[tuple[bool, bytes, Attribute]] = [
+        (True, b"\1" * 4, ("RTA_DST", "1.1.1.1")),
+        (metric, b"\2" * 4, ("RTA_PRIORITY", 0x02020202)),
+        (leads, b"\3" * 4, ("RTA_OIF", 0x03030303)),
+        (mtu, b"\4" * 4, ("RTA_METRICS", nested(rtmsg.metrics, [("RTAX_MTU", 0x04040404)]))),
+        (via, b"\5" * 4, ("RTA_GATEWAY", "5.5.5.5")),
+    ]
+    there = [(mark, attribute) for has, mark, attribute in marked if has]
+    scope = RT_SCOPE_UNIVERSE if via else RT_SCOPE_LINK if leads else RT_SCOPE_NOWHERE
+    packed = message(
+        rtmsg,
+        [attribute for _, attribute in there],
+        family=AF_INET,
+        dst_len=length,
+        table=MAIN_TABLE,
+        proto=ROUTE_PROTOCOL,
+        scope=scope,
+        type=UNICAST if leads else 0,
+        flags=RTNH_F_ONLINK if onlink else 0,
+    )
+    return Shape(packed, *(mark for mark, _ in there))
+
+
+def _put(key: RouteKey, route: Route) -> bytes:
+    via, mtu = bool(int(route.via)), bool(route.mtu)
+    shape = _shape(key.subnet.prefixlen, bool(key.metric), True, mtu, via, via and route.onlink)
+    values = [key.subnet.network_address.packed]
     if key.metric:
-        named += attribute(_RTA_PRIORITY, number(key.metric))
-    head = AF_INET, key.subnet.prefixlen, 0, 0, RT_TABLE_MAIN, protocol
-    if route is None:
-        return RTMSG.pack(*head, _RT_SCOPE_NOWHERE, kind, 0) + named
-    named += attribute(RTA_OIF, number(route.ifindex))
-    if route.mtu:
-        named += attribute(_RTA_METRICS, attribute(_RTAX_MTU, number(route.mtu)))
-    if not int(route.via):
-        return RTMSG.pack(*head, _RT_SCOPE_LINK, RTN_UNICAST, 0) + named
-    flags = _RTNH_F_ONLINK if route.onlink else 0
-    gateway = attribute(_RTA_GATEWAY, route.via.packed)
-    return RTMSG.pack(*head, _RT_SCOPE_UNIVERSE, RTN_UNICAST, flags) + named + gateway
+        values.append(number(key.metric))
+    values.append(number(route.ifindex))
+    if mtu:
+        values.append(number(route.mtu))
+    if via:
+        values.append(route.via.packed)
+    return shape(*values)
+
+
+def _removal(key: RouteKey) -> bytes:
+    shape = _shape(key.subnet.prefixlen, bool(key.metric), False, False, False, False)
+    metric = (number(key.metric),) if key.metric else ()
+    return shape(key.subnet.network_address.packed, *metric)
+
+
+def put_route(rtnl: Rtnl, subnet: IPv4Network, route: Route, protocol: int) -> None:
+    """A route without a metric, in place of the one that is there; MTU as the interface's. Refused."""
+    via = {"gateway": str(route.via)} if int(route.via) else {}
+    rtnl.route(
+        "replace",
+        family=AF_INET,
+        table=MAIN_TABLE,
+        dst=str(subnet),
+        oif=route.ifindex,
+        proto=protocol,
+        scope=RT_SCOPE_UNIVERSE if via else RT_SCOPE_LINK,
+        flags=RTNH_F_ONLINK if via and route.onlink else 0,
+        **via,
+    )
+
+
+def remove_route(rtnl: Rtnl, subnet: IPv4Network, protocol: int, kind: int = 0) -> None:
+    """Remove a route without a metric (`kind`: RTN_*; 0: of any). Refused."""
+    rtnl.route(
+        "del",
+        family=AF_INET,
+        dst=str(subnet),
+        table=MAIN_TABLE,
+        proto=protocol,
+        scope=RT_SCOPE_NOWHERE,
+        type=kind,
+    )
 
 
 class VtepNeighbours:
@@ -137,31 +213,33 @@ class VtepNeighbours:
         self._rtnl, self._vxlan = rtnl, vxlan
 
     def read(self) -> Mapping[IPv4Address, MacAddress]:
-        request = NDMSG.pack(AF_INET, 0, 0, 0, 0) + _ifindex_filter(self._vxlan)
+        request = message(ndmsg, [("NDA_IFINDEX", self._vxlan)], family=AF_INET)
         found = {}
-        for body in self._rtnl.dump(RTM_GETNEIGH, request):
+        for body in self._rtnl.bulk.dump(RTM_GETNEIGH, request):
             _, ifindex, state, _, _ = NDMSG.unpack_from(body)
-            if ifindex == self._vxlan and state & _NUD_PERMANENT:
+            if ifindex == self._vxlan and state & NUD_PERMANENT:
                 entry = attributes(body, NDMSG.size)
                 if len(entry.get(NDA_LLADDR, b"")) == 6:
                     found[IPv4Address(entry[NDA_DST])] = MacAddress(entry[NDA_LLADDR])
         return found
 
     def apply(self, delta: Delta[IPv4Address, MacAddress]) -> None:
-        removals = [Message(RTM_DELNEIGH, 0, self._body(address)) for address in delta.removals]
-        puts = [Message(RTM_NEWNEIGH, _PUT, self._body(address, mac)) for address, mac in delta.puts]
+        fields = {"family": AF_INET, "ifindex": self._vxlan, "state": NUD_PERMANENT}
+        gone = Shape(message(ndmsg, [_DST], **fields), _DST_MARK)
+        there = Shape(message(ndmsg, [_DST, _LLADDR], **fields), _DST_MARK, _LLADDR_MARK)
+        removals = [Message(RTM_DELNEIGH, 0, gone(address.packed)) for address in delta.removals]
+        puts = [Message(RTM_NEWNEIGH, _PUT, there(address.packed, mac.packed)) for address, mac in delta.puts]
         _change(self._rtnl, "VTEP neighbours", removals, puts)
 
-    def _body(self, address: IPv4Address, mac: MacAddress | None = None) -> bytes:
-        head = NDMSG.pack(AF_INET, self._vxlan, _NUD_PERMANENT, 0, 0)
-        return head + attribute(NDA_DST, address.packed) + (attribute(NDA_LLADDR, mac.packed) if mac else b"")
 
+_DST_MARK, _DST = b"\1" * 4, ("NDA_DST", "1.1.1.1")
+_LLADDR_MARK, _LLADDR = b"\2" * 6, ("NDA_LLADDR", "02:02:02:02:02:02")
 
 _NOWHERE: Final = IPv4Address(0)
 """Read for an entry with several remotes, or one that differs in more than its host: never wanted."""
 
-_ELSEWHERE: Final = frozenset({6, 7, 8})
-"""NDA_PORT, NDA_VNI, NDA_IFINDEX: told where they are not the device's own."""
+_ELSEWHERE: Final = frozenset(number_of(ndmsg, f"NDA_{name}") for name in ("PORT", "VNI", "IFINDEX"))
+"""Told where they are not the device's own."""
 
 
 class Fdb:
@@ -171,9 +249,8 @@ class Fdb:
         self._rtnl, self._vxlan = rtnl, vxlan
 
     def read(self) -> Mapping[MacAddress, IPv4Address]:
-        request = NDMSG.pack(AF_BRIDGE, self._vxlan, 0, 0, 0)
         found = {}
-        for body in self._rtnl.dump(RTM_GETNEIGH, request):
+        for body in self._rtnl.bulk.dump(RTM_GETNEIGH, message(ndmsg, family=AF_BRIDGE, ifindex=self._vxlan)):
             _, ifindex, _, _, _ = NDMSG.unpack_from(body)
             entry = attributes(body, NDMSG.size)
             if ifindex == self._vxlan and len(entry.get(NDA_DST, b"")) == 4:
@@ -183,23 +260,17 @@ class Fdb:
         return found
 
     def apply(self, delta: Delta[MacAddress, IPv4Address]) -> None:
-        removals = [Message(RTM_DELNEIGH, 0, self._body(mac)) for mac in delta.removals]
-        puts = [Message(RTM_NEWNEIGH, _PUT, self._body(mac, host)) for mac, host in delta.puts]
+        fields = {"family": AF_BRIDGE, "ifindex": self._vxlan, "state": NUD_PERMANENT, "flags": NTF_SELF}
+        gone = Shape(message(ndmsg, [_LLADDR], **fields), _LLADDR_MARK)
+        there = Shape(message(ndmsg, [_LLADDR, _DST], **fields), _LLADDR_MARK, _DST_MARK)
+        removals = [Message(RTM_DELNEIGH, 0, gone(mac.packed)) for mac in delta.removals]
+        puts = [Message(RTM_NEWNEIGH, _PUT, there(mac.packed, host.packed)) for mac, host in delta.puts]
         _change(self._rtnl, "FDB of the vxlan device", removals, puts)
-
-    def _body(self, mac: MacAddress, host: IPv4Address | None = None) -> bytes:
-        head = NDMSG.pack(AF_BRIDGE, self._vxlan, _NUD_PERMANENT, _NTF_SELF, 0)
-        return head + attribute(NDA_LLADDR, mac.packed) + (attribute(NDA_DST, host.packed) if host else b"")
-
-
-def _ifindex_filter(ifindex: int) -> bytes:
-    """For dumps of neighbours; with AF_BRIDGE the head says it."""
-    return attribute(NDA_IFINDEX, number(ifindex))
 
 
 def _change(rtnl: Rtnl, what: str, removals: Sequence[Message], puts: Sequence[Message]) -> None:
     """Removals, then puts. KernelError with a count if some failed; what is missing is removed already."""
-    gone = [code for code in rtnl.change(removals) if code and code not in GONE]
-    failed = gone + [code for code in rtnl.change(puts) if code]
+    gone = [code for code in rtnl.bulk.change(removals) if code and code not in GONE]
+    failed = gone + [code for code in rtnl.bulk.change(puts) if code]
     if failed:
         raise KernelError(f"{what}: {len(failed)} entries not applied: {os.strerror(failed[-1])}")

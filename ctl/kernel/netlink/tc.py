@@ -1,29 +1,24 @@
-"""tc's qdiscs and filters as rtnetlink has them: messages to values and back.
-
-Formats: struct tcmsg of linux/rtnetlink.h, TCA_BPF_* of linux/pkt_cls.h.
-"""
+"""tc's qdiscs and filters, by pyroute2's calls and messages."""
 
 from __future__ import annotations
 
-import socket
-import struct
 from dataclasses import dataclass
 from typing import Final
 
-from ctl.kernel.netlink.socket import attribute, attributes, number, text, to_number
+from pyroute2.netlink.rtnl import RTM_GETTFILTER
+from pyroute2.netlink.rtnl.tcmsg import sched_bpf, tcmsg
+from pyroute2.protocols import ETH_P_ALL
 
-INGRESS: Final = 0xFFFFFFF2
-EGRESS: Final = 0xFFFFFFF3
-"""The two sides of clsact, as parents of filters (TC_H_MIN_INGRESS, TC_H_MIN_EGRESS)."""
+from ctl.kernel.netlink.message import attributes, layout, message, number_of, text, to_number
+from ctl.kernel.netlink.socket import Rtnl
 
-_TCMSG: Final = struct.Struct("=BxxxiIII")
-"""struct tcmsg: family, ifindex, handle, parent, info (priority and protocol of a filter)."""
-_CLSACT_HANDLE: Final = 0xFFFF0000
-_CLSACT_PARENT: Final = 0xFFFFFFF1
-_KIND, _OPTIONS = 1, 2
-_BPF_FD, _BPF_NAME, _BPF_FLAGS, _BPF_ID = 6, 7, 8, 11
-_DIRECT_ACTION: Final = 1
-_ETH_P_ALL: Final = 0x0003
+_SIDES: Final = {True: 0xFFFFFFF2, False: 0xFFFFFFF3}
+"""Ingress and egress of clsact, as parents of filters (TC_H_MIN_INGRESS, TC_H_MIN_EGRESS)."""
+_HEAD: Final = layout(tcmsg)
+_KIND, _OPTIONS = number_of(tcmsg, "TCA_KIND"), number_of(tcmsg, "TCA_OPTIONS")
+_BPF_NAME: Final = number_of(sched_bpf.options, "TCA_BPF_NAME")
+_BPF_ID: Final = 11
+"""TCA_BPF_ID of linux/pkt_cls.h, which pyroute2 0.9.7 does not know."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,32 +33,48 @@ class Attached:
     """Id of a bpf filter's program, if that is eBPF."""
 
 
-def clsact(ifindex: int) -> bytes:
-    """The qdisc that filters hang on."""
-    return _TCMSG.pack(0, ifindex, _CLSACT_HANDLE, _CLSACT_PARENT, 0) + attribute(_KIND, b"clsact\0")
+def add_clsact(rtnl: Rtnl, ifindex: int) -> None:
+    """The qdisc that filters hang on. Refused."""
+    rtnl.tc("add", "clsact", index=ifindex)
 
 
-def place(ifindex: int, parent: int, priority: int = 0, handle: int = 0) -> bytes:
-    """One filter's place, for all protocols; without priority and handle, all of that side."""
-    info = priority << 16 | socket.htons(_ETH_P_ALL) if priority else 0
-    head = _TCMSG.pack(0, ifindex, handle, parent, info)
-    return head + attribute(_KIND, b"bpf\0") if priority else head
+def remove_clsact(rtnl: Rtnl, ifindex: int) -> None:
+    """Take it away, with all filters. Refused."""
+    rtnl.tc("del", "clsact", index=ifindex)
 
 
-def program(fd: int, name: str) -> bytes:
-    """What follows `place`: a bpf program whose verdict is the filter's."""
-    return attribute(
-        _OPTIONS,
-        attribute(_BPF_FD, number(fd))
-        + attribute(_BPF_NAME, name.encode() + b"\0")
-        + attribute(_BPF_FLAGS, number(_DIRECT_ACTION)),
-    )
+def put(rtnl: Rtnl, ifindex: int, ingress: bool, place: tuple[int, int], fd: int, name: str) -> None:
+    """Have a bpf program, whose verdict is the filter's, in a place of that side. Refused.
+
+    `place`: priority and handle. What was there goes.
+    """
+    rtnl.tc("replace-filter", "bpf", **_place(ifindex, ingress, place), fd=fd, name=name, direct_action=True)
 
 
-def parse(body: bytes) -> Attached | None:
-    """A filter by its message; None for the head of a chain, which is none."""
-    _, _, handle, _, info = _TCMSG.unpack_from(body)
-    found = attributes(body, _TCMSG.size)
+def remove(rtnl: Rtnl, ifindex: int, ingress: bool, place: tuple[int, int]) -> None:
+    """Take the bpf filter in a place away. Refused."""
+    rtnl.tc("del-filter", "bpf", **_place(ifindex, ingress, place))
+
+
+def _place(ifindex: int, ingress: bool, place: tuple[int, int]) -> dict[str, int]:
+    priority, handle = place
+    parent = _SIDES[ingress]
+    return {"index": ifindex, "parent": parent, "prio": priority, "handle": handle, "protocol": ETH_P_ALL}
+
+
+def listing(rtnl: Rtnl, ifindex: int, ingress: bool) -> list[Attached]:
+    """All filters of a side, in the order in which they run. Refused."""
+    request = message(tcmsg, index=ifindex, parent=_SIDES[ingress])
+    return [found for each in rtnl.bulk.dump(RTM_GETTFILTER, request) if (found := parse(each))]
+
+
+def parse(content: bytes) -> Attached | None:
+    """A filter by its message; None for the head of a chain, which is none.
+
+    By hand: others' filters may be of kinds whose options pyroute2 cannot take apart.
+    """
+    handle, info = _HEAD.unpack_from(content)[-3::2]
+    found = attributes(content, _HEAD.size)
     if not handle or _OPTIONS not in found:
         return None
     kind = text(found.get(_KIND, b""))

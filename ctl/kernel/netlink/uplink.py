@@ -6,22 +6,12 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from socket import AF_INET
 
 from ctl.core.errors import AgentError, KernelError
 from ctl.core.host import OWNER, Link, Uplink
+from ctl.kernel.netlink.fib import route_to
 from ctl.kernel.netlink.session import Netlink
-from ctl.kernel.netlink.socket import (
-    RT_TABLE_MAIN,
-    RTA_OIF,
-    RTA_PREFSRC,
-    RTM_GETROUTE,
-    RTMSG,
-    RTN_UNICAST,
-    attributes,
-    to_number,
-)
-from ctl.kernel.netlink.tables import parse_route
+from ctl.kernel.netlink.tables import main_routes, parse_route, prefix_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,23 +117,20 @@ def _by_pattern(netlink: Netlink, pattern: str, links: Iterable[Link]) -> Named:
 def _by_route(netlink: Netlink, host: IPv4Address, links: Mapping[int, Link]) -> Named:
     try:
         with netlink.doing(f"route to {host}"):
-            body = netlink.rtnl.route_to(host)
+            ifindex, source = route_to(netlink.rtnl, host)
     except KernelError as error:
         raise AgentError(f"{error}: see --iface-can-reach") from error
-    route = attributes(body, RTMSG.size)
-    link = links.get(to_number(route.get(RTA_OIF, b"")))
-    source = route.get(RTA_PREFSRC)
-    if RTMSG.unpack_from(body)[7] != RTN_UNICAST or link is None or source is None:
+    link = links.get(ifindex)
+    if link is None or source is None:
         raise AgentError(f"no interface leads to {host}: see --iface-can-reach")
-    return link, [IPv4Address(source)]
+    return link, [source]
 
 
 def _default(netlink: Netlink, links: Mapping[int, Link]) -> Link:
     with netlink.doing("list routes"):
-        found = netlink.rtnl.dump(RTM_GETROUTE, RTMSG.pack(AF_INET, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0))
-    # Their prefix lengths first: there may be a route for each of thousands of peers.
-    defaults = (parse_route(body) for body in found if not body[1] and body[4] == RT_TABLE_MAIN)
-    routes = [(key.metric, route.ifindex) for key, route in defaults if route.ifindex]
+        # Their prefix lengths first: there may be a route for each of thousands of peers.
+        found = [parse_route(body) for body in main_routes(netlink.rtnl) if not prefix_length(body)]
+    routes = [(key.metric, route.ifindex) for key, route in found if route.ifindex]
     if not routes:
         raise AgentError("no default route to find the uplink by: name it with --iface")
     _, ifindex = min(routes, key=lambda route: route[0])

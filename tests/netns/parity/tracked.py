@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from ctl.kernel.netlink.socket import attribute
 from tests.namespace import Netns
 
 NETLINK_NETFILTER: Final = 12
@@ -30,6 +29,12 @@ FIRST: Final = 10 << 24
 """Clients are 10.0.0.0 and up."""
 BATCH: Final = 400
 """Messages in one go; what the kernel takes at once."""
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """Struct nlattr with its value, padded."""
+    size = 4 + len(value)
+    return (struct.pack("=HH", size, kind) + value).ljust((size + 3) & ~3, b"\0")
 
 
 def _tuple(source: bytes, target: bytes, sport: int, dport: int) -> bytes:
