@@ -7,7 +7,7 @@ import json
 from pyroute2.netlink.rtnl import RTM_GETLINK
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
-from ctl.kernel.netlink.message import attributes, message, to_number
+from ctl.kernel.netlink.message import attributes, body, message, to_number
 from ctl.kernel.netlink.socket import Rtnl
 from tests.lab import Container, Lab
 from tests.namespace import Namespace
@@ -24,7 +24,7 @@ def headroom(place: Namespace, device: str) -> int:
 
     def look() -> int:
         rtnl = Rtnl()
-        found = (attributes(body, 16) for body in rtnl.bulk.dump(RTM_GETLINK, message(ifinfmsg)))
+        found = (attributes(body, 16) for body in rtnl.bulk.dump(RTM_GETLINK, body(message(ifinfmsg))))
         (each,) = (link for link in found if link[IFLA_IFNAME].rstrip(b"\0").decode() == device)
         rtnl.close()
         return to_number(each[IFLA_HEADROOM])

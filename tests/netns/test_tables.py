@@ -25,7 +25,7 @@ from ctl.core.ports import Table
 from ctl.core.tracker import Tracker
 from ctl.kernel.hooks.filters import attached
 from ctl.kernel.netlink import fib
-from ctl.kernel.netlink.message import message
+from ctl.kernel.netlink.message import body, message
 from ctl.kernel.netlink.monitor import Monitor
 from ctl.kernel.netlink.session import Netlink
 from ctl.kernel.netlink.socket import Refused, Rtnl
@@ -167,7 +167,7 @@ def test_an_fdb_entry_with_more_than_a_host_of_its_own_is_put_right(place: Place
 def test_a_dump_that_the_kernel_breaks_off_is_not_an_empty_one(place: Place) -> None:
     """It says so in the message that ends it."""
     with pytest.raises(Refused, match="FIB table does not exist"):
-        place.rtnl.bulk.dump(RTM_GETROUTE, message(rtmsg, family=AF_INET, table=99))
+        place.rtnl.bulk.dump(RTM_GETROUTE, body(message(rtmsg, family=AF_INET, table=99)))
 
 
 def test_an_interface_that_is_gone_has_no_addresses_and_no_filters(place: Place) -> None:

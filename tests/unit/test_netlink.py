@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from pyroute2.netlink import NLM_F_DUMP_INTR, NLM_F_MULTI, NLMSG_DONE, NLMSG_ERROR
@@ -69,6 +69,12 @@ class Kernel:
             self._far.send(numbered)
         self.answers.clear()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def close(self) -> None:
         self.closed = True
         self._near.close()
@@ -87,7 +93,7 @@ def bulk(kernel: Kernel) -> Bulk:
     return Bulk(kernel)
 
 
-ALL = message(rtmsg)
+ALL = body(message(rtmsg))
 
 WHOLE, PART = (answer(NLMSG_DONE, NLM_F_MULTI | flag, error(0)) for flag in (0, NLM_F_DUMP_INTR))
 ONE = answer(RTM_NEWROUTE, NLM_F_MULTI, bytes(12))

@@ -25,6 +25,7 @@ from ctl.core.model import MacAddress
 from ctl.kernel.netlink.message import (
     Attribute,
     attributes,
+    body,
     layout,
     message,
     nested,
@@ -66,7 +67,7 @@ class Vxlan:
 
 def listing(rtnl: Rtnl) -> list[Link]:
     """All interfaces. Refused."""
-    request = message(ifinfmsg, [("IFLA_EXT_MASK", _SKIP_STATISTICS)])
+    request = body(message(ifinfmsg, [("IFLA_EXT_MASK", _SKIP_STATISTICS)]))
     return [parse(content) for content in rtnl.bulk.dump(RTM_GETLINK, request)]
 
 

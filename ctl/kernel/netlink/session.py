@@ -30,7 +30,7 @@ from ctl.core.host import OWNER, BridgeDevice, Link, Neighbours, VxlanDevice
 from ctl.core.model import MacAddress
 from ctl.core.plan import plan_bridge_mtu
 from ctl.kernel.netlink import fib, link
-from ctl.kernel.netlink.message import attributes, message, to_number, unpack
+from ctl.kernel.netlink.message import attributes, body, message, to_number, unpack
 from ctl.kernel.netlink.socket import Refused, Rtnl, suppress_missing
 from ctl.kernel.netlink.tables import MAIN_TABLE, NDA_DST, NDA_LLADDR, NDA_MASTER, NDMSG
 
@@ -73,18 +73,18 @@ class Netlink:
         """IPv4 addresses of an interface, in the kernel's order (primary first)."""
         found: list[bytes] = []
         with self.doing(f"list addresses of interface {ifindex}"), suppress_missing():
-            request = message(ifaddrmsg, family=AF_INET, index=ifindex)
+            request = body(message(ifaddrmsg, family=AF_INET, index=ifindex))
             found.extend(self.rtnl.bulk.dump(RTM_GETADDR, request))
-        each = [unpack(ifaddrmsg, body) for body in found]
+        each = [unpack(ifaddrmsg, content) for content in found]
         return [IPv4Interface((address.get("local"), address["prefixlen"])) for address in each]
 
     def neighbours(self, bridge: int) -> Neighbours:
         """Containers' addresses and MACs, as bridge and neighbour table know them."""
         dump = self.rtnl.bulk.dump
-        by_device = message(ndmsg, [("NDA_IFINDEX", bridge)], family=AF_INET)
+        by_device = body(message(ndmsg, [("NDA_IFINDEX", bridge)], family=AF_INET))
         addresses = list(map(_neighbour, dump(RTM_GETNEIGH, by_device)))
         # By the bridge, or the kernel would list every peer's entry of the vxlan device too.
-        by_master = message(ndmsg, [("NDA_MASTER", bridge)], family=AF_BRIDGE)
+        by_master = body(message(ndmsg, [("NDA_MASTER", bridge)], family=AF_BRIDGE))
         ports = map(_neighbour, dump(RTM_GETNEIGH, by_master))
         return Neighbours(
             {
@@ -242,7 +242,7 @@ def by_name(links: Mapping[int, Link], name: str) -> Link | None:
     return next((found for found in links.values() if found.name == name), None)
 
 
-def _neighbour(body: bytes) -> tuple[int, int, dict[int, bytes]]:
+def _neighbour(content: bytes) -> tuple[int, int, dict[int, bytes]]:
     """(ifindex, state, attributes) of struct ndmsg."""
-    _, ifindex, state, _, _ = NDMSG.unpack_from(body)
-    return ifindex, state, attributes(body, NDMSG.size)
+    _, ifindex, state, _, _ = NDMSG.unpack_from(content)
+    return ifindex, state, attributes(content, NDMSG.size)

@@ -43,7 +43,6 @@ from pyroute2.netlink import (
     NLM_F_REQUEST,
     NLMSG_DONE,
     NLMSG_ERROR,
-    nlmsg,
     nlmsgerr,
 )
 from pyroute2.netlink.exceptions import NetlinkError
@@ -56,7 +55,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from ctl.core.errors import KernelError
-from ctl.kernel.netlink.message import HEADER, body, check, split, unpack, words
+from ctl.kernel.netlink.message import HEADER, check, split, unpack, words
 
 for _name in ("pyroute2", "asyncio"):
     # Each message would be logged, and each event loop.
@@ -139,6 +138,8 @@ class Bulk:
     def __init__(self, opened: NetlinkSocket) -> None:
         self._opened = opened
         self._sequence = 0
+        self._readable = select.poll()
+        self._readable.register(opened.fileno(), select.POLLIN)
 
     def close(self) -> None:
         self._opened.close()
@@ -168,22 +169,21 @@ class Bulk:
             results.extend(answers[sequence] for sequence in range(base, last + 1))
         return results
 
-    def dump(self, kind: int, request: nlmsg) -> list[bytes]:
+    def dump(self, kind: int, request: bytes) -> list[bytes]:
         """All that the kernel has, as the bodies of its messages. Refused if it does not tell.
 
         A dump that a change interrupted is made again. KernelError if each one was: what may be
         a part is no answer, for whatever is missing in it would be taken for gone.
         """
-        packed = body(request)
         for _ in range(_DUMP_ATTEMPTS):
-            replies = list(self.dumping(kind, packed))
+            replies = list(self.dumping(kind, request))
             if not any(flags & NLM_F_DUMP_INTR for _, _, flags, _ in replies):
                 return [content for _, _, _, content in replies[:-1]]
         raise KernelError(f"netlink: what was to be listed changed {_DUMP_ATTEMPTS} times meanwhile")
 
-    def dumping(self, kind: int, packed: bytes) -> Generator[Reply, None, None]:
+    def dumping(self, kind: int, request: bytes) -> Generator[Reply, None, None]:
         """Each message of a dump, the one that ends it as well. Refused."""
-        sequence = self._send([Message(kind, NLM_F_DUMP, packed)])
+        sequence = self._send([Message(kind, NLM_F_DUMP, request)])
         while True:
             for reply in self._receive():
                 answered, told, _, content = reply
@@ -220,7 +220,7 @@ class Bulk:
     def _receive(self) -> Iterator[Reply]:
         """Each message that one call brings."""
         try:
-            select.select([self._opened], [], [])  # some of pyroute2's sockets do not wait
+            self._readable.poll()  # some of pyroute2's sockets do not wait
             data = self._opened.recv(_RECEIVE)
         except OSError as error:
             raise KernelError(f"netlink: {error.strerror}") from error
@@ -233,30 +233,23 @@ class Rtnl:
     def __init__(self) -> None:
         self._thread = threading.get_ident()
         with ExitStack() as failing:
-            self._iproute: IPRoute | None = self._open()
-            failing.callback(self.close)
-            self._bulk: Bulk | None = None
-            opened = IPRSocket(ext_ack=True, strict_check=True)
-            self._bulk = Bulk(opened)
+            opened = failing.enter_context(IPRSocket(ext_ack=True, strict_check=True))
+            # Only with this it has a socket.
             opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+            self.bulk: Final = Bulk(opened)
+            """For batches and dumps."""
+            self._iproute: IPRoute | None = self._open()
             failing.pop_all()
 
     def close(self) -> None:
+        self.bulk.close()
         if self._iproute is not None:
             self._iproute.close()
-        if self._bulk is not None:
-            self._bulk.close()
 
     @staticmethod
     def _open() -> IPRoute:
         # ext_ack: drivers say why they refuse XDP.
         return IPRoute(ext_ack=True, strict_check=True)
-
-    @property
-    def bulk(self) -> Bulk:
-        """For batches and dumps."""
-        assert self._bulk is not None
-        return self._bulk
 
     def link(self, command: Command, **spec: object) -> list[Any]:
         """As IPRoute.link. Refused."""

@@ -40,6 +40,7 @@ from ctl.kernel.netlink.message import (
     Attribute,
     Shape,
     attributes,
+    body,
     layout,
     message,
     nested,
@@ -81,18 +82,18 @@ class Routes:
     def read(self) -> Mapping[RouteKey, Route]:
         found: dict[RouteKey, Route] = {}
         self._doubles = {}
-        for body in main_routes(self._rtnl, ROUTE_PROTOCOL):
-            key, route = parse_route(body)
-            if RTMSG.unpack_from(body)[3] or key in found:
-                self._doubles.setdefault(key, []).append(body)
+        for content in main_routes(self._rtnl, ROUTE_PROTOCOL):
+            key, route = parse_route(content)
+            if RTMSG.unpack_from(content)[3] or key in found:
+                self._doubles.setdefault(key, []).append(content)
             else:
                 found[key] = route
         return found | dict.fromkeys(self._doubles, _SEVERAL)
 
     def apply(self, delta: Delta[RouteKey, Route]) -> None:
         keys = [*delta.removals, *(key for key, _ in delta.puts)]
-        doubles = [body for key in keys for body in self._doubles.pop(key, ())]
-        removals = [Message(RTM_DELROUTE, 0, body) for body in doubles]
+        doubles = [double for key in keys for double in self._doubles.pop(key, ())]
+        removals = [Message(RTM_DELROUTE, 0, double) for double in doubles]
         removals += [Message(RTM_DELROUTE, 0, _removal(key)) for key in delta.removals]
         puts = [Message(RTM_NEWROUTE, _PUT, _put(key, route)) for key, route in delta.puts]
         _change(self._rtnl, "routes to peers", removals, puts)
@@ -100,31 +101,31 @@ class Routes:
 
 def main_routes(rtnl: Rtnl, protocol: int = 0) -> Iterator[bytes]:
     """The messages of the main table's IPv4 routes, of one protocol or (0) of any. Refused."""
-    for body in rtnl.bulk.dump(RTM_GETROUTE, message(rtmsg, family=AF_INET, proto=protocol)):
-        _, _, _, _, table, made_by, *_ = RTMSG.unpack_from(body)
+    for content in rtnl.bulk.dump(RTM_GETROUTE, body(message(rtmsg, family=AF_INET, proto=protocol))):
+        _, _, _, _, table, made_by, *_ = RTMSG.unpack_from(content)
         if table == MAIN_TABLE and protocol in (0, made_by):
-            yield body
+            yield content
 
 
-def prefix_length(body: bytes) -> int:
+def prefix_length(content: bytes) -> int:
     """Of the subnet that a route's message is about."""
-    return body[1]
+    return content[1]
 
 
-def route_type(body: bytes) -> int:
+def route_type(content: bytes) -> int:
     """RTN_* of a route's message."""
-    return int(RTMSG.unpack_from(body)[7])
+    return int(RTMSG.unpack_from(content)[7])
 
 
-def parse_route(body: bytes) -> tuple[RouteKey, Route]:
+def parse_route(content: bytes) -> tuple[RouteKey, Route]:
     """A route by its message; one over several paths has no interface here."""
-    found = attributes(body, RTMSG.size)
-    subnet = IPv4Network((found.get(RTA_DST, bytes(4)), prefix_length(body)))
+    found = attributes(content, RTMSG.size)
+    subnet = IPv4Network((found.get(RTA_DST, bytes(4)), prefix_length(content)))
     key = RouteKey(subnet, to_number(found.get(RTA_PRIORITY, b"")))
     via = IPv4Address(found.get(RTA_GATEWAY, bytes(4)))
     ifindex = to_number(found.get(RTA_OIF, b""))
     mtu = attributes(found.get(RTA_METRICS, b"")).get(RTAX_MTU, b"")
-    onlink = bool(RTMSG.unpack_from(body)[-1] & RTNH_F_ONLINK)
+    onlink = bool(RTMSG.unpack_from(content)[-1] & RTNH_F_ONLINK)
     return key, Route(via, ifindex, onlink, to_number(mtu))
 
 
@@ -213,12 +214,12 @@ class VtepNeighbours:
         self._rtnl, self._vxlan = rtnl, vxlan
 
     def read(self) -> Mapping[IPv4Address, MacAddress]:
-        request = message(ndmsg, [("NDA_IFINDEX", self._vxlan)], family=AF_INET)
+        request = body(message(ndmsg, [("NDA_IFINDEX", self._vxlan)], family=AF_INET))
         found = {}
-        for body in self._rtnl.bulk.dump(RTM_GETNEIGH, request):
-            _, ifindex, state, _, _ = NDMSG.unpack_from(body)
+        for content in self._rtnl.bulk.dump(RTM_GETNEIGH, request):
+            _, ifindex, state, _, _ = NDMSG.unpack_from(content)
             if ifindex == self._vxlan and state & NUD_PERMANENT:
-                entry = attributes(body, NDMSG.size)
+                entry = attributes(content, NDMSG.size)
                 if len(entry.get(NDA_LLADDR, b"")) == 6:
                     found[IPv4Address(entry[NDA_DST])] = MacAddress(entry[NDA_LLADDR])
         return found
@@ -249,10 +250,11 @@ class Fdb:
         self._rtnl, self._vxlan = rtnl, vxlan
 
     def read(self) -> Mapping[MacAddress, IPv4Address]:
+        request = body(message(ndmsg, family=AF_BRIDGE, ifindex=self._vxlan))
         found = {}
-        for body in self._rtnl.bulk.dump(RTM_GETNEIGH, message(ndmsg, family=AF_BRIDGE, ifindex=self._vxlan)):
-            _, ifindex, _, _, _ = NDMSG.unpack_from(body)
-            entry = attributes(body, NDMSG.size)
+        for content in self._rtnl.bulk.dump(RTM_GETNEIGH, request):
+            _, ifindex, _, _, _ = NDMSG.unpack_from(content)
+            entry = attributes(content, NDMSG.size)
             if ifindex == self._vxlan and len(entry.get(NDA_DST, b"")) == 4:
                 mac = MacAddress(entry[NDA_LLADDR])
                 odd = mac in found or not _ELSEWHERE.isdisjoint(entry)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from pyroute2.netlink.rtnl import RTM_GETTFILTER
 from pyroute2.netlink.rtnl.tcmsg import sched_bpf, tcmsg
 from pyroute2.protocols import ETH_P_ALL
 
-from ctl.kernel.netlink.message import attributes, layout, message, number_of, text, to_number
+from ctl.kernel.netlink.message import Shape, attributes, layout, message, number, number_of, text, to_number
 from ctl.kernel.netlink.socket import Rtnl
 
 _SIDES: Final = {True: 0xFFFFFFF2, False: 0xFFFFFFF3}
@@ -64,8 +65,14 @@ def _place(ifindex: int, ingress: bool, place: tuple[int, int]) -> dict[str, int
 
 def listing(rtnl: Rtnl, ifindex: int, ingress: bool) -> list[Attached]:
     """All filters of a side, in the order in which they run. Refused."""
-    request = message(tcmsg, index=ifindex, parent=_SIDES[ingress])
+    request = _of_a_side()(number(ifindex), number(_SIDES[ingress]))
     return [found for each in rtnl.bulk.dump(RTM_GETTFILTER, request) if (found := parse(each))]
+
+
+@cache
+def _of_a_side() -> Shape:
+    """Asked for each container's port, twice."""
+    return Shape(message(tcmsg, index=0x01010101, parent=0x02020202), b"\1" * 4, b"\2" * 4)
 
 
 def parse(content: bytes) -> Attached | None:
