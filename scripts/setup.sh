@@ -141,7 +141,7 @@ check() {
         die "$venv/bin/python cannot import bcc; is python3-bpfcc installed, and no package called bcc from PyPI?"
     "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         die "$python is older than Python 3.11"
-    "$venv/bin/python" -c 'import prometheus_client' || die "$venv is damaged: remove it and try again"
+    "$venv/bin/python" -c 'import prometheus_client, pyroute2' || die "$venv is damaged: remove it and try again"
 }
 
 case $mode in dev | run | kernels) ;; *) die "unknown mode '$mode' (nothing, or: run, kernels)" ;; esac
