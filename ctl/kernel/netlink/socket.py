@@ -137,6 +137,7 @@ class Bulk:
 
     def __init__(self, opened: NetlinkSocket) -> None:
         self._opened = opened
+        self._receive_once = opened.recv
         self._sequence = 0
         self._readable = select.poll()
         self._readable.register(opened.fileno(), select.POLLIN)
@@ -219,11 +220,14 @@ class Bulk:
 
     def _receive(self) -> Iterator[Reply]:
         """Each message that one call brings."""
-        try:
-            self._readable.poll()  # some of pyroute2's sockets do not wait
-            data = self._opened.recv(_RECEIVE)
-        except OSError as error:
-            raise KernelError(f"netlink: {error.strerror}") from error
+        data = b""
+        while not data:
+            try:
+                data = self._receive_once(_RECEIVE)
+            except BlockingIOError:  # those of pyroute2's sockets that have an event loop do not wait
+                self._readable.poll()
+            except OSError as error:
+                raise KernelError(f"netlink: {error.strerror}") from error
         yield from split(data)
 
 
