@@ -193,8 +193,8 @@ def quiet_filter(tunnel: int) -> bytes:
 class Source:
     """What the messages of one kind of socket mean, and what it means that some were lost.
 
-    nftables tells all hosts' programs of all rules, so others' work can overflow its socket: what
-    was lost there can have been about our rules, and about nothing else.
+    nftables reports everybody's rules, so others' work can overflow its socket: what was lost
+    there can have been about our rules, and about nothing else.
     """
 
     heard: Callable[[bytes], frozenset[Change]]

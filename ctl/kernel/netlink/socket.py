@@ -278,9 +278,9 @@ class Rtnl:
     def _call(self, name: str, command: Command, spec: Mapping[str, object]) -> list[Any]:
         assert threading.get_ident() == self._thread, "an IPRoute belongs to the thread that opened it"
         check(_WORDS[name], spec)
-        if self._iproute is None:
-            self._iproute = self._open()
         try:
+            if self._iproute is None:
+                self._iproute = self._open()
             return list(getattr(self._iproute, name)(command, **spec))
         except NetlinkError as error:
             raise Refused(error.code, error.args[1]) from error
@@ -291,6 +291,6 @@ class Rtnl:
     def _drop(self) -> None:
         """Close an IPRoute that is of no more use."""
         dropped, self._iproute = self._iproute, None
-        assert dropped is not None
         with suppress(OSError):  # the one that it is dropped for
-            dropped.close()
+            if dropped is not None:
+                dropped.close()

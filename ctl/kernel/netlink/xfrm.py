@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import socket
 from contextlib import closing
 from typing import Final
 
@@ -16,6 +17,17 @@ _GETPOLICY: Final = 0x15
 """XFRM_MSG_GETPOLICY of linux/xfrm.h, which pyroute2 knows nothing of."""
 _ALL: Final = bytes(64)
 """struct xfrm_userpolicy_id, all zero."""
+
+
+def _supported() -> bool:
+    """Whether the kernel has IPsec. OSError. Where it has not, pyroute2 would leave an event loop open."""
+    try:
+        socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_XFRM).close()
+    except OSError as error:
+        if error.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
+            return False
+        raise
+    return True
 
 
 class Policies:
@@ -45,10 +57,11 @@ class Policies:
 
     def _ask(self) -> bool:
         try:
-            self._socket = self._socket or Bulk(NetlinkSocket(family=NETLINK_XFRM))
+            if self._socket is None:
+                if not _supported():
+                    return False
+                self._socket = Bulk(NetlinkSocket(family=NETLINK_XFRM))
         except OSError as error:
-            if error.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT):
-                return False
             raise KernelError(error.strerror) from error
         with closing(self._socket.dumping(_GETPOLICY, _ALL)) as answer:
             _, kind, _, _ = next(answer)
