@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from ipaddress import IPv4Address
 from socket import AF_INET
 from typing import Final
@@ -63,22 +64,22 @@ def _routes(
     rtnl: Rtnl, hosts: Sequence[IPv4Address], uplink: Uplink, flags: int
 ) -> dict[IPv4Address, bytes | None]:
     """The kernel's answer for each host; None: it has no route."""
-    packed = message(
-        rtmsg,
-        [("RTA_DST", "1.1.1.1"), ("RTA_SRC", "2.2.2.2")],
-        family=AF_INET,
-        dst_len=32,
-        src_len=32,
-        flags=flags,
-    )
-    question, source = Shape(packed, b"\1" * 4, b"\2" * 4), uplink.address.packed
-    requests = [Message(RTM_GETROUTE, 0, question(host.packed, source)) for host in hosts]
+    question, source = _question(flags), uplink.address.packed
+    requests = (Message(RTM_GETROUTE, 0, question(host.packed, source)) for host in hosts)
     found: dict[IPv4Address, bytes | None] = {}
     for host, (code, body) in zip(hosts, rtnl.bulk.ask(requests), strict=True):
         if code and code not in _NO_ROUTE:
             raise KernelError(f"route to {host}: {os.strerror(code)}")
         found[host] = None if code else body
     return found
+
+
+@cache
+def _question(flags: int) -> Shape:
+    """A look-up by target and source address."""
+    named = [("RTA_DST", "1.1.1.1"), ("RTA_SRC", "2.2.2.2")]
+    packed = message(rtmsg, named, family=AF_INET, dst_len=32, src_len=32, flags=flags)
+    return Shape(packed, b"\1" * 4, b"\2" * 4)
 
 
 def _picked(hop: Hop, body: bytes | None, host: IPv4Address) -> Hop:

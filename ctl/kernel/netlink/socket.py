@@ -30,9 +30,10 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Final
 
 from pyroute2 import IPRoute, IPRSocket
@@ -132,6 +133,13 @@ def _check(kind: int, content: bytes) -> None:
         raise Refused(code, unpack(nlmsgerr, content).get_attr("NLMSGERR_ATTR_MSG") or "")
 
 
+def _batches(messages: Iterable[Message]) -> Iterator[list[Message]]:
+    """As many as one call takes at a time: there are never tens of thousands at once in memory."""
+    rest = iter(messages)
+    while batch := list(islice(rest, _BATCH)):
+        yield batch
+
+
 class Bulk:
     """A socket of pyroute2's for requests as bytes. One thread's. Failures of its own are KernelError."""
 
@@ -145,25 +153,23 @@ class Bulk:
     def close(self) -> None:
         self._opened.close()
 
-    def change(self, messages: Sequence[Message]) -> list[int]:
+    def change(self, messages: Iterable[Message]) -> list[int]:
         """Have the kernel do these in their order; an errno for each, 0 where it did.
 
         A failing one does not keep the others from being done.
         """
         results: list[int] = []
-        for first in range(0, len(messages), _BATCH):
-            batch = messages[first : first + _BATCH]
+        for batch in _batches(messages):
             base = self._send(batch, ack_last=True)
             last = base + len(batch) - 1
             failed = {sequence: _code(kind, content) for sequence, kind, _, content in self._until(last)}
             results.extend(failed.get(sequence, 0) for sequence in range(base, last + 1))
         return results
 
-    def ask(self, messages: Sequence[Message]) -> list[tuple[int, bytes]]:
+    def ask(self, messages: Iterable[Message]) -> list[tuple[int, bytes]]:
         """An (errno, answer) for each of these requests, which have one answer each."""
         results: list[tuple[int, bytes]] = []
-        for first in range(0, len(messages), _BATCH):
-            batch = messages[first : first + _BATCH]
+        for batch in _batches(messages):
             base = self._send(batch)
             last = base + len(batch) - 1
             answers = {seq: (_code(kind, content), content) for seq, kind, _, content in self._until(last)}
@@ -177,9 +183,12 @@ class Bulk:
         a part is no answer, for whatever is missing in it would be taken for gone.
         """
         for _ in range(_DUMP_ATTEMPTS):
-            replies = list(self.dumping(kind, request))
-            if not any(flags & NLM_F_DUMP_INTR for _, _, flags, _ in replies):
-                return [content for _, _, _, content in replies[:-1]]
+            found, interrupted = [], 0
+            for _, _, flags, content in self.dumping(kind, request):
+                found.append(content)
+                interrupted |= flags & NLM_F_DUMP_INTR
+            if not interrupted:
+                return found[:-1]
         raise KernelError(f"netlink: what was to be listed changed {_DUMP_ATTEMPTS} times meanwhile")
 
     def dumping(self, kind: int, request: bytes) -> Generator[Reply, None, None]:

@@ -7,7 +7,7 @@ entries on our own vxlan device.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from ipaddress import IPv4Address, IPv4Network
 from socket import AF_BRIDGE, AF_INET
@@ -93,9 +93,8 @@ class Routes:
     def apply(self, delta: Delta[RouteKey, Route]) -> None:
         keys = [*delta.removals, *(key for key, _ in delta.puts)]
         doubles = [double for key in keys for double in self._doubles.pop(key, ())]
-        removals = [Message(RTM_DELROUTE, 0, double) for double in doubles]
-        removals += [Message(RTM_DELROUTE, 0, _removal(key)) for key in delta.removals]
-        puts = [Message(RTM_NEWROUTE, _PUT, _put(key, route)) for key, route in delta.puts]
+        removals = (Message(RTM_DELROUTE, 0, body) for body in (*doubles, *map(_removal, delta.removals)))
+        puts = (Message(RTM_NEWROUTE, _PUT, _put(key, route)) for key, route in delta.puts)
         _change(self._rtnl, "routes to peers", removals, puts)
 
 
@@ -225,16 +224,31 @@ class VtepNeighbours:
         return found
 
     def apply(self, delta: Delta[IPv4Address, MacAddress]) -> None:
-        fields = {"family": AF_INET, "ifindex": self._vxlan, "state": NUD_PERMANENT}
-        gone = Shape(message(ndmsg, [_DST], **fields), _DST_MARK)
-        there = Shape(message(ndmsg, [_DST, _LLADDR], **fields), _DST_MARK, _LLADDR_MARK)
-        removals = [Message(RTM_DELNEIGH, 0, gone(address.packed)) for address in delta.removals]
-        puts = [Message(RTM_NEWNEIGH, _PUT, there(address.packed, mac.packed)) for address, mac in delta.puts]
+        gone, there = _neighbour_shapes(self._vxlan)
+        removals = (Message(RTM_DELNEIGH, 0, gone(address.packed)) for address in delta.removals)
+        puts = (Message(RTM_NEWNEIGH, _PUT, there(address.packed, mac.packed)) for address, mac in delta.puts)
         _change(self._rtnl, "VTEP neighbours", removals, puts)
 
 
 _DST_MARK, _DST = b"\1" * 4, ("NDA_DST", "1.1.1.1")
 _LLADDR_MARK, _LLADDR = b"\2" * 6, ("NDA_LLADDR", "02:02:02:02:02:02")
+
+
+@cache
+def _neighbour_shapes(vxlan: int) -> tuple[Shape, Shape]:
+    """A VTEP's neighbour to remove (by its address), and one to put (address and MAC)."""
+    fields = {"family": AF_INET, "ifindex": vxlan, "state": NUD_PERMANENT}
+    gone = Shape(message(ndmsg, [_DST], **fields), _DST_MARK)
+    return gone, Shape(message(ndmsg, [_DST, _LLADDR], **fields), _DST_MARK, _LLADDR_MARK)
+
+
+@cache
+def _fdb_shapes(vxlan: int) -> tuple[Shape, Shape]:
+    """An FDB entry to remove (by its MAC), and one to put (MAC and host)."""
+    fields = {"family": AF_BRIDGE, "ifindex": vxlan, "state": NUD_PERMANENT, "flags": NTF_SELF}
+    gone = Shape(message(ndmsg, [_LLADDR], **fields), _LLADDR_MARK)
+    return gone, Shape(message(ndmsg, [_LLADDR, _DST], **fields), _LLADDR_MARK, _DST_MARK)
+
 
 _NOWHERE: Final = IPv4Address(0)
 """Read for an entry with several remotes, or one that differs in more than its host: never wanted."""
@@ -262,15 +276,13 @@ class Fdb:
         return found
 
     def apply(self, delta: Delta[MacAddress, IPv4Address]) -> None:
-        fields = {"family": AF_BRIDGE, "ifindex": self._vxlan, "state": NUD_PERMANENT, "flags": NTF_SELF}
-        gone = Shape(message(ndmsg, [_LLADDR], **fields), _LLADDR_MARK)
-        there = Shape(message(ndmsg, [_LLADDR, _DST], **fields), _LLADDR_MARK, _DST_MARK)
-        removals = [Message(RTM_DELNEIGH, 0, gone(mac.packed)) for mac in delta.removals]
-        puts = [Message(RTM_NEWNEIGH, _PUT, there(mac.packed, host.packed)) for mac, host in delta.puts]
+        gone, there = _fdb_shapes(self._vxlan)
+        removals = (Message(RTM_DELNEIGH, 0, gone(mac.packed)) for mac in delta.removals)
+        puts = (Message(RTM_NEWNEIGH, _PUT, there(mac.packed, host.packed)) for mac, host in delta.puts)
         _change(self._rtnl, "FDB of the vxlan device", removals, puts)
 
 
-def _change(rtnl: Rtnl, what: str, removals: Sequence[Message], puts: Sequence[Message]) -> None:
+def _change(rtnl: Rtnl, what: str, removals: Iterable[Message], puts: Iterable[Message]) -> None:
     """Removals, then puts. KernelError with a count if some failed; what is missing is removed already."""
     gone = [code for code in rtnl.bulk.change(removals) if code and code not in GONE]
     failed = gone + [code for code in rtnl.bulk.change(puts) if code]
