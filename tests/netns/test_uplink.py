@@ -106,7 +106,7 @@ def test_a_host_without_any_route_has_no_default_route(host: Host) -> None:
     """Nor a main table, in which the kernel would refuse to look for one."""
     empty = host.lab.namespace("empty")
     with empty.entered(), Netlink() as netlink, pytest.raises(AgentError, match="no default route"):
-        find_uplink(netlink, Wish())
+        find_uplink(netlink, UplinkChoice())
 
 
 def test_the_address_that_we_had_stays_ours_while_it_fits(host: Host) -> None:

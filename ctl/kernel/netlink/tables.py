@@ -32,7 +32,7 @@ from pyroute2.netlink.rtnl.rtmsg import (
     rtmsg,
 )
 
-from ctl.core.errors import KernelError
+from ctl.core.errors import KernelError, Unapplied
 from ctl.core.host import Route, RouteKey
 from ctl.core.model import MacAddress
 from ctl.core.plan import Delta
@@ -92,10 +92,12 @@ class Routes:
 
     def apply(self, delta: Delta[RouteKey, Route]) -> None:
         keys = [*delta.removals, *(key for key, _ in delta.puts)]
-        doubles = [double for key in keys for double in self._doubles.pop(key, ())]
-        removals = (Message(RTM_DELROUTE, 0, body) for body in (*doubles, *map(_removal, delta.removals)))
+        doubles = [Message(RTM_DELROUTE, 0, double) for key in keys for double in self._doubles.pop(key, ())]
+        if kept := [code for code in self._rtnl.bulk.change(doubles) if code and code not in GONE]:
+            raise KernelError(f"routes to peers: {len(kept)} entries not applied: {os.strerror(kept[-1])}")
+        removals = (Message(RTM_DELROUTE, 0, _removal(key)) for key in delta.removals)
         puts = (Message(RTM_NEWROUTE, _PUT, _put(key, route)) for key, route in delta.puts)
-        _change(self._rtnl, "routes to peers", removals, puts)
+        _change(self._rtnl, "routes to peers", delta, removals, puts)
 
 
 def main_routes(rtnl: Rtnl, protocol: int = 0) -> Iterator[bytes]:
@@ -227,7 +229,7 @@ class VtepNeighbours:
         gone, there = _neighbour_shapes(self._vxlan)
         removals = (Message(RTM_DELNEIGH, 0, gone(address.packed)) for address in delta.removals)
         puts = (Message(RTM_NEWNEIGH, _PUT, there(address.packed, mac.packed)) for address, mac in delta.puts)
-        _change(self._rtnl, "VTEP neighbours", removals, puts)
+        _change(self._rtnl, "VTEP neighbours", delta, removals, puts)
 
 
 _DST_MARK, _DST = b"\1" * 4, ("NDA_DST", "1.1.1.1")
@@ -279,12 +281,17 @@ class Fdb:
         gone, there = _fdb_shapes(self._vxlan)
         removals = (Message(RTM_DELNEIGH, 0, gone(mac.packed)) for mac in delta.removals)
         puts = (Message(RTM_NEWNEIGH, _PUT, there(mac.packed, host.packed)) for mac, host in delta.puts)
-        _change(self._rtnl, "FDB of the vxlan device", removals, puts)
+        _change(self._rtnl, "FDB of the vxlan device", delta, removals, puts)
 
 
-def _change(rtnl: Rtnl, what: str, removals: Iterable[Message], puts: Iterable[Message]) -> None:
-    """Removals, then puts. KernelError with a count if some failed; what is missing is removed already."""
-    gone = [code for code in rtnl.bulk.change(removals) if code and code not in GONE]
-    failed = gone + [code for code in rtnl.bulk.change(puts) if code]
+def _change(
+    rtnl: Rtnl, what: str, delta: Delta[K, V], removals: Iterable[Message], puts: Iterable[Message]
+) -> None:
+    """Removals, then puts, a message for each entry. What is missing is removed already. Unapplied."""
+    gone = zip(delta.removals, rtnl.bulk.change(removals), strict=True)
+    failed: dict[K, int] = {key: code for key, code in gone if code and code not in GONE}
+    there = zip(delta.puts, rtnl.bulk.change(puts), strict=True)
+    failed |= {key: code for (key, _), code in there if code}
     if failed:
-        raise KernelError(f"{what}: {len(failed)} entries not applied: {os.strerror(failed[-1])}")
+        last = [*failed.values()][-1]
+        raise Unapplied(f"{what}: {len(failed)} entries not applied: {os.strerror(last)}", failed)
