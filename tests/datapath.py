@@ -5,7 +5,7 @@ Nothing is attached or pinned (BPF_PROG_TEST_RUN); root is needed.
 
 from __future__ import annotations
 
-import json
+import atexit
 import mmap
 import os
 import struct
@@ -23,13 +23,12 @@ from ctl.core.abi import Direction, EndpointEntry, FlowEntry, FlowKey, Hook, Nod
 from ctl.core.model import Bypass, MacAddress
 from ctl.core.reasons import REASONS
 from ctl.kernel.bpf import syscall
-from ctl.kernel.bpf.loader import compile_text, load_program, load_xdp
+from ctl.kernel.bpf.loader import Bcc
 from ctl.kernel.bpf.maps import Maps, Spec, specs
-from ctl.kernel.bpf.source import BUILT, PROGRAMS, XDP, XDP_FRAGS, source
+from ctl.kernel.bpf.source import XDP, source
 from tests import packets
 
 PROBES: Final = Path(__file__).parent / "bpf" / "probes.c"
-PROBED: Final = tuple(f"probe_{name}" for name in PROGRAMS if name != XDP)
 EXTRA: Final = ("probe_aborted", "probe_unpulled")
 """Probes of from_wire in a state that no test run can bring about."""
 
@@ -112,12 +111,15 @@ class Result:
 
 
 @cache
-def objects() -> dict[str, Any]:
+def bcc() -> Bcc:
     """Programs and probes, compiled once for a run of pytest."""
-    names = (*BUILT, *PROBED, "probe_delivery", *EXTRA)
     text = f'{source()}\n#line 1 "{PROBES.name}"\n{PROBES.read_text()}'
-    built: dict[str, Any] = json.loads(compile_text(text, names))["programs"]
-    return built
+    child = Bcc(text, patience_s=24 * 3600)
+    atexit.register(child.close)
+    # What comes first waits for the compiler, which may take longer than an approval lasts.
+    with Maps({name: syscall.Map(_create(name, spec)) for name, spec in specs(1, 1, 1).items()}) as maps:
+        os.close(child.load(("from_wire",), maps)["from_wire"].fd)
+    return child
 
 
 class Datapath:
@@ -136,7 +138,7 @@ class Datapath:
         other: Mapping[str, Spec] | None = None,
     ) -> None:
         """Capacities in entries; `other`: maps to be something else than a node's."""
-        objects()  # now: compiling may take longer than an approval lasts
+        bcc()
         wanted = specs(peers, endpoints, flows)
         wanted["counters"] = replace(wanted["counters"], kind="array")
         wanted |= other or {}
@@ -196,12 +198,7 @@ class Datapath:
     def fd(self, program: str) -> int:
         """A program, loaded when first asked for."""
         if program not in self._fds:
-            made = objects()
-            self._fds[program] = (
-                load_xdp(made, self.maps)
-                if program == XDP_FRAGS
-                else load_program(program, made[program], self.maps)
-            ).fd
+            self._fds[program] = bcc().load((program,), self.maps)[program].fd
         return self._fds[program]
 
     def run(

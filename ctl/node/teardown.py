@@ -93,7 +93,7 @@ def _files(settings: Settings, *, keep_env: bool = False) -> list[str]:
         paths = sorted(
             {
                 *(path for path in named if path.exists()),
-                *state.glob("programs-*.json"),
+                *state.glob("programs-*.json"),  # compiled, of a version that kept them
                 *statedir.leftovers(state),
                 *statedir.leftovers(env.parent, env.name),
             }

@@ -5,7 +5,6 @@ status.json    ctl.core.report, after every reconcile
 subnet.env     what dockerd and CNI plugins read, in flannel's format
 fenced.env     what subnet.env said, while another host holds the subnet
 sysctls.json   kernel settings as they were before us
-programs-*.json  compiled datapath
 vtep_mac       the tunnel device's, where it was taken over from flanneld
 """
 

@@ -31,7 +31,7 @@ COLUMNS: Final = {
 NODE: Final = {
     "rss": "RSS of the agent", "idle_cpu": "its CPU while nothing happens",
     "cold_start": "cold start to forwarding",
-    "warm_start": "the same, programs compiled before", "restart": "restart until ready, all in place",
+    "restart": "restart until ready, all in place",
     "convergence_sqlite": "store put to first packet the new way, sqlite",
     "convergence_etcd": "store put to first packet the new way, etcd",
 }  # fmt: skip

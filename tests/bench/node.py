@@ -87,13 +87,9 @@ class Starting:
         self._sender = self._container.popen(*TRAFFIC, "udp-send", far.address, "9", str(RATE))
 
     def cold(self) -> float:
-        """Seconds to the first packet by eBPF; nothing of ours is there, not even compiled programs."""
-        self._clear(keep=False)
-        return self._to_forwarding()
-
-    def warm(self) -> float:
-        """The same, but the compiled programs are still in the state directory."""
-        self._clear(keep=True)
+        """Seconds to the first packet by eBPF; nothing of ours is there."""
+        self._agent.stop()
+        self._host.teardown()
         return self._to_forwarding()
 
     def restart(self) -> float:
@@ -102,17 +98,6 @@ class Starting:
         with listening(self._host.lab.dir / "notify") as listener:
             self._agent, took = start(self._host, listener)
         return took
-
-    def _clear(self, keep: bool) -> None:
-        self._agent.stop()
-        cache = {path: path.read_text() for path in self._host.state_dir.glob("programs-*.json")}
-        self._host.teardown()
-        for path in self._host.state_dir.glob("programs-*.json"):
-            path.unlink()
-        if keep:
-            self._host.state_dir.mkdir(exist_ok=True)
-            for path, text in cache.items():
-                path.write_text(text)
 
     def _to_forwarding(self) -> float:
         started = time.monotonic()
@@ -139,11 +124,11 @@ class Starting:
 
 
 def starts(rounds: int, tick: Callable[[str], None]) -> Collected:
-    """`cold_start`, `warm_start` and `restart`, in seconds."""
+    """`cold_start` and `restart`, in seconds."""
     found = Collected()
     with Lab() as lab:
         host = Starting(lab)
-        kinds = (("cold_start", host.cold), ("warm_start", host.warm), ("restart", host.restart))
+        kinds = (("cold_start", host.cold), ("restart", host.restart))
         for _ in range(rounds):
             for name, begin in kinds:
                 tick(name.replace("_", " "))

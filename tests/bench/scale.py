@@ -5,8 +5,8 @@ only. Times are taken from before etcd's put until the last of what it asks for 
 kernel: the `peers` map, which comes after routes, neighbours and FDB. Everything shares one
 machine, so etcd's own work counts.
 
-    first sync      of an agent whose programs are compiled: from its start until all is in the
-                    map, and of that the pass that lists, plans and applies
+    first sync      of an agent that finds nothing: from its start until all is in the map, and
+                    of that the pass that lists, plans and applies
     restart         from the start until ready, with everything in place from an earlier life
     change          a new lease, or a new MAC of one, at a time
     burst           1,000 leases in transactions of 100, until the last is in the map, or gone
@@ -57,7 +57,6 @@ class Scale:
     def run(self) -> dict[str, float]:
         """All figures, by name with the unit."""
         self._load.fill(self._nodes)
-        self._compile()
         figures = self._first_sync()
         figures["RSS MB"] = self._resident()
         figures |= _spread("change", [self._change(lease(self._nodes + each)) for each in range(SINGLE)])
@@ -69,15 +68,6 @@ class Scale:
         figures["restart s"] = self._restart()
         self._load.close()
         return figures
-
-    def _compile(self) -> None:
-        """A start before, of which nothing is left but the compiled programs."""
-        self._host.agent(*self._flags).stop()
-        cache = {path: path.read_text() for path in self._host.state_dir.glob("programs-*.json")}
-        self._host.teardown()
-        self._host.state_dir.mkdir(exist_ok=True)
-        for path, text in cache.items():
-            path.write_text(text)
 
     def _first_sync(self) -> dict[str, float]:
         started = time.monotonic()

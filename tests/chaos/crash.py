@@ -1,7 +1,8 @@
 """`ovctl`, killed before its Nth change to the outside world: `python -m tests.chaos.crash N agent ...`.
 
-What changes the world goes through few functions: bpf(2), rtnetlink, programs that are run,
-files. They are counted here, in front of the real ones; the product knows nothing of it.
+What changes the world goes through few functions: bpf(2), the child that loads programs,
+rtnetlink, programs that are run, files. They are counted here, in front of the real ones; the
+product knows nothing of it.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ def _asks(kind: int) -> bool:
 
 EDGES: Final[dict[tuple[str, str], Callable[..., bool]]] = {
     ("ctl.kernel.bpf.syscall", "_call"): lambda command, *_: command in _BPF_CHANGES,
+    ("ctl.kernel.bpf.loader", "Bcc.load"): lambda *_: True,
     ("ctl.kernel.netlink.socket", "Bulk._send"): lambda _, messages, **__: (
         not all(_asks(each.kind) for each in messages)
     ),

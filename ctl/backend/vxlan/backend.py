@@ -52,7 +52,7 @@ class VxlanBackend:
         self._own = OwnEntry(settings)
         self._peering = Peering(netlink.rtnl, findings, settings.peers_max)
         self._ports = Ports(settings, netlink, self._filters, self._hook, findings)
-        self._ahead: loader.Compiler | None = None
+        self._ahead: loader.Bcc | None = None
         """At work since `preflight`, if there is something to compile."""
 
     @staticmethod
@@ -70,7 +70,7 @@ class VxlanBackend:
         if why := self._filters.foreign(link.ifindex, ingress=True):
             raise ForeignProgram(f"{link.name}: {why}: remove it, or run with --bypass=off")
         if maps.newer_layout(self._settings.bpffs) is None:
-            self._ahead = loader.compile_ahead(self._settings.bpffs, self._settings.state_dir)
+            self._ahead = loader.compile_ahead(self._settings.bpffs)
 
     def lost(self) -> frozenset[Change]:
         """Programs of uplink and vxlan device that someone took off."""
@@ -153,7 +153,7 @@ class VxlanBackend:
             log.warning("pins of programs under %s were gone: pinned again", settings.bpffs)
         if self.programs is None and settings.bypass is not Bypass.OFF:
             ahead, self._ahead = self._ahead, None
-            self.programs = loader.load(self.maps, settings.bpffs, settings.state_dir, ahead)
+            self.programs = loader.load(self.maps, settings.bpffs, ahead)
             self._filters.programs = self.programs.by_name
             self._findings.program = self.programs.digest
             log.info("datapath %s loaded", self.programs.digest)

@@ -1,70 +1,121 @@
-"""The compiler child: C text on stdin, bytecode as JSON on stdout.
+"""The child that has BCC: it compiles a C text and loads programs of it, on the maps that it is handed.
 
-    /usr/bin/python3 -m ctl.kernel.bpf.compile [PROGRAM...] < overlay.c > object.json
+    /usr/bin/python3 -m ctl.kernel.bpf.compile SOCKET SECONDS < overlay.c
 
-The only module that imports bcc, and the reason why it is a process of its own:
-bcc and LLVM cost 120 MB that are never given back, change directory while they work
-and are not thread-safe. The output needs neither to be loaded: for each program its
-instructions, and which of them refer to which map.
+The only module that imports bcc, and the reason why it is a process of its own: bcc and LLVM cost
+120 MB that are never given back, change directory while they work and are not thread-safe.
 
-    {"programs": {name: {"insns": base64, "maps": [[index of instruction, map], ...]}}}
+Orders come over the socket (the number of a descriptor; SOCK_SEQPACKET). One is a JSON list of
+programs, with the descriptors of our maps, in the order of MAPS. The answer is `null` with the
+descriptors of the programs, or `[program, errno, the verifier's last lines]` of the first one that
+the kernel refuses, and then nothing stays loaded.
 
-Exit: 0, or 1 with the compiler's words on stderr.
+Exit: 0 when the other end is closed, or has no order for SECONDS; 1 with the compiler's words on stderr.
+
+What BCC has no call for is done with bpf(2):
+- Flags of a program. Its load_func passes none, so from_wire_xdp for frames in several pieces is
+  loaded with BPF_F_XDP_HAS_FRAGS from the bytecode that BCC has made.
+- The verifier's words. BCC prints them, and none of a program that is too large for the verifier;
+  so what it cannot load is tried once more, by bpf(2), which tells why.
+- A map by its pin. BPF_TABLE_PINNED opens it by its id, which takes CAP_SYS_ADMIN; the service does
+  without. So each map is put in the place (the descriptor) of the one that BCC has made.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import os
+import socket
 import sys
 import tempfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from ctl.kernel.bpf.source import BUILT, MAPS, write_header_tree
+from ctl.kernel.bpf import syscall
+from ctl.kernel.bpf.source import MAPS, XDP, XDP_FRAGS, write_header_tree
 
-_INSN = 8
-_LD_IMM64 = 0x18
-_PSEUDO_MAP_FD = 1
+ORDER_BYTES: Final = 1 << 16
+"""At most, of an order or an answer."""
+_FLAGS: Final = ["-Wall", "-Werror", "-Wno-unused-function", "-Wno-address-of-packed-member"]
+_LINES: Final = 40
+_LINE_CHARACTERS: Final = 200
+"""Of the verifier's log: its end is what matters, and it can be megabytes."""
 
 
 def main() -> int:
-    """Compile stdin to stdout; returns 0, or exits with a message."""
-    text = sys.stdin.read()
-    with tempfile.TemporaryDirectory(prefix="ovnet-headers-") as tree:
-        write_header_tree(Path(tree))
-        os.environ["BCC_KERNEL_SOURCE"] = tree
-        output = compile_text(text, sys.argv[1:] or BUILT)
-    json.dump(output, sys.stdout)
+    """Compile stdin, then do what is ordered; returns 0, or exits with a message."""
+    number, seconds = sys.argv[1:]
+    unit = compiled(sys.stdin.read())
+    with socket.socket(fileno=int(number)) as orders, suppress(TimeoutError):
+        orders.settimeout(float(seconds))
+        while obey(unit, orders):
+            pass
     return 0
 
 
-def compile_text(text: str, programs: Sequence[str]) -> dict[str, Any]:
-    """Compile with bcc and take `programs` apart. Exits with bcc's message if it refuses."""
+def compiled(text: str) -> Any:
+    """The text as a bcc.BPF, with tables of its own. Exits with bcc's message if it refuses."""
     import bcc
 
     if not hasattr(bcc, "BPF"):
-        sys.exit(f"{bcc.__file__} is another `bcc` than BCC's: remove it, and install python3-bpfcc")
+        place = getattr(bcc, "__file__", None) or ", ".join(bcc.__path__)
+        sys.exit(f"{place} is not BCC's: remove it, and install python3-bpfcc")
+    with tempfile.TemporaryDirectory(prefix="ovnet-headers-") as tree:
+        write_header_tree(Path(tree))
+        os.environ["BCC_KERNEL_SOURCE"] = tree
+        try:
+            return bcc.BPF(text=text, cflags=_FLAGS)
+        except Exception as error:  # noqa: BLE001  bcc raises bare Exception; its words went to stderr
+            sys.exit(f"the datapath does not compile: {error}")
+
+
+def obey(unit: Any, orders: socket.socket) -> bool:
+    """Carry out one order; False if there are no more. TimeoutError if none comes."""
+    message, maps, _, _ = socket.recv_fds(orders, ORDER_BYTES, len(MAPS))
+    if not message:
+        return False
+    bind(unit, maps)
+    loaded: list[int] = []
+    answer = None
+    for name in json.loads(message):
+        try:
+            loaded.append(load(unit, name))
+        except OSError as error:
+            answer = [name, error.errno, _end(error.log) if isinstance(error, syscall.VerifierError) else []]
+            break
+    socket.send_fds(orders, [json.dumps(answer).encode()], [] if answer else loaded)
+    for fd in loaded:
+        os.close(fd)
+    return True
+
+
+def bind(unit: Any, maps: Sequence[int]) -> None:
+    """Put these maps (descriptors, in the order of MAPS) in the places of the unit's own."""
+    for name, fd in zip(MAPS, maps, strict=True):
+        os.dup2(fd, unit[name].map_fd, inheritable=False)
+        os.close(fd)
+
+
+def load(unit: Any, name: str) -> int:
+    """Load a program on the maps that the unit has now; returns its descriptor.
+
+    OSError if the kernel refuses it, VerifierError where the verifier does.
+    """
+    if name == XDP_FRAGS:
+        return syscall.prog_load(unit.dump_func(name), XDP, syscall.PROG_TYPE_XDP, syscall.XDP_HAS_FRAGS)
+    kind = syscall.PROG_TYPE_XDP if name.startswith(XDP) else syscall.PROG_TYPE_SCHED_CLS
     try:
-        unit = bcc.BPF(
-            text=text, cflags=["-Wall", "-Werror", "-Wno-unused-function", "-Wno-address-of-packed-member"]
-        )
-    except Exception as error:  # noqa: BLE001  bcc raises bare Exception; its words went to stderr
-        sys.exit(f"the datapath does not compile: {error}")
-    names = {unit[name].map_fd: name for name in MAPS}
-    return {"programs": {name: _program(unit.dump_func(name), names) for name in programs}}
+        fd: int = unit.load_func(name, kind).fd
+    except Exception:  # noqa: BLE001  bcc raises bare Exception
+        return syscall.prog_load(unit.dump_func(name), name, kind)
+    del unit.funcs[name.encode()]  # or the next order would be given the same one, on the maps of this one
+    return fd
 
 
-def _program(insns: bytes, map_names: dict[int, str]) -> dict[str, Any]:
-    """Note where maps are used: bcc wrote file descriptors of this process there."""
-    maps = []
-    for index in range(len(insns) // _INSN):
-        insn = insns[index * _INSN : (index + 1) * _INSN]
-        if insn[0] == _LD_IMM64 and insn[1] >> 4 == _PSEUDO_MAP_FD:
-            maps.append([index, map_names[int.from_bytes(insn[4:8], sys.byteorder)]])
-    return {"insns": base64.b64encode(insns).decode(), "maps": maps}
+def _end(log: str) -> list[str]:
+    return [line[:_LINE_CHARACTERS] for line in log.splitlines()[-_LINES:]]
 
 
 if __name__ == "__main__":

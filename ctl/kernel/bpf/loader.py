@@ -1,43 +1,44 @@
 """From C text to pinned programs.
 
-Compiling is a child's work (ctl.kernel.bpf.compile); its output is cached in the state
-directory under the digest of text, compiler and kernel, so a restart does not compile.
-Loading is ours: the bytecode gets the file descriptors of our maps and goes to the
-verifier. Programs are pinned in `<bpffs>/v<LAYOUT>/progs-<digest>/`; finding that
-directory complete means that there is nothing to load at all.
+BCC does it, in a child (ctl.kernel.bpf.compile): it compiles, and loads the programs on our maps, whose
+descriptors it is handed; it hands back those of the programs, and ends. They are pinned here, by
+bpf(2), in `<bpffs>/v<LAYOUT>/progs-<digest>/`: a child that outlives an agent that was killed could
+not do harm to what the next one pins. The digest is that of text, compiler and kernel; finding that
+directory complete means that there is nothing to compile and to load at all.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
+import errno
 import json
 import logging
 import os
 import shutil
-import struct
+import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Final, Self
 
 from ctl.core.errors import KernelError
 from ctl.kernel.bpf import bpffs, syscall
+from ctl.kernel.bpf.compile import ORDER_BYTES
 from ctl.kernel.bpf.maps import Maps, layout_dir
-from ctl.kernel.bpf.source import BUILT, PROGRAMS, XDP, XDP_FRAGS, digest, source
+from ctl.kernel.bpf.source import MAPS, PROGRAMS, XDP, XDP_FRAGS, digest, source
 from ctl.kernel.bpf.table import refused
-from ctl.process import statedir
 
 log = logging.getLogger(__name__)
 
-_COMPILER: Final = "/usr/bin/python3"
+_PYTHON: Final = "/usr/bin/python3"
 """Debian's python3-bpfcc is for this interpreter only."""
 
 _TIMEOUT_S: Final = 120
+_PATIENCE_S: Final = 60
+"""After which a child that was started ahead is not needed, or a new one is started."""
 _OPTIONS: Final = (
     "-I",
     "-B",  # the installed tree is not ours to write to
@@ -75,21 +76,21 @@ class Programs:
         return bpffs.pin_missing(_home(root, self.digest), fds)
 
 
-def compile_ahead(root: str | Path, cache_dir: Path) -> Compiler | None:
-    """Start the compiler, if `load` will need it: 0.8 s, in which the rest of a start gets done.
+def compile_ahead(root: str | Path) -> Bcc | None:
+    """Start to compile, if `load` will need it: 0.8 s, in which the rest of a start gets done.
 
-    None if the programs are pinned or compiled already, or if it does not start: `load` tells.
+    None if all programs are pinned already, or if it does not start: `load` tells.
     """
     text = source()
-    build = digest(text, _compiler_version())
-    if _home(root, build).exists() or _read_cache(_cache(cache_dir, build)) is not None:
+    home = _home(root, digest(text, _compiler_version()))
+    if all((home / name).exists() for name in PROGRAMS):
         return None
     with suppress(KernelError):
-        return Compiler(text)
+        return Bcc(text)
     return None
 
 
-def load(maps: Maps, root: str | Path, cache_dir: Path, ahead: Compiler | None = None) -> Programs:
+def load(maps: Maps, root: str | Path, ahead: Bcc | None = None) -> Programs:
     """Adopt the pinned programs of this very source on these maps, else build, load and pin them.
 
     `ahead`: of `compile_ahead`. KernelError with the compiler's or the verifier's own words. A
@@ -100,17 +101,16 @@ def load(maps: Maps, root: str | Path, cache_dir: Path, ahead: Compiler | None =
     home = _home(root, build)
     adopted = _adopt(home, maps.ids())
     loaded = adopted or {}
+    if XDP in loaded:
+        return Programs(build, loaded)
     refused = ""
-    with _closed_if_it_fails(loaded):
-        if XDP in loaded:
-            return Programs(build, loaded)
-        objects = _compiled(text, _cache(cache_dir, build), ahead)["programs"]
-        for name in _TC if adopted is None else ():
-            loaded[name] = load_program(name, objects[name], maps)
+    with _closed_if_it_fails(loaded), ahead if ahead and not ahead.gave_up() else Bcc(text) as bcc:
+        if adopted is None:
+            loaded |= load_tc(bcc, maps)
         try:
-            loaded[XDP] = load_xdp(objects, maps)
-        except KernelError as error:
-            refused = str(error)
+            loaded[XDP] = load_xdp(bcc, maps)
+        except syscall.VerifierError as error:
+            refused = f"the kernel refused program {XDP}: {_last_words(error)}"
         _pin(home, loaded, anew=adopted is None)
     return Programs(build, loaded, refused)
 
@@ -141,10 +141,6 @@ def _home(root: str | Path, build: str) -> Path:
     return layout_dir(root) / f"progs-{build}"
 
 
-def _cache(directory: Path, build: str) -> Path:
-    return directory / f"programs-{build}.json"
-
-
 def _compiler_version() -> str:
     """Stands for bcc's version, which importing bcc would tell for 70 MB: its file's date and size."""
     stamps = []
@@ -161,9 +157,11 @@ def _adopt(home: Path, maps: frozenset[int]) -> dict[str, Program] | None:
         for name in PROGRAMS:
             if name == XDP and not (home / name).exists():
                 continue
-            found[name], used = _described(name, syscall.obj_get(str(home / name)))
-            if not used <= maps:
-                raise _Misfit
+            with syscall.passed_on(syscall.obj_get(str(home / name))) as fd:
+                info = syscall.prog_info(fd)
+                if not info.map_ids <= maps:
+                    raise _Misfit
+            found[name] = Program(name, fd, info.id)
         return found
     return None
 
@@ -172,134 +170,127 @@ class _Misfit(Exception):
     """A pinned program uses other maps than the node's."""
 
 
-def _described(name: str, fd: int) -> tuple[Program, frozenset[int]]:
-    """An open program, and the ids of its maps. OSError, and `fd` closed, if the kernel does not tell."""
-    with syscall.passed_on(fd):
-        info = syscall.prog_info(fd)
-    return Program(name, fd, info.id), info.map_ids
+class Bcc:
+    """BCC in a child of ours (ctl.kernel.bpf.compile): it compiles a C text, and loads programs of it.
 
-
-def _compiled(text: str, cache: Path, ahead: Compiler | None) -> dict[str, Any]:
-    if cached := _read_cache(cache):
-        return cached
-    result: dict[str, Any] = json.loads(ahead.result() if ahead else compile_text(text))
-    _write_cache(cache, result)
-    return result
-
-
-def _read_cache(cache: Path) -> dict[str, Any] | None:
-    """What `_write_cache` wrote, if nothing of it has changed since."""
-    with suppress(OSError, ValueError):
-        check, _, text = cache.read_text().partition("\n")
-        if check == _check(text):
-            result: dict[str, Any] = json.loads(text)
-            return result
-    return None
-
-
-def _write_cache(cache: Path, compiled: Mapping[str, Any]) -> None:
-    """For the next start; without it that compiles again, so a failure is no more than a warning."""
-    text = json.dumps(compiled)
-    try:
-        statedir.write_atomically(cache, f"{_check(text)}\n{text}")
-        for old in cache.parent.glob("programs-*.json"):
-            if old != cache:
-                old.unlink()
-    except OSError as error:
-        log.warning("cannot keep the compiled programs in %s: %s", cache, error.strerror)
-
-
-def _check(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-class Compiler:
-    """The compiler child (ctl.kernel.bpf.compile) at work on the named functions of a C text.
-
-    It writes into files, so it ends though nobody asks for its result.
+    It ends with this process, or when it has waited for something to load for `patience_s` seconds.
     """
 
-    def __init__(self, text: str, programs: Sequence[str] = BUILT) -> None:
+    def __init__(self, text: str, patience_s: float = _PATIENCE_S) -> None:
         """KernelError if it cannot be started."""
-        if not shutil.which(_COMPILER):
-            raise KernelError(f"{_COMPILER} is missing: install python3 and python3-bpfcc")
+        if not shutil.which(_PYTHON):
+            raise KernelError(f"{_PYTHON} is missing: install python3 and python3-bpfcc")
         spec = find_spec("ctl")
         assert spec is not None and spec.submodule_search_locations
         root = str(Path(next(iter(spec.submodule_search_locations))).parent)
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        # Files, for a pipe would hold up who writes more than it takes.
+        self._words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in `close`
         try:
-            with tempfile.TemporaryFile("w+") as handed:  # a pipe would hold us up until it is read
+            with theirs, tempfile.TemporaryFile("w+") as handed:
                 handed.write(text)
                 handed.seek(0)
-                self._out = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in `result`
-                self._err = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115
                 self._child = subprocess.Popen(
-                    [_COMPILER, *_OPTIONS, root, *programs],
+                    [_PYTHON, *_OPTIONS, root, str(theirs.fileno()), str(patience_s)],
                     stdin=handed,
-                    stdout=self._out,
-                    stderr=self._err,
+                    stdout=self._words,
+                    stderr=self._words,
+                    pass_fds=[theirs.fileno()],
                     cwd="/",
                     env={key: os.environ[key] for key in ("PATH", "TMPDIR") if key in os.environ},
                 )
         except OSError as error:
-            raise KernelError(f"cannot run {_COMPILER}: {error.strerror}") from error
+            self._orders.close()
+            self._words.close()
+            raise KernelError(f"cannot run {_PYTHON}: {error.strerror}") from error
 
-    def result(self) -> str:
-        """Its JSON, once. KernelError with the last line that the compiler wrote; all of them are logged."""
-        with self._out, self._err:
-            try:
-                self._child.wait(_TIMEOUT_S)
-            except subprocess.TimeoutExpired as error:
-                self._child.kill()
-                self._child.wait()
-                raise KernelError(f"compiling the datapath took more than {_TIMEOUT_S:g} s") from error
-            out, err = (_content(file) for file in (self._out, self._err))
-        if self._child.returncode:
-            for line in err.splitlines():
-                log.error("compiler: %s", line)
-            last = err.strip().splitlines()[-1:] or ["no message"]
-            raise KernelError(f"compiling the datapath failed: {last[0]}")
-        return out
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Its work is done, or not wanted any more."""
+        self._orders.close()
+        self._words.close()
+        self._child.kill()
+        self._child.wait()
+
+    def gave_up(self) -> bool:
+        """Whether it has ended because there was nothing to load for so long."""
+        return self._child.poll() == 0
+
+    def load(self, names: Sequence[str], maps: Maps) -> dict[str, Program]:
+        """Load programs on these maps.
+
+        VerifierError for the first that the kernel refuses, and then none is loaded. KernelError with
+        the last line that the compiler wrote, if that is what failed; all of them are logged.
+        """
+        self._orders.settimeout(_TIMEOUT_S)
+        try:
+            socket.send_fds(self._orders, [json.dumps(names).encode()], [maps.fd(name) for name in MAPS])
+            answer, fds, _, _ = socket.recv_fds(
+                self._orders, ORDER_BYTES, len(names), socket.MSG_CMSG_CLOEXEC
+            )
+        except TimeoutError as error:
+            raise KernelError(f"compiling the datapath took more than {_TIMEOUT_S:g} s") from error
+        except OSError:  # it is gone
+            answer, fds = b"", []
+        if not answer:
+            raise self._failure()
+        if refusal := json.loads(answer):
+            raise _refused(*refusal)
+        return _programs(names, fds)
+
+    def _failure(self) -> KernelError:
+        with suppress(subprocess.TimeoutExpired):
+            self._child.wait(_TIMEOUT_S)
+        self._words.seek(0)
+        lines = self._words.read().splitlines()
+        for line in lines:
+            log.error("compiler: %s", line)
+        last = next((line for line in reversed(lines) if line.strip()), "no message")
+        return KernelError(f"compiling the datapath failed: {last.strip()}")
 
 
-def _content(file: IO[str]) -> str:
-    file.seek(0)
-    return file.read()
-
-
-def compile_text(text: str, programs: Sequence[str] = BUILT) -> str:
-    """The compiler child's JSON for the named functions of a C text. KernelError."""
-    return Compiler(text, programs).result()
-
-
-def load_program(name: str, program: Mapping[str, Any], maps: Maps) -> Program:
-    """Put the maps' file descriptors into a compiled program and hand it to the verifier.
-
-    KernelError if that refuses; the end of its log is logged.
-    """
-    kind = syscall.PROG_TYPE_XDP if name.startswith(XDP) else syscall.PROG_TYPE_SCHED_CLS
+def _programs(names: Sequence[str], fds: Sequence[int]) -> dict[str, Program]:
     try:
-        return _described(name, syscall.prog_load(_with_maps(program, maps), name, kind))[0]
+        ids = [syscall.prog_info(fd).id for fd in fds]
+    except OSError as error:
+        for fd in fds:
+            os.close(fd)
+        raise KernelError(f"cannot load programs: {error.strerror}") from error
+    return {name: Program(name, fd, ident) for name, fd, ident in zip(names, fds, ids, strict=True)}
+
+
+def _refused(name: str, code: int, words: Sequence[str]) -> syscall.VerifierError:
+    error = syscall.VerifierError(code, os.strerror(code), name)
+    error.log = "\n".join(words)
+    return error
+
+
+def load_tc(bcc: Bcc, maps: Maps) -> dict[str, Program]:
+    """The programs for tc. KernelError if the kernel refuses one; the end of the verifier's log is logged."""
+    try:
+        return bcc.load(_TC, maps)
     except syscall.VerifierError as error:
-        for line in error.log.splitlines()[-40:]:
+        name = error.filename
+        if error.errno == errno.EPERM:
+            raise KernelError(
+                f"may not load program {name}: needs root, or CAP_BPF and CAP_NET_ADMIN"
+            ) from error
+        for line in error.log.splitlines():
             log.error("verifier: %s", line)
         raise KernelError(f"the kernel refused program {name}: {error.strerror}; its log is above") from error
-    except PermissionError as error:
-        raise KernelError(f"may not load program {name}: needs root, or CAP_BPF and CAP_NET_ADMIN") from error
-    except OSError as error:
-        raise KernelError(f"cannot load program {name}: {error.strerror}") from error
 
 
-def load_xdp(objects: Mapping[str, Any], maps: Maps) -> Program:
-    """The program for XDP, for frames in several pieces if the kernel has them. KernelError."""
-    pieces, whole = (_with_maps(objects[name], maps) for name in (XDP_FRAGS, XDP))
+def load_xdp(bcc: Bcc, maps: Maps) -> Program:
+    """The program for XDP, for frames in several pieces if the kernel has them. VerifierError."""
     try:
-        try:
-            fd = syscall.prog_load(pieces, XDP, syscall.PROG_TYPE_XDP, syscall.XDP_HAS_FRAGS)
-        except OSError:
-            fd = syscall.prog_load(whole, XDP, syscall.PROG_TYPE_XDP)
-        return _described(XDP, fd)[0]
-    except OSError as error:
-        raise KernelError(f"the kernel refused program {XDP}: {_last_words(error)}") from error
+        return replace(bcc.load((XDP_FRAGS,), maps)[XDP_FRAGS], name=XDP)
+    except syscall.VerifierError:
+        return bcc.load((XDP,), maps)[XDP]
 
 
 def _last_words(error: OSError) -> str:
@@ -307,14 +298,6 @@ def _last_words(error: OSError) -> str:
     lines = error.log.splitlines() if isinstance(error, syscall.VerifierError) else []
     said = [line for line in lines if line and not line.startswith(("processed ", "verification time"))]
     return f"{error.strerror} ({said[-1].strip()})" if said else str(error.strerror)
-
-
-def _with_maps(program: Mapping[str, Any], maps: Maps) -> bytes:
-    code = bytearray(base64.b64decode(program["insns"]))
-    for index, map_name in program["maps"]:
-        # The immediate of BPF_LD_IMM64 with BPF_PSEUDO_MAP_FD.
-        struct.pack_into("=i", code, index * 8 + 4, maps.fd(map_name))
-    return bytes(code)
 
 
 def _pin(home: Path, programs: Mapping[str, Program], *, anew: bool) -> None:

@@ -1,7 +1,9 @@
 """The pinned maps: creating, adopting, reading, and keeping them as desired.
 
 Pins live in `<bpffs>/v<LAYOUT>/maps/`. A map is used only if type, sizes and capacity
-are what this version wants: bpf(2) would let a program read another layout.
+are what this version wants: bpf(2) would let a program read another layout. BCC does not make
+them: it could not open them again by their pins (ctl.kernel.bpf.compile says why), and a node without
+bypass has the maps and no BCC.
 """
 
 from __future__ import annotations

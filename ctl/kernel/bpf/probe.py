@@ -2,6 +2,7 @@
 
 Asked of the kernel itself, not by its version: distributions carry features back. XDP is not
 asked for here: a kernel that refuses that program costs no more than it (ctl.kernel.bpf.loader).
+The probes are a few instructions each, loaded with bpf(2): BCC would have to be started for them.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ XDP: Final = "from_wire_xdp"
 """Of type XDP; the others are tc classifiers, and do without it."""
 XDP_FRAGS: Final = f"{XDP}_frags"
 """What is loaded in its place where the kernel gives XDP frames in several pieces (Linux 5.18)."""
-BUILT: Final = (*PROGRAMS, XDP_FRAGS)
 MAPS: Final = ("peers", "endpoints", "flows", "node", "counters", "peer_stats", "events")
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"')

@@ -1,4 +1,9 @@
-"""bpf(2) by ctypes: the few commands that we need, without libbpf's or bcc's weight.
+"""bpf(2) by ctypes: what BCC has no call for, or none that a process of 30 MB could afford.
+
+BCC compiles and loads the programs, in a child that ends (ctl.kernel.bpf.compile). With bpf(2) the agent
+and `ovctl` make, read and fill maps, for which BCC would have to stay in memory (70 MB); open and make
+pins, ask what a program or map is, and attach at tcx, for which BCC has no calls. Programs are loaded
+from here only where BCC cannot: see ctl.kernel.bpf.compile, and the probes of ctl.kernel.bpf.probe.
 
 Each function raises OSError with the kernel's errno; callers turn that into words.
 Attribute layouts: union bpf_attr in include/uapi/linux/bpf.h.
