@@ -117,7 +117,7 @@ def bcc() -> Bcc:
     child = Bcc(text, patience_s=24 * 3600)
     atexit.register(child.close)
     # What comes first waits for the compiler, which may take longer than an approval lasts.
-    with Maps({name: syscall.Map(_create(name, spec)) for name, spec in specs(1, 1, 1).items()}) as maps:
+    with Maps(_created(_specs(1, 1, 1))) as maps:
         os.close(child.load(("from_wire",), maps)["from_wire"].fd)
     return child
 
@@ -139,10 +139,8 @@ class Datapath:
     ) -> None:
         """Capacities in entries; `other`: maps to be something else than a node's."""
         bcc()
-        wanted = specs(peers, endpoints, flows)
-        wanted["counters"] = replace(wanted["counters"], kind="array")
-        wanted |= other or {}
-        self._raw = {name: syscall.Map(_create(name, spec)) for name, spec in wanted.items()}
+        wanted = _specs(peers, endpoints, flows) | dict(other or {})
+        self._raw = _created(wanted)
         self.maps = Maps(self._raw)
         self._fds: dict[str, int] = {}
         size = wanted["counters"].entries * abi.COUNTER.size
@@ -253,6 +251,15 @@ class Datapath:
         assert index // abi.REASON_MAX == hook, f"{hook.label} counted at another hook: {index}"
         assert counted[0] == packets
         return REASONS[index % abi.REASON_MAX].label, counted
+
+
+def _specs(peers: int, endpoints: int, flows: int) -> dict[str, Spec]:
+    wanted = specs(peers, endpoints, flows)
+    return wanted | {"counters": replace(wanted["counters"], kind="array")}
+
+
+def _created(wanted: Mapping[str, Spec]) -> dict[str, syscall.Map]:
+    return {name: syscall.Map(_create(name, spec)) for name, spec in wanted.items()}
 
 
 def _create(name: str, spec: Spec) -> int:
