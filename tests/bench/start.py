@@ -4,7 +4,7 @@ Two hosts, a SQLite store, metrics on. Times are from the start of the process u
 would be told READY=1: leased, compiled or adopted, attached, and the whole state reconciled.
 What is attached by then carries every flow from its second packet on.
 
-    cold        no state, no pins, nothing compiled; the programs are compiled and verified
+    cold        no state and no pins; the programs are compiled and verified
     restart     everything in place from an earlier life, and forwarding meanwhile
     CPU         user and system seconds of the agent until then; the compiling child is not in it
     RSS         of the agent after a scrape of its metrics
