@@ -23,7 +23,7 @@ from ctl.core.abi import Direction, EndpointEntry, FlowEntry, FlowKey, Hook, Nod
 from ctl.core.model import Bypass, MacAddress
 from ctl.core.reasons import REASONS
 from ctl.kernel.bpf import syscall
-from ctl.kernel.bpf.loader import Bcc
+from ctl.kernel.bpf.child import Bcc
 from ctl.kernel.bpf.maps import Maps, Spec, specs
 from ctl.kernel.bpf.source import XDP, source
 from tests import packets
@@ -118,7 +118,7 @@ def bcc() -> Bcc:
     atexit.register(child.close)
     # What comes first waits for the compiler, which may take longer than an approval lasts.
     with Maps(_created(_specs(1, 1, 1))) as maps:
-        os.close(child.load(("from_wire",), maps)["from_wire"].fd)
+        os.close(child.load(("from_wire",), maps)["from_wire"])
     return child
 
 
@@ -196,7 +196,7 @@ class Datapath:
     def fd(self, program: str) -> int:
         """A program, loaded when first asked for."""
         if program not in self._fds:
-            self._fds[program] = bcc().load((program,), self.maps)[program].fd
+            self._fds[program] = bcc().load((program,), self.maps)[program]
         return self._fds[program]
 
     def run(

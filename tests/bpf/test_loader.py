@@ -17,8 +17,9 @@ from types import ModuleType
 import pytest
 
 from ctl.core.errors import KernelError
-from ctl.kernel.bpf import compile, loader, syscall
-from ctl.kernel.bpf.loader import Bcc, Programs, compile_ahead, drop_others, load
+from ctl.kernel.bpf import child, compile, loader, syscall
+from ctl.kernel.bpf.child import Bcc
+from ctl.kernel.bpf.loader import Programs, compile_ahead, drop_others, load
 from ctl.kernel.bpf.maps import Maps, create_or_adopt, layout_dir, specs, unpin_all
 from ctl.kernel.bpf.source import PROGRAMS, XDP, XDP_FRAGS, digest, source
 from tests.datapath import sent
@@ -45,18 +46,18 @@ class Kept(Bcc):
 
 @contextmanager
 def kept(text: str) -> Iterator[Kept]:
-    child = Kept(text, patience_s=3600)
+    made = Kept(text, patience_s=3600)
     try:
-        yield child
+        yield made
     finally:
-        child.end()
+        made.end()
 
 
 @pytest.fixture(scope="module")
 def bcc() -> Iterator[Bcc]:
     """A child that has compiled the datapath once for all tests."""
-    with kept(source()) as child:
-        yield child
+    with kept(source()) as made:
+        yield made
 
 
 def ids(programs: Programs) -> dict[str, int]:
@@ -125,7 +126,7 @@ def test_a_child_that_nobody_needed_for_long_ends_and_another_takes_its_place(
 def test_a_compiler_that_does_not_start_ahead_is_told_of_by_loading(
     maps: Maps, pins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loader, "_PYTHON", "/usr/bin/no-such-python")
+    monkeypatch.setattr(child, "_PYTHON", "/usr/bin/no-such-python")
     ahead = compile_ahead(pins)
     assert ahead is None
     with pytest.raises(KernelError, match="no-such-python is missing: install python3 and python3-bpfcc"):
@@ -173,7 +174,7 @@ def test_only_programs_of_this_build_stay_pinned(pins: Path, maps: Maps, bcc: Bc
 
 
 def test_a_compiler_that_hangs_is_one_line(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "_TIMEOUT_S", 0.001)
+    monkeypatch.setattr(child, "_TIMEOUT_S", 0.001)
     with (
         Bcc(source()) as hanging,
         pytest.raises(KernelError, match="compiling the datapath took more than 0.001 s"),
@@ -191,9 +192,9 @@ def test_a_package_bcc_beside_ours_is_not_taken_for_bcc(
     spec = importlib.util.spec_from_file_location(
         "ctl", ROOT / "ctl/__init__.py", submodule_search_locations=[str(tmp_path / "ctl")]
     )
-    monkeypatch.setattr(loader, "find_spec", lambda _: spec)
-    with Bcc(source()) as child:
-        os.close(child.load(("from_wire",), maps)["from_wire"].fd)
+    monkeypatch.setattr(child, "find_spec", lambda _: spec)
+    with Bcc(source()) as made:
+        os.close(made.load(("from_wire",), maps)["from_wire"])
 
 
 def test_another_bcc_in_the_systems_own_place_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,10 +207,10 @@ def test_another_bcc_in_the_systems_own_place_is_told(monkeypatch: pytest.Monkey
 
 def test_a_child_whose_result_nobody_asks_for_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipe takes 64 KB, and then holds up who writes."""
-    child, ended = tmp_path / "child", tmp_path / "ended"
-    child.write_text(f"#!/bin/sh\nhead -c 1000000 /dev/zero\nhead -c 1000000 /dev/zero >&2\ntouch {ended}\n")
-    child.chmod(0o755)
-    monkeypatch.setattr(loader, "_PYTHON", str(child))
+    script, ended = tmp_path / "child", tmp_path / "ended"
+    script.write_text(f"#!/bin/sh\nhead -c 1000000 /dev/zero\nhead -c 1000000 /dev/zero >&2\ntouch {ended}\n")
+    script.chmod(0o755)
+    monkeypatch.setattr(child, "_PYTHON", str(script))
     with Bcc(source()):
         wait_until(ended.exists, 60, "the child ends")
 
@@ -365,7 +366,7 @@ def test_adopted_programs_are_let_go_if_the_one_for_xdp_cannot_be_compiled(
 ) -> None:
     first = load(maps, pins, bcc)
     (home(pins, first) / XDP).unlink()
-    monkeypatch.setattr(loader, "_PYTHON", "/usr/bin/no-such-python")
+    monkeypatch.setattr(child, "_PYTHON", "/usr/bin/no-such-python")
     with nothing_left_open(), pytest.raises(KernelError, match="no-such-python is missing"):
         load(maps, pins)
     first.close()

@@ -29,7 +29,7 @@ def _asks(kind: int) -> bool:
 
 EDGES: Final[dict[tuple[str, str], Callable[..., bool]]] = {
     ("ctl.kernel.bpf.syscall", "_call"): lambda command, *_: command in _BPF_CHANGES,
-    ("ctl.kernel.bpf.loader", "Bcc.load"): lambda *_: True,
+    ("ctl.kernel.bpf.child", "Bcc.load"): lambda *_: True,
     ("ctl.kernel.netlink.socket", "Bulk._send"): lambda _, messages, **__: (
         not all(_asks(each.kind) for each in messages)
     ),

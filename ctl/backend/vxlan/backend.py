@@ -26,6 +26,7 @@ from ctl.core.model import VXLAN_OVERHEAD, Bypass, HookMode, IPv4Address, Lease,
 from ctl.core.plan import diff
 from ctl.kernel import firewall, sysctl
 from ctl.kernel.bpf import bpffs, loader, maps, probe
+from ctl.kernel.bpf.child import Bcc
 from ctl.kernel.hooks.filters import Filters
 from ctl.kernel.netlink import headroom
 from ctl.kernel.netlink.session import Netlink
@@ -52,7 +53,7 @@ class VxlanBackend:
         self._own = OwnEntry(settings)
         self._peering = Peering(netlink.rtnl, findings, settings.peers_max)
         self._ports = Ports(settings, netlink, self._filters, self._hook, findings)
-        self._ahead: loader.Bcc | None = None
+        self._ahead: Bcc | None = None
         """At work since `preflight`, if there is something to compile."""
 
     @staticmethod

@@ -1,6 +1,6 @@
 """From C text to pinned programs.
 
-BCC does it, in a child (ctl.kernel.bpf.compile): it compiles, and loads the programs on our maps, whose
+BCC does it, in a child (ctl.kernel.bpf.child): it compiles, and loads the programs on our maps, whose
 descriptors it is handed; it hands back those of the programs, and ends. They are pinned here, by
 bpf(2), in `<bpffs>/v<LAYOUT>/progs-<digest>/`: a child that outlives an agent that was killed could
 not do harm to what the next one pins. The digest is that of text, compiler and kernel; finding that
@@ -10,42 +10,22 @@ directory complete means that there is nothing to compile and to load at all.
 from __future__ import annotations
 
 import errno
-import json
 import logging
 import os
-import shutil
-import socket
-import subprocess
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Self
+from typing import Final
 
 from ctl.core.errors import KernelError
 from ctl.kernel.bpf import bpffs, syscall
-from ctl.kernel.bpf.compile import ORDER_BYTES
+from ctl.kernel.bpf.child import Bcc
 from ctl.kernel.bpf.maps import Maps, layout_dir
-from ctl.kernel.bpf.source import MAPS, PROGRAMS, XDP, XDP_FRAGS, digest, source
+from ctl.kernel.bpf.source import PROGRAMS, XDP, XDP_FRAGS, digest, source
 from ctl.kernel.bpf.table import refused
 
 log = logging.getLogger(__name__)
-
-_PYTHON: Final = "/usr/bin/python3"
-"""Debian's python3-bpfcc is for this interpreter only."""
-
-_TIMEOUT_S: Final = 120
-_PATIENCE_S: Final = 60
-"""After which a child that was started ahead is not needed, or a new one is started."""
-_OPTIONS: Final = (
-    "-I",
-    "-B",  # the installed tree is not ours to write to
-    "-c",
-    "import sys; sys.path.append(sys.argv.pop(1)); from ctl.kernel.bpf.compile import main; sys.exit(main())",
-)
-"""Where our package lies comes after the system's own: PyPI's `bcc`, installed beside us, is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +84,7 @@ def load(maps: Maps, root: str | Path, ahead: Bcc | None = None) -> Programs:
     if XDP in loaded:
         return Programs(build, loaded)
     refused = ""
-    with _closed_if_it_fails(loaded), ahead if ahead and not ahead.gave_up() else Bcc(text) as bcc:
+    with _closed_if_it_fails(loaded), _at_hand(ahead, text) as bcc:
         if adopted is None:
             loaded |= load_tc(bcc, maps)
         try:
@@ -113,6 +93,11 @@ def load(maps: Maps, root: str | Path, ahead: Bcc | None = None) -> Programs:
             refused = f"the kernel refused program {XDP}: {_last_words(error)}"
         _pin(home, loaded, anew=adopted is None)
     return Programs(build, loaded, refused)
+
+
+def _at_hand(ahead: Bcc | None, text: str) -> Bcc:
+    """The child that was started ahead if it still waits, else another."""
+    return ahead if ahead and not ahead.gave_up() else Bcc(text)
 
 
 @contextmanager
@@ -170,110 +155,19 @@ class _Misfit(Exception):
     """A pinned program uses other maps than the node's."""
 
 
-class Bcc:
-    """BCC in a child of ours (ctl.kernel.bpf.compile): it compiles a C text, and loads programs of it.
-
-    It ends with this process, or when it has waited for something to load for `patience_s` seconds.
-    """
-
-    def __init__(self, text: str, patience_s: float = _PATIENCE_S) -> None:
-        """KernelError if it cannot be started."""
-        if not shutil.which(_PYTHON):
-            raise KernelError(f"{_PYTHON} is missing: install python3 and python3-bpfcc")
-        spec = find_spec("ctl")
-        assert spec is not None and spec.submodule_search_locations
-        root = str(Path(next(iter(spec.submodule_search_locations))).parent)
-        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        # Files, for a pipe would hold up who writes more than it takes.
-        self._words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in `close`
-        try:
-            with theirs, tempfile.TemporaryFile("w+") as handed:
-                handed.write(text)
-                handed.seek(0)
-                self._child = subprocess.Popen(
-                    [_PYTHON, *_OPTIONS, root, str(theirs.fileno()), str(patience_s)],
-                    stdin=handed,
-                    stdout=self._words,
-                    stderr=self._words,
-                    pass_fds=[theirs.fileno()],
-                    cwd="/",
-                    env={key: os.environ[key] for key in ("PATH", "TMPDIR") if key in os.environ},
-                )
-        except OSError as error:
-            self._orders.close()
-            self._words.close()
-            raise KernelError(f"cannot run {_PYTHON}: {error.strerror}") from error
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Its work is done, or not wanted any more."""
-        self._orders.close()
-        self._words.close()
-        self._child.kill()
-        self._child.wait()
-
-    def gave_up(self) -> bool:
-        """Whether it has ended because there was nothing to load for so long."""
-        return self._child.poll() == 0
-
-    def load(self, names: Sequence[str], maps: Maps) -> dict[str, Program]:
-        """Load programs on these maps.
-
-        VerifierError for the first that the kernel refuses, and then none is loaded. KernelError with
-        the last line that the compiler wrote, if that is what failed; all of them are logged.
-        """
-        self._orders.settimeout(_TIMEOUT_S)
-        try:
-            socket.send_fds(self._orders, [json.dumps(names).encode()], [maps.fd(name) for name in MAPS])
-            answer, fds, _, _ = socket.recv_fds(
-                self._orders, ORDER_BYTES, len(names), socket.MSG_CMSG_CLOEXEC
-            )
-        except TimeoutError as error:
-            raise KernelError(f"compiling the datapath took more than {_TIMEOUT_S:g} s") from error
-        except OSError:  # it is gone
-            answer, fds = b"", []
-        if not answer:
-            raise self._failure()
-        if refusal := json.loads(answer):
-            raise _refused(*refusal)
-        return _programs(names, fds)
-
-    def _failure(self) -> KernelError:
-        with suppress(subprocess.TimeoutExpired):
-            self._child.wait(_TIMEOUT_S)
-        self._words.seek(0)
-        lines = self._words.read().splitlines()
-        for line in lines:
-            log.error("compiler: %s", line)
-        last = next((line for line in reversed(lines) if line.strip()), "no message")
-        return KernelError(f"compiling the datapath failed: {last.strip()}")
-
-
-def _programs(names: Sequence[str], fds: Sequence[int]) -> dict[str, Program]:
+def _programs(fds: Mapping[str, int]) -> dict[str, Program]:
     try:
-        ids = [syscall.prog_info(fd).id for fd in fds]
+        return {name: Program(name, fd, syscall.prog_info(fd).id) for name, fd in fds.items()}
     except OSError as error:
-        for fd in fds:
+        for fd in fds.values():
             os.close(fd)
         raise KernelError(f"cannot load programs: {error.strerror}") from error
-    return {name: Program(name, fd, ident) for name, fd, ident in zip(names, fds, ids, strict=True)}
-
-
-def _refused(name: str, code: int, words: Sequence[str]) -> syscall.VerifierError:
-    error = syscall.VerifierError(code, os.strerror(code), name)
-    error.log = "\n".join(words)
-    return error
 
 
 def load_tc(bcc: Bcc, maps: Maps) -> dict[str, Program]:
     """The programs for tc. KernelError if the kernel refuses one; the end of the verifier's log is logged."""
     try:
-        return bcc.load(_TC, maps)
+        return _programs(bcc.load(_TC, maps))
     except syscall.VerifierError as error:
         name = error.filename
         if error.errno == errno.EPERM:
@@ -288,9 +182,10 @@ def load_tc(bcc: Bcc, maps: Maps) -> dict[str, Program]:
 def load_xdp(bcc: Bcc, maps: Maps) -> Program:
     """The program for XDP, for frames in several pieces if the kernel has them. VerifierError."""
     try:
-        return replace(bcc.load((XDP_FRAGS,), maps)[XDP_FRAGS], name=XDP)
+        fd = bcc.load((XDP_FRAGS,), maps)[XDP_FRAGS]
     except syscall.VerifierError:
-        return bcc.load((XDP,), maps)[XDP]
+        fd = bcc.load((XDP,), maps)[XDP]
+    return _programs({XDP: fd})[XDP]
 
 
 def _last_words(error: OSError) -> str:
