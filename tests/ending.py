@@ -20,4 +20,4 @@ def _end(number: int, frame: FrameType | None) -> None:
     # Once is enough: what is being removed must not be stopped. SIGINT is how xdist ends its workers.
     for each in (signal.SIGINT, signal.SIGTERM):
         signal.signal(each, signal.SIG_IGN)
-    pytest.exit("SIGTERM", returncode=128 + number)
+    pytest.exit("SIGTERM", returncode=pytest.ExitCode.INTERRUPTED)  # which shows what has failed so far
