@@ -50,7 +50,21 @@ class Files(LoadFileScheduling):  # type: ignore[misc]
         return scope(nodeid)
 
 
+class Named:
+    """Names each failure as it comes: the dots of several workers say nothing about where they are."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._terminal = config.pluginmanager.get_plugin("terminalreporter")
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed and self._terminal:
+            words = getattr(getattr(report.longrepr, "reprcrash", None), "message", "").partition("\n")[0]
+            self._terminal.ensure_newline()
+            self._terminal.write_line(f"{report.nodeid} ({report.when}): {words}")
+
+
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:
     """Called by xdist; `conftest.py` has this hook from here."""
     config.option.loadscopereorder = False
+    config.pluginmanager.register(Named(config))
     return Files(config, log)
