@@ -63,6 +63,7 @@ class Named:
             self._terminal.write_line(f"{report.nodeid} ({report.when}): {words}")
 
 
+@pytest.hookimpl(optionalhook=True)  # there is none with -p no:xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Files:
     """Called by xdist; `conftest.py` has this hook from here."""
     config.option.loadscopereorder = False
