@@ -250,6 +250,20 @@ def _work_all(runs: Sequence[Run]) -> None:
     _work([run for run in runs if run.part.alone])
 
 
+def _end(runs: Sequence[Run], thread: threading.Thread) -> None:
+    """Tell all of it to end, wait for that, and remove what was not removed in time."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    print("\nrings: ending what runs", file=sys.stderr, flush=True)
+    for run in runs:
+        run.tell(signal.SIGTERM)
+    thread.join(END_SECONDS)
+    for run in runs:
+        run.tell(signal.SIGKILL)
+    if os.geteuid() == 0 and any(RINGS[run.part.ring].needs_root for run in runs):
+        subprocess.run([sys.executable, "-m", "tests.lab", "clean"], cwd=TESTS.parent, check=False)
+
+
 @contextmanager
 def _at_work(runs: Sequence[Run]) -> Iterator[None]:
     """Runs in the background; when the block is left before they are over, they are ended."""
@@ -258,16 +272,7 @@ def _at_work(runs: Sequence[Run]) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, signal.SIG_IGN)
-        print("\nrings: ending what runs", file=sys.stderr, flush=True)
-        for run in runs:
-            run.tell(signal.SIGTERM)
-        thread.join(END_SECONDS)
-        for run in runs:
-            run.tell(signal.SIGKILL)
-        if os.geteuid() == 0:
-            subprocess.run([sys.executable, "-m", "tests.lab", "clean"], cwd=TESTS.parent, check=False)
+        _end(runs, thread)
         raise
     finally:
         thread.join()
