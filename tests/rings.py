@@ -1,8 +1,7 @@
 """Runs the rings and counts: `python -m tests.rings [--quick | RING...] [-- ARGUMENTS OF PYTEST]`.
 
-A ring is a directory of tests. Rings run beside one another, in two lanes: those that have
-workers of their own, and the others one after the other, cheapest first. What measures comes
-last and alone: whole rings, and of others the tests that are marked `alone`.
+A ring is a directory of tests. Rings run beside one another, the longer ones with several workers. What
+measures comes last and alone: whole rings, and of others the tests that are marked `alone`.
 
 All rings run even when one fails. The output of each is shown whole and in the order of the
 list, the first that is not over as it comes. The last line is the sum, `N passed, N failed`
@@ -165,12 +164,6 @@ def _with_marks(ring: str) -> list[Path]:
     return [path for path in sorted((TESTS / ring).rglob("test_*.py")) if "mark.alone(" in path.read_text()]
 
 
-def lanes(runs: Sequence[Run]) -> list[list[Run]]:
-    """What runs beside one another; each lane one after the other."""
-    wide = [[run] for run in runs if RINGS[run.part.ring].workers > 1]
-    return [*wide, [run for run in runs if RINGS[run.part.ring].workers == 1]]
-
-
 class Run:
     """A part that is run, or will be, its output kept in a file."""
 
@@ -234,20 +227,15 @@ class Run:
 # --- The whole -----------------------------------------------------------------------------
 
 
-def _work(lane: Sequence[Run]) -> None:
-    for run in lane:
-        run.work()
-
-
-def _work_all(runs: Sequence[Run]) -> None:
-    threads = [
-        threading.Thread(target=_work, args=(lane,)) for lane in lanes([r for r in runs if not r.part.alone])
-    ]
+def _work(runs: Sequence[Run]) -> None:
+    threads = [threading.Thread(target=run.work) for run in runs if not run.part.alone]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    _work([run for run in runs if run.part.alone])
+    for run in runs:
+        if run.part.alone:
+            run.work()
 
 
 def _end(runs: Sequence[Run], thread: threading.Thread) -> None:
@@ -267,7 +255,7 @@ def _end(runs: Sequence[Run], thread: threading.Thread) -> None:
 @contextmanager
 def _at_work(runs: Sequence[Run]) -> Iterator[None]:
     """Runs in the background; when the block is left before they are over, they are ended."""
-    thread = threading.Thread(target=_work_all, args=(runs,))
+    thread = threading.Thread(target=_work, args=(runs,))
     thread.start()
     try:
         yield
