@@ -26,6 +26,10 @@ LONG: Final = (
     "tests/netns/test_unchanged.py",
     "tests/netns/test_tcx.py",
     "tests/netns/test_netfilter.py",
+    "tests/conformance/test_docker.py",
+    "tests/conformance/test_takeover.py",
+    "tests/conformance/test_etcd_access.py",
+    "tests/conformance/test_story.py",
 )
 """Longest first. Else one of them would begin when the others are nearly done."""
 
