@@ -180,6 +180,7 @@ def test_a_damaged_inner_packet_is_still_found_out(pair: Pair) -> None:
     a, b, lease = pair.a, pair.b, pair.a.json("lease", "list")
     macs = {row["host"]: MacAddress.parse(row["vtep_mac"]) for row in lease}
     sink = pair.on_a.serve(*TRAFFIC, "udp-sink", "7002", port=7002, protocol="udp")
+    wait_until(sink.out, 60, "the sink's first line")
 
     def forge(good: bool) -> None:
         inner = packets.ipv4(
