@@ -76,8 +76,8 @@ def test_pins_of_a_newer_version_are_refused_and_the_kernel_path_carries(lab: La
     a.ip("link", "add", "wakes", "type", "bridge")
     a.ip("link", "del", "wakes")
     wait_until(lambda: bool(pins(a, abi.LAYOUT)), SOON, agent.log)
-    wait_until(partial(carries, a, pair.on_a, pair.on_b), SOON, agent.log)
     wait_until(lambda: a.ovctl("status", check=False).returncode == 0, SOON, agent.log)
+    wait_until(partial(carries, a, pair.on_a, pair.on_b), SOON, agent.log)
     for stream in streams:
         stream.advance(1)
         sent, tally = stream.finish()

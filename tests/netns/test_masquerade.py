@@ -198,6 +198,13 @@ def site(request: pytest.FixtureRequest) -> Iterator[Site]:
 @pytest.mark.parametrize("site", ["ebpf"], indirect=True)
 def test_only_flows_within_the_network_are_carried_by_ebpf(site: Site) -> None:
     """So the rows below are about both ways."""
+
+    def carried() -> bool:
+        so_far = site.a.bypassed()[0]
+        site.exchange(Row("on_a", "on_b", seen_as="on_a"))
+        return site.a.bypassed()[0] > so_far
+
+    wait_until(carried, SECONDS, "the agents know both containers")
     before = site.a.bypassed()[0]
     site.exchange(Row("on_a", "outside", seen_as="a"))
     site.exchange(Row("outside", "on_a", seen_as="outside"))
