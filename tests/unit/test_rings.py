@@ -93,7 +93,7 @@ import pytest
 from pathlib import Path
 def test_beside():
     pass
-@pytest.mark.alone("because")
+@pytest.mark.{mark}("because")
 def test_alone():
     assert {{path.name for path in Path({here!r}).iterdir()}} >= {{"one", "wide"}}
 """
@@ -105,7 +105,7 @@ def test_rings_run_beside_one_another_and_what_measures_alone(
     for name, other in (("one", "wide"), ("wide", "one")):
         text = MEETS.format(name=name, other=other, here=str(tmp_path))
         (folder / name / f"test_{name}.py").write_text(text)
-    (folder / "wide" / "test_alone.py").write_text(ALONE.format(here=str(tmp_path)))
+    (folder / "wide" / "test_alone.py").write_text(ALONE.format(here=str(tmp_path), mark="alone"))
     (folder / "last" / "test_last.py").write_text("def test_last():\n    raise SystemError('no luck')\n")
     assert main(["--", "-p", "no:cacheprovider"]) == 1
     lines = capfd.readouterr().out.splitlines()
@@ -120,6 +120,7 @@ def test_rings_run_beside_one_another_and_what_measures_alone(
 
 
 def test_every_test_is_in_one_part() -> None:
+    assert parts(["unit"])[0].only == "", "nothing in it is marked, though these lines speak of marks"
     for name in RINGS:
         mine = [part for part in parts(list(RINGS)) if part.ring == name]
         assert [part.only for part in mine] in ([""], ["not alone", "alone"])
