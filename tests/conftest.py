@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
+import sqlite3
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import settings
@@ -42,6 +43,31 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             raise pytest.UsageError(f'{item.nodeid}: say why it runs alone: mark.alone("...")')
         if RINGS[ring].needs_root and not root:
             item.add_marker(pytest.mark.skip(reason=f"ring {ring} needs root: run it as root"))
+
+
+@pytest.fixture(autouse=True)
+def every_database_is_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """By whoever opened it. Python warns of others only from 3.13 on, and then in some later test."""
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def recorded(*args: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(*args, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", recorded)
+    yield
+    left = [database for database in opened if _is_open(database)]
+    for database in left:
+        database.close()
+    assert not left, f"{len(left)} of {len(opened)} databases were left open"
+
+
+def _is_open(database: sqlite3.Connection) -> bool:
+    try:
+        return database.total_changes >= 0
+    except sqlite3.ProgrammingError:
+        return False
 
 
 @pytest.hookimpl(wrapper=True)

@@ -12,16 +12,17 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import closing
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Any
 
 from ctl.core.model import Lease, MacAddress
+from ctl.core.ports import LeaseStore
 from ctl.settings.endpoint import parse_store_url
 from ctl.store import open_store
 from ctl.store.etcd.client import EtcdClient, EtcdOptions
 from ctl.store.etcd.schema import Schema, encode
-from ctl.store.etcd.store import EtcdStore
 from tests.etcd import Etcd
 from tests.namespace import REPOSITORY
 from tests.process import Process, wait_until
@@ -77,8 +78,11 @@ def resident() -> float:
 
 def observe(url: str, count: int) -> None:
     """First list, then a line per change that the callback has seen: the time and how many leases."""
-    store = open_store(url)
-    assert isinstance(store, EtcdStore)
+    with closing(open_store(url)) as store:
+        _observe(store, count)
+
+
+def _observe(store: LeaseStore, count: int) -> None:
     before = resident()
     started = time.monotonic()
     found = store.snapshot()
@@ -92,8 +96,8 @@ def observe(url: str, count: int) -> None:
         if len(leases) >= count + SINGLE + BURST:
             done.set()
 
-    store.watch(changed)
-    done.wait(120)
+    with closing(store.watch(changed)):
+        done.wait(120)
     print(json.dumps({"first_list_s": first, "rss_before_mb": before, "rss_mb": resident()}), flush=True)
 
 

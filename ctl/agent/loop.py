@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Final, TypeVar
 
@@ -103,9 +104,12 @@ class Agent:
         self._pass = Pass(self._kernel, membership)
         # From now on, so that one list of the leases serves for finding one and for the rest.
         self._watching = self._store.watch(lambda: self.mailbox.post(frozenset({Change.LEASES})))
-        lease = self._patiently(lambda: membership.join(previous))
-        if lease is None:
-            return False
+        with ExitStack() as unless_joined:
+            unless_joined.callback(self._watching.close)
+            lease = self._patiently(lambda: membership.join(previous))
+            if lease is None:
+                return False
+            unless_joined.pop_all()
         self._say(f"{lease.subnet}")
         log.info("leased %s on %s of %s", lease.subnet, lease.host, network.network)
         return True

@@ -77,8 +77,11 @@ def _run(settings: Settings) -> int:
 
     # Peers are tens of thousands of objects in no cycles: do not look for any after every few hundred.
     gc.set_threshold(20_000, 20, 20)
-    with statedir.Lock(settings.state_dir) as lock, Netlink() as netlink:
-        store = open_store(settings)
+    with (
+        statedir.Lock(settings.state_dir) as lock,
+        Netlink() as netlink,
+        contextlib.closing(open_store(settings)) as store,
+    ):
         node = Node(settings, netlink)
         node.find_uplink()
         agent = Agent(settings, store, node, node, claim=claim_namespace, say=_say, rest=_collect_cycles)

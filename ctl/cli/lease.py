@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from contextlib import closing
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,8 @@ def run_list(args: argparse.Namespace) -> int:
 
     from ctl.core.lease import conflicts
 
-    snapshot = _open(args).snapshot()
+    with closing(_open(args)) as store:
+        snapshot = store.snapshot()
     now = time.time()
     rows = [_row(lease, now) for lease in snapshot.leases]
     emit(map(_plain, rows) if args.output == "json" else rows, COLUMNS, args.output)
@@ -131,17 +133,17 @@ def run_reserve(args: argparse.Namespace) -> int:
     from ctl.core.model import Lease
 
     subnet, host = _subnet(args.subnet), _host(args.host)
-    store = _open(args)
-    network = require_network(store)
-    if not fits(network, subnet):
-        raise ConfigError(
-            f"{subnet} is no subnet of the network: it hands out /{network.subnet_len}s"
-            f" from {network.subnet_min} to {network.subnet_max}"
-        )
-    held = _find(store, subnet)
-    if held is not None and held.host != host:
-        raise LeaseConflict(f"{subnet} is taken: {claim(held)}")
-    store.put(replace(held or Lease(subnet, host, backend=network.backend), expires_at=None), held)
+    with closing(_open(args)) as store:
+        network = require_network(store)
+        if not fits(network, subnet):
+            raise ConfigError(
+                f"{subnet} is no subnet of the network: it hands out /{network.subnet_len}s"
+                f" from {network.subnet_min} to {network.subnet_max}"
+            )
+        held = _find(store, subnet)
+        if held is not None and held.host != host:
+            raise LeaseConflict(f"{subnet} is taken: {claim(held)}")
+        store.put(replace(held or Lease(subnet, host, backend=network.backend), expires_at=None), held)
     say(f"{subnet} is reserved for {host}")
     return 0
 
@@ -151,10 +153,10 @@ def run_release(args: argparse.Namespace) -> int:
     from ctl.core.lease import claim
 
     subnet = _subnet(args.subnet)
-    store = _open(args)
-    held = _find(store, subnet)
-    if held is None:
-        raise NotFound(f"no lease on {subnet}")
-    store.delete(held)
+    with closing(_open(args)) as store:
+        held = _find(store, subnet)
+        if held is None:
+            raise NotFound(f"no lease on {subnet}")
+        store.delete(held)
     say(f"released {claim(held)}")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from ctl.cli.output import add_output_option, emit_one, say
@@ -90,16 +91,16 @@ def run_init(args: argparse.Namespace) -> int:
 
     network = _wanted(args)
     settings = load(args)
-    url, store = settings.store, open_store(settings, create=True)
-    if store.read_network() == network:
-        say(f"network {network.network} is in {url} already, unchanged")
-        return 0
-    try:
-        store.write_network(network, replace=args.force)
-    except LeaseConflict as error:
-        raise LeaseConflict(f"{error}; --force replaces it") from error
-    say(f"network {network.network} stored in {url}")
-    _warn_misfits(store, network)
+    with closing(open_store(settings, create=True)) as store:
+        if store.read_network() == network:
+            say(f"network {network.network} is in {settings.store} already, unchanged")
+            return 0
+        try:
+            store.write_network(network, replace=args.force)
+        except LeaseConflict as error:
+            raise LeaseConflict(f"{error}; --force replaces it") from error
+        say(f"network {network.network} stored in {settings.store}")
+        _warn_misfits(store, network)
     return 0
 
 
@@ -117,7 +118,8 @@ def run_show(args: argparse.Namespace) -> int:
     from ctl.cli.settings import load
     from ctl.store import open_store
 
-    network = require_network(open_store(load(args)))
+    with closing(open_store(load(args))) as store:
+        network = require_network(store)
     row = {column: getattr(network, column) for column in COLUMNS}
     row["subnet_min"] = network.subnet_min.network_address
     row["subnet_max"] = network.subnet_max.network_address

@@ -26,8 +26,8 @@ class Closing(Protocol):
     def close(self) -> None: ...
 
 
-class LeaseStore(Protocol):
-    """Where nodes find the network and each other.
+class LeaseStore(Closing, Protocol):
+    """Where nodes find the network and each other; whoever opens one closes it.
 
     Every method raises StoreError when the store cannot be reached or read.
     """

@@ -65,6 +65,9 @@ class MemoryStore:
         self._watches.append(watch)
         return watch
 
+    def close(self) -> None:
+        """Nothing to close."""
+
     def _live(self) -> list[Lease]:
         now = self._clock()
         return [lease for lease in self._leases.values() if not lease.expired(now)]

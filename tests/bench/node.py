@@ -8,6 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Final
 
 from ctl.core.abi import REASON_MAX, Counter, Hook
 from ctl.core.model import Lease, MacAddress
+from ctl.core.ports import LeaseStore
 from ctl.core.reasons import REASONS
 from ctl.kernel.bpf import syscall
 from ctl.kernel.bpf.maps import layout_dir
@@ -159,10 +161,13 @@ class Moving:
 
     def run(self, count: int, tick: Callable[[str], None]) -> list[float]:
         """Milliseconds from before the store's put to the first packet at the new host."""
-        return self._host.call(lambda: self._moves(count, tick))
+        return self._host.call(lambda: self._open(count, tick))
 
-    def _moves(self, count: int, tick: Callable[[str], None]) -> list[float]:
-        store = open_store(self._url)
+    def _open(self, count: int, tick: Callable[[str], None]) -> list[float]:
+        with closing(open_store(self._url)) as store:
+            return self._moves(store, count, tick)
+
+    def _moves(self, store: LeaseStore, count: int, tick: Callable[[str], None]) -> list[float]:
         self._lease = store.put(self._lease, None)
         _receive(self._sockets[self._lease.host])
         taken = []

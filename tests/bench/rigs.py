@@ -14,6 +14,7 @@ import ctypes
 import json
 import struct
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -61,7 +62,8 @@ class Rig:
         self._far = subnet.network_address + 5
         self._vtep = MacAddress(b"\x02\x01" + subnet.network_address.packed)
         lease = Lease(subnet, IPv4Address(self.peer.address), self._vtep, 1, node=f"{stem}p")
-        open_store(lab.store_url).put(lease, None)
+        with closing(open_store(lab.store_url)) as store:
+            store.put(lease, None)
         self.container.run("ping", "-c1", str(self.host.gateway.ip))  # so that it is an endpoint
         wait_until(self._knows_both, 30, lambda: f"peer and container are known\n{self.agent.log()}")
         self.peer.run("ping", "-c1", self.host.address)  # the sinks swallow answers

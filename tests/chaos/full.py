@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
@@ -29,11 +30,11 @@ def named(site: Site, text: str) -> bool:
 
 def peers_full(site: Site) -> None:
     """Two more peers."""
-    store = open_store(site.lab.store_url)
-    for number in MORE:
-        mac = MacAddress(b"\x02\x00\x00\x00\x02" + bytes([number]))
-        host = IPv4Address(f"192.168.77.{number}")
-        store.put(Lease(IPv4Network(f"172.17.{number}.0/24"), host, mac, 1, node=f"n{number}"), None)
+    with closing(open_store(site.lab.store_url)) as store:
+        for number in MORE:
+            mac = MacAddress(b"\x02\x00\x00\x00\x02" + bytes([number]))
+            host = IPv4Address(f"192.168.77.{number}")
+            store.put(Lease(IPv4Network(f"172.17.{number}.0/24"), host, mac, 1, node=f"n{number}"), None)
 
 
 def peers_leave(site: Site) -> None:

@@ -8,6 +8,7 @@ import signal
 import sqlite3
 import sys
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -224,10 +225,8 @@ def corrupted(site: Site) -> None:
     """The file is overwritten with what is none, and put back from a copy."""
     store = site.lab.store
     good = store.with_name("good")
-    with sqlite3.connect(store) as source, sqlite3.connect(good) as target:
+    with closing(sqlite3.connect(store)) as source, closing(sqlite3.connect(good)) as target:
         source.backup(target)
-    source.close()
-    target.close()
     bad = store.with_name("bad")
     bad.write_bytes(b"no database" * 4096)
     bad.rename(store)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 
@@ -65,14 +66,15 @@ def test_containers_of_the_cni_plugin_reach_each_other(hosts: Hosts) -> None:
 
 
 def test_a_fenced_node_takes_no_new_containers_of_the_plugin(hosts: Hosts) -> None:
-    a, store = hosts.a, open_store(hosts.a.lab.store_url)
+    a = hosts.a
     env = a.state_dir / "subnet.env"
-    held = next(lease for lease in store.snapshot().leases if lease.subnet == a.gateway.network)
-    thief = store.put(replace(held, host=IPv4Address("192.168.77.99"), node="c"), held)
-    wait_until(lambda: not env.exists(), 10, "subnet.env is taken away")
-    with pytest.raises(FileNotFoundError):
-        CniContainer(a, "none")
-    store.delete(thief)
+    with closing(open_store(a.lab.store_url)) as store:
+        held = next(lease for lease in store.snapshot().leases if lease.subnet == a.gateway.network)
+        thief = store.put(replace(held, host=IPv4Address("192.168.77.99"), node="c"), held)
+        wait_until(lambda: not env.exists(), 10, "subnet.env is taken away")
+        with pytest.raises(FileNotFoundError):
+            CniContainer(a, "none")
+        store.delete(thief)
     wait_until(env.exists, 10, "subnet.env is back")
     CniContainer(a, "some").run("ping", "-c1", "-W2", a.address)
 

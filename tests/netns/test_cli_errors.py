@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -151,10 +152,9 @@ def test_store_without_a_network_is_waited_for(lab: Lab) -> None:
     """As flannel does: the order in which a network and its nodes come up does not matter."""
     host = lab.host("a")
     lab.init_network()
-    with sqlite3.connect(lab.store) as db:
+    with closing(sqlite3.connect(lab.store)) as db, db:
         (table,) = db.execute("SELECT name FROM sqlite_master WHERE name LIKE '%network%'").fetchone()
         db.execute(f"DELETE FROM {table}")
-    db.close()
     before = host.footprint()
     agent = host.agent(wait=False)
     wait_until(lambda: "network init" in agent.log(), 10, lambda: f"it says so\n{agent.log()}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
@@ -41,20 +43,20 @@ def passes(source: Namespace, to: str, port: int, server: Namespace) -> str:
 
 
 @pytest.fixture
-def stolen(lab: Lab) -> tuple[Pair, LeaseStore, Lease, str]:
+def stolen(lab: Lab) -> Iterator[tuple[Pair, LeaseStore, Lease, str]]:
     """Two nodes; the subnet of the first is now held by host `c`. And its subnet.env as it was."""
     pair = build(lab)
-    store = open_store(lab.store_url)
     env = (pair.a.state_dir / "subnet.env").read_text()
     stream = UdpStream(pair.on_a, pair.on_b, pair.on_b.address)
     stream.advance(2 * APPROVAL_TTL)
     stream.finish()
     assert pair.a.bypassed()[0] > 0
-    held = lease_of(store, pair.a)
     mac = MacAddress.parse("02:00:00:00:00:99")
-    thief = store.put(replace(held, host=IPv4Address("192.168.77.99"), node="c", vtep_mac=mac), held)
-    wait_until(lambda: pair.a.status()["lease"]["conflict"], SOON, "the agent has seen it")
-    return pair, store, thief, env
+    with closing(open_store(lab.store_url)) as store:
+        held = lease_of(store, pair.a)
+        thief = store.put(replace(held, host=IPv4Address("192.168.77.99"), node="c", vtep_mac=mac), held)
+        wait_until(lambda: pair.a.status()["lease"]["conflict"], SOON, "the agent has seen it")
+        yield pair, store, thief, env
 
 
 def test_a_fenced_node_takes_no_new_containers_until_its_subnet_is_free(

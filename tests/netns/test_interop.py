@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -61,7 +62,8 @@ def hosts(request: pytest.FixtureRequest) -> Iterator[Mixed]:
         node.agent()
         flannel_host(plain, request.param)
         lease = Lease(SUBNET, IPv4Address(plain.address), MacAddress.parse(VTEP_MAC), vni=1, node="plain")
-        open_store(lab.store_url).put(lease, None)
+        with closing(open_store(lab.store_url)) as store:
+            store.put(lease, None)
         wait_until(
             lambda: str(SUBNET) in str(node.json("map", "dump", "peers")), 10, "the peer is programmed"
         )
@@ -182,9 +184,9 @@ def reboot(mixed: Mixed, mac: str) -> None:
     mixed.plain.ip("link", "set", "flannel.1", "address", mac)
     (ours,) = [row for row in mixed.node.json("lease", "list") if row["host"] == mixed.node.address]
     flannel_peer(mixed.plain, ours)  # its neighbours went with the address
-    store = open_store(mixed.node.lab.store_url)
-    (lease,) = [each for each in store.snapshot().leases if each.subnet == SUBNET]
-    store.put(replace(lease, vtep_mac=MacAddress.parse(mac)), lease)
+    with closing(open_store(mixed.node.lab.store_url)) as store:
+        (lease,) = [each for each in store.snapshot().leases if each.subnet == SUBNET]
+        store.put(replace(lease, vtep_mac=MacAddress.parse(mac)), lease)
     wait_until(lambda: mac in str(mixed.node.json("map", "dump", "peers")), 10, "the map follows")
 
 
@@ -204,12 +206,13 @@ def test_a_flannel_host_that_rebooted_is_followed_to_its_new_mac(mixed: Mixed) -
 
 def test_a_reservation_that_nobody_uses_yet_is_no_peer_and_harms_none(mixed: Mixed) -> None:
     """It has a host, and no MAC that one could send to."""
-    store, before = open_store(mixed.node.lab.store_url), mixed.node.json("map", "dump", "peers")
-    reserved = store.put(Lease(IPv4Network("172.17.210.0/24"), IPv4Address("192.168.77.99")), None)
-    try:
-        wait_until(lambda: "172.17.210.0/24" in mixed.node.ovctl("status").stdout, 10, "it is told of")
-        assert mixed.node.json("map", "dump", "peers") == before
-        assert "172.17.210.0" not in mixed.node.ip("route")
-        mixed.on_node.run("ping", "-c2", "-i0.05", "-W2", mixed.on_plain.address)
-    finally:
-        store.delete(reserved)
+    before = mixed.node.json("map", "dump", "peers")
+    with closing(open_store(mixed.node.lab.store_url)) as store:
+        reserved = store.put(Lease(IPv4Network("172.17.210.0/24"), IPv4Address("192.168.77.99")), None)
+        try:
+            wait_until(lambda: "172.17.210.0/24" in mixed.node.ovctl("status").stdout, 10, "it is told of")
+            assert mixed.node.json("map", "dump", "peers") == before
+            assert "172.17.210.0" not in mixed.node.ip("route")
+            mixed.on_node.run("ping", "-c2", "-i0.05", "-W2", mixed.on_plain.address)
+        finally:
+            store.delete(reserved)

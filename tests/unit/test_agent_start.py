@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -87,6 +88,19 @@ def test_an_agent_that_waits_for_its_store_can_be_stopped(world: World) -> None:
     stop_while_waiting(agent)
     assert not agent.start()
     assert len(waits(agent)) == 1
+
+
+def test_a_start_that_fails_leaves_no_watch_of_the_store_behind(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StoreError("etcd http://a: database space exceeded")
+
+    agent, before = starting(world), set(threading.enumerate())
+    monkeypatch.setattr(FlakyStore, "put", refuse)
+    with pytest.raises(StoreError, match="database space exceeded"):
+        agent.start()
+    assert not set(threading.enumerate()) - before
 
 
 def test_an_agent_that_waits_for_a_network_can_be_stopped_and_then_takes_no_lease(world: World) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import closing
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 
@@ -89,8 +90,8 @@ def test_init_again_is_fine_and_another_network_needs_force(ovctl: Ovctl, path: 
     assert "--force replaces it" in err
     assert '"172.17.0.0/16"' in ovctl("network", "show", "-o", "json")[1]
 
-    store = open_store(f"sqlite://{path}")
-    store.put(Lease(IPv4Network("172.17.9.0/24"), IPv4Address("10.0.0.1"), node="a"), None)
+    with closing(open_store(f"sqlite://{path}")) as store:
+        store.put(Lease(IPv4Network("172.17.9.0/24"), IPv4Address("10.0.0.1"), node="a"), None)
     code, _, err = ovctl("network", "init", "--network", "172.18.0.0/16", "--force")
     assert code == 0
     assert "warning: 172.17.9.0/24 of a at 10.0.0.1 fits the new network no longer" in err
@@ -139,7 +140,7 @@ def test_without_a_store_the_remedy_is_named_and_none_is_made(
 
 
 def test_a_store_without_a_network_is_not_found(ovctl: Ovctl, path: Path) -> None:
-    open_store(f"sqlite://{path}", create=True)
+    open_store(f"sqlite://{path}", create=True).close()
     code, _, err = ovctl("network", "show")
     assert code == 3
     assert "run: ovctl network init --network CIDR" in err
@@ -148,11 +149,11 @@ def test_a_store_without_a_network_is_not_found(ovctl: Ovctl, path: Path) -> Non
 @pytest.mark.usefixtures("network")
 def test_leases_are_listed_by_subnet(ovctl: Ovctl, path: Path) -> None:
     assert ovctl("lease", "list", "-o", "json") == (0, "[]\n", "")
-    store = open_store(f"sqlite://{path}")
     mac = MacAddress.parse("02:00:00:00:00:01")
-    store.put(Lease(IPv4Network("172.17.9.0/24"), IPv4Address("10.0.0.9"), mac, 1, node="n9"), None)
     held = Lease(IPv4Network("172.17.4.0/24"), IPv4Address("10.0.0.9"), mac, 1, node="n9", expires_at=4e9)
-    store.put(held, None)
+    with closing(open_store(f"sqlite://{path}")) as store:
+        store.put(Lease(IPv4Network("172.17.9.0/24"), IPv4Address("10.0.0.9"), mac, 1, node="n9"), None)
+        store.put(held, None)
     code, out, err = ovctl("lease", "list", "-o", "json")
     assert code == 0
     rows = json.loads(out)
@@ -189,11 +190,11 @@ def test_a_subnet_is_reserved_and_released(ovctl: Ovctl) -> None:
 
 @pytest.mark.usefixtures("network")
 def test_a_live_lease_becomes_a_reservation_as_it_stands(ovctl: Ovctl, path: Path) -> None:
-    store = open_store(f"sqlite://{path}")
     held = Lease(IPv4Network("172.17.4.0/24"), IPv4Address("10.0.0.9"), node="n9", expires_at=4e9)
-    store.put(held, None)
-    assert ovctl("lease", "reserve", "172.17.4.0/24", "--host", "10.0.0.9")[0] == 0
-    (reserved,) = store.snapshot().leases
+    with closing(open_store(f"sqlite://{path}")) as store:
+        store.put(held, None)
+        assert ovctl("lease", "reserve", "172.17.4.0/24", "--host", "10.0.0.9")[0] == 0
+        (reserved,) = store.snapshot().leases
     assert (reserved.node, reserved.expires_at) == ("n9", None)
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -121,9 +121,8 @@ def test_a_row_that_cannot_be_read_harms_no_other(path: Path) -> None:
     store = sqlite(path, create=True)
     good = store.put(lease(), None)
     bad = store.put(lease(4, "10.0.0.2"), None)
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         db.execute("UPDATE lease SET attributes = '{' WHERE subnet = ?", (str(bad.subnet),))
-    db.close()
     snapshot = store.snapshot()
     assert snapshot.leases == (good,)
     assert len(snapshot.problems) == 1
@@ -167,9 +166,8 @@ def test_a_file_that_is_not_sqlite_is_left_alone(path: Path, create: bool) -> No
 @pytest.mark.parametrize("create", [False, True])
 def test_another_programs_database_is_left_alone(path: Path, create: bool) -> None:
     path.parent.mkdir()
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         db.execute("CREATE TABLE notes (text)")
-    db.close()
     before = path.read_bytes()
     with pytest.raises(StoreError, match="another program's SQLite file"):
         sqlite(path, create=create)
@@ -242,9 +240,8 @@ def test_an_empty_file_asks_for_set_up(path: Path) -> None:
 
 def test_a_newer_schema_asks_for_an_upgrade(path: Path) -> None:
     sqlite(path, create=True).close()
-    with sqlite3.connect(path) as db:
+    with closing(sqlite3.connect(path)) as db, db:
         db.execute("PRAGMA user_version = 2")
-    db.close()
     with pytest.raises(StoreError, match=r"newer ovnet \(schema 2, this one knows 1\)"):
         sqlite(path)
 
@@ -306,9 +303,9 @@ def test_a_url_that_names_no_store_is_refused(url: str, complaint: str) -> None:
 
 @pytest.mark.parametrize("slashes", ["///", "////"])
 def test_a_sqlite_url_has_three_slashes_or_four(path: Path, slashes: str) -> None:
-    store = open_store(f"sqlite:{slashes}{str(path).lstrip('/')}", create=True)
-    assert path.exists()
-    assert store.snapshot().leases == ()
+    with closing(open_store(f"sqlite:{slashes}{str(path).lstrip('/')}", create=True)) as store:
+        assert path.exists()
+        assert store.snapshot().leases == ()
 
 
 def test_a_path_with_odd_characters_is_that_file(tmp_path: Path) -> None:

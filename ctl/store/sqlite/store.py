@@ -235,12 +235,14 @@ class _Watch:
             return None
 
     def _run(self) -> None:
-        while not self._closing.wait(POLL_SECONDS):
-            now = self._look(self._seen)
-            if now != self._seen:
-                self._seen = now
-                self._changed()
-        self._disconnect()
+        try:
+            while not self._closing.wait(POLL_SECONDS):
+                now = self._look(self._seen)
+                if now != self._seen:
+                    self._seen = now
+                    self._changed()
+        finally:
+            self._disconnect()
 
     def _disconnect(self) -> None:
         if self._db is not None:

@@ -246,7 +246,7 @@ def sent_by_ebpf(host: Host, line: Line, flags: tuple[str, ...]) -> bool:
 
 def hand_over(lab: Lab, old: Host, new: Host) -> None:
     """The lease of one host becomes another's, as if it had been released and taken at once."""
-    store = open_store(lab.store_url)
-    held = next(lease for lease in store.snapshot().leases if str(lease.host) == old.address)
     host = IPv4Address(new.address)
-    store.put(replace(held, host=host, node=new.name, vtep_mac=vtep_mac(host, 1)), held)
+    with closing(open_store(lab.store_url)) as store:
+        held = next(lease for lease in store.snapshot().leases if str(lease.host) == old.address)
+        store.put(replace(held, host=host, node=new.name, vtep_mac=vtep_mac(host, 1)), held)
