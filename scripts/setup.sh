@@ -1,26 +1,40 @@
 #!/bin/bash
-# Make this checkout runnable on Debian 12: packages of the distribution that are
-# missing, and a virtual environment in .venv. Quick when there is nothing to do.
+# Make this checkout runnable: packages of the distribution that are missing, and a virtual
+# environment in .venv. Quick when there is nothing to do. On Debian (12 to 14) and Ubuntu
+# (22.04 to 26.04) packages are installed; elsewhere what is missing is named, and what is
+# there is used.
 #
 #   scripts/setup.sh        everything that tests, demo and bench need
 #   scripts/setup.sh run    only what a node needs
 #   scripts/setup.sh kernels    besides, what `make kernels` emulates machines with
+#   scripts/setup.sh distros    besides, what `make distros` makes fresh systems with
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 readonly mode=${1:-dev}
 readonly venv=.venv
 readonly stamp=$venv/.ready-$mode
-# The one Python that sees Debian's BCC. Another python3 in PATH does not.
-readonly python=/usr/bin/python3
+# Where the system is; tests have one of their own.
+readonly system=${SETUP_SYSTEM:-}
+eval "$(sed -nE 's/^(ID|ID_LIKE|VERSION_ID)=/os_&/p' "$system/etc/os-release" 2>/dev/null)" || true
+readonly os_ID=${os_ID:-unknown} os_ID_LIKE=${os_ID_LIKE:-} os_VERSION_ID=${os_VERSION_ID:-}
+# The one Python that sees the distribution's BCC. Another python3 in PATH does not.
+python=$system/usr/bin/python3
 
+# a|b: whichever the distribution has.
 run_packages=(python3-bpfcc python3-venv linux-libc-dev nftables iproute2 ca-certificates)
-dev_packages=(make git gcc iptables iperf3 sockperf tcpdump conntrack bpftool ethtool iputils-ping
-    procps curl busybox-static util-linux traceroute docker.io containerd containernetworking-plugins
-    prometheus etcd-server openssl)
+dev_packages=(make git gcc iptables iperf3 sockperf tcpdump conntrack 'bpftool|linux-tools-generic' ethtool
+    iputils-ping procps curl busybox-static util-linux traceroute docker.io containerd
+    containernetworking-plugins prometheus etcd-server openssl)
+if [[ $os_ID == ubuntu && $os_VERSION_ID == 22.04 ]]; then # its python3 is 3.10, and its BCC fits both
+    python=$system/usr/bin/python3.11
+    run_packages+=(python3.11 python3.11-venv)
+fi
+readonly python
 # To find and unpack a kernel's modules, virtme-ng wants kmod and file.
 kernels_packages=(qemu-system-x86 kmod file)
 readonly emulator=build/kernels/venv
+distros_packages=(debootstrap)
 
 say() { printf 'setup: %s\n' "$*" >&2; }
 die() {
@@ -40,7 +54,7 @@ has_package() { [[ $(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null) ==
 missing() {
     local package
     for package in "$@"; do
-        has_package "$package" && continue
+        has_package "${package%|*}" || has_package "${package#*|}" && continue
         case $package in # upstream's packages conflict with Debian's
         docker.io) command -v dockerd >/dev/null && continue ;;
         containerd) command -v containerd >/dev/null && continue ;;
@@ -49,9 +63,20 @@ missing() {
     done
 }
 
+# Of a|b, the one that apt knows; of others, themselves.
+available() {
+    local package
+    for package in "$@"; do
+        if [[ $package == *\|* && $(apt-cache policy "${package%|*}") == *'Candidate: '[^\(]* ]]; then
+            package=${package%|*}
+        fi
+        echo "${package#*|}"
+    done
+}
+
 # Debian starts and enables a service as soon as its package is there. We want the
 # programs only: refuse starts while apt runs, then disable the units that are new.
-policy=/usr/sbin/policy-rc.d
+policy=$system/usr/sbin/policy-rc.d
 policy_is_ours=
 forbid_services() {
     [[ -e $policy ]] && return
@@ -75,33 +100,68 @@ disable_new_units() {
 }
 
 apt_step() { # <what> <apt-get arguments>
-    local what=$1 log
+    local what=$1 log why
     shift
     log=$(mktemp)
     if ! DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" >"$log" 2>&1; then
-        tail -n 5 "$log" | sed 's/^/  /' >&2
+        why=$(grep -m 1 '^E: ' "$log" || tail -n 1 "$log")
         rm -f "$log"
-        die "$what failed (above: the end of apt's output); is a Debian mirror reachable?"
+        die "$what failed: ${why#E: }; is a mirror reachable, and this system's list of mirrors right?"
     fi
     rm -f "$log"
+}
+
+# Where we know no package manager, or not its names: what a node needs is looked for, not its packages.
+name_packages() {
+    local lacking=() commands=() each how
+    case " $os_ID $os_ID_LIKE " in
+    *' fedora '* | *' rhel '*) how='dnf install python3-bcc kernel-headers nftables iproute iproute-tc' ;;
+    *' arch '*) how='pacman -S python-bcc linux-api-headers nftables iproute2' ;;
+    *suse*) how='zypper install python3-bcc linux-glibc-devel nftables iproute2' ;;
+    *' alpine '*) how='apk add py3-bcc linux-headers nftables iproute2' ;;
+    *) how='BCC for Python, the UAPI headers of Linux, nftables, iproute2' ;;
+    esac
+    "$python" -c 'import bcc; bcc.BPF' 2>/dev/null || lacking+=("BCC for $python")
+    "$python" -c 'import ensurepip' 2>/dev/null || lacking+=("venv for $python")
+    [[ -e $system/usr/include/linux/if_ether.h ]] || lacking+=("Linux's UAPI headers")
+    for each in nft ip tc; do command -v "$each" >/dev/null || lacking+=("$each"); done
+    ((${#lacking[@]} == 0)) || die "$os_ID: no apt here; install what is missing ($(list "${lacking[@]}")): $how"
+    if [[ $mode == dev ]]; then
+        for each in gcc iptables iperf3 sockperf tcpdump conntrack bpftool ethtool ping ps curl busybox \
+            setpriv traceroute dockerd containerd prometheus etcd openssl; do
+            command -v "$each" >/dev/null || commands+=("$each")
+        done
+    fi
+    say "packages: $os_ID: what a node needs is there${commands[*]:+; tests would want: ${commands[*]}}"
+}
+
+list() { # a, b, c
+    local joined
+    printf -v joined '%s, ' "$@"
+    echo "${joined%, }"
 }
 
 install_packages() {
     local wanted=("${run_packages[@]}") absent
     [[ $mode != dev ]] || wanted+=("${dev_packages[@]}")
     [[ $mode != kernels ]] || wanted=("${kernels_packages[@]}")
-    command -v dpkg-query >/dev/null && command -v apt-get >/dev/null ||
-        die "no apt here: only Debian 12 is set up by itself; elsewhere install the equivalents of: ${wanted[*]}"
+    [[ $mode != distros ]] || wanted=("${distros_packages[@]}")
+    if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
+        [[ $mode == dev || $mode == run ]] || die "$os_ID: no apt here; make $mode is for Debian and Ubuntu"
+        name_packages
+        return
+    fi
     mapfile -t absent < <(missing "${wanted[@]}")
     if ((${#absent[@]} == 0)); then
         say "packages: all ${#wanted[@]} there"
         return
     fi
-    ((EUID == 0)) || die "not root, and these packages are missing: ${absent[*]}; run it as root"
+    [[ $(id -u) == 0 ]] || die "not root, and these packages are missing: ${absent[*]}; run it as root"
     say "packages: installing ${absent[*]}"
     trap allow_services EXIT
     forbid_services
     apt_step "apt-get update" update
+    mapfile -t absent < <(available "${absent[@]}")
     apt_step "installing packages" install --yes --no-install-recommends "${absent[@]}"
     allow_services
     disable_new_units "${absent[@]}"
@@ -112,49 +172,72 @@ make_venv() {
     local made
     made=$(sed -n 's/^command = //p' "$venv/pyvenv.cfg" 2>/dev/null) || true
     if [[ $made != "$python -m venv "*" $PWD/$venv" ]]; then
-        say "venv: new, of $python"
-        "$python" -m venv --clear --system-site-packages "$venv" || die "cannot create $PWD/$venv"
+        local first why
+        first=$(command -v python3 || true)
+        [[ -z $first || $first -ef $python ]] || first=", with this system's BCC; not of $first, which is first in PATH"
+        say "venv: new, of $python${first##/*}"
+        why=$("$python" -m venv --clear --system-site-packages "$venv" 2>&1) ||
+            die "cannot create $PWD/$venv: $(tail -n 1 <<<"$why")"
     fi
 }
 
+# pip in a virtual environment, whatever a pip.conf says of user's sites. One line if it fails.
+pip_install() { # <directory of the environment> <what...>
+    local place=$1 log=$1/pip.log why
+    shift
+    PIP_USER=0 "$place/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >"$log" 2>&1 && return
+    if grep -q externally-managed "$log"; then
+        die "$PWD/$place is no virtual environment (any more): remove it and try again"
+    fi
+    why=$(grep -m 1 '^ERROR: ' "$log" || tail -n 1 "$log")
+    die "pip install ${*: -1} failed: ${why#ERROR: } (all of it: $PWD/$log); is PyPI reachable?"
+}
+
 install_python() {
-    local what=. log=$venv/pip.log
+    local what=.
     [[ $mode == run ]] || what='.[dev]'
     say "python: pip install -e $what"
-    if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -e "$what" >"$log" 2>&1; then
-        grep -i 'error' "$log" | head -n 3 >&2 || true
-        die "pip install -e $what failed (all of it: $PWD/$log); is PyPI reachable?"
-    fi
+    pip_install "$venv" -e "$what"
 }
 
 install_emulator() {
     say "emulator: virtme-ng in $emulator"
     mkdir -p "${emulator%/*}"
     "$python" -m venv --clear "$emulator" || die "cannot create $PWD/$emulator"
-    "$emulator/bin/python" -m pip install --quiet --disable-pip-version-check 'virtme-ng==1.42' >"$emulator/pip.log" 2>&1 ||
-        die "pip install virtme-ng failed (all of it: $PWD/$emulator/pip.log); is PyPI reachable?"
+    pip_install "$emulator" 'virtme-ng==1.42'
     touch "$emulator/.ready"
+}
+
+check_python() {
+    [[ -x $python ]] || die "there is no $python: install Python 3.11 or newer of this distribution"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        die "$python is $("$python" -V), and 3.11 is the oldest that will do: this release of $os_ID is too old"
 }
 
 check() {
     "$venv/bin/python" -c 'import bcc; bcc.BPF' 2>/dev/null ||
         die "$venv/bin/python cannot import bcc; is python3-bpfcc installed, and no package called bcc from PyPI?"
-    "$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-        die "$python is older than Python 3.11"
     "$venv/bin/python" -c 'import prometheus_client, pyroute2' || die "$venv is damaged: remove it and try again"
 }
 
-case $mode in dev | run | kernels) ;; *) die "unknown mode '$mode' (nothing, or: run, kernels)" ;; esac
+# They would lead our Python to another one's modules.
+unset PYTHONHOME PYTHONPATH
+case $mode in dev | run | kernels | distros) ;; *) die "unknown mode '$mode' (nothing, or: run, kernels, distros)" ;; esac
 if [[ $mode == kernels ]]; then
     install_packages
     [[ -e $emulator/.ready ]] || install_emulator
     apt_step "apt-get update" update # which kernels there are
     exit 0
 fi
+if [[ $mode == distros ]]; then
+    install_packages
+    exit 0
+fi
 if [[ -e $stamp && -x $venv/bin/python && $(<"$stamp") == "$(fingerprint)" ]]; then
     exit 0
 fi
 install_packages
+check_python
 make_venv
 install_python
 check
