@@ -1,4 +1,4 @@
-# ovnet: every target starts on a fresh Debian 12 (as root); see `make help`.
+# ovnet: every target starts on a fresh Debian 12 or 13 (as root); see `make help`.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
@@ -74,6 +74,11 @@ bench: ready ## every path side by side, and docs/performance.md; 20 minutes, QU
 kernels: ready ## the bpf ring and two nodes on Debian's 6.1 and 6.12, in emulation: an hour or two (root)
 	@scripts/setup.sh kernels
 	@$(BIN)/python -m tests.kernels $(ARGS)
+
+.PHONY: distros
+distros: ready ## demo and tests on fresh systems of Debian 12, 13 and forky: half an hour each (root)
+	@scripts/setup.sh distros
+	@$(BIN)/python -m tests.distros $(ARGS)
 
 PACKETS ?= 10000000
 .PHONY: fuzz
