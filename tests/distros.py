@@ -79,7 +79,10 @@ exec chroot . "$@"
 """
 """Into a fresh system. bpffs is its own: what a test that is killed has pinned goes with it."""
 
-_SUM: Final = re.compile(r"(?P<counts>\d+ (?:passed|failed).*?)(?: in [\d.]+s.*)?")
+_SUM: Final = re.compile(
+    r"(?P<counts>\d+ (?:passed|failed)(?:, \d+ (?:passed|failed|skipped|errors?))*)(?:, \d+ deselected)?"
+    r"(?: in [\d.]+s.*)?"
+)
 _TROUBLE: Final = re.compile(r"(FAILED|ERROR|E  ) ?|.*\berror: |make: \*\*\* ")
 _PERCENT: Final = re.compile(r".*\[ *(?P<percent>\d+)%\]")
 _NOISE: Final = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")

@@ -25,7 +25,9 @@ def test_the_last_sum_counts_and_what_is_wrong_is_shown() -> None:
     assert reader.read("======= 1 failed, 696 passed in 342.03s (0:05:42) =======\n") is None
     assert reader.verdict(1, 342.4) == "FAILED (1), 1 failed, 696 passed, 342 s"
     assert reader.read("696 passed, 1 failed\n") is None
-    assert reader.verdict(0, 1) == "ok, 696 passed, 1 failed, 1 s"
+    assert reader.verdict(1, 1) == "FAILED (1), 696 passed, 1 failed, 1 s"
+    assert reader.read("== 1 passed, 1 deselected in 9.12s ==\n") is None
+    assert reader.verdict(0, 9.1) == "ok, 1 passed, 9 s"
     assert Reader().verdict(0, 61.2) == "ok, 61 s"
 
 
