@@ -156,8 +156,8 @@ install_packages() {
         say "packages: all ${#wanted[@]} there"
         return
     fi
-    [[ $(id -u) == 0 ]] || die "not root, and these packages are missing: ${absent[*]}; run it as root"
-    say "packages: installing ${absent[*]}"
+    [[ $(id -u) == 0 ]] || die "not root, and these packages are missing: ${absent[*]%|*}; run it as root"
+    say "packages: installing ${absent[*]%|*}"
     trap allow_services EXIT
     forbid_services
     apt_step "apt-get update" update

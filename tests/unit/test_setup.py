@@ -94,6 +94,8 @@ def test_who_is_not_root_is_told_the_packages_in_one_line(system: System) -> Non
     (line,) = said
     assert line.startswith("setup: error: not root, and these packages are missing: python3-bpfcc ")
     assert not system.asked.exists()
+    (line,) = system.set_up("dev", USER_ID="1000")[1]
+    assert " bpftool " in line and "|" not in line
 
 
 def test_what_apt_cannot_do_is_one_line_with_its_reason(system: System) -> None:
