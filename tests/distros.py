@@ -69,6 +69,7 @@ cd "$root"
 mount -t proc proc proc
 mount --rbind /sys sys
 mount -t bpf bpf sys/fs/bpf
+mount -t tmpfs -o ro tmpfs sys/fs/cgroup
 mount --rbind /dev dev
 mount -t tmpfs tmpfs run
 mount -t tmpfs tmpfs tmp
@@ -77,7 +78,8 @@ mount --bind "$kept/packages" var/cache/apt/archives
 mount --bind "$kept/pip" root/.cache/pip
 exec chroot . "$@"
 """
-"""Into a fresh system. bpffs is its own: what a test that is killed has pinned goes with it."""
+"""Into a fresh system. bpffs is its own: what a test that is killed has pinned goes with it. Control
+groups it has none: it would take those of this machine's labs, whose processes it does not see, for dead."""
 
 _SUM: Final = re.compile(
     r"(?P<counts>\d+ (?:passed|failed)(?:, \d+ (?:passed|failed|skipped|errors?))*)(?:, \d+ deselected)?"

@@ -248,9 +248,15 @@ def remove_path(path: Path) -> None:
 
 
 def remove_cgroup(path: Path) -> None:
-    """Kill what is in a control group of ours, then remove it from the leaves up."""
+    """Kill what is in a control group of ours, then remove it from the leaves up.
+
+    With processes of another process namespace in it (read as 0), it is a lab's there, and left alone.
+    """
     groups = sorted({path, *path.glob("**/")}, reverse=True)
-    for pid in {int(pid) for group in groups for pid in (group / "cgroup.procs").read_text().split()}:
+    pids = {int(pid) for group in groups for pid in (group / "cgroup.procs").read_text().split()}
+    if 0 in pids:
+        return
+    for pid in pids:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     for group in groups:

@@ -117,3 +117,15 @@ def test_direct_pair_carries_traffic() -> None:
         a.run("ping", "-c1", "-W2", b.address)
         a.offload("eth0", "tx", False)
         assert "tx-checksumming: off" in a.run("ethtool", "-k", "eth0").stdout
+
+
+def test_a_control_group_of_another_process_namespace_is_left_alone(tmp_path: Path) -> None:
+    group = tmp_path / "ovlab-1-abcd"
+    group.mkdir()
+    (group / "cgroup.procs").write_text("0\n0\n")  # as the kernel shows processes that we cannot see
+    code = (
+        f"from pathlib import Path; from tests.lab import remove_cgroup; remove_cgroup(Path({str(group)!r}))"
+    )
+    process = Process([sys.executable, "-c", code], tmp_path / "clean", cwd=REPOSITORY)
+    assert process.wait() == 0, process.log()
+    assert group.is_dir()
