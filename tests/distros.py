@@ -206,11 +206,11 @@ def furnish(root: Path, log: TextIO) -> None:
 
 
 def entering(root: Path, shell: str) -> list[str]:
-    """The command that runs a line of shell in the checkout of a fresh system."""
+    """The command that runs lines of shell in the checkout of a fresh system."""
     kept = PLACE / f"{root.stem}.kept"
     # The shell has to stay: some programs will not be the first process, for example forky's timeout.
-    line = f"cd /{HOME} 2>/dev/null || cd /; {shell}; exit $?"
-    inner = ["env", "-i", *environment(os.environ), "bash", "-c", line]
+    lines = f"cd /{HOME} 2>/dev/null || cd /\n{shell}\nexit $?"
+    inner = ["env", "-i", *environment(os.environ), "bash", "-c", lines]
     return ["bash", "-c", _ENTER, "enter", str(root), str(kept), *inner]
 
 
