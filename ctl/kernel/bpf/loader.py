@@ -83,16 +83,16 @@ def load(maps: Maps, root: str | Path, ahead: Bcc | None = None) -> Programs:
     loaded = adopted or {}
     if XDP in loaded:
         return Programs(build, loaded)
-    refused = ""
+    xdp_refused = ""
     with _closed_if_it_fails(loaded), _at_hand(ahead, text) as bcc:
         if adopted is None:
             loaded |= load_tc(bcc, maps)
         try:
             loaded[XDP] = load_xdp(bcc, maps)
         except syscall.VerifierError as error:
-            refused = f"the kernel refused program {XDP}: {_last_words(error)}"
+            xdp_refused = f"the kernel refused program {XDP}: {_last_words(error)}"
         _pin(home, loaded, anew=adopted is None)
-    return Programs(build, loaded, refused)
+    return Programs(build, loaded, xdp_refused)
 
 
 def _at_hand(ahead: Bcc | None, text: str) -> Bcc:
