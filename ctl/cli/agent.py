@@ -77,6 +77,8 @@ def _run(settings: Settings) -> int:
 
     # Peers are tens of thousands of objects in no cycles: do not look for any after every few hundred.
     gc.set_threshold(20_000, 20, 20)
+    # Nor among what was imported: as long as that counts, garbage may grow to a quarter of it.
+    gc.freeze()
     with (
         statedir.Lock(settings.state_dir) as lock,
         Netlink() as netlink,
