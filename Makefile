@@ -100,6 +100,15 @@ HOURS ?= 1
 soak: ready ## churn and faults for HOURS; memory, descriptors and entries must be flat (root)
 	@$(BIN)/python -m tests.soak --hours $(HOURS) $(ARGS)
 
+.PHONY: deb deb-test
+deb: ready ## the Debian package, dist/ovnet_VERSION_all.deb
+	@scripts/setup.sh dist
+	@scripts/deb.sh
+
+deb-test: ready ## the Debian package in fresh bookworm and trixie, under traffic; ten minutes (root)
+	@scripts/setup.sh dist
+	@$(BIN)/python -m tests.debian $(ARGS)
+
 .PHONY: clean
 clean: ## remove what dead labs left (namespaces, pins), caches and .venv
 	@if [ -x $(BIN)/python ] && [ "$$(id -u)" = 0 ]; then $(BIN)/python -m tests.lab clean; fi

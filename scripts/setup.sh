@@ -6,6 +6,7 @@
 #
 #   scripts/setup.sh        everything that tests, demo and bench need
 #   scripts/setup.sh run    only what a node needs
+#   scripts/setup.sh dist   besides, what packages are built and tried with
 #   scripts/setup.sh kernels    besides, what `make kernels` emulates machines with
 #   scripts/setup.sh distros    besides, what `make distros` makes fresh systems with
 set -euo pipefail
@@ -33,6 +34,7 @@ fi
 readonly python
 # To find and unpack a kernel's modules, virtme-ng wants kmod and file.
 kernels_packages=(qemu-system-x86 kmod file)
+dist_packages=(debhelper dh-python dpkg-dev lintian debootstrap strace)
 readonly emulator=build/kernels/venv
 distros_packages=(debootstrap)
 
@@ -145,6 +147,7 @@ install_packages() {
     local wanted=("${run_packages[@]}") absent
     [[ $mode != dev ]] || wanted+=("${dev_packages[@]}")
     [[ $mode != kernels ]] || wanted=("${kernels_packages[@]}")
+    [[ $mode != dist ]] || wanted=("${dist_packages[@]}")
     [[ $mode != distros ]] || wanted=("${distros_packages[@]}")
     if ! command -v dpkg-query >/dev/null || ! command -v apt-get >/dev/null; then
         [[ $mode == dev || $mode == run ]] || die "$os_ID: no apt here; make $mode is for Debian and Ubuntu"
@@ -222,7 +225,11 @@ check() {
 
 # They would lead our Python to another one's modules.
 unset PYTHONHOME PYTHONPATH
-case $mode in dev | run | kernels | distros) ;; *) die "unknown mode '$mode' (nothing, or: run, kernels, distros)" ;; esac
+case $mode in dev | run | dist | kernels | distros) ;; *) die "unknown mode '$mode' (nothing, or: run, dist, kernels, distros)" ;; esac
+if [[ $mode == dist ]]; then
+    install_packages
+    exit 0
+fi
 if [[ $mode == kernels ]]; then
     install_packages
     [[ -e $emulator/.ready ]] || install_emulator

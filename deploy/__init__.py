@@ -1,0 +1,1 @@
+"""What installs ovnet on hosts, and what is made for that."""

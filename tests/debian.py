@@ -1,0 +1,272 @@
+"""The Debian package in fresh Debians: `make deb-test`, or `python -m tests.debian [SUITE...]`.
+
+A minimal system of each suite (debootstrap) is node a of a lab, in a mount namespace of its own, and the
+checkout is node b. The package is installed, upgraded under traffic, upgraded with dpkg killed in the
+middle, and purged; what is promised is checked, and the first promise that does not hold ends it with
+exit code 1. /run of the system is a directory, so that the lab sees it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Final
+
+import ctl
+from tests.host import Agent, Host
+from tests.lab import Container, Lab, run, wait_until
+from tests.namespace import REPOSITORY
+from tests.screen import expect, heading, tell
+from tests.stream import UdpStream
+
+SUITES: Final = ("bookworm", "trixie")
+PLACE: Final = REPOSITORY / "build" / "debian"
+NEXT: Final = f"{ctl.__version__}+next"
+BOOKKEEPING: Final = ("var/lib/dpkg", "var/log", "var/cache", "var/lib/apt", "tmp", "proc", "sys", "dev")
+"""Where Debian itself writes whatever is installed."""
+
+MOUNTS: Final = """
+mount --bind "$0" "$0"
+for each in proc sys dev; do mount --rbind /$each "$0/$each"; done
+cp /etc/resolv.conf "$0/etc/resolv.conf"
+echo ready
+exec sleep infinity
+"""
+COMPLETE: Final = {
+    "bash": r"""
+        source /usr/share/bash-completion/completions/ovctl
+        COMP_WORDS=(ovctl map d) COMP_CWORD=2 COMP_LINE='ovctl map d' COMP_POINT=11
+        $(complete -p ovctl | sed 's/.*-F \([^ ]*\).*/\1/')
+        echo "${COMPREPLY[@]}"
+    """,
+    "fish": "complete -C 'ovctl map d'",
+    "zsh": "zsh -n /usr/share/zsh/vendor-completions/_ovctl && echo dump",
+}
+"""What each shell makes of `ovctl map d` and TAB; of zsh, which needs a terminal, the syntax."""
+
+
+class System:
+    """A fresh Debian, and the host of the lab that it runs on."""
+
+    def __init__(self, host: Host, suite: str) -> None:
+        self.host = host
+        self.root = host.lab.dir / f"root-{suite}"
+        self.root.mkdir()
+        run(["tar", "-C", str(self.root), "-xf", str(bootstrapped(suite))], seconds=300)
+        self._holder = host.spawn(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-ec", MOUNTS, str(self.root)]
+        )
+        wait_until(self._holder.out, 60, lambda: f"mounts of {suite}\n{self._holder.log()}")
+
+    def argv(self, *command: str) -> list[str]:
+        """`command` in it, on the host's network, with a clean environment."""
+        inside = (
+            "env",
+            "-i",
+            "PATH=/usr/sbin:/usr/bin:/sbin:/bin",
+            "DEBIAN_FRONTEND=noninteractive",
+            "HOME=/root",
+        )
+        return self.host.argv("nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "chroot", str(self.root),
+                              *inside, *command)  # fmt: skip
+
+    def run(self, *command: str, check: bool = True, seconds: float = 900) -> CompletedProcess[str]:
+        """Run `command` in it to its end, where it is reached by the machine's own network."""
+        argv = self.argv(*command)
+        if command[0] == "apt-get":  # the lab's hosts know no mirror
+            argv = argv[2:]
+        return run(argv, check=check, seconds=seconds)
+
+    def put(self, package: Path) -> str:
+        """Copy a file into it; returns its path there."""
+        target = self.root / "root" / package.name
+        target.write_bytes(package.read_bytes())
+        return f"/root/{package.name}"
+
+    def files(self) -> set[str]:
+        """Every path in it but for BOOKKEEPING."""
+        prune = [word for place in BOOKKEEPING for word in ("-path", str(self.root / place), "-prune", "-o")]
+        found = run(["find", str(self.root), "-xdev", *prune, "-print"], seconds=300).stdout.splitlines()
+        return {path.removeprefix(str(self.root)) for path in found if "__pycache__" not in path}
+
+    def agent(self) -> Agent:
+        """Start the package's agent; returns when it is ready."""
+        agent = Agent(
+            self.argv("ovctl", "agent"), self.host.lab.dir / f"packaged-{len(self.host._processes)}"
+        )
+        agent.host = self.host
+        self.host._processes.append(agent)
+        agent.wait_ready()
+        return agent
+
+    def configure(self) -> None:
+        """What an administrator would write, and what keeps this node out of other labs' way."""
+        file = self.root / "etc/ovnet/ovnet.toml"
+        text = file.read_text()
+        for key, value in {"iface": "eth0", "node_name": "a", "bpffs": str(self.host.bpffs)}.items():
+            before = text
+            text = text.replace(f"\n#{key} = ", f'\n{key} = "{value}"\n# was: ')
+            expect(text != before, f"ovnet.toml has {key}, commented out")
+        file.write_text(text)
+
+
+def bootstrapped(suite: str) -> Path:
+    """A minimal system as a tar, made once."""
+    archive = PLACE / f"{suite}.tar"
+    if not archive.exists():
+        PLACE.mkdir(parents=True, exist_ok=True)
+        tree = PLACE / f"{suite}.tree"
+        tell(f"debootstrap {suite}")
+        run(["rm", "-rf", str(tree)], seconds=300)
+        run(["debootstrap", "--variant=minbase", "--include=ca-certificates", suite, str(tree)], seconds=1800)
+        partial = archive.with_suffix(".part")
+        run(["tar", "-C", str(tree), "-cf", str(partial), "."], seconds=300)
+        partial.rename(archive)
+        run(["rm", "-rf", str(tree)], seconds=300)
+    return archive
+
+
+def built(version: str) -> Path:
+    """The package of this checkout, of that version."""
+    done = run([str(REPOSITORY / "scripts/deb.sh"), version, str(PLACE / "packages")], seconds=600)
+    return REPOSITORY / done.stdout.strip()
+
+
+@contextmanager
+def traffic(one: Container, two: Container, what: str) -> Iterator[None]:
+    """Numbered datagrams both ways meanwhile, none of which may be lost."""
+    streams = [UdpStream(one, two, two.address, port=9001), UdpStream(two, one, one.address, port=9002)]
+    for stream in streams:
+        stream.advance(1)
+    yield
+    lost = sent = 0
+    for stream in streams:
+        stream.advance(1)
+        number, tally = stream.finish()
+        sent, lost = sent + number, lost + number - tally.received
+    expect(lost == 0, f"{what}: {lost} of {sent} datagrams lost")
+
+
+def installed(system: System, package: str) -> set[str]:
+    """Install with apt, look, purge, install with dpkg; returns the files that there were without it."""
+    system.run("apt-get", "-qq", "update")
+    system.run("apt-get", "-qq", "install", "--yes", "--no-install-recommends", package, "zsh", "fish")
+    expect(
+        system.run("ovctl", "--version").stdout == f"ovctl {ctl.__version__}\n",
+        "apt-get install, ovctl --version",
+    )
+    for shell, script in COMPLETE.items():
+        expect("dump" in system.run(shell, "-c", script).stdout, f"{shell} completes ovctl")
+    system.run("dpkg", "--purge", "ovnet")
+    before = system.files()
+    named = sorted(path for path in before if "ovnet" in path or "ovctl" in path)
+    expect(
+        not [path for path in named if not path.startswith("/root/")],
+        f"purged before it ran: nothing left {named}",
+    )
+    system.run("dpkg", "--install", package)
+    return before
+
+
+def listed(system: System, package: str) -> set[str]:
+    """The files of the package's own directory."""
+    lines = system.run("dpkg-deb", "--contents", package).stdout.splitlines()
+    return {line.split()[5][1:] for line in lines if "/usr/lib/ovnet/" in line and not line.startswith("d")}
+
+
+def interrupted(system: System, old: str, new: str) -> None:
+    """Kill dpkg at its renames, one run each: `ovctl` is always one version, whole."""
+    modules = {ctl.__version__: listed(system, old), NEXT: listed(system, new)}
+    seen = set()
+    for when in (1, 2, 30, 150, 300, 400, 440, 450, 455, 460, 470, 500, 600):
+        inject = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=rename",
+                  "-e", f"inject=rename:signal=KILL:when={when}")  # fmt: skip
+        done = run([*inject, *system.argv("dpkg", "--unpack", new)], check=False, seconds=300)
+        said = system.run("ovctl", "--version", check=False)
+        seen.add(said.stdout)
+        version = said.stdout.strip().removeprefix("ovctl ")
+        whole = said.returncode == 0 and version in modules and modules[version] <= system.files()
+        tell(f"killed at rename {when} (dpkg: {done.returncode}): {said.stdout.strip()}{said.stderr.strip()}")
+        expect(whole, f"one version, with all its {len(modules.get(version, ()))} modules")
+        system.run("dpkg", "--configure", "-a", check=False)
+        system.run("dpkg", "--install", "--force-confold", old)
+    expect(len(seen) == 2, "both versions were seen")
+    expect(system.run("ovctl", "--version").stdout == f"ovctl {ctl.__version__}\n", "dpkg --install heals it")
+
+
+def purged(system: System, agent: Agent, before: set[str]) -> None:
+    """Not under a running agent; then with all that it has made."""
+    refused = system.run("dpkg", "--purge", "ovnet", check=False)
+    expect(
+        refused.returncode != 0 and "another agent" in refused.stderr,
+        "dpkg --purge refuses while an agent runs",
+    )
+    agent.stop()
+    for container in list(system.host.containers):
+        container.remove()
+    system.run("dpkg", "--purge", "ovnet")
+    left = sorted(system.files() - before)
+    expect(left == [], f"purge leaves no file {left}")
+
+
+def one_suite(suite: str, old: Path, new: Path) -> None:
+    """All of it for one Debian."""
+    with heading(SUITES.index(suite) + 1, f"Debian {suite}"), Lab() as lab:
+        a, b = lab.host("a"), lab.host("b")
+        untouched = a.footprint()
+        system = System(a, suite)
+        packages = [system.put(package) for package in (old, new)]
+        before = installed(system, packages[0])
+        system.configure()
+        lab.store_url = f"sqlite://{system.root}/var/lib/ovnet/store.db"
+        a.state_dir = system.root / "run/ovnet"
+        system.run("ovctl", "network", "init", "--network", "172.17.0.0/16", "--subnet-len", "24")
+        agent = system.agent()
+        b.agent()
+        for host in (a, b):
+            wait_until(host.knows_a_peer, 20, f"{host.name} knows its peer")
+        one, two = a.container("one"), b.container("two")
+        with traffic(one, two, "installed"):
+            wait_until(lambda: b.bypassed()[0] > 100, 20, "eBPF carries it")
+        with traffic(one, two, "upgraded, and the agent restarted"):
+            system.run("dpkg", "--install", packages[1])
+            expect(agent.poll() is None, "the old agent goes on until it is restarted")
+            agent.stop()
+            agent = system.agent()
+        expect(system.run("ovctl", "--version").stdout == f"ovctl {NEXT}\n", "the new version")
+        expect(
+            '\niface = "eth0"\n' in (system.root / "etc/ovnet/ovnet.toml").read_text(), "the settings stay"
+        )
+        with traffic(one, two, "downgraded under traffic, dpkg killed 13 times"):
+            system.run("dpkg", "--install", packages[0])
+            interrupted(system, *packages)
+        purged(system, agent, before)
+        now = a.footprint()
+        different = [key for key in now if now[key] != untouched[key] and key != "net.ipv4.ip_forward"]
+        expect(
+            [key for key in different if "forwarding" not in key] == [],
+            f"nothing in the kernel is left {different}",
+        )
+
+
+def main() -> int:
+    """Every suite that was asked for; returns 1 if none of the promises could be looked at."""
+    parser = argparse.ArgumentParser(prog="tests.debian", description=__doc__)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", default=SUITES, choices=(*SUITES, SUITES))
+    suites = parser.parse_args().suites
+    old, new = built(ctl.__version__), built(NEXT)
+    clean = subprocess.run(["lintian", "--fail-on", "error,warning", str(old)], check=False, text=True,
+                           capture_output=True)  # fmt: skip
+    expect(clean.returncode == 0, f"lintian finds nothing {clean.stdout}")
+    for suite in suites:
+        one_suite(suite, old, new)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
