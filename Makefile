@@ -100,7 +100,7 @@ HOURS ?= 1
 soak: ready ## churn and faults for HOURS; memory, descriptors and entries must be flat (root)
 	@$(BIN)/python -m tests.soak --hours $(HOURS) $(ARGS)
 
-.PHONY: deb deb-test
+.PHONY: deb deb-test image image-test dist
 deb: ready ## the Debian package, dist/ovnet_VERSION_all.deb
 	@scripts/setup.sh dist
 	@scripts/deb.sh
@@ -108,6 +108,17 @@ deb: ready ## the Debian package, dist/ovnet_VERSION_all.deb
 deb-test: ready ## the Debian package in fresh bookworm and trixie, under traffic; ten minutes (root)
 	@scripts/setup.sh dist
 	@$(BIN)/python -m tests.debian $(ARGS)
+
+image: ready ## the container image ovnet:VERSION, and dist/ovnet-VERSION.image.tar (root)
+	@scripts/setup.sh dist
+	@scripts/image.sh
+
+image-test: image ## two nodes from the image, with dockerd, under traffic (root)
+	@$(BIN)/python -m tests.image
+
+dist: ready ## all of a release: sdist, wheel, deb, image, SHA256SUMS (root)
+	@scripts/setup.sh dist
+	@scripts/dist.sh
 
 .PHONY: clean
 clean: ## remove what dead labs left (namespaces, pins), caches and .venv

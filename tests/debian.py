@@ -11,18 +11,16 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Final
 
 import ctl
 from tests.host import Agent, Host
-from tests.lab import Container, Lab, run, wait_until
+from tests.lab import Lab, run, wait_until
 from tests.namespace import REPOSITORY
 from tests.screen import expect, heading, tell
-from tests.stream import UdpStream
+from tests.stream import traffic
 
 SUITES: Final = ("bookworm", "trixie")
 PLACE: Final = REPOSITORY / "build" / "debian"
@@ -33,6 +31,8 @@ BOOKKEEPING: Final = ("var/lib/dpkg", "var/log", "var/cache", "var/lib/apt", "tm
 MOUNTS: Final = """
 mount --bind "$0" "$0"
 for each in proc sys dev; do mount --rbind /$each "$0/$each"; done
+mkdir -p "$0/$1"
+mount --bind "$1" "$0/$1"
 cp /etc/resolv.conf "$0/etc/resolv.conf"
 echo ready
 exec sleep infinity
@@ -59,9 +59,23 @@ class System:
         self.root.mkdir()
         run(["tar", "-C", str(self.root), "-xf", str(bootstrapped(suite))], seconds=300)
         self._holder = host.spawn(
-            ["unshare", "--mount", "--propagation", "private", "sh", "-ec", MOUNTS, str(self.root)]
+            [
+                "unshare",
+                "--mount",
+                "--propagation",
+                "private",
+                "sh",
+                "-ec",
+                MOUNTS,
+                str(self.root),
+                str(host.lab.dir),
+            ]
         )
         wait_until(self._holder.out, 60, lambda: f"mounts of {suite}\n{self._holder.log()}")
+
+    def enter(self) -> tuple[str, ...]:
+        """What goes before a command for it to run in here, whatever its network."""
+        return ("nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "chroot", str(self.root))
 
     def argv(self, *command: str) -> list[str]:
         """`command` in it, on the host's network, with a clean environment."""
@@ -72,8 +86,7 @@ class System:
             "DEBIAN_FRONTEND=noninteractive",
             "HOME=/root",
         )
-        return self.host.argv("nsenter", f"--mount=/proc/{self._holder.pid}/ns/mnt", "chroot", str(self.root),
-                              *inside, *command)  # fmt: skip
+        return self.host.argv(*self.enter(), *inside, *command)
 
     def run(self, *command: str, check: bool = True, seconds: float = 900) -> CompletedProcess[str]:
         """Run `command` in it to its end, where it is reached by the machine's own network."""
@@ -137,21 +150,6 @@ def built(version: str) -> Path:
     return REPOSITORY / done.stdout.strip()
 
 
-@contextmanager
-def traffic(one: Container, two: Container, what: str) -> Iterator[None]:
-    """Numbered datagrams both ways meanwhile, none of which may be lost."""
-    streams = [UdpStream(one, two, two.address, port=9001), UdpStream(two, one, one.address, port=9002)]
-    for stream in streams:
-        stream.advance(1)
-    yield
-    lost = sent = 0
-    for stream in streams:
-        stream.advance(1)
-        number, tally = stream.finish()
-        sent, lost = sent + number, lost + number - tally.received
-    expect(lost == 0, f"{what}: {lost} of {sent} datagrams lost")
-
-
 def installed(system: System, package: str) -> set[str]:
     """Install with apt, look, purge, install with dpkg; returns the files that there were without it."""
     system.run("apt-get", "-qq", "update")
@@ -179,20 +177,36 @@ def listed(system: System, package: str) -> set[str]:
     return {line.split()[5][1:] for line in lines if "/usr/lib/ovnet/" in line and not line.startswith("d")}
 
 
+def renames(system: System, package: str) -> list[str]:
+    """What dpkg renames when it unpacks, in its order; strace's lines."""
+    trace = system.host.lab.dir / "renames"
+    strace = ("strace", "-f", "-qq", "-o", str(trace), "-e", "trace=rename")
+    run([*strace, *system.argv("dpkg", "--unpack", package)], seconds=600)
+    lines = trace.read_text().splitlines()
+    (dpkg,) = {line.split()[0] for line in lines if ".dpkg-new" in line}
+    return [line for line in lines if line.split()[0] == dpkg]
+
+
 def interrupted(system: System, old: str, new: str) -> None:
     """Kill dpkg at its renames, one run each: `ovctl` is always one version, whole."""
     modules = {ctl.__version__: listed(system, old), NEXT: listed(system, new)}
+    made = renames(system, new)
+    system.run("dpkg", "--install", "--force-confold", old)
+    (turn,) = (at for at, line in enumerate(made, start=1) if "/usr/lib/ovnet/ovctl.dpkg-new" in line)
+    tell(f"dpkg renames {len(made)} times, number {turn} puts ovctl in place")
     seen = set()
-    for when in (1, 2, 30, 150, 300, 400, 440, 450, 455, 460, 470, 500, 600):
+    for when in (1, turn // 2, turn - 1, turn, turn + 1, turn + 2, len(made) - 1, len(made)):
         inject = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=rename",
                   "-e", f"inject=rename:signal=KILL:when={when}")  # fmt: skip
-        done = run([*inject, *system.argv("dpkg", "--unpack", new)], check=False, seconds=300)
+        done = run([*inject, *system.argv("dpkg", "--unpack", new)], check=False, seconds=600)
         said = system.run("ovctl", "--version", check=False)
-        seen.add(said.stdout)
         version = said.stdout.strip().removeprefix("ovctl ")
+        seen.add(version)
         whole = said.returncode == 0 and version in modules and modules[version] <= system.files()
         tell(f"killed at rename {when} (dpkg: {done.returncode}): {said.stdout.strip()}{said.stderr.strip()}")
-        expect(whole, f"one version, with all its {len(modules.get(version, ()))} modules")
+        expect(
+            done.returncode == -9 and whole, f"{version}, with all its {len(modules.get(version, ()))} files"
+        )
         system.run("dpkg", "--configure", "-a", check=False)
         system.run("dpkg", "--install", "--force-confold", old)
     expect(len(seen) == 2, "both versions were seen")
@@ -231,20 +245,27 @@ def one_suite(suite: str, old: Path, new: Path) -> None:
         for host in (a, b):
             wait_until(host.knows_a_peer, 20, f"{host.name} knows its peer")
         one, two = a.container("one"), b.container("two")
-        with traffic(one, two, "installed"):
+        with traffic(one, two) as counted:
             wait_until(lambda: b.bypassed()[0] > 100, 20, "eBPF carries it")
-        with traffic(one, two, "upgraded, and the agent restarted"):
+        expect(counted.lost == 0, f"installed: 0 of {counted.sent} datagrams lost")
+        with traffic(one, two) as counted:
             system.run("dpkg", "--install", packages[1])
             expect(agent.poll() is None, "the old agent goes on until it is restarted")
             agent.stop()
             agent = system.agent()
+        expect(
+            counted.lost == 0, f"upgraded, agent restarted: {counted.lost} of {counted.sent} datagrams lost"
+        )
         expect(system.run("ovctl", "--version").stdout == f"ovctl {NEXT}\n", "the new version")
         expect(
             '\niface = "eth0"\n' in (system.root / "etc/ovnet/ovnet.toml").read_text(), "the settings stay"
         )
-        with traffic(one, two, "downgraded under traffic, dpkg killed 13 times"):
+        with traffic(one, two) as counted:
             system.run("dpkg", "--install", packages[0])
             interrupted(system, *packages)
+        expect(
+            counted.lost == 0, f"downgraded, upgrades killed: {counted.lost} of {counted.sent} datagrams lost"
+        )
         purged(system, agent, before)
         now = a.footprint()
         different = [key for key in now if now[key] != untouched[key] and key != "net.ipv4.ip_forward"]

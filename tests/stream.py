@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
+from tests.host import Container
 from tests.namespace import Netns
 from tests.process import Process, TimedOut, wait_until
 
@@ -118,3 +120,26 @@ def tcp_send(
     done = source.run(*TRAFFIC, "tcp-send", address, str(port), str(size), *flags, seconds=timeout + 60)
     parsed: dict[str, Any] = json.loads(done.stdout)
     return parsed
+
+
+@dataclass(slots=True)
+class Count:
+    """Of streams together; filled in when they have ended."""
+
+    sent: int = 0
+    lost: int = 0
+
+
+@contextlib.contextmanager
+def traffic(one: Container, two: Container) -> Iterator[Count]:
+    """Numbered datagrams both ways between two containers, meanwhile."""
+    streams = [UdpStream(one, two, two.address, port=9001), UdpStream(two, one, one.address, port=9002)]
+    count = Count()
+    for stream in streams:
+        stream.advance(1)
+    yield count
+    for stream in streams:
+        stream.advance(1)
+        sent, tally = stream.finish()
+        count.sent += sent
+        count.lost += sent - tally.received
