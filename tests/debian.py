@@ -177,36 +177,31 @@ def listed(system: System, package: str) -> set[str]:
     return {line.split()[5][1:] for line in lines if "/usr/lib/ovnet/" in line and not line.startswith("d")}
 
 
-def renames(system: System, package: str) -> list[str]:
-    """What dpkg renames when it unpacks, in its order; strace's lines."""
-    trace = system.host.lab.dir / "renames"
-    strace = ("strace", "-f", "-qq", "-o", str(trace), "-e", "trace=rename")
-    run([*strace, *system.argv("dpkg", "--unpack", package)], seconds=600)
-    lines = trace.read_text().splitlines()
-    (dpkg,) = {line.split()[0] for line in lines if ".dpkg-new" in line}
-    return [line for line in lines if line.split()[0] == dpkg]
-
-
 def interrupted(system: System, old: str, new: str) -> None:
-    """Kill dpkg at its renames, one run each: `ovctl` is always one version, whole."""
+    """Kill dpkg where it puts a file in place or takes one away: `ovctl` is always one version, whole."""
     modules = {ctl.__version__: listed(system, old), NEXT: listed(system, new)}
-    made = renames(system, new)
-    system.run("dpkg", "--install", "--force-confold", old)
-    (turn,) = (at for at, line in enumerate(made, start=1) if "/usr/lib/ovnet/ovctl.dpkg-new" in line)
-    tell(f"dpkg renames {len(made)} times, number {turn} puts ovctl in place")
+    kills = [
+        ("rename", f"/usr/lib/ovnet/{NEXT}/{name}.dpkg-new") for name in ("bpf/abi.h", "ctl/core/errors.py")
+    ]
+    kills += [
+        ("rename", f"{path}.dpkg-new") for path in ("/usr/lib/ovnet/ovctl", "/usr/share/man/man1/ovctl.1.gz")
+    ]
+    kills += [
+        ("unlink", f"/usr/lib/ovnet/{ctl.__version__}/{name}") for name in ("metrics/names.py", "bpf/abi.h")
+    ]
     seen = set()
-    for when in (1, turn // 2, turn - 1, turn, turn + 1, turn + 2, len(made) - 1, len(made)):
-        inject = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=rename",
-                  "-e", f"inject=rename:signal=KILL:when={when}")  # fmt: skip
+    for call, path in kills:
+        inject = ("strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={call}", "-P", path,
+                  "-e", f"inject={call}:signal=KILL")  # fmt: skip
         done = run([*inject, *system.argv("dpkg", "--unpack", new)], check=False, seconds=600)
         said = system.run("ovctl", "--version", check=False)
         version = said.stdout.strip().removeprefix("ovctl ")
         seen.add(version)
         whole = said.returncode == 0 and version in modules and modules[version] <= system.files()
-        tell(f"killed at rename {when} (dpkg: {done.returncode}): {said.stdout.strip()}{said.stderr.strip()}")
-        expect(
-            done.returncode == -9 and whole, f"{version}, with all its {len(modules.get(version, ()))} files"
+        claim = (
+            f"dpkg killed at {call} of {path}: {version}, with all its {len(modules.get(version, ()))} files"
         )
+        expect(done.returncode == -9 and whole, f"{claim}{said.stderr.strip()}")
         system.run("dpkg", "--configure", "-a", check=False)
         system.run("dpkg", "--install", "--force-confold", old)
     expect(len(seen) == 2, "both versions were seen")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -29,6 +30,18 @@ def read(name: str) -> str | None:
     with suppress(OSError):
         return (_ROOT / name).read_text().strip()
     return None
+
+
+def check(wanted: Mapping[str, str]) -> None:
+    """KernelError if something of `wanted` differs and may not be set, as in most containers."""
+    for name, value in wanted.items():
+        if read(name) not in (None, value) and not os.access(_ROOT / name, os.W_OK):
+            dotted = name.replace("/", ".")
+            raise KernelError(
+                f"{dotted} must be {value}, which cannot be set here: "
+                f"set it outside (sysctl -w {dotted}={value}), "
+                "or let the container (docker run --security-opt systempaths=unconfined)"
+            )
 
 
 def ensure(wanted: Mapping[str, str], saved: Path) -> None:

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import platform
+from collections.abc import Callable
+
 import pytest
 
 from ctl.core.errors import KernelError
@@ -14,6 +19,7 @@ def linux(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> tu
     """A kernel of that version, without anything carried back."""
     version: tuple[int, int] = request.param
     monkeypatch.setattr(probe, "has", lambda feature: feature.since <= version)
+    monkeypatch.setattr(probe, "_map", lambda: None)
     monkeypatch.setattr("platform.release", lambda: f"{version[0]}.{version[1]}.0-test")
     return version
 
@@ -48,6 +54,7 @@ def test_one_that_is_too_old_is_named_with_the_remedy(linux: tuple[int, int], na
 
 def test_what_was_carried_back_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """An old number alone is no reason."""
+    monkeypatch.setattr(probe, "_map", lambda: None)
     monkeypatch.setattr(probe, "has", lambda feature: True)
     monkeypatch.setattr("platform.release", lambda: "4.18.0-553.el8.x86_64")
     probe.check()
@@ -60,3 +67,29 @@ def test_where_the_kernel_will_not_say_it_is_left_to_loading(monkeypatch: pytest
     monkeypatch.setattr("ctl.kernel.bpf.syscall.prog_load", refuse)
     assert probe.has(Feature("any", (5, 10), helper=155))
     assert probe.has(Feature("any", (5, 13), flags=1))
+
+
+def failing(code: int) -> Callable[[], None]:
+    def attempt() -> None:
+        raise OSError(code, os.strerror(code))
+
+    return attempt
+
+
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        (
+            errno.EPERM,
+            "bpf(2) is forbidden here, whatever the capabilities: allow it in the seccomp profile ",
+        ),
+        (errno.ENOSYS, f"this kernel ({platform.release()}) has no bpf(2): run one with CONFIG_BPF_SYSCALL"),
+    ],
+)
+def test_a_bpf_that_may_not_be_called_is_named_with_the_remedy(code: int, named: str) -> None:
+    said = probe.forbidden(failing(code))
+    assert said.startswith(named) and said.endswith("or run with --bypass=off") and "\n" not in said
+
+
+def test_a_bpf_that_fails_otherwise_is_left_to_loading() -> None:
+    assert probe.forbidden(failing(errno.ENOMEM)) == probe.forbidden(lambda: None) == ""

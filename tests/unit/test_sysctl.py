@@ -83,3 +83,18 @@ def test_nothing_is_changed_that_cannot_be_noted(proc: Path, saved: Path) -> Non
     with pytest.raises(KernelError, match=r"cannot note the kernel's settings in .*sysctls.json: "):
         sysctl.ensure(WANTED, saved)
     assert values(proc) == {"a": "0", "c": "1"}
+
+
+def test_what_cannot_be_set_is_refused_with_the_remedy(proc: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(
+        KernelError, match=r"^net\.a must be 1, which cannot be set here: .*sysctl -w net\.a=1"
+    ):
+        sysctl.check(WANTED)
+    (proc / "a").write_text("1\n")
+    sysctl.check(WANTED)  # what is as wanted, or not there, need not be set
+
+
+def test_what_can_be_set_is_not_refused_and_not_set_yet(proc: Path) -> None:
+    sysctl.check(WANTED)
+    assert values(proc) == {"a": "0", "c": "1"}

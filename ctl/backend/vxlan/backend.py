@@ -62,10 +62,14 @@ class VxlanBackend:
         return vtep_mac(host, network.vni), network.vni
 
     def preflight(self, uplink: Uplink) -> None:
-        """KernelError if the kernel is too old, or carries a program in our place on the uplink."""
+        """KernelError if the kernel is too old or forbids it, or a program is in our place on the uplink."""
+        sysctl.check(sysctl.FORWARDING)
         if self._settings.bypass is Bypass.OFF:
             return
         probe.check()
+        bpffs.check(str(self._settings.bpffs))
+        if self._settings.bypass is Bypass.LEARNED:
+            sysctl.check(sysctl.CONNTRACK)
         link = uplink.link
         self._hook.preflight(link)
         if why := self._filters.foreign(link.ifindex, ingress=True):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import os
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -15,7 +16,11 @@ from ctl.kernel.bpf import syscall
 MAGIC: Final = 0xCAFE4A11
 """BPF_FS_MAGIC in include/uapi/linux/magic.h."""
 
+log = logging.getLogger(__name__)
+
 _ROOT: Final = Path("/sys/fs/bpf")
+_FIRST_PIDS: Final = "pid:[4026531836]"
+"""The PID namespace that is no container's: PROC_PID_INIT_INO in include/linux/proc_ns.h."""
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
@@ -24,15 +29,23 @@ def ensure(directory: str) -> None:
 
     ConfigError if it is somewhere else than in a bpffs, KernelError if mounting failed.
     """
+    check(directory)
+    path = Path(directory)
+    try:
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise KernelError(f"cannot create {directory}: {error.strerror}") from error
+
+
+def check(directory: str) -> None:
+    """Refuse what `ensure` would, but for mounting change nothing. Errors as `ensure`."""
     path = Path(directory)
     if not holds(_nearest(path)) and _below(path, _ROOT):
         _mount()
     if not holds(_nearest(path)):
         raise ConfigError(f"--bpffs {directory} is not in a bpffs: choose one below {_ROOT}")
-    try:
-        path.mkdir(parents=True, exist_ok=True, mode=0o700)
-    except OSError as error:
-        raise KernelError(f"cannot create {directory}: {error.strerror}") from error
+    if not os.access(_nearest(path), os.W_OK):
+        raise KernelError(f"the bpffs on {_nearest(path)} is read-only here: mount it writable")
 
 
 def make_private(directory: Path) -> None:
@@ -65,7 +78,13 @@ def _mount() -> None:
         code = ctypes.get_errno()
         raise KernelError(
             f"no bpffs on {_ROOT}, and mounting one failed: {os.strerror(code)} "
-            f"(try: mount -t bpf bpf {_ROOT})"
+            f"(try, on the host: mount -t bpf bpf {_ROOT})"
+        )
+    if os.readlink("/proc/self/ns/pid") != _FIRST_PIDS:
+        log.warning(
+            "%s had no bpffs in this container: one was mounted that ends with it, and so does the datapath; "
+            "hand it the host's (docker run --volume %s:%s)",
+            *(_ROOT,) * 3,
         )
 
 

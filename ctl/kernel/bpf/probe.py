@@ -55,13 +55,42 @@ _PACKET: Final = (
 
 
 def check() -> None:
-    """KernelError that names what this kernel lacks, and what to do."""
+    """KernelError that names what this kernel lacks, or forbids, and what to do."""
+    if why := forbidden(_map):
+        raise KernelError(why)
     if lacking := missing(has):
         words = ", ".join(f"{each.name} (Linux {_dotted(each.since)})" for each in lacking)
         raise KernelError(
             f"this kernel ({platform.release()}) lacks {words}: eBPF needs Linux {_dotted(OLDEST)} or newer; "
             "run a newer one, or with --bypass=off"
         )
+
+
+def forbidden(attempt: Callable[[], None]) -> str:
+    """Why bpf(2) may not be used at all, if `attempt`, which uses it, says so; else empty.
+
+    The agent has the capability, or it would not have come here: so it is a seccomp profile (Docker's,
+    before 23, allows it to CAP_SYS_ADMIN only), or a security module.
+    """
+    remedy = "or run with --bypass=off"
+    try:
+        attempt()
+    except OSError as error:
+        if error.errno == errno.EPERM:
+            return (
+                "bpf(2) is forbidden here, whatever the capabilities: allow it in the seccomp profile "
+                f"(Docker before 23: --cap-add SYS_ADMIN, or --security-opt seccomp=unconfined), {remedy}"
+            )
+        if error.errno == errno.ENOSYS:
+            return (
+                f"this kernel ({platform.release()}) has no bpf(2): run one with CONFIG_BPF_SYSCALL, {remedy}"
+            )
+    return ""
+
+
+def _map() -> None:
+    """The least that can be asked of bpf(2) with CAP_BPF."""
+    os.close(syscall.map_create("array", "probe", 4, 4, 1))
 
 
 def missing(present: Callable[[Feature], bool]) -> tuple[Feature, ...]:
