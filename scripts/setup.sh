@@ -243,6 +243,8 @@ fi
 if [[ -e $stamp && -x $venv/bin/python && $(<"$stamp") == "$(fingerprint)" ]]; then
     exit 0
 fi
+# What a run that did not come to its end has made (the disk was full, it was killed) is not built upon.
+[[ -n $(find "$venv" -maxdepth 1 -name '.ready-*' -size +0 2>/dev/null) ]] || rm -rf "$venv"
 install_packages
 check_python
 make_venv

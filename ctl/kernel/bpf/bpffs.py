@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import logging
 import os
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -15,8 +14,6 @@ from ctl.kernel.bpf import syscall
 
 MAGIC: Final = 0xCAFE4A11
 """BPF_FS_MAGIC in include/uapi/linux/magic.h."""
-
-log = logging.getLogger(__name__)
 
 _ROOT: Final = Path("/sys/fs/bpf")
 _FIRST_PIDS: Final = "pid:[4026531836]"
@@ -81,7 +78,9 @@ def _mount() -> None:
             f"(try, on the host: mount -t bpf bpf {_ROOT})"
         )
     if os.readlink("/proc/self/ns/pid") != _FIRST_PIDS:
-        log.warning(
+        import logging  # `ovctl map dump` has nothing to log
+
+        logging.getLogger(__name__).warning(
             "%s had no bpffs in this container: one was mounted that ends with it, and so does the datapath; "
             "hand it the host's (docker run --volume %s:%s)",
             *(_ROOT,) * 3,
