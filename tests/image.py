@@ -14,7 +14,7 @@ from typing import Final
 
 import ctl
 from tests.debian import System
-from tests.docker import Dockerd
+from tests.docker import PRIVATE, Dockerd
 from tests.host import METRICS_PORT, Host
 from tests.lab import Lab, wait_until
 from tests.namespace import REPOSITORY
@@ -129,6 +129,7 @@ def docker_of(suite: str, host: Host) -> System:
     system = System(host, suite)
     system.run("apt-get", "-qq", "update")
     system.run("apt-get", "-qq", "install", "--yes", "--no-install-recommends", "docker.io", "iptables")
+    system.run("mkdir", "-p", *PRIVATE)
     return system
 
 
