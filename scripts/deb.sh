@@ -2,7 +2,7 @@
 # Build the Debian package, dist/ovnet_VERSION_all.deb, of the files that git tracks.
 #
 #   scripts/deb.sh              the version that ctl/__init__.py says
-#   scripts/deb.sh VERSION DIR  another one, for tests of an upgrade; in DIR instead of dist
+#   scripts/deb.sh VERSION DIR  another one, for tests of an upgrade; all that is made is in DIR
 #
 # Built twice, the same bytes: dates are the commit's, and wheels are named by their digests.
 set -euo pipefail
@@ -11,7 +11,8 @@ cd "$(dirname "$0")/.."
 readonly python=.venv/bin/python
 version=$("$python" -c 'import ctl; print(ctl.__version__)')
 readonly wanted=${1:-$version} output=${2:-dist}
-readonly stage=build/deb/ovnet-$wanted
+readonly place=${2:+$2/}build/deb
+readonly stage=$place/ovnet-$wanted
 
 die() {
     printf 'deb: error: %s\n' "$*" >&2
@@ -48,5 +49,5 @@ sed -e 's,^ExecStart=/opt/ovnet/.venv/bin/ovctl,ExecStart=/usr/bin/ovctl,' \
 
 (cd "$stage" && DEB_BUILD_OPTIONS=nocheck dpkg-buildpackage --build=binary --no-sign --no-check-builddeps) \
     >"$stage.log" 2>&1 || die "dpkg-buildpackage failed (all it said: $stage.log)"
-mv "build/deb/ovnet_${wanted}_all.deb" "$output/"
+mv "$place/ovnet_${wanted}_all.deb" "$output/"
 echo "$output/ovnet_${wanted}_all.deb"
