@@ -11,16 +11,18 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Final
 
 import ctl
 from tests.host import Agent, Host
-from tests.lab import Lab, run, wait_until
+from tests.lab import Lab, remove_cgroup, run, wait_until
 from tests.namespace import REPOSITORY
 from tests.screen import expect, heading, tell
 from tests.stream import traffic
+from tests.systemd import TARGETS, cgroup2
 
 SUITES: Final = ("bookworm", "trixie")
 PLACE: Final = REPOSITORY / "build" / "debian"
@@ -48,6 +50,27 @@ COMPLETE: Final = {
     "zsh": "zsh -n /usr/share/zsh/vendor-completions/_ovctl && echo dump",
 }
 """What each shell makes of `ovctl map d` and TAB; of zsh, which needs a terminal, the syntax."""
+
+
+BOOT: Final = r"""
+mount --make-rprivate /
+mount -t proc proc "$0/proc"
+for part in fs kernel vm; do
+    mount --bind "$0/proc/sys/$part" "$0/proc/sys/$part"
+    mount -o remount,bind,ro "$0/proc/sys/$part"
+done
+umount -l "$0/sys/fs/cgroup"
+mount -t cgroup2 cgroup2 "$0/sys/fs/cgroup"
+mount --bind "$0/run" "$0/run"
+cd "$0"
+pivot_root . mnt
+exec chroot . /bin/sh -ec '
+    umount -l /mnt
+    export container=ovlab SYSTEMD_UNIT_PATH=/run/units:/etc/systemd/system:/usr/lib/systemd/system
+    export SYSTEMD_GENERATOR_PATH=/run/generators
+    exec /lib/systemd/systemd --system --unit=multi-user.target --log-target=console'
+"""
+"""As tests.systemd starts one: PID 1 of a namespace, with empty targets, so that nothing else is started."""
 
 
 class System:
@@ -223,6 +246,77 @@ def purged(system: System, agent: Agent, before: set[str]) -> None:
     expect(left == [], f"purge leaves no file {left}")
 
 
+class Booted:
+    """The system's own systemd, running the package's unit."""
+
+    def __init__(self, system: System) -> None:
+        host = system.host
+        units = system.root / "run/units"
+        units.mkdir(parents=True)
+        for target in TARGETS:
+            (units / f"{target}.target").write_text("[Unit]\nDefaultDependencies=no\n")
+        group = cgroup2() / f"{host.netns}-systemd"
+        group.mkdir()
+        host.lab.at_close(partial(remove_cgroup, group))
+        join = ("sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group))
+        unshare = ("unshare", "--cgroup", "--pid", "--fork", "--mount", "--uts", "--ipc")
+        mounts = system.enter()[:2]
+        self.init = host.spawn(host.argv(*mounts, *join, *unshare, "sh", "-ec", BOOT, str(system.root)))
+        wait_until(self._answers, 60, lambda: f"systemd answers\n{self.init.out()}{self.init.log()}")
+
+    def _answers(self) -> bool:
+        assert self.init.poll() is None, self.init.out() + self.init.log()
+        children = Path(f"/proc/{self.init.pid}/task/{self.init.pid}/children").read_text().split()
+        self._pid = children[0] if children else ""
+        return bool(self._pid) and self.run("systemctl", "show", "-p", "Version", check=False).returncode == 0
+
+    def run(self, *command: str, check: bool = True) -> CompletedProcess[str]:
+        """Run a command beside it."""
+        env = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive")
+        return run(["nsenter", "--target", self._pid, "--all", *env, *command], check=check, seconds=300)
+
+    def show(self, name: str) -> str:
+        """A property of the unit."""
+        return self.run("systemctl", "show", "ovnet.service", "--property", name, "--value").stdout.strip()
+
+
+def by_systemd(suite: str, old: Path, new: Path) -> None:
+    """The unit: not started by the installation, restarted by an upgrade, stopped by a removal."""
+    with Lab() as lab:
+        a, b = lab.host("a"), lab.host("b")
+        untouched = a.footprint()
+        system = System(a, suite)
+        packages = [system.put(package) for package in (old, new)]
+        system.run("apt-get", "-qq", "update")
+        system.run("apt-get", "-qq", "install", "--yes", "--no-install-recommends", packages[0], "systemd")
+        system.configure()
+        lab.store_url = f"sqlite://{system.root}/var/lib/ovnet/store.db"
+        a.state_dir = system.root / "run/ovnet"
+        booted = Booted(system)
+        expect(
+            booted.run("systemctl", "is-enabled", "ovnet", check=False).stdout == "disabled\n", "not enabled"
+        )
+        system.run("ovctl", "network", "init", "--network", "172.17.0.0/16", "--subnet-len", "24")
+        booted.run("systemctl", "enable", "--now", "ovnet")
+        expect(booted.show("ActiveState") == "active", "systemctl enable --now waits until the node is ready")
+        b.agent()
+        for host in (a, b):
+            wait_until(host.knows_a_peer, 20, f"{host.name} knows its peer")
+        one, two = a.container("one"), b.container("two")
+        with traffic(one, two) as counted:
+            booted.run("dpkg", "--install", packages[1])
+            wait_until(lambda: a.status().get("version") == NEXT, 60, "the upgrade has restarted the agent")
+            wait_until(lambda: booted.show("ActiveState") == "active", 60, "the new one is ready")
+        expect(counted.lost == 0, f"upgraded by systemd: {counted.lost} of {counted.sent} datagrams lost")
+        for container in (one, two):
+            container.remove()
+        booted.run("dpkg", "--purge", "ovnet")
+        expect(booted.show("ActiveState") == "inactive", "purge has stopped it")
+        now = a.footprint()
+        left = [key for key in now if now[key] != untouched[key] and "forward" not in key]
+        expect(left == [], f"and taken everything away {left}")
+
+
 def one_suite(suite: str, old: Path, new: Path) -> None:
     """All of it for one Debian."""
     with heading(SUITES.index(suite) + 1, f"Debian {suite}"), Lab() as lab:
@@ -281,6 +375,7 @@ def main() -> int:
     expect(clean.returncode == 0, f"lintian finds nothing {clean.stdout}")
     for suite in suites:
         one_suite(suite, old, new)
+        by_systemd(suite, old, new)
     return 0
 
 

@@ -45,7 +45,7 @@ exec /lib/systemd/systemd --system --unit=multi-user.target --log-target=console
 """
 
 
-def _cgroup2() -> Path:
+def cgroup2() -> Path:
     """Where the machine has mounted its unified hierarchy."""
     for line in Path("/proc/self/mounts").read_text().splitlines():
         if line.split()[2] == "cgroup2":
@@ -96,7 +96,7 @@ class Systemd:
     def boot(self) -> None:
         """Start it; returns when it answers."""
         host = self._host
-        group = _cgroup2() / f"{host.netns}-systemd"
+        group = cgroup2() / f"{host.netns}-systemd"
         group.mkdir()
         host.lab.at_close(partial(remove_cgroup, group))
         join = ("sh", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', str(group))
@@ -134,7 +134,7 @@ class Systemd:
 
     def main_pid(self) -> int:
         """The agent, as the lab's own PID namespace numbers it."""
-        (group,) = _cgroup2().glob(f"{self._host.netns}-systemd/system.slice/{UNIT.name}")
+        (group,) = cgroup2().glob(f"{self._host.netns}-systemd/system.slice/{UNIT.name}")
         ours = self.show("MainPID")
         for pid in (group / "cgroup.procs").read_text().split():
             inner = Path(f"/proc/{pid}/status").read_text().split("NSpid:")[1].splitlines()[0].split()
