@@ -275,6 +275,11 @@ class Booted:
         env = ("env", "-i", "PATH=/usr/sbin:/usr/bin:/sbin:/bin", "DEBIAN_FRONTEND=noninteractive")
         return run(["nsenter", "--target", self._pid, "--all", *env, *command], check=check, seconds=300)
 
+    def told(self) -> str:
+        """What it says of the unit, for a failure."""
+        said = self.run("systemctl", "--no-pager", "status", "ovnet.service", check=False).stdout
+        return f"the upgraded agent is ready\n{said}{self.init.out()}{self.init.log()}"
+
     def show(self, name: str) -> str:
         """A property of the unit."""
         return self.run("systemctl", "show", "ovnet.service", "--property", name, "--value").stdout.strip()
@@ -305,15 +310,16 @@ def by_systemd(suite: str, old: Path, new: Path) -> None:
         one, two = a.container("one"), b.container("two")
         with traffic(one, two) as counted:
             booted.run("dpkg", "--install", packages[1])
-            wait_until(lambda: a.status().get("version") == NEXT, 60, "the upgrade has restarted the agent")
-            wait_until(lambda: booted.show("ActiveState") == "active", 60, "the new one is ready")
+            wait_until(lambda: a.status().get("version") == NEXT, 120, booted.told)
+            wait_until(lambda: booted.show("ActiveState") == "active", 120, booted.told)
         expect(counted.lost == 0, f"upgraded by systemd: {counted.lost} of {counted.sent} datagrams lost")
         for container in (one, two):
             container.remove()
         booted.run("dpkg", "--purge", "ovnet")
         expect(booted.show("ActiveState") == "inactive", "purge has stopped it")
+        files = sorted(path for path in system.files() if "ovnet" in path and not path.startswith("/root/"))
         now = a.footprint()
-        left = [key for key in now if now[key] != untouched[key] and "forward" not in key]
+        left = files + [key for key in now if now[key] != untouched[key] and "forward" not in key]
         expect(left == [], f"and taken everything away {left}")
 
 
