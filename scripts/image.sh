@@ -61,7 +61,8 @@ make_base() {
     rm -rf "$tree"/usr/share/{man,locale,info,lintian}/* "$tree"/var/{lib/apt/lists,cache,log}/* "$tree"/var/lib/dpkg/*-old
     : >"$tree/etc/machine-id"
     rm -f "$tree/etc/hostname" "$tree/etc/resolv.conf"
-    tar -C "$tree" --numeric-owner --sort=name --mtime="@$SOURCE_DATE_EPOCH" --clamp-mtime -cf - . |
+    # Its date is Debian's own, of this release: one that was made for an earlier commit is the same.
+    tar -C "$tree" --numeric-owner --sort=name --mtime="@$(stat -c %Y "$tree/etc/debian_version")" --clamp-mtime -cf - . |
         docker import --change 'CMD ["bash"]' - "$base" >/dev/null
     rm -rf "$tree"
 }
