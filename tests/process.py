@@ -54,10 +54,11 @@ def undisturbed(argv: Sequence[str]) -> list[str]:
 
     A shell ignores SIGINT for what a script runs in the background, nohup SIGHUP, and that is
     inherited by all that is started from there: a test's interrupt would be in vain. By `env`,
-    because code of ours between fork and exec is not safe beside threads.
+    because code of ours between fork and exec is not safe beside threads; by its path, because some
+    tests have no PATH.
     """
     ignored = {each for each in signal.valid_signals() if signal.getsignal(each) is signal.SIG_IGN}
-    return ["env", "--default-signal", *argv] if ignored - _PYTHONS_OWN else list(argv)
+    return ["/usr/bin/env", "--default-signal", *argv] if ignored - _PYTHONS_OWN else list(argv)
 
 
 def run(
