@@ -98,7 +98,7 @@ TARGETS: Final = (
     Target("TCP with 100,000 peers against 100", "peers/100000", "tcp_1", 0.95, True, "peers/100"),
     Target("RSS of the agent, MB", "node/agent", "rss", 46, False),
     Target("idle CPU of the agent, %", "node/agent", "idle_cpu", 0.2, False),
-    Target("cold start to forwarding, s", "node/agent", "cold_start", 1.5, False),
+    Target("cold start to forwarding, s", "node/agent", "cold_start", 1.8, False),
     Target("restart, s", "node/agent", "restart", 0.5, False),
 )
 
