@@ -129,7 +129,7 @@ def run_reserve(args: argparse.Namespace) -> int:
     from dataclasses import replace
 
     from ctl.cli.network import require_network
-    from ctl.core.lease import claim, fits
+    from ctl.core.lease import fits, in_words
     from ctl.core.model import Lease
 
     subnet, host = _subnet(args.subnet), _host(args.host)
@@ -142,7 +142,7 @@ def run_reserve(args: argparse.Namespace) -> int:
             )
         held = _find(store, subnet)
         if held is not None and held.host != host:
-            raise LeaseConflict(f"{subnet} is taken: {claim(held)}")
+            raise LeaseConflict(f"{subnet} is taken: {in_words(held)}")
         store.put(replace(held or Lease(subnet, host, backend=network.backend), expires_at=None), held)
     say(f"{subnet} is reserved for {host}")
     return 0
@@ -150,7 +150,7 @@ def run_reserve(args: argparse.Namespace) -> int:
 
 def run_release(args: argparse.Namespace) -> int:
     """Remove the lease on a subnet. A running agent will claim its own again."""
-    from ctl.core.lease import claim
+    from ctl.core.lease import in_words
 
     subnet = _subnet(args.subnet)
     with closing(_open(args)) as store:
@@ -158,5 +158,5 @@ def run_release(args: argparse.Namespace) -> int:
         if held is None:
             raise NotFound(f"no lease on {subnet}")
         store.delete(held)
-    say(f"released {claim(held)}")
+    say(f"released {in_words(held)}")
     return 0

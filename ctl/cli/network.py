@@ -106,11 +106,11 @@ def run_init(args: argparse.Namespace) -> int:
 
 def _warn_misfits(store: LeaseStore, network: Network) -> None:
     """A config that was replaced leaves leases behind; their nodes move when they restart."""
-    from ctl.core.lease import claim, fits
+    from ctl.core.lease import fits, in_words
 
     for lease in store.snapshot().leases:
         if not fits(network, lease.subnet):
-            say(f"warning: {claim(lease)} fits the new network no longer: restart its agent")
+            say(f"warning: {in_words(lease)} fits the new network no longer: restart its agent")
 
 
 def run_show(args: argparse.Namespace) -> int:

@@ -15,7 +15,7 @@ from typing import Final
 
 from ctl.core.errors import LeaseConflict
 from ctl.core.host import Identity
-from ctl.core.lease import Keep, Pick, Replace, choose, claim, holder, renew_at
+from ctl.core.lease import Keep, Pick, Replace, choose, holder, in_words, renew_at
 from ctl.core.model import Lease, Network
 from ctl.core.ports import LeaseStore
 
@@ -140,7 +140,9 @@ class LeaseHolder:
             # Ours counts if it is there: what somebody wrote around it takes nothing from us.
             stored = next((lease for lease in leases if lease.subnet == held.subnet), stored)
         if stored.subnet != held.subnet or stored.host not in (held.host, self.identity.host):
-            raise LeaseConflict(f"lost {claim(held)}: the store now has {claim(stored)}; not taking it back")
+            raise LeaseConflict(
+                f"lost {in_words(held)}: the store now has {in_words(stored)}; not taking it back"
+            )
         if stored.revision != held.revision and stored.node not in ("", held.node, self.identity.node):
             raise LeaseConflict(
                 f"{stored.node} and {held.node or 'this node'} both have host address {stored.host}:"

@@ -140,11 +140,11 @@ def _remedy(network: Network, leases: Iterable[Lease]) -> str:
     largest = min(leases, key=lambda lease: (lease.subnet.prefixlen, rank(lease)), default=None)
     if largest is None or largest.subnet.prefixlen >= network.subnet_len:
         return "release a lease or make the network larger"
-    return f"release {claim(largest)}, which holds more than one of them, or make the network larger"
+    return f"release {in_words(largest)}, which holds more than one of them, or make the network larger"
 
 
-def claim(lease: Lease) -> str:
-    """Who holds what, for an error's line."""
+def in_words(lease: Lease) -> str:
+    """Which subnet it is of, and whose it is, for people: "172.17.1.0/24 of a at 10.0.0.1"."""
     return (
         f"{lease.subnet} of {lease.node} at {lease.host}" if lease.node else f"{lease.subnet} of {lease.host}"
     )
@@ -159,7 +159,7 @@ class Conflict:
 
     def __str__(self) -> str:
         what = "one host address" if self.first.host == self.second.host else "overlapping subnets"
-        return f"two leases with {what}: {claim(self.first)}, {claim(self.second)}"
+        return f"two leases with {what}: {in_words(self.first)}, {in_words(self.second)}"
 
 
 def overlaps(leases: Iterable[Lease]) -> Iterator[Conflict]:

@@ -24,7 +24,8 @@ Claim = IPv4Address | MacAddress
 """What only one lease can have: a block of the network, by its base address, or a VTEP MAC."""
 
 MOST_BLOCKS: Final = 256
-"""Of a lease that is believed. Somebody's mistake must not cost each node as much as 65,536 peers."""
+"""A lease of more blocks than that is not believed: somebody's mistake must not cost each node as much
+as 65,536 peers do."""
 
 
 @dataclass(frozen=True, slots=True)

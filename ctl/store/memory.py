@@ -9,7 +9,7 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 from ctl.core.errors import LeaseConflict
-from ctl.core.lease import claim, holder, rank
+from ctl.core.lease import holder, in_words, rank
 from ctl.core.model import Lease, Network, Snapshot
 from ctl.core.ports import Closing
 
@@ -44,7 +44,7 @@ class MemoryStore:
             if expected is None:
                 other = holder(sorted(self._live(), key=rank), lease.subnet)
                 if other is not None:
-                    raise LeaseConflict(f"{lease.subnet} is taken: {claim(other)}")
+                    raise LeaseConflict(f"{lease.subnet} is taken: {in_words(other)}")
             else:
                 self._check(expected)
             self._revision += 1

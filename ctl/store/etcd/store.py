@@ -17,7 +17,7 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 from ctl.core.errors import ConfigError, LeaseConflict
-from ctl.core.lease import claim, holder, rank
+from ctl.core.lease import holder, in_words, rank
 from ctl.core.model import Lease, Network, Snapshot
 from ctl.core.ports import Closing
 from ctl.core.wire import format_network, parse_network
@@ -145,14 +145,14 @@ class EtcdStore:
         other = holder(sorted(rivals, key=rank), lease.subnet)
         if other is not None:
             self.delete(stored)
-            raise LeaseConflict(f"{lease.subnet} is taken: {claim(other)}")
+            raise LeaseConflict(f"{lease.subnet} is taken: {in_words(other)}")
         return stored
 
     def _require_free(self, subnet: IPv4Network, entries: Collection[Entry]) -> None:
         other = holder(sorted((each.lease for each in entries if each.lease), key=rank), subnet)
         if other is not None:
             self._stale = True
-            raise LeaseConflict(f"{subnet} is taken: {claim(other)}")
+            raise LeaseConflict(f"{subnet} is taken: {in_words(other)}")
         key = self._schema.key(subnet)
         # The second: a subnet of a flannel that has an IPv6 one too.
         unread = [each for each in entries if each.key == key or each.key.startswith(key + b"&")]
@@ -252,14 +252,16 @@ def _lasts(lease: Lease) -> bool:
 
 
 def _is_taken(subnet: IPv4Network, entry: Entry | None) -> str:
-    holder_ = (claim(entry.lease) if entry.lease else entry.problem) if entry else "by an entry that has gone"
+    holder_ = (
+        (in_words(entry.lease) if entry.lease else entry.problem) if entry else "by an entry that has gone"
+    )
     return f"{subnet} is taken: {holder_}"
 
 
 def _has_changed(lease: Lease, entry: Entry | None) -> str:
     if entry is None:
         return f"the lease on {lease.subnet} has gone"
-    found = claim(entry.lease) if entry.lease else entry.problem
+    found = in_words(entry.lease) if entry.lease else entry.problem
     return f"the lease on {lease.subnet} has changed: {found}"
 
 

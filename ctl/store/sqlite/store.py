@@ -17,7 +17,7 @@ from ipaddress import IPv4Network
 from typing import Final
 
 from ctl.core.errors import LeaseConflict, StoreError
-from ctl.core.lease import claim
+from ctl.core.lease import in_words
 from ctl.core.model import Lease, Network, Snapshot
 from ctl.core.ports import Closing
 from ctl.core.wire import format_attributes, format_network, parse_attributes, parse_network
@@ -181,7 +181,7 @@ class SqliteStore:
 
     def _describe(self, row: _Row) -> str:
         try:
-            return claim(_lease(row))
+            return in_words(_lease(row))
         except ValueError:
             return f"{row[0]} (unreadable)"
 
