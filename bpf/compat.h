@@ -26,6 +26,11 @@ static __u64 (*xdp_get_buff_len)(struct xdp_md *xdp) = (void *)188;
 #define PACKET_HOST 0
 #endif
 
+/* What the compiler knows of `variable` ends here, as libbpf has it. */
+#ifndef barrier_var
+#define barrier_var(variable) asm volatile("" : "+r"(variable))
+#endif
+
 #define likely(x)	__builtin_expect(!!(x), 1)
 
 #endif

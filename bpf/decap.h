@@ -119,6 +119,7 @@ static __always_inline enum reason read_outer(const struct node *self, struct cu
 	if (ip->frag_off & bpf_htons(IP_OFFSET))
 		return REASON_NOT_OVERLAY;
 	options = ip->ihl * 4 - sizeof(*ip);
+	barrier_var(options); /* or it compares something else than it adds to a pointer */
 	if (options > MAX_OPTIONS || !take(cur, options))
 		return REASON_TRUNCATED;
 	udp = take_udp(cur);

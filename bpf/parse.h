@@ -2,6 +2,13 @@
 /*
  * Parsers move a cursor over linear packet data and check every bound. They return
  * the header, or 0 if it is not all there.
+ *
+ * The verifier follows bounds by the instructions, not by their sense: it wants to see the
+ * start of the packet, plus something, compared with its end as that was loaded. A compiler
+ * is free to move terms to the other side, to compare 32 bits of what it knows to have no
+ * more, or to compute an address a second time; each new one does more of it. So it is not
+ * told what a cursor's pointers are made of: they all come out of cursor() and at(), and no
+ * other code compares or subtracts pointers into a packet.
  */
 #ifndef OVNET_PARSE_H
 #define OVNET_PARSE_H
@@ -15,11 +22,39 @@ struct cursor {
 	void *end;
 };
 
+/* `start`, `end`: fields of the context. */
+static __always_inline struct cursor cursor(__u32 start, __u32 end)
+{
+	struct cursor cur = { (void *)(long)start, (void *)(long)end };
+
+	barrier_var(cur.pos);
+	barrier_var(cur.end);
+	return cur;
+}
+
+/* The address `offset` bytes on, to be compared with the end. */
+static __always_inline void *at(const struct cursor *cur, __u32 offset)
+{
+	void *pos = cur->pos + offset;
+
+	barrier_var(pos);
+	return pos;
+}
+
+/* Bytes from the cursor to the end. */
+static __always_inline __u32 bytes_left(const struct cursor *cur)
+{
+	__u64 left = cur->end - cur->pos;
+
+	barrier_var(left);
+	return left;
+}
+
 /* Does a cursor at the start of the packet reach over `want` bytes, or all of it? */
 static __always_inline int is_linear(const struct __sk_buff *skb, const struct cursor *cur,
 				     __u32 want)
 {
-	return likely(cur->pos + want <= cur->end) || cur->pos + skb->len == cur->end;
+	return likely(at(cur, want) <= cur->end) || at(cur, skb->len) == cur->end;
 }
 
 /* Start at the Ethernet header, with `want` bytes (or the whole packet) linear. A
@@ -27,23 +62,21 @@ static __always_inline int is_linear(const struct __sk_buff *skb, const struct c
  * memory, too: without, the cursor stays short, and the packet seems to end where it does. */
 static __always_inline struct cursor cursor_of(struct __sk_buff *skb, __u32 want)
 {
-	struct cursor cur = { (void *)(long)skb->data, (void *)(long)skb->data_end };
+	struct cursor cur = cursor(skb->data, skb->data_end);
 
 	if (is_linear(skb, &cur, want))
 		return cur;
 	bpf_skb_pull_data(skb, want < skb->len ? want : skb->len);
-	cur.pos = (void *)(long)skb->data;
-	cur.end = (void *)(long)skb->data_end;
-	return cur;
+	return cursor(skb->data, skb->data_end);
 }
 
 static __always_inline void *take(struct cursor *cur, __u32 size)
 {
-	void *header = cur->pos;
+	void *header = cur->pos, *behind = at(cur, size);
 
-	if (header + size > cur->end)
+	if (behind > cur->end)
 		return 0;
-	cur->pos = header + size;
+	cur->pos = behind;
 	return header;
 }
 

@@ -39,13 +39,15 @@ static __always_inline __u32 delivery_key(const struct node *self, const struct 
  * jumbo frame lies in others, which only a program with BPF_F_XDP_HAS_FRAGS gets. */
 static __always_inline struct cursor xdp_cursor(struct xdp_md *xdp)
 {
-	return (struct cursor){ (void *)(long)xdp->data, (void *)(long)xdp->data_end };
+	return cursor(xdp->data, xdp->data_end);
 }
 
 /* Of a frame in one piece. */
-static __always_inline __u32 xdp_len(const struct xdp_md *xdp)
+static __always_inline __u32 xdp_len(struct xdp_md *xdp)
 {
-	return xdp->data_end - xdp->data;
+	struct cursor cur = xdp_cursor(xdp);
+
+	return bytes_left(&cur);
 }
 
 static __always_inline enum reason xdp_decap(struct xdp_md *xdp, const struct node *self,
@@ -69,8 +71,9 @@ static __always_inline enum reason xdp_decap(struct xdp_md *xdp, const struct no
 		return REASON_ABORTED;
 	cur = xdp_cursor(xdp);
 	to = take(&cur, sizeof(*to));
-	note = (void *)(long)xdp->data_meta;
-	if (!to || (void *)(note + 1) > (void *)to)
+	cur = cursor(xdp->data_meta, xdp->data);
+	note = take(&cur, sizeof(*note));
+	if (!to || !note)
 		return REASON_ABORTED;
 	*to = header;
 	note->ifindex = in->endpoint->ifindex;
@@ -82,7 +85,8 @@ static __always_inline enum reason xdp_decap(struct xdp_md *xdp, const struct no
 
 static __always_inline enum reason wire_to_stack(struct xdp_md *xdp, __u32 len)
 {
-	struct cursor cur = xdp_cursor(xdp);
+	struct cursor cur = xdp_cursor(xdp), ahead = cur;
+	struct ethhdr *eth = take_eth(&ahead);
 	struct node *self = this_node();
 	struct arrival in = {};
 	enum reason why;
@@ -90,7 +94,7 @@ static __always_inline enum reason wire_to_stack(struct xdp_md *xdp, __u32 len)
 	if (!self)
 		return REASON_NOT_CONFIGURED;
 	/* What tc asks of pkt_type. */
-	if (cur.pos + ETH_ALEN <= cur.end && !same_mac(cur.pos, self->uplink_mac))
+	if (eth && !same_mac(eth->h_dest, self->uplink_mac))
 		return REASON_NOT_OVERLAY;
 	why = read_outer(self, &cur, len, 0, &in);
 	if (!why)
@@ -153,9 +157,10 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct d
 
 static __always_inline enum reason from_wire_or_xdp(struct __sk_buff *skb)
 {
-	struct delivery *note = (void *)(long)skb->data_meta;
+	struct cursor cur = cursor(skb->data_meta, skb->data);
+	struct delivery *note = take(&cur, sizeof(*note));
 
-	if ((void *)(note + 1) <= (void *)(long)skb->data && is_ours(note))
+	if (note && is_ours(note))
 		return deliver(skb, note);
 	return wire_to_container(skb, cursor_of(skb, ARRIVING_LEN));
 }
@@ -175,9 +180,6 @@ static __always_inline void xdp_report_drop(struct xdp_md *xdp, enum reason reas
 
 		if (!byte)
 			break;
-		/* Else LLVM 19 counts down from the packet's end, with which the verifier allows
-		 * no arithmetic, and 21 reads several bytes ahead of the question. */
-		asm volatile("" : "+r"(cur.pos));
 		event->data[i] = *byte;
 		event->captured_len = i + 1;
 	}
