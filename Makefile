@@ -76,7 +76,7 @@ kernels: ready ## the bpf ring and two nodes on Debian's 6.1 and 6.12, in emulat
 	@$(BIN)/python -m tests.kernels $(ARGS)
 
 .PHONY: distros
-distros: ready ## demo and tests on fresh systems of Debian 12, 13 and forky: half an hour each (root)
+distros: ready ## demo and tests on fresh systems of Debian 12, 13 and forky: ten minutes each (root)
 	@scripts/setup.sh distros
 	@$(BIN)/python -m tests.distros $(ARGS)
 
