@@ -31,11 +31,12 @@ _SYS_ADMIN: Final = 21
 
 _MALLOC: Final = {
     "M_ARENA_MAX": (-8, 1),
-    "M_TRIM_THRESHOLD": (-1, 128 * 1024),
-    "M_MMAP_THRESHOLD": (-3, 128 * 1024),
+    "M_TRIM_THRESHOLD": (-1, 1 << 20),
+    "M_MMAP_THRESHOLD": (-3, 1 << 20),
 }
-"""Options of mallopt(3), by their numbers in glibc's malloc.h, and what they are to be: the thresholds
-(bytes) as they are at first, and one heap for all threads, of which one runs at a time anyway."""
+"""Options of mallopt(3), by their numbers in glibc's malloc.h, and what they are to be: thresholds
+(bytes) above the buffers that netlink's answers come in, which would be mapped and unmapped each time,
+and one heap for all threads, of which one runs at a time anyway."""
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
