@@ -46,8 +46,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def every_database_is_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """By whoever opened it. Python warns of others only from 3.13 on, and then in some later test."""
+def every_database_is_closed() -> Iterator[None]:
+    """By whoever opened it. Python warns of others only from 3.13 on, and then in some later test.
+
+    With a patch of its own: pytest's `monkeypatch` would come before the fixtures of each test, and what
+    the test patches be undone after them.
+    """
     opened: list[sqlite3.Connection] = []
     connect = sqlite3.connect
 
@@ -55,8 +59,9 @@ def every_database_is_closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         opened.append(connect(*args, **options))
         return opened[-1]
 
-    monkeypatch.setattr(sqlite3, "connect", recorded)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sqlite3, "connect", recorded)
+        yield
     left = [database for database in opened if _is_open(database)]
     for database in left:
         database.close()
