@@ -118,6 +118,28 @@ def test_a_name_that_nobody_resolves_takes_no_longer_than_the_call_may(resolver:
         post(channel, 0.05)
 
 
+def test_an_answer_that_comes_as_the_wait_for_it_ends_is_heard(
+    resolver: Resolver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(threading.Thread):
+        """Has done nothing when the wait for it is over, and everything a moment later."""
+
+        def start(self) -> None:
+            pass
+
+        def join(self, timeout: float | None = None) -> None:
+            pass
+
+        def is_alive(self) -> bool:
+            self.run()
+            return False
+
+    resolver.error = socket.gaierror(socket.EAI_NONAME, "no such name")
+    monkeypatch.setattr(threading, "Thread", Late)
+    with pytest.raises(socket.gaierror, match="no such name"):
+        Name(NAME, 2379).addresses(5)
+
+
 def test_a_member_is_found_again_while_names_are_not_resolved(
     member: Member, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

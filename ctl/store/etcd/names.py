@@ -51,9 +51,9 @@ class Name:
         if self._known:
             seconds = min(self._asked + PATIENCE_S - time.monotonic(), seconds)
         self._asking.join(max(seconds, 0))
-        error = self._error
-        if self._asking.is_alive():
-            error = socket.gaierror(socket.EAI_AGAIN, "name resolution timed out")
+        late = socket.gaierror(socket.EAI_AGAIN, "name resolution timed out")
+        # What it has found is read only once it has ended, which may be just after the wait.
+        error = late if self._asking.is_alive() else self._error
         if error is None or (self._known and error.errno in _PASSING):
             return self._known
         raise socket.gaierror(*error.args)
