@@ -52,10 +52,13 @@ def _attempt(path: Path, mode: int, make_directory: bool) -> int | None:
         if make_directory:
             return None  # the last holder has removed it since
         raise
-    if _lock(fd, fcntl.LOCK_EX) and _has_the_name(fd, path):
-        return fd
-    os.close(fd)
-    return None
+    held = False
+    try:
+        held = _lock(fd, fcntl.LOCK_EX) and _has_the_name(fd, path)
+    finally:
+        if not held:
+            os.close(fd)
+    return fd if held else None
 
 
 def holder(path: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
@@ -96,3 +97,16 @@ def test_a_lock_that_nobody_holds_has_no_holder(tmp_path: Path) -> None:
     os.close(lockfile.take(path, "me", 0))
     assert path.exists()
     assert lockfile.holder(path) is None
+
+
+def test_a_lock_that_cannot_be_taken_leaves_nothing_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_locks(_fd: int, _operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="No locks"):
+        lockfile.take(tmp_path / "lock", "me", 0)
+    assert os.listdir("/proc/self/fd") == before
