@@ -58,18 +58,20 @@ class Ports:
     ) -> None:
         """Bring endpoints and programs in line with the ports that the bridge has. KernelError.
 
-        `device`: ifindex of the vxlan device. `programs`: those that are loaded; None: none are.
+        Each part has its turn: what eBPF lacks in one, the kernel path carries. `device`: ifindex
+        of the vxlan device. `programs`: those that are loaded; None: none are.
         """
-        links = self._netlink.links()
+        links, failures = self._netlink.links(), Failures()
         if site.bridge:
-            headroom.ensure(self._netlink, site.bridge, site.mtu, links)
+            failures.take(headroom.ensure, self._netlink, site.bridge, site.mtu, links)
         self._filters.gone(links)
         ports = self._sort(links, site.bridge)
         if bridge := links.get(site.bridge):
-            self._find_containers(site, bridge, ports, opened)
+            failures.take(self._find_containers, site, bridge, ports, opened)
         # Programs that did not load: those of an earlier life stay where they are.
         if programs is not None or self._settings.bypass is Bypass.OFF:
-            self._attach(site, device, ports, links, programs)
+            failures.take(self._attach, site, device, ports, links, programs)
+        failures.raise_any()
 
     def _sort(self, links: Mapping[int, Link], bridge: int) -> dict[int, Link]:
         """The bridge's ports that can have our programs; the rest is noted in the findings."""
