@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * All maps, each with its only accessors. Types and key sizes are declared again
- * in ctl/kernel/bpf/maps.py, which creates and pins the real maps (capacities are
- * settings, so the 1s below mean nothing); a test compares the two.
+ * All maps, each with its only accessors; those of `flows` are in flow.h. Types and
+ * key sizes are declared again in ctl/kernel/bpf/maps.py, which creates and pins the
+ * real maps (capacities are settings, so the 1s below mean nothing); a test compares
+ * the two.
  */
 #ifndef OVNET_MAPS_H
 #define OVNET_MAPS_H

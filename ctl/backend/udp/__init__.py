@@ -25,10 +25,13 @@ The agent must not be stopped with its whole control group (systemd: KillMode=pr
 
     packet    pure: IPv4 headers, TTL, ICMP errors
     table     pure: which subnet is behind which host
-    stats     the counters, in a small file that both sides map
+    stats     the counters, in a small file that the forwarder maps
+    files     the names that both sides agree on
     tun       the device
     underlay  the UDP socket
     forwarder the loop
-    agent     ForwarderProcess: all that the agent needs
+    client    ForwarderProcess: the agent's side
+    backend   the udp backend as a part of a node
+
 This module and those that the forwarder loads import little: each node pays for it.
 """
