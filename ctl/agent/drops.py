@@ -14,7 +14,7 @@ from ctl.core.abi import Event, Hook
 from ctl.core.reasons import reason
 
 WINDOW_S: Final = 60.0
-"""For so long, from its first sample on, samples of a kind are counted together."""
+"""How many seconds, from the first sample of a kind on, all of that kind are counted together."""
 SHOWN: Final = 3
 """Samples of a kind that are shown in full within that time."""
 

@@ -14,7 +14,7 @@ from ctl.core.report import ReconcileReport
 from ctl.process.backoff import BackOff
 
 MIN_GAP_S: Final = 0.1
-"""At least as long after a pass over the kernel's state the next one begins."""
+"""The shortest time between a pass over the kernel's state and the next one."""
 MAX_GAP_S: Final = 5.0
 """The longest that events wait, where passes fail or take long."""
 TICK_S: Final = 5.0
@@ -37,9 +37,9 @@ class Schedule:
         self._not_before = -math.inf
         """When the next pass may begin for what others have posted."""
         self._retry = BackOff()
-        """Of passes that failed: each is tried again as a pass over everything."""
+        """When a pass that failed is tried again, which is then one over everything."""
         self._ask = BackOff()
-        """Of a store that did not answer, which is asked again and nothing else."""
+        """When a store that did not answer is asked again; nothing else is done then."""
 
     @property
     def back_off(self) -> float:

@@ -68,7 +68,7 @@ class Outcome:
     """What became of a pass."""
 
     parts: tuple[Part, ...]
-    """Those that had their turn, in order."""
+    """The parts that had their turn, in order."""
     error: str = ""
     """Why it failed, one line; empty if it did not."""
 

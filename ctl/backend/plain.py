@@ -49,6 +49,7 @@ class PlainBackend:
     def __init__(self, settings: Settings, netlink: Netlink, findings: Findings) -> None:
         self._settings, self._netlink, self._findings = settings, netlink, findings
         self._clean = False
+        """Whether nothing is left of an earlier life with programs."""
 
     @staticmethod
     def identity(_host: IPv4Address, _network: Network) -> tuple[MacAddress | None, int | None]:

@@ -68,7 +68,7 @@ class Devices:
     bridge: int = 0
     uplink: int = 0
     hops: frozenset[int] = field(default=frozenset(), compare=False)
-    """Those of the underlay through which peers are reached. They do not count when two of these
+    """Interfaces of the underlay through which peers are reached. They do not count when two Devices
     are compared: an interface that leads to a peer is no new device, on which all has to be made anew."""
 
 
@@ -121,7 +121,7 @@ class Route:
     onlink: bool = False
     """`via` is taken to be on the link although no address of ours says so."""
     mtu: int = 0
-    """Of packets that take it; 0: the interface's."""
+    """The largest packet that may take it, bytes; 0: the interface says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +154,7 @@ class Neighbours:
     ports: dict[MacAddress, int]
     """Port's ifindex by MAC, from the bridge's forwarding database."""
     unasked: frozenset[IPv4Address] = frozenset()
-    """Of `macs`, those whose MAC the kernel takes for granted for now: reachable or stale."""
+    """The addresses in `macs` whose MAC the kernel takes for granted for now: reachable or stale."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,9 +91,9 @@ class HookMode(StrEnum):
 
     TC = "tc"
     XDP = "xdp"
-    """before tc, where the driver lets us; else at tc"""
+    """Before tc, where the driver lets us; else at tc."""
     AUTO = "auto"
-    """as xdp on hardware, as tc on a veth"""
+    """As XDP on hardware, as TC on a veth."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,8 +46,9 @@ class PeerTables:
         """Block -> where eBPF sends packets for it."""
         self._roster, self._network, self._vxlan = roster, network, vxlan
         self._parts: dict[IPv4Address, dict[IPv4Network, PeerEntry]] = {}
-        """Of blocks that longer subnets share: their entries."""
+        """The entries of the subnets that share a block, by subnet, where they are longer than a block."""
         self._slow: set[IPv4Address] = set()
+        """Blocks that only the kernel path reaches."""
 
     def move(self, moves: Moves, rehopped: Iterable[IPv4Address], hops: Hops) -> None:
         """Leases of the roster went and came; `rehopped` hosts are reached in another way than before."""

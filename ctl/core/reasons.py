@@ -11,13 +11,13 @@ class Verdict(StrEnum):
     """What became of the packet."""
 
     BYPASS = "bypass"
-    """carried by eBPF"""
+    """Carried by eBPF."""
     PASS = "pass"
-    """left to the kernel path"""
+    """Left to the kernel path."""
     DROP = "drop"
-    """refused"""
+    """Refused."""
     ABORT = "abort"
-    """dropped because of a bug or a kernel that refused in mid-air"""
+    """Dropped because of a bug, or because the kernel refused half-way."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,7 +108,7 @@ class AgentReport:
     bypass: Bypass = Bypass.LEARNED
     approval_ttl: float = 0.0
     hook: str = "tc"
-    """In use at the uplink."""
+    """Where packets from the uplink meet our programs first: tc or xdp."""
     hook_refused: str = ""
     """Why XDP that was asked for is not; one line."""
     program: str = ""

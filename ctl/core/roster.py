@@ -69,15 +69,18 @@ class Roster:
 
     def __init__(self, own: Lease, network: Network) -> None:
         self.usable: dict[IPv4Network, Lease] = {}
+        """The leases that packets can be sent to, by subnet."""
         self._own, self._network = own, network
         self._leases: Sequence[Lease] = ()
         self._claims: dict[Claim, tuple[Lease, ...]] = {}
-        """Who claims it of those that nothing else is wrong with, the first by subnet first."""
+        """The leases that claim a block or a MAC, the one that gets it first. Leases with which anything else
+        is wrong are not among them."""
         self._ignored: dict[IPv4Network, str] = {}
+        """Why each lease that is not used is not, one line, by its subnet."""
         self._hosts: dict[IPv4Address, tuple[Lease, ...]] = {}
         """The usable leases of each host, the first by subnet first."""
         self._shared: set[IPv4Address] = set()
-        """Hosts with more than one."""
+        """Hosts that have more than one usable lease."""
 
     @property
     def problems(self) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ from ctl.core.model import (
 MAX_VNI: Final = (1 << 24) - 1
 
 SHOWN_CHARACTERS: Final = 64
-"""Of a wrong value in an error's line; no right one is as long."""
+"""How much of a wrong value an error's line shows; no right one is as long."""
 
 Fields = Mapping[str, Any]
 

@@ -37,7 +37,7 @@ from ctl.kernel.netlink.tables import (
 PROCESS: Final = re.compile(r"flanneld(-.*)?")
 """As it is installed, or as it is downloaded: flanneld-amd64."""
 TABLE: Final = "flannel-ipv4"
-"""With EnableNFTables."""
+"""The nftables table that flanneld makes if it is told to (EnableNFTables)."""
 CHAINS: Final = (("nat", "POSTROUTING", "FLANNEL-POSTRTG"), ("filter", "FORWARD", "FLANNEL-FWD"))
 """Table, built-in chain, flannel's chain."""
 

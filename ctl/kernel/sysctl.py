@@ -15,7 +15,7 @@ from ctl.process import statedir
 _ROOT: Final = Path("/proc/sys")
 
 FORWARDING: Final = {"net/ipv4/ip_forward": "1"}
-"""Left on at teardown: other software on the host relies on it by then."""
+"""What forwarding needs. It is left on at teardown: other software on the host relies on it by then."""
 
 CONNTRACK: Final = {
     # Conntrack sees only part of a bypassed connection: its window check would call

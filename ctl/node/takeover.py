@@ -101,7 +101,7 @@ class Takeover:
     def __init__(self, settings: Settings, netlink: Netlink) -> None:
         self._settings, self._netlink = settings, netlink
         self._done = True
-        """Nothing is left to take."""
+        """Whether nothing is left to take."""
         self.subnet: IPv4Network | None = None
         """The subnet that flanneld had; None: there are no leftovers, or they do not tell."""
         self.mac: MacAddress | None = read_mac(settings.state_dir)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 JUMP_S: Final = 1.0
-"""By more seconds than this only somebody who sets it moves the clock: NTP slews it by 0.5 ms a second."""
+"""A clock that moves by more than this was set by somebody: NTP slews it by 0.5 ms a second."""
 
 
 def uptime() -> float:

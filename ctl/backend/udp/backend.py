@@ -26,8 +26,11 @@ class UdpBackend(PlainBackend):
 
     overhead: Final = OVERHEAD
     _forwarder: ForwarderProcess | None = None
+    """The process that carries the packets; None: `ensure_device` has not been called yet."""
     _key: tuple[IPv4Address, int] | None = None
+    """The host's address and the port that the forwarder is for."""
     _route: RouteKey | None = None
+    """The route for the whole network; None: it has not been set yet."""
 
     def lost(self) -> frozenset[Change]:
         """The way to the peers, if the forwarder has ended."""

@@ -54,7 +54,7 @@ class VxlanBackend:
         self._peering = Peering(netlink.rtnl, findings, settings.peers_max)
         self._ports = Ports(settings, netlink, self._filters, self._hook, findings)
         self._ahead: Bcc | None = None
-        """At work since `preflight`, if there is something to compile."""
+        """The compiler's child, at work since `preflight`; None: nothing to compile, or it was used."""
 
     @staticmethod
     def identity(host: IPv4Address, network: Network) -> tuple[MacAddress | None, int | None]:

@@ -27,8 +27,9 @@ _PYTHON: Final = "/usr/bin/python3"
 """Debian's python3-bpfcc is for this interpreter only."""
 
 _TIMEOUT_S: Final = 120
+"""How many seconds compiling, or loading, may take."""
 _PATIENCE_S: Final = 60
-"""After which a child that was started ahead is not needed, or a new one is started."""
+"""How many seconds a child waits for something to load. Whoever comes later starts another."""
 _MAIN: Final = (
     "import sys; sys.path.append(sys.argv.pop(1)); from ctl.kernel.bpf.compile import main; sys.exit(main())"
 )

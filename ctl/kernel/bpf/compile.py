@@ -37,11 +37,11 @@ from ctl.kernel.bpf import syscall
 from ctl.kernel.bpf.source import MAPS, XDP, XDP_FRAGS, write_header_tree
 
 ORDER_BYTES: Final = 1 << 16
-"""At most, of an order or an answer."""
+"""The size of the longest order or answer."""
 _FLAGS: Final = ["-Wall", "-Werror", "-Wno-unused-function", "-Wno-address-of-packed-member"]
 _LINES: Final = 40
 _LINE_CHARACTERS: Final = 200
-"""Of the verifier's log: its end is what matters, and it can be megabytes."""
+"""How much of the verifier's log is told: its end is what matters, and it can be megabytes."""
 
 
 def main() -> int:

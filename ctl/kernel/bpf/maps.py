@@ -87,7 +87,7 @@ class Maps:
     def __init__(self, raw: dict[str, syscall.Map], clock: Callable[[], float] = time.monotonic) -> None:
         self._raw, self._clock = raw, clock
         self._flows_counted: tuple[float, int] | None = None
-        """When, and how many."""
+        """When the flows were counted last, and how many there were; None: never."""
         self.peer_table: Final = MapTable[IPv4Address, PeerEntry](
             "peers", raw["peers"], _ADDRESS, (PeerEntry.pack, PeerEntry.unpack), "--peers-max"
         )

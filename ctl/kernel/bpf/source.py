@@ -19,7 +19,7 @@ from ctl.core.errors import KernelError
 
 PROGRAMS: Final = ("from_container", "to_overlay", "from_wire", "to_container", "from_wire_xdp")
 XDP: Final = "from_wire_xdp"
-"""Of type XDP; the others are tc classifiers, and do without it."""
+"""The one program of type XDP; the others are tc classifiers, and do without it."""
 XDP_FRAGS: Final = f"{XDP}_frags"
 """What is loaded in its place where the kernel gives XDP frames in several pieces (Linux 5.18)."""
 MAPS: Final = ("peers", "endpoints", "flows", "node", "counters", "peer_stats", "events")

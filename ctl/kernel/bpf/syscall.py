@@ -24,7 +24,7 @@ from typing import Final, TypeAlias
 _SYSCALL: Final = {"x86_64": 321, "aarch64": 280, "ppc64le": 361, "s390x": 351, "riscv64": 280}
 _libc = ctypes.CDLL(None, use_errno=True)
 
-MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE, MAP_NEXT_KEY = 0, 1, 2, 3, 4
+MAP_CREATE, MAP_LOOKUP, MAP_UPDATE, MAP_DELETE = 0, 1, 2, 3
 PROG_LOAD, OBJ_PIN, OBJ_GET, PROG_TEST_RUN = 5, 6, 7, 10
 PROG_BY_ID, OBJ_INFO, PROG_QUERY = 13, 15, 16
 MAP_LOOKUP_BATCH, MAP_UPDATE_BATCH, MAP_DELETE_BATCH = 24, 26, 27
@@ -52,7 +52,7 @@ _BATCH_MIN: Final = 256
 """Entries; what hashes to one bucket has to fit in a batch."""
 _BATCH_BYTES: Final = 1 << 18
 _LOG_BYTES: Final = 1 << 22
-"""Of the verifier's words about a program that it refuses."""
+"""Room for the verifier's words about a program that it refuses."""
 
 _Buffer: TypeAlias = "ctypes.Array[ctypes.c_char]"
 
@@ -153,7 +153,7 @@ class ProgInfo:
     tag: str
     name: str
     map_ids: frozenset[int]
-    """Of the maps that it uses."""
+    """The ids of the maps that it uses."""
 
 
 def _info(fd: int, size: int) -> bytes:

@@ -23,12 +23,12 @@ from ctl.kernel.netlink import tc
 from ctl.kernel.netlink.socket import Refused, Rtnl, suppress_missing
 
 PRIORITY: Final = 49000
-"""Behind filters with hand-made priorities: they see every packet before we do."""
+"""Our filters' priority, behind all that are made by hand: these see every packet before we do."""
 HANDLE: Final = 1
 _PLACE: Final = (PRIORITY, HANDLE)
 
 _MISPLACED: Final = Filter("", 0)
-"""Read for a place that has a program of ours in the wrong way: never wanted."""
+"""What is read for a place that has a program of ours in the wrong way: no value that is ever wanted."""
 
 
 class Filters:
@@ -42,8 +42,11 @@ class Filters:
         self._links = tcx.Links(root)
         self._has_tcx = tcx.supported()
         self._known: dict[int, dict[FilterKey, Filter]] = {}
+        """What of ours is on each interface that was looked at."""
         self._stale: set[int] = set()
+        """Interfaces of which that may not be true any more."""
         self._taken: dict[int, str] = {}
+        """Why our programs must not go to an interface; empty if they may."""
         self._filtered: set[int] = set()
         """Interfaces that have, or had, a program of ours by a filter."""
         self.programs: Mapping[str, Program] = {}

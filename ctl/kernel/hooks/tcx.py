@@ -21,7 +21,8 @@ from ctl.kernel.bpf import bpffs, syscall
 from ctl.kernel.netlink.socket import Refused
 
 DIRECTORY: Final = "links"
-"""Of the pins: beside the layouts, for a link goes from one to the next with its program exchanged."""
+"""Where links are pinned: beside the layouts, for a link goes from one to the next with its program
+exchanged."""
 
 _LOOPBACK: Final = 1
 

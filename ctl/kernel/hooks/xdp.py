@@ -34,7 +34,7 @@ class Xdp:
     def __init__(self, netlink: Netlink, root: Path) -> None:
         self._netlink, self._root = netlink, root
         self._fds: dict[int, int] = {}
-        """Of programs that were found to be ours, by id: they stay ours when their pins go."""
+        """Descriptors of programs that were found to be ours, by id: they stay ours when their pins go."""
 
     def close(self) -> None:
         while self._fds:

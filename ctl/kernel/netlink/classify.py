@@ -213,7 +213,7 @@ def classify_rules(data: bytes) -> frozenset[Change]:
 RULES: Final = Source(classify_rules, lambda: frozenset({Change.FIREWALL}))
 
 POLICIES: Final = Source(lambda _: frozenset({Change.HOPS}), lambda: frozenset({Change.HOPS}))
-"""Of IPsec: which path the peers may take has to be decided anew."""
+"""IPsec's: after any of its messages, which path the peers may take has to be decided anew."""
 
 
 def routes(classifier: Classifier) -> Source:

@@ -50,8 +50,8 @@ _INFO_KIND: Final = number_of(ifinfmsg.ifinfo, "IFLA_INFO_KIND")
 _XDP_IDS: Final = tuple(
     number_of(ifinfmsg.xdp, f"IFLA_XDP_{mode}PROG_ID") for mode in ("", "DRV_", "SKB_", "HW_")
 )
-"""Of the one that there is, and of the driver's, the stack's and the hardware's hook, where there are
-several."""
+"""Attributes with the id of the XDP program; where an interface has several, of the driver's, the stack's
+and the hardware's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,7 +20,7 @@ from typing import Any, Final
 from pyroute2.netlink import NLA_F_NESTED, nlmsg
 
 Attribute = tuple[str, object]
-"""By pyroute2's name of it: RTA_DST, NDA_LLADDR; nested ones as {"attrs": [...]}."""
+"""An attribute: pyroute2's name of it (RTA_DST), and its value; a nested one's is {"attrs": [...]}."""
 
 Kind = Any
 """A class of pyroute2's messages (rtmsg, ndmsg), or of their nested attributes. pyroute2 has no types."""
@@ -28,7 +28,7 @@ Kind = Any
 HEADER: Final = struct.Struct("=" + "".join(form for _, form in nlmsg.header))
 """struct nlmsghdr: length, type, flags, sequence number, port."""
 _TYPE: Final = 0x3FFF
-"""Of an attribute's type: without NLA_F_NESTED and NLA_F_NET_BYTEORDER."""
+"""The bits of an attribute's type that are its number: not NLA_F_NESTED and NLA_F_NET_BYTEORDER."""
 _ATTRIBUTE: Final = struct.Struct("=HH")
 assert not _TYPE & NLA_F_NESTED
 

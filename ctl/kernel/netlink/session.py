@@ -37,7 +37,7 @@ from ctl.kernel.netlink.tables import MAIN_TABLE, NDA_DST, NDA_LLADDR, NDA_MASTE
 log = logging.getLogger(__name__)
 
 NUD_USABLE: Final = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_PERMANENT
-"""There is a MAC."""
+"""The states in which a neighbour's entry has a MAC."""
 _NUD_UNASKED: Final = NUD_REACHABLE | NUD_STALE
 
 

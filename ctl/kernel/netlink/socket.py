@@ -250,7 +250,7 @@ class Rtnl:
             # Only with this it has a socket.
             opened.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, _RECEIVE_BUFFER)
             self.bulk: Final = Bulk(opened)
-            """For batches and dumps."""
+            """The socket for batches and dumps."""
             self._iproute: IPRoute | None = self._open()
             failing.pop_all()
 

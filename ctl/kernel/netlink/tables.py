@@ -68,7 +68,7 @@ RTAX_MTU: Final = number_of(rtmsg.metrics, "RTAX_MTU")
 NDA_DST, NDA_LLADDR, NDA_MASTER = (number_of(ndmsg, f"NDA_{name}") for name in ("DST", "LLADDR", "MASTER"))
 
 _SEVERAL: Final = Route(IPv4Address(0), 0)
-"""Read where there is more than one entry for a key: no value that is ever wanted."""
+"""What is read where a key has more than one entry: no value that is ever wanted."""
 
 
 class Routes:
@@ -253,10 +253,11 @@ def _fdb_shapes(vxlan: int) -> tuple[Shape, Shape]:
 
 
 _NOWHERE: Final = IPv4Address(0)
-"""Read for an entry with several remotes, or one that differs in more than its host: never wanted."""
+"""What is read for an entry with several remotes, or one that differs in more than its host: no value that
+is ever wanted."""
 
 _ELSEWHERE: Final = frozenset(number_of(ndmsg, f"NDA_{name}") for name in ("PORT", "VNI", "IFINDEX"))
-"""Told where they are not the device's own."""
+"""Attributes that an entry has only where they differ from the device's own."""
 
 
 class Fdb:

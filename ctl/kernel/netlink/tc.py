@@ -29,9 +29,9 @@ class Attached:
     kind: str
     priority: int
     name: str
-    """Of a bpf filter; empty if it has none."""
+    """A bpf filter's name; empty if it has none, or is of another kind."""
     program: int = 0
-    """Id of a bpf filter's program, if that is eBPF."""
+    """Id of a bpf filter's program; 0 if that is not eBPF, or the filter of another kind."""
 
 
 def add_clsact(rtnl: Rtnl, ifindex: int) -> None:

@@ -44,7 +44,7 @@ class Pace:
     """How often a watch doubts what it hears, seconds."""
 
     probe: float = 10.0
-    """After how long a silence the stream's member is asked whether it is still there."""
+    """How long a silence may last before the stream's member is asked whether it is still there."""
     full_list: float = 300.0
     """How long after the last full list the next one is read."""
 
