@@ -84,7 +84,7 @@ def test_ecn_and_dscp(datapath: Datapath, inner: int, outer: int, dscp: int) -> 
 
 
 @pytest.mark.parametrize(("ttl", "reason"), [(0, "ttl"), (1, "ttl"), (2, "decap"), (255, "decap")])
-def test_ttl(datapath: Datapath, ttl: int, reason: str) -> None:
+def test_what_has_no_hop_left_is_not_decapsulated(datapath: Datapath, ttl: int, reason: str) -> None:
     datapath.approve(flow_in())
     assert datapath.run("from_wire", wire(received(ttl=ttl), ttl=1)).reason == reason
 

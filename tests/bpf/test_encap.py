@@ -94,7 +94,7 @@ def test_ecn_is_copied_and_dscp_is_not(datapath: Datapath, dscp: int, inner: int
 
 
 @pytest.mark.parametrize(("ttl", "reason"), [(0, "ttl"), (1, "ttl"), (2, "encap"), (255, "encap")])
-def test_ttl(datapath: Datapath, ttl: int, reason: str) -> None:
+def test_what_has_no_hop_left_is_not_encapsulated(datapath: Datapath, ttl: int, reason: str) -> None:
     datapath.approve(flow_out())
     assert datapath.run("from_container", sent(ttl=ttl)).reason == reason
 

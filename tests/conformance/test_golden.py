@@ -171,7 +171,7 @@ def datagram(size: int = 32) -> bytes:
 
 @pytest.mark.parametrize("dscp", [0, 46])
 @pytest.mark.parametrize("ecn", range(4))
-def test_tos(wire: Wire, ecn: int, dscp: int) -> None:
+def test_dscp_and_ecn_travel_as_by_the_kernel(wire: Wire, ecn: int, dscp: int) -> None:
     both_ways(wire, wire.frame(datagram(), UDP, tos=dscp << 2 | ecn))
 
 
@@ -182,15 +182,15 @@ def test_ttl_and_df(wire: Wire, ttl: int, fragment: int) -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 1421, 1422])
-def test_size(wire: Wire, size: int) -> None:
+def test_sizes_up_to_the_mtu_travel_as_by_the_kernel(wire: Wire, size: int) -> None:
     both_ways(wire, wire.frame(datagram(size), UDP))
 
 
-def test_tcp(wire: Wire) -> None:
+def test_tcp_travels_as_by_the_kernel(wire: Wire) -> None:
     both_ways(wire, wire.frame(packets.tcp(b"data", next(ports), 2000, options=bytes(12)), TCP))
 
 
-def test_echo(wire: Wire) -> None:
+def test_an_echo_travels_as_by_the_kernel(wire: Wire) -> None:
     both_ways(wire, wire.frame(packets.icmp(b"ping", 8, next(ports)), ICMP))
 
 

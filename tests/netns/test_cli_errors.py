@@ -64,7 +64,7 @@ def refused(
         (["extra"], "extra"),
     ],
 )
-def test_flags(host: Host, flags: list[str], word: str) -> None:
+def test_a_flag_that_cannot_be_is_named(host: Host, flags: list[str], word: str) -> None:
     refused(host, USAGE, word, command=("agent", *flags))
 
 
@@ -77,7 +77,7 @@ def test_flags(host: Host, flags: list[str], word: str) -> None:
         ("OVNET_IFACE", "a/b"),
     ],
 )
-def test_variables(host: Host, variable: str, value: str) -> None:
+def test_a_variable_that_cannot_be_is_named(host: Host, variable: str, value: str) -> None:
     refused(host, USAGE, variable, env={variable: value})
 
 
@@ -93,7 +93,9 @@ def test_variables(host: Host, variable: str, value: str) -> None:
         ("\xff", ""),
     ],
 )
-def test_settings_file(host: Host, tmp_path: Path, text: str, word: str) -> None:
+def test_what_is_wrong_in_the_settings_file_is_named_with_the_file(
+    host: Host, tmp_path: Path, text: str, word: str
+) -> None:
     file = tmp_path / "ovnet.toml"
     file.write_text(text, encoding="latin-1")
     refused(host, USAGE, str(file), word, command=("--config", str(file), "agent"))
@@ -127,7 +129,7 @@ def test_another_network_in_the_store_is_not_replaced(host: Host) -> None:
     assert host.json("network", "show")["network"] == "172.17.0.0/16"
 
 
-def test_exhausted_network(host: Host, tmp_path: Path) -> None:
+def test_a_network_without_a_free_subnet_is_named(host: Host, tmp_path: Path) -> None:
     store = f"sqlite://{tmp_path}/small.sqlite"
     env = {"OVNET_STORE": store}
     host.ovctl("network", "init", "--network", "10.2.0.0/22", "--subnet-len", "24", env=env)
@@ -202,7 +204,7 @@ def test_no_default_route_to_tell_the_uplink(host: Host) -> None:
     refused(host, FAILED, "--iface", env={"OVNET_IFACE": ""})
 
 
-def test_mtu_too_small(host: Host) -> None:
+def test_an_uplink_whose_mtu_is_too_small_is_refused(host: Host) -> None:
     host.ip("link", "set", "eth0", "mtu", "600")
     try:
         refused(host, FAILED, "MTU", "600")
@@ -251,7 +253,7 @@ def test_status_without_an_agent(host: Host) -> None:
     assert host.ovctl("status", check=False).returncode == UNREACHABLE
 
 
-def test_lease_commands(host: Host) -> None:
+def test_leases_that_are_not_there_or_cannot_be_are_refused(host: Host) -> None:
     refused(host, NOT_FOUND, command=("lease", "release", "172.17.9.0/24"))
     refused(host, USAGE, command=("lease", "reserve", "172.17.9.0/25", "--host", "192.168.77.9"))
     refused(host, USAGE, command=("lease", "reserve", "172.17.9.0/24", "--host", "nobody"))

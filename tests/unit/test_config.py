@@ -35,7 +35,7 @@ def test_the_table_has_a_row_per_field() -> None:
     assert [field.name for field in fields(Settings)] == [setting.name for setting in SETTINGS]
 
 
-def test_the_defaults() -> None:
+def test_a_node_that_is_told_nothing_goes_by_these_defaults() -> None:
     assert settings() == Settings(
         store="sqlite:////var/lib/ovnet/store.db",
         etcd_endpoints=(Endpoint("127.0.0.1", 4001), Endpoint("127.0.0.1", 2379)),

@@ -130,7 +130,7 @@ PLACES: dict[str, tuple[Callable[[Site], object], tuple[int, ...], dict[int, str
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_sizes(kernel: Site, learned: Site, place: str) -> None:
+def test_what_is_too_large_meets_the_same_fate_on_both_paths(kernel: Site, learned: Site, place: str) -> None:
     enter, sizes, expected = PLACES[place]
     seen: list[Fate] = []
     for site in (kernel, learned):

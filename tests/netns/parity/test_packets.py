@@ -89,7 +89,7 @@ def carry(kernel: Site, ebpf: Site, row: Row, port: int) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(SENT)), ids=[row.name for row in SENT])
-def test_sent(kernel: Site, learned: Site, number: int) -> None:
+def test_what_a_container_sends_goes_as_by_the_kernel(kernel: Site, learned: Site, number: int) -> None:
     carry(kernel, learned, SENT[number], FIRST_PORT + number)
 
 
@@ -97,7 +97,7 @@ CARRIED = [number for number, row in enumerate(SENT) if "encap" in row.out]
 
 
 @pytest.mark.parametrize("number", CARRIED, ids=[SENT[number].name for number in CARRIED])
-def test_sent_without_approval(kernel: Site, always: Site, number: int) -> None:
+def test_what_a_container_sends_goes_so_without_approval(kernel: Site, always: Site, number: int) -> None:
     carry(kernel, always, SENT[number], FIRST_PORT + 8000 + number)
 
 
@@ -110,7 +110,7 @@ def arrive(site: Site, row: Outer, port: int) -> Callable[[], None]:
 
 
 @pytest.mark.parametrize("number", range(len(ARRIVING)), ids=[row.name for row in ARRIVING])
-def test_arriving(kernel: Site, learned: Site, number: int) -> None:
+def test_what_comes_off_the_wire_goes_as_by_the_kernel(kernel: Site, learned: Site, number: int) -> None:
     row = ARRIVING[number]
     act = partial(arrive, row=row, port=FIRST_PORT + 5000 + number)
     seen = compare(kernel, learned, act, from_a=False)
@@ -170,5 +170,5 @@ def underlay(request: pytest.FixtureRequest, kernel: Site, learned: Site) -> Ite
 
 
 @pytest.mark.parametrize("number", range(len(OFFLOADED)), ids=[row.name for row in OFFLOADED])
-def test_offloads(kernel: Site, learned: Site, underlay: int, number: int) -> None:
+def test_offloads_change_nothing_of_that(kernel: Site, learned: Site, underlay: int, number: int) -> None:
     carry(kernel, learned, OFFLOADED[number], FIRST_PORT + 6000 + 100 * underlay + number)

@@ -48,14 +48,14 @@ def check(seen: Seen, into: str) -> None:
 
 
 @pytest.mark.parametrize("number", range(len(ARRIVING)), ids=[row.name for row in ARRIVING])
-def test_arriving(wired: Site, xdp: Site, number: int) -> None:
+def test_what_comes_off_the_wire_goes_as_by_the_kernel(wired: Site, xdp: Site, number: int) -> None:
     row = ARRIVING[number]
     act = partial(arrive, row=row, port=FIRST_PORT + number)
     check(compare(wired, xdp, act, from_a=False), row.into)
 
 
 @pytest.mark.parametrize("number", range(len(SENT)), ids=[row.name for row in SENT])
-def test_sent(wired: Site, xdp: Site, number: int) -> None:
+def test_what_a_container_sends_goes_as_by_the_kernel(wired: Site, xdp: Site, number: int) -> None:
     row: Row = SENT[number]
 
     def act(site: Site) -> Callable[[], None]:
