@@ -76,23 +76,30 @@ class Leftovers:
         return IPv4Network((found[0], network.subnet_len), strict=False) if found else None
 
 
-def refusal(left: Leftovers, network: Network, pid: int | None, bridge: str) -> str:
-    """Why these leftovers must not be taken over now, in one line with a remedy; "" if they may."""
+def refusal(
+    left: Leftovers, network: Network, pid: int | None, bridge: str
+) -> AgentError | ConfigError | None:
+    """Why these leftovers must not be taken over now, in one line with a remedy; None if they may.
+
+    ConfigError where a setting is the remedy.
+    """
     if left.tunnel:
         for address in left.tunnel.addresses:
             if address.ip not in network.network:
-                return (
+                return AgentError(
                     f"{left.tunnel.link.name} has VNI {network.vni} on port {network.port}, and its address "
                     f"{address.ip} is not in {network.network}: another flannel network has it; remove it, "
                     "or choose another VNI"
                 )
     if pid is not None:
-        return f"flanneld (pid {pid}) runs on this host ({left.names}): {STOP_IT}"
+        return AgentError(f"flanneld (pid {pid}) runs on this host ({left.names}): {STOP_IT}")
     subnet = left.subnet(network, bridge)
     for name, address in left.bridges:
         if subnet and address.network == subnet and name != bridge:
-            return f"bridge {name} has the containers' gateway {address}: run with --bridge={name}"
-    return ""
+            return ConfigError(
+                f"bridge {name} has the containers' gateway {address}: run with --bridge={name}"
+            )
+    return None
 
 
 class Takeover:
@@ -113,7 +120,7 @@ class Takeover:
         if not left.names:
             return
         if why := refusal(left, network, flannel.running(), self._settings.bridge):
-            raise (ConfigError if "--bridge" in why else AgentError)(why)
+            raise why
         log.info("taking over from flanneld: %s", left.names)
         self._done = False
         self.subnet = left.subnet(network, self._settings.bridge)

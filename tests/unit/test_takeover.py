@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ctl.core.errors import AgentError, ConfigError
 from ctl.core.host import Link
 from ctl.core.model import MacAddress
 from ctl.kernel import flannel
@@ -22,13 +23,14 @@ LEFT = Leftovers(TUNNEL, {}, ("chain FLANNEL-FWD",), (("cni0", GATEWAY),))
 
 
 def test_what_flanneld_left_of_our_network_is_taken_over() -> None:
-    assert refusal(LEFT, NETWORK, None, "cni0") == ""
+    assert refusal(LEFT, NETWORK, None, "cni0") is None
     assert LEFT.subnet(NETWORK, "cni0") == IPv4Network("172.17.9.0/24")
 
 
 def test_nothing_is_taken_from_a_flanneld_that_runs() -> None:
     why = refusal(LEFT, NETWORK, 4711, "cni0")
-    assert why == (
+    assert isinstance(why, AgentError)
+    assert str(why) == (
         "flanneld (pid 4711) runs on this host (flannel.1, chain FLANNEL-FWD): "
         "stop it first (systemctl disable --now flanneld)"
     )
@@ -37,23 +39,24 @@ def test_nothing_is_taken_from_a_flanneld_that_runs() -> None:
 def test_a_device_with_an_address_of_another_network_is_refused() -> None:
     other = replace(TUNNEL, addresses=(IPv4Interface("10.9.0.0/32"),))
     why = refusal(replace(LEFT, tunnel=other), NETWORK, None, "cni0")
-    assert "flannel.1 has VNI 1 on port 8472" in why
-    assert "10.9.0.0 is not in 172.17.0.0/16" in why
+    assert isinstance(why, AgentError)
+    assert "flannel.1 has VNI 1 on port 8472" in str(why)
+    assert "10.9.0.0 is not in 172.17.0.0/16" in str(why)
 
 
 def test_a_device_that_flanneld_had_no_time_to_configure_is_taken() -> None:
     bare = replace(LEFT, tunnel=replace(TUNNEL, addresses=()))
-    assert refusal(bare, NETWORK, None, "cni0") == ""
+    assert refusal(bare, NETWORK, None, "cni0") is None
     assert bare.subnet(NETWORK, "cni0") == IPv4Network("172.17.9.0/24"), "the bridge tells"
     assert bare.subnet(NETWORK, "ovnet0") is None
 
 
 def test_the_bridge_of_the_containers_has_to_be_named() -> None:
-    assert refusal(LEFT, NETWORK, None, "ovnet0") == (
-        "bridge cni0 has the containers' gateway 172.17.9.1/24: run with --bridge=cni0"
-    )
+    why = refusal(LEFT, NETWORK, None, "ovnet0")
+    assert isinstance(why, ConfigError)
+    assert str(why) == ("bridge cni0 has the containers' gateway 172.17.9.1/24: run with --bridge=cni0")
     elsewhere = replace(LEFT, bridges=(("docker0", IPv4Interface("172.17.8.1/24")),))
-    assert refusal(elsewhere, NETWORK, None, "ovnet0") == "", "not the subnet of this host"
+    assert refusal(elsewhere, NETWORK, None, "ovnet0") is None, "not the subnet of this host"
 
 
 @pytest.fixture
