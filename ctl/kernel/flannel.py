@@ -21,7 +21,7 @@ from typing import Final
 from ctl.core.host import Link, Route
 from ctl.kernel.command import run, succeeds
 from ctl.kernel.netlink import link as links
-from ctl.kernel.netlink.session import Netlink
+from ctl.kernel.netlink.session import Netlink, by_name
 from ctl.kernel.netlink.socket import suppress_missing
 from ctl.kernel.netlink.tables import (
     BLACKHOLE,
@@ -81,14 +81,14 @@ def running(proc: Path = Path("/proc")) -> int | None:
 
 def vxlan_tunnel(netlink: Netlink, vni: int) -> Tunnel | None:
     """The device `flannel.<VNI>`, if it is a vxlan device with that VNI."""
-    for link in netlink.links().values():
-        if link.name != device_name(vni) or link.kind != "vxlan":
-            continue
-        with netlink.doing(f"look at {link.name}"):
-            found = links.tunnel(netlink.rtnl, link.ifindex)
-        if found.vni == vni:
-            return Tunnel(link, tuple(netlink.addresses(link.ifindex)), found.port, found.learning)
-    return None
+    link = by_name(netlink.links(), device_name(vni))
+    if link is None or link.kind != "vxlan":
+        return None
+    with netlink.doing(f"look at {link.name}"):
+        found = links.tunnel(netlink.rtnl, link.ifindex)
+    if found.vni != vni:
+        return None
+    return Tunnel(link, tuple(netlink.addresses(link.ifindex)), found.port, found.learning)
 
 
 def vni_of(netlink: Netlink, link: Link) -> int:
@@ -105,10 +105,10 @@ def stop_learning(netlink: Netlink, tunnel: Tunnel) -> None:
 
 def tun(netlink: Netlink) -> Tunnel | None:
     """The udp backend's device, which is there only while flanneld runs."""
-    for link in netlink.links().values():
-        if link.name == "flannel0" and link.kind == "tun":
-            return Tunnel(link, tuple(netlink.addresses(link.ifindex)))
-    return None
+    link = by_name(netlink.links(), "flannel0")
+    if link is None or link.kind != "tun":
+        return None
+    return Tunnel(link, tuple(netlink.addresses(link.ifindex)))
 
 
 def _leftover_routes(netlink: Netlink, network: IPv4Network) -> Iterator[tuple[IPv4Network, int, Route]]:

@@ -31,7 +31,7 @@ from ctl.kernel.bpf import maps
 from ctl.kernel.bpf.maps import RING_BYTES
 from ctl.kernel.bpf.ring import Ring
 from ctl.kernel.netlink.monitor import Monitor
-from ctl.kernel.netlink.session import Netlink
+from ctl.kernel.netlink.session import Netlink, by_name
 from ctl.kernel.netlink.uplink import UplinkChoice, find_uplink, follow_uplink
 from ctl.node.takeover import Takeover
 from ctl.process import statedir
@@ -96,10 +96,11 @@ class Node:
             raise ConfigError(f"the network's backend is {network.backend}: this agent runs {known}")
         backend: Backend = BACKENDS[network.backend](self._settings, self._netlink, self.findings)
         self._inner_mtu(network, backend)
-        for link in self._netlink.links().values():
-            if link.name == self._settings.bridge and link.kind != "bridge":
-                kind = link.kind or "hardware"
-                raise ConfigError(f"{link.name} is no bridge but {kind}: choose another --bridge")
+        link = by_name(self._netlink.links(), self._settings.bridge)
+        if link and link.kind != "bridge":
+            raise ConfigError(
+                f"{link.name} is no bridge but {link.kind or 'hardware'}: choose another --bridge"
+            )
         backend.preflight(self._uplink)
         self._takeover.look(network, self._uplink)
         self._network, self._backend = network, backend

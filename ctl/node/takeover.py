@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Final
 
 from ctl.backend.plain import remove_tunnels
+from ctl.backend.vxlan.device import device_name
 from ctl.core.errors import AgentError, ConfigError
 from ctl.core.host import OWNER, Route, RouteKey, Uplink
 from ctl.core.model import MacAddress, Network
@@ -137,7 +138,7 @@ class Takeover:
         self._take_routes(left.routes)
         flannel.remove_blackhole(self._netlink, network.network)
         if left.tunnel and self.mac and network.backend == "vxlan":
-            self._take_tunnel(left.tunnel, f"ovnet.{network.vni}", self.mac)
+            self._take_tunnel(left.tunnel, device_name(network), self.mac)
         log.info("took over %s", left.carrying or "no device and no routes")
         self._done = True
 

@@ -10,7 +10,7 @@ from ipaddress import IPv4Address
 from ctl.core.errors import AgentError, KernelError
 from ctl.core.host import OWNER, Link, Uplink
 from ctl.kernel.netlink.fib import route_to
-from ctl.kernel.netlink.session import Netlink
+from ctl.kernel.netlink.session import Netlink, by_name
 from ctl.kernel.netlink.tables import main_routes, parse_route, prefix_length
 
 
@@ -72,7 +72,7 @@ def follow_uplink(netlink: Netlink, choice: UplinkChoice, before: Uplink) -> tup
 
 def _named(netlink: Netlink, choice: UplinkChoice, links: Mapping[int, Link]) -> Named:
     if choice.iface:
-        return _by_name(netlink, choice.iface, links.values())
+        return _by_name(netlink, choice.iface, links)
     if choice.pattern:
         return _by_pattern(netlink, choice.pattern, links.values())
     if choice.can_reach:
@@ -86,16 +86,14 @@ def _addresses(netlink: Netlink, link: Link) -> list[IPv4Address]:
     return [each.ip for each in netlink.addresses(link.ifindex) if not each.is_loopback]
 
 
-def _by_name(netlink: Netlink, name: str, links: Iterable[Link]) -> Named:
-    links = tuple(links)
-    for link in links:
-        if link.name == name:
-            return link, _addresses(netlink, link)
+def _by_name(netlink: Netlink, name: str, links: Mapping[int, Link]) -> Named:
+    if named := by_name(links, name):
+        return named, _addresses(netlink, named)
     try:
         address = IPv4Address(name)
     except ValueError:
         raise AgentError(f"uplink {name} does not exist: see --iface") from None
-    for link in links:
+    for link in links.values():
         if address in _addresses(netlink, link):
             return link, [address]
     raise AgentError(f"no interface has address {address}: see --iface")
