@@ -44,9 +44,6 @@ class Measure:
     run: Callable[[Path, Conditions], dict[str, float]]
 
 
-HIGHER_IS_BETTER = frozenset({"tcp_1", "tcp_4", "tcp_crr", "udp_pps_64", "inject_decap", "inject_encap"})
-
-
 def pinned(cpu: int, *command: str) -> list[str]:
     """`command` on one CPU."""
     return ["taskset", "-c", str(min(cpu, cpus() - 1)), *command]

@@ -29,7 +29,6 @@ from tests.samples import REPORT
 
 MAC = MacAddress.parse("02:00:00:00:00:01")
 LO = 1
-HOST_2 = IPv4Address("192.168.50.2")
 NODE = NodeEntry(
     IPv4Address("192.168.50.1"), IPv4Network("10.1.0.0/16"), IPv4Network("10.1.1.0/24"), 1, LO, 1450, MAC,
     8472, (32768, 60999), Bypass.LEARNED, 5 * 10**9, 7,

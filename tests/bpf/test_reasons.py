@@ -47,7 +47,7 @@ from tests.packets import ACK, FIN, IPV6, RST, SCTP, SYN, TCP, VLAN
 Setup = Callable[[Datapath], object]
 ELSEWHERE_MAC = MacAddress.parse("02:09:09:09:09:09")
 FRAME = sent()
-IP_AT, TOTAL_AT, TTL_AT = 14, 16, 22
+IP_AT = 14
 
 ACTIONS = {
     Verdict.BYPASS: Action.REDIRECT,

@@ -119,11 +119,6 @@ class Figures:
         """New flows that failed and were under way in none of these times."""
         return [f"{side.name}: {why}" for side in self.sides for why in side.failed_outside(windows)]
 
-    @property
-    def lag_ms(self) -> float:
-        """For how long the programs of the instrument were not run, at the worst."""
-        return max(side.lag for side in self.sides) * 1e3
-
     def of(self, stream: str | None) -> Iterable[Way]:
         """The ways of one stream; None: of all."""
         return [way for way in self.ways if stream in (None, way.stream)]

@@ -42,7 +42,7 @@ TCX_EGRESS: Final = 47
 _LINK_TYPE_TCX: Final = 11
 
 MAP_TYPES: Final = {
-    "hash": 1, "array": 2, "percpu_hash": 5, "percpu_array": 6, "lru_hash": 9, "lpm_trie": 11, "ringbuf": 27,
+    "hash": 1, "array": 2, "percpu_hash": 5, "percpu_array": 6, "lru_hash": 9, "ringbuf": 27,
 }  # fmt: skip
 PER_CPU: Final = frozenset({MAP_TYPES["percpu_hash"], MAP_TYPES["percpu_array"]})
 
@@ -150,7 +150,6 @@ class ProgInfo:
 
     type: int
     id: int
-    tag: str
     name: str
     map_ids: frozenset[int]
     """The ids of the maps that it uses."""
@@ -171,9 +170,9 @@ def map_info(fd: int) -> MapInfo:
 def prog_info(fd: int) -> ProgInfo:
     """What the kernel says of a loaded program."""
     raw = _info(fd, 128)
-    kind, ident, tag = struct.unpack_from("=II8s", raw)
+    kind, ident = struct.unpack_from("=II", raw)
     maps, _, name = struct.unpack_from("=IQ16s", raw, _NR_MAP_IDS)
-    return ProgInfo(kind, ident, tag.hex(), name.rstrip(b"\0").decode(), _map_ids(fd, maps))
+    return ProgInfo(kind, ident, name.rstrip(b"\0").decode(), _map_ids(fd, maps))
 
 
 _NR_MAP_IDS: Final = 52
@@ -193,11 +192,9 @@ def _map_ids(fd: int, count: int) -> frozenset[int]:
 class LinkInfo:
     """struct bpf_link_info of a link at tcx; `ifindex` is 0 once it is detached or its device gone."""
 
-    id: int
     program: int
     """Its id."""
     ifindex: int
-    attach_type: int
 
 
 def link_create(program: int, ifindex: int, attach_type: int) -> int:
@@ -220,10 +217,10 @@ def link_detach(link: int) -> None:
 
 def link_info(link: int) -> LinkInfo:
     """What the kernel says of an open link at tcx. EINVAL for another thing."""
-    kind, ident, program, ifindex, attach_type = struct.unpack_from("=IIIxxxxII", _info(link, 64))
+    kind, _, program, ifindex = struct.unpack_from("=IIIxxxxI", _info(link, 64))
     if kind != _LINK_TYPE_TCX:
         raise OSError(errno.EINVAL, "it is no link at tcx")
-    return LinkInfo(ident, program, ifindex, attach_type)
+    return LinkInfo(program, ifindex)
 
 
 def attached(ifindex: int, attach_type: int) -> list[int]:

@@ -181,7 +181,7 @@ ALL_FLAGS = [sum(bits) for bits in product((0, FIN), (0, SYN), (0, RST), (0, PSH
 UNTRACKABLE = [flags for flags in ALL_FLAGS if not flags & (FIN | SYN | RST | ACK)]
 PLAIN_FLAGS = [flags for flags in ALL_FLAGS if flags & ACK and not flags & (FIN | SYN | RST)]
 CONTROL_FLAGS = [flags for flags in ALL_FLAGS if flags & (FIN | SYN | RST)]
-IP_CHECK, IP_TOTAL, IP_FIRST = 24, 16, 14
+IP_CHECK, IP_TOTAL = 24, 16
 UDP_LENGTH, UDP_CHECK, TCP_OFFSET, TCP_CHECK = 38, 40, 46, 50
 """Where these stand in a frame."""
 
