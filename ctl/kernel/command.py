@@ -21,10 +21,19 @@ def succeeds(*command: str) -> bool:
 
 
 def run(*command: str, text: str = "", check: bool = True) -> str:
-    """Stdout of a command; KernelError with its own words if it fails."""
+    """Stdout of a command; KernelError with its own words if it fails.
+
+    Others' rules may have comments in any encoding: what is not UTF-8 in it is replaced.
+    """
     try:
         done = subprocess.run(
-            command, input=text, capture_output=True, text=True, check=False, timeout=_TIMEOUT_S
+            command,
+            input=text,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            check=False,
+            timeout=_TIMEOUT_S,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise _did_not_run(command[0], error) from error

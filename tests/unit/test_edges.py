@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import errno
 import os
 import re
@@ -20,6 +21,7 @@ from ctl.core.errors import AgentError, ConfigError
 from ctl.core.host import EVERYTHING, Change, Devices, RouteKey
 from ctl.core.model import IPv4Address, MacAddress
 from ctl.kernel.bpf.source import source
+from ctl.kernel.command import run
 from ctl.kernel.firewall import ruleset
 from ctl.kernel.netlink.classify import POLICIES, RULES, Classifier, routes
 from ctl.kernel.netlink.message import body, message
@@ -28,6 +30,7 @@ from ctl.kernel.netlink.tables import ROUTE_PROTOCOL
 from ctl.process import statedir
 from ctl.process.backoff import BackOff
 from ctl.process.notify import notify, watchdog_seconds
+from ctl.settings.config import resolve
 
 NETWORK, OWN = IPv4Network("172.17.0.0/16"), IPv4Network("172.17.8.0/24")
 VXLAN = 7
@@ -313,3 +316,15 @@ def test_pointers_into_packets_are_made_and_compared_in_one_header() -> None:
         text = re.sub(r"\bcursor\((skb|xdp)->data\w*, (skb|xdp)->data\w*\)", "", path.read_text())
         assert not re.search(r"(skb|xdp)->data", text), path
         assert path.name == "parse.h" or not re.search(r"(->|\.)(pos|end)\b", text), path
+
+
+def test_rules_of_others_may_say_what_they_like() -> None:
+    """A comment in Latin-1 in FORWARD must not end the agent."""
+    assert run("printf", r"-A FORWARD --comment \351t\351") == "-A FORWARD --comment \ufffdt\ufffd"
+
+
+def test_the_service_may_open_what_as_many_containers_take_as_fit_the_map() -> None:
+    """Of each port the agent keeps two links open, one a direction."""
+    unit = (Path(__file__).parents[2] / "deploy" / "ovnet.service").read_text()
+    limit = int(unit.partition("LimitNOFILE=")[2].split()[0])
+    assert limit > 4 * resolve(argparse.Namespace(), {}, None).endpoints_max
