@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ctl.kernel.bpf import compile, syscall
+from ctl.kernel.bpf import compile, loader, syscall
 from ctl.kernel.bpf.source import MAPS, XDP, XDP_FRAGS
 
 
@@ -126,3 +126,12 @@ def test_there_are_no_more_orders_when_the_other_end_is_closed(unit: Unit) -> No
     with child:
         agent.close()
         assert not compile.obey(unit, child)
+
+
+def test_a_child_that_waited_in_vain_is_let_go_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[bool] = []
+    ahead: Any = SimpleNamespace(gave_up=lambda: True, close=lambda: closed.append(True))
+    another: Any = object()
+    monkeypatch.setattr(loader, "Bcc", lambda _: another)
+    assert loader._at_hand(ahead, "text") is another
+    assert closed

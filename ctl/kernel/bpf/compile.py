@@ -1,6 +1,6 @@
 """The child that has BCC: it compiles a C text and loads programs of it, on the maps that it is handed.
 
-    /usr/bin/python3 -m ctl.kernel.bpf.compile SOCKET SECONDS < overlay.c
+    python3 -c '...; main()' SOCKET SECONDS < overlay.c     as ctl.kernel.bpf.child does
 
 The only module that imports bcc, and the reason why it is a process of its own: bcc and LLVM cost
 120 MB that are never given back, change directory while they work and are not thread-safe.
@@ -116,7 +116,3 @@ def load(unit: Any, name: str) -> int:
 
 def _end(log: str) -> list[str]:
     return [line[:_LINE_CHARACTERS] for line in log.splitlines()[-_LINES:]]
-
-
-if __name__ == "__main__":
-    sys.exit(main())

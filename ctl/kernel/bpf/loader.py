@@ -97,7 +97,10 @@ def load(maps: Maps, root: str | Path, ahead: Bcc | None = None) -> Programs:
 
 def _at_hand(ahead: Bcc | None, text: str) -> Bcc:
     """The child that was started ahead if it still waits, else another."""
-    return ahead if ahead and not ahead.gave_up() else Bcc(text)
+    if ahead is not None and ahead.gave_up():
+        ahead.close()
+        ahead = None
+    return ahead or Bcc(text)
 
 
 @contextmanager
