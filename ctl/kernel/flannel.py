@@ -51,7 +51,7 @@ def device_name(vni: int) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Tunnel:
+class TunnelDevice:
     """A vxlan device of flannel's name, or flannel0, the TUN device of its udp backend."""
 
     link: Link
@@ -79,7 +79,7 @@ def running(proc: Path = Path("/proc")) -> int | None:
     return None
 
 
-def vxlan_tunnel(netlink: Netlink, vni: int) -> Tunnel | None:
+def vxlan_tunnel(netlink: Netlink, vni: int) -> TunnelDevice | None:
     """The device `flannel.<VNI>`, if it is a vxlan device with that VNI."""
     link = by_name(netlink.links(), device_name(vni))
     if link is None or link.kind != "vxlan":
@@ -88,7 +88,7 @@ def vxlan_tunnel(netlink: Netlink, vni: int) -> Tunnel | None:
         found = links.tunnel(netlink.rtnl, link.ifindex)
     if found.vni != vni:
         return None
-    return Tunnel(link, tuple(netlink.addresses(link.ifindex)), found.port, found.learning)
+    return TunnelDevice(link, tuple(netlink.addresses(link.ifindex)), found.port, found.learning)
 
 
 def vni_of(netlink: Netlink, link: Link) -> int:
@@ -97,18 +97,18 @@ def vni_of(netlink: Netlink, link: Link) -> int:
         return links.tunnel(netlink.rtnl, link.ifindex).vni
 
 
-def stop_learning(netlink: Netlink, tunnel: Tunnel) -> None:
+def stop_learning(netlink: Netlink, tunnel: TunnelDevice) -> None:
     """As ours is; flannel's `Learning` can be changed while the device is up."""
     with netlink.doing(f"stop {tunnel.link.name} learning"):
         links.stop_learning(netlink.rtnl, tunnel.link.ifindex)
 
 
-def tun(netlink: Netlink) -> Tunnel | None:
+def tun(netlink: Netlink) -> TunnelDevice | None:
     """The udp backend's device, which is there only while flanneld runs."""
     link = by_name(netlink.links(), "flannel0")
     if link is None or link.kind != "tun":
         return None
-    return Tunnel(link, tuple(netlink.addresses(link.ifindex)))
+    return TunnelDevice(link, tuple(netlink.addresses(link.ifindex)))
 
 
 def _leftover_routes(netlink: Netlink, network: IPv4Network) -> Iterator[tuple[IPv4Network, int, Route]]:

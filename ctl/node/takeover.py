@@ -50,7 +50,7 @@ STOP_IT: Final = "stop it first (systemctl disable --now flanneld)"
 class Leftovers:
     """What flanneld left of the network that we are to serve."""
 
-    tunnel: flannel.Tunnel | None
+    tunnel: flannel.TunnelDevice | None
     routes: Mapping[IPv4Network, Route]
     """Through the tunnel, and over the uplink where the network's backend has such."""
     rules: tuple[str, ...]
@@ -148,7 +148,7 @@ class Takeover:
         Routes(self._netlink.rtnl).apply(Delta(puts=puts))
         flannel.remove_routes(self._netlink, routes)
 
-    def _take_tunnel(self, tunnel: flannel.Tunnel, name: str, mac: MacAddress) -> None:
+    def _take_tunnel(self, tunnel: flannel.TunnelDevice, name: str, mac: MacAddress) -> None:
         write_mac(self._settings.state_dir, mac)
         if tunnel.learning:
             flannel.stop_learning(self._netlink, tunnel)
@@ -186,7 +186,7 @@ def find(netlink: Netlink, network: Network, uplink: Uplink) -> Leftovers:
     return Leftovers(tunnel, routes, tuple(flannel.rules(network.network)), bridges)
 
 
-def _tunnel(netlink: Netlink, network: Network) -> flannel.Tunnel | None:
+def _tunnel(netlink: Netlink, network: Network) -> flannel.TunnelDevice | None:
     if network.backend == "vxlan":
         found = flannel.vxlan_tunnel(netlink, network.vni)
         # On another port it is of another network, and not in our way.

@@ -17,7 +17,7 @@ from ctl.node.takeover import Leftovers, read_mac, refusal, write_mac
 from tests.unit.strategies import NETWORK
 
 LINK = Link(7, "flannel.1", "vxlan", MacAddress(b"\2abcde"), 1450, True, 0, False, "", 0)
-TUNNEL = flannel.Tunnel(LINK, (IPv4Interface("172.17.9.0/32"),), 8472)
+TUNNEL = flannel.TunnelDevice(LINK, (IPv4Interface("172.17.9.0/32"),), 8472)
 GATEWAY = IPv4Interface("172.17.9.1/24")
 LEFT = Leftovers(TUNNEL, {}, ("chain FLANNEL-FWD",), (("cni0", GATEWAY),))
 
