@@ -21,7 +21,7 @@ static __always_inline void report_drop(struct __sk_buff *skb, enum hook hook,
 	/* The verifier wants to see a length of at least one in the register that is passed.
 	 * An older one (6.1) learns nothing from a comparison with zero, so one is added;
 	 * left alone, the compiler would take the one off again. */
-	asm volatile("" : "+r"(rest));
+	barrier_var(rest);
 	event->captured_len = rest + 1;
 	if (bpf_skb_load_bytes(skb, 0, event->data, rest + 1))
 		event->captured_len = 0;
