@@ -11,7 +11,7 @@ from typing import Final
 from ctl import __version__
 from ctl.agent.steps import Outcome
 from ctl.cluster.membership import Membership
-from ctl.core.findings import Findings
+from ctl.core.findings import Concern, Findings
 from ctl.core.model import Snapshot
 from ctl.core.report import AgentReport, ReconcileReport, to_json
 from ctl.process import statedir
@@ -50,7 +50,7 @@ def describe(
     network = membership.network
     leases = membership.snapshot or Snapshot((), 0)
     wrong = [line for lines in found.problems.values() for line in lines]
-    not_ready = list(found.problems.get("bridge", ()))
+    not_ready = list(found.problems.get(Concern.BRIDGE, ()))
     if not passed:
         not_ready.append(reconciles.error or "starting")
     if membership.conflict:

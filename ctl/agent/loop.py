@@ -22,6 +22,7 @@ from ctl.agent.schedule import MIN_GAP_S, Schedule
 from ctl.agent.steps import NOTHING, Part, Pass
 from ctl.cluster.membership import Membership
 from ctl.core.errors import OvnetError, StoreAway
+from ctl.core.findings import Concern
 from ctl.core.host import EVERYTHING, Change
 from ctl.core.model import Network
 from ctl.core.ports import Closing, Events, Kernel, LeaseStore
@@ -167,10 +168,10 @@ class Agent:
                 self.reconcile(changes)
             if changes >= EVERYTHING:
                 self._rest()
-            self._aside("drops", self._log_drops, None)
+            self._aside(Concern.DROPS, self._log_drops, None)
             notify("WATCHDOG=1")
             posted = self._posted()
-            posted |= self._aside("watching", self._events.lost, NOTHING)
+            posted |= self._aside(Concern.WATCHING, self._events.lost, NOTHING)
 
     def _posted(self) -> frozenset[Change]:
         """What is posted next. A first post counts at once; in a storm they are gathered."""
@@ -217,16 +218,16 @@ class Agent:
         elif error and not was_ready:
             self._starting.waits(f"not ready: {error}")
 
-    def _aside(self, part: str, look: Callable[[], T], otherwise: T) -> T:
-        """What `look` returns. A failure is a problem of `part`, said once; the next turn looks again."""
+    def _aside(self, concern: Concern, look: Callable[[], T], otherwise: T) -> T:
+        """What `look` returns. A failure is a problem, said once by `concern`; the next turn looks again."""
         problems, found, wrong = self._kernel.findings.problems, otherwise, ""
         try:
             found = look()
         except OvnetError as error:
             wrong = str(error)
         lines = (wrong,) if wrong else ()
-        if problems.get(part, ()) != lines:
-            problems[part] = lines
+        if problems.get(concern, ()) != lines:
+            problems[concern] = lines
             if wrong:
                 log.error("%s", wrong)
             self._publish()

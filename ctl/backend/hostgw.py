@@ -10,7 +10,7 @@ from typing import Final
 from ctl.backend.plain import PlainBackend, remove_tunnels
 from ctl.backend.settle import Tracked, settle
 from ctl.backend.site import Site
-from ctl.core.findings import Findings
+from ctl.core.findings import Concern, Findings
 from ctl.core.host import Change, Devices, Hop, Link, Removed, Route, RouteKey, Uplink
 from ctl.core.model import Lease, Network
 from ctl.core.peers import on_link
@@ -65,7 +65,7 @@ class HostGwBackend(PlainBackend):
             self._routes.doubt()
         far = tuple(_not_routed(lease) for lease, hop in hops.items() if not hop)
         self._findings.peers_kernel_path = len(self._routes.desired)
-        self._findings.problems["leases"] = (*self._roster.problems, *far)
+        self._findings.problems[Concern.LEASES] = (*self._roster.problems, *far)
         settle([Tracked("routes", Routes(self._netlink.rtnl), self._routes)], self._findings)
 
     def devices(self) -> Devices:

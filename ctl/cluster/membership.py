@@ -13,6 +13,7 @@ from typing import Final
 
 from ctl.cluster.leasing import LeaseHolder
 from ctl.core.errors import ConfigError, LeaseConflict, StoreError
+from ctl.core.findings import Concern, Problems
 from ctl.core.host import Identity
 from ctl.core.lease import rank
 from ctl.core.model import IPv4Network, Lease, Network, Snapshot
@@ -54,7 +55,7 @@ class Membership:
         store: LeaseStore,
         network: Network,
         identity: Identity,
-        problems: dict[str, tuple[str, ...]],
+        problems: Problems,
         *,
         clock: Callable[[], float],
         steady: Callable[[], float],
@@ -174,7 +175,7 @@ class Membership:
         gone, now = _vanished(before, snapshot.leases), self._steady()
         if len(gone) <= (max(3, len(before) // 2) if now >= self._doubt_until else 0):
             self._suspicious_since = None
-            self._problems["mass removal"] = ()
+            self._problems[Concern.MASS_REMOVAL] = ()
             return _with(snapshot, self._briefly_kept(gone, now))
         self._gone_since = {}
         if self._suspicious_since is None:
@@ -182,10 +183,10 @@ class Membership:
             log.critical("%d of %d leases are gone at once: not believed yet", len(gone), len(before))
         if now >= self._suspicious_since + self._patience:
             self._suspicious_since = None
-            self._problems["mass removal"] = ()
+            self._problems[Concern.MASS_REMOVAL] = ()
             return self._store.snapshot(fresh=True)
         text = f"{len(gone)} of {len(before)} leases are gone from the store at once: kept for now"
-        self._problems["mass removal"] = (text,)
+        self._problems[Concern.MASS_REMOVAL] = (text,)
         return _with(snapshot, gone)
 
     def _briefly_kept(self, gone: tuple[Lease, ...], now: float) -> tuple[Lease, ...]:
@@ -204,6 +205,6 @@ class Membership:
                 text = "the network is gone from the store: run ovctl network init, as for a new one"
         except ConfigError as error:
             changed, text = True, f"the network in the store is not usable any more: {error}"
-        if changed and not self._problems.get("network"):
+        if changed and not self._problems.get(Concern.NETWORK):
             log.error("%s", text)
-        self._problems["network"] = (text,) if changed else ()
+        self._problems[Concern.NETWORK] = (text,) if changed else ()

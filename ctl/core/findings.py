@@ -3,10 +3,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from ctl.core.host import Uplink
 from ctl.core.model import HookMode
 from ctl.core.report import KernelPort
+
+
+class Concern(StrEnum):
+    """What lines about something wrong are about. New lines of a concern take the place of the old ones."""
+
+    UPLINK = "uplink"
+    """The interface of the underlay is not the one that was asked for."""
+    NETWORK = "network"
+    """The network in the store has changed, or is gone."""
+    MASS_REMOVAL = "mass removal"
+    """Many leases are gone at once."""
+    LEASES = "leases"
+    """Leases that are not used, or in doubt."""
+    IPSEC = "ipsec"
+    """IPsec policies keep peers on the kernel path."""
+    BRIDGE = "bridge"
+    """The bridge is another one's, and not as containers need it: the node is not ready."""
+    FLANNELD = "flanneld"
+    """A flanneld runs beside this agent, on the same network."""
+    PINS = "pins"
+    """A newer version's pins are in the way."""
+    PEERS = "peers"
+    """The maps have no room for all peers."""
+    ENDPOINTS = "endpoints"
+    """The maps have no room for all containers."""
+    XDP = "xdp"
+    """Someone else's XDP program is on the uplink."""
+    DROPS = "drops"
+    """Samples of dropped packets cannot be read."""
+    WATCHING = "watching"
+    """What ends without an event cannot be asked for."""
+
+
+Problems = dict[Concern, tuple[str, ...]]
+"""Lines for people about what is wrong now. A concern without lines is well."""
 
 
 @dataclass(slots=True)
@@ -17,8 +53,7 @@ class Findings:
     """The interface of the underlay, and our address on it; None: not looked for yet."""
     mtu: int = 0
     """Size of the largest packet that containers may send, bytes; 0: not known yet."""
-    problems: dict[str, tuple[str, ...]] = field(default_factory=dict)
-    """Lines for people about what is wrong now, by the part that noticed. A part without lines is well."""
+    problems: Problems = field(default_factory=dict)
     operations: dict[str, int] = field(default_factory=dict)
     """How many entries have been put or removed since the start, by the name of the table."""
     peers_ebpf: int = 0

@@ -21,7 +21,7 @@ from ctl.backend.udp.backend import UdpBackend
 from ctl.backend.vxlan.backend import VxlanBackend
 from ctl.core.abi import Event
 from ctl.core.errors import AgentError, ConfigError
-from ctl.core.findings import Findings
+from ctl.core.findings import Concern, Findings
 from ctl.core.host import EVERYTHING, BridgeDevice, Change, Devices, Identity, Removed, Uplink
 from ctl.core.model import MIN_MTU, Bypass, IPv4Address, IPv4Network, Lease, MacAddress, Network
 from ctl.core.ports import Closing, Holding
@@ -145,7 +145,7 @@ class Node:
         before = self._uplink
         after, wrong = follow_uplink(self._netlink, self._choice, before)
         self.findings.uplink = after
-        self.findings.problems["uplink"] = (wrong,) if wrong else ()
+        self.findings.problems[Concern.UPLINK] = (wrong,) if wrong else ()
         if _known_as(before) == _known_as(after):
             return None
         log.warning("uplink is now %s with %s", after.link.name, after.address)
@@ -176,7 +176,7 @@ class Node:
         sysctl.ensure(sysctl.FORWARDING, self._settings.state_dir / statedir.SYSCTLS)
         backend.ensure_device(self._site(holding), links)
         self._bridge, wrong = self._netlink.ensure_bridge(self._bridge_device(holding.lease), links)
-        self.findings.problems["bridge"] = (wrong,) if wrong else ()
+        self.findings.problems[Concern.BRIDGE] = (wrong,) if wrong else ()
         self._write_subnet_env(network, holding)
 
     def _bridge_device(self, lease: Lease) -> BridgeDevice:
@@ -228,7 +228,7 @@ class Node:
             bridge=self._settings.bridge,
         ):
             self.findings.count("firewall", 1)
-        self.findings.problems["flanneld"] = self._takeover.remove_rules(network)
+        self.findings.problems[Concern.FLANNELD] = self._takeover.remove_rules(network)
 
     def load_programs(self, holding: Holding) -> frozenset[Change]:
         """The backend's maps and programs, if it has any."""

@@ -12,6 +12,7 @@ from ctl.agent.schedule import TICK_S
 from ctl.agent.steps import Part
 from ctl.core.abi import Event, Hook
 from ctl.core.errors import AgentError, KernelError
+from ctl.core.findings import Concern
 from ctl.core.host import Change, Identity
 from tests.unit.world import KERNEL_PARTS, RESYNC, MemoryKernel, World, made
 
@@ -60,8 +61,8 @@ def test_an_agent_that_cannot_tell_what_is_lost_goes_on_and_says_so_once(
     before = world.run(RESYNC)
     world.run(5 * RESYNC)
     assert before <= RESYNC / TICK_S + 5, "and does not spin"
-    assert world.problem("watching") == ("the lock is held by an unknown process: end it",)
-    assert world.problem("watching")[0] in world.report.problems
+    assert world.problem(Concern.WATCHING) == ("the lock is held by an unknown process: end it",)
+    assert world.problem(Concern.WATCHING)[0] in world.report.problems
     assert sum("unknown process" in record.getMessage() for record in caplog.records) == 1
     world.kernel.failing.clear()
     world.run(TICK_S)

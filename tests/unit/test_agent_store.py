@@ -10,6 +10,7 @@ import pytest
 
 from ctl.agent.steps import Part
 from ctl.cluster.membership import HOLD_S
+from ctl.core.findings import Concern
 from ctl.core.model import Snapshot
 from tests.unit.world import DAY, HOST, NETWORK, RESYNC, World
 
@@ -34,7 +35,7 @@ def test_peers_appear_and_disappear_with_their_leases(world: World) -> None:
     world.read_store()
     world.run(HOLD_S + 1)
     assert set(world.kernel.routed[-1]) == {world.lease.subnet, leases[1].subnet}
-    assert world.problem("mass removal") == ()
+    assert world.problem(Concern.MASS_REMOVAL) == ()
 
 
 def test_a_lease_that_is_gone_for_a_moment_was_never_gone(world: World) -> None:
@@ -79,13 +80,13 @@ def test_a_mass_removal_is_believed_only_when_it_lasts(
     for _ in range(5):  # however often the store is read meanwhile
         world.read_store()
         assert set(world.kernel.routed[-1]) == everyone
-        assert "20 of 21 leases are gone" in world.problem("mass removal")[0]
+        assert "20 of 21 leases are gone" in world.problem(Concern.MASS_REMOVAL)[0]
         world.clock.now += RESYNC / 6
     assert sum(record.levelno == logging.CRITICAL for record in caplog.records) == 1
     world.clock.now += RESYNC
     world.read_store()
     assert world.kernel.routed[-1] == (world.lease.subnet,)
-    assert world.problem("mass removal") == ()
+    assert world.problem(Concern.MASS_REMOVAL) == ()
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -99,14 +100,14 @@ def test_a_store_that_lost_our_lease_is_not_believed_about_the_others(
         world.store.delete(lease)
     world.read_store()
     assert set(world.kernel.routed[-1]) >= {lease.subnet for lease in peers}
-    assert "gone from the store at once: kept for now" in world.problem("mass removal")[0]
+    assert "gone from the store at once: kept for now" in world.problem(Concern.MASS_REMOVAL)[0]
     assert [record.levelno for record in caplog.records if "not believed yet" in record.message] == [
         logging.CRITICAL
     ]
     assert world.lease.subnet in {lease.subnet for lease in world.store.snapshot().leases}
     world.peers(*range(10, 10 + count))
     world.read_store()
-    assert world.problem("mass removal") == ()
+    assert world.problem(Concern.MASS_REMOVAL) == ()
 
 
 def test_peers_that_a_store_without_our_lease_lacks_for_long_are_gone(world: World) -> None:
@@ -123,10 +124,10 @@ def test_a_network_that_is_gone_from_the_store_is_named(world: World) -> None:
     world.full()
     world.store.gone = True
     world.full()
-    assert "gone from the store" in world.problem("network")[0]
+    assert "gone from the store" in world.problem(Concern.NETWORK)[0]
     world.store.gone = False
     world.full()
-    assert world.problem("network") == ()
+    assert world.problem(Concern.NETWORK) == ()
 
 
 def test_before_a_mass_removal_is_believed_the_store_itself_is_asked(world: World) -> None:
@@ -150,7 +151,7 @@ def test_a_mass_removal_that_is_taken_back_was_none(world: World) -> None:
     world.peers(*range(10, 30))
     world.read_store()
     assert set(world.kernel.routed[-1]) == everyone
-    assert world.problem("mass removal") == ()
+    assert world.problem(Concern.MASS_REMOVAL) == ()
     # The time of the first scare does not count towards a second one.
     world.clock.now += 2 * RESYNC
     for lease in world.store.snapshot().leases:
@@ -203,21 +204,21 @@ def test_a_bad_network_in_the_store_is_a_problem_and_no_more(
     for _ in range(3):
         world.read_store()
     assert len(world.kernel.routed[-1]) == 2, "a new peer is let in"
-    assert "network config: no JSON" in world.problem("network")[0]
+    assert "network config: no JSON" in world.problem(Concern.NETWORK)[0]
     assert world.report.store.up
     assert world.report.reconcile.error == ""
     assert sum("no JSON" in record.getMessage() for record in caplog.records) == 1
     world.store.bad_network = ""
     world.read_store()
-    assert world.problem("network") == ()
+    assert world.problem(Concern.NETWORK) == ()
 
 
 def test_another_network_in_the_store_is_a_problem(world: World) -> None:
     world.full()
     world.store.write_network(replace(NETWORK, port=4789), replace=True)
     world.read_store()
-    assert "has changed: restart this agent" in world.problem("network")[0]
-    assert world.report.problems == world.problem("network")
+    assert "has changed: restart this agent" in world.problem(Concern.NETWORK)[0]
+    assert world.report.problems == world.problem(Concern.NETWORK)
 
 
 def test_a_lease_of_ours_that_is_deleted_is_claimed_again(world: World) -> None:

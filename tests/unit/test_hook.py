@@ -11,7 +11,7 @@ import pytest
 
 from ctl.backend.vxlan.uplink_hook import UplinkHook
 from ctl.core.errors import ForeignProgram, KernelError
-from ctl.core.findings import Findings
+from ctl.core.findings import Concern, Findings
 from ctl.core.host import Link
 from ctl.kernel.bpf.loader import Program
 from ctl.settings.config import resolve
@@ -149,10 +149,10 @@ def test_someone_elses_is_left_and_named(driver: Driver, mode: str) -> None:
         made.preflight(driver.links[2])
     made.reconcile(driver.links, 2, PROGRAM)
     assert [link.xdp for link in driver.links.values()] == [FOREIGN, FOREIGN]
-    assert "not ours" in seen.problems["xdp"][0]
+    assert "not ours" in seen.problems[Concern.XDP][0]
     driver.set(ETH0, xdp=0)
     made.reconcile(driver.links, 2, PROGRAM)
-    assert seen.problems["xdp"] == ()
+    assert seen.problems[Concern.XDP] == ()
 
 
 def test_ours_is_taken_off_where_it_does_not_belong(driver: Driver) -> None:

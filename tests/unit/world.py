@@ -14,7 +14,7 @@ from ctl.agent.mailbox import Mailbox
 from ctl.agent.steps import NOTHING, Part
 from ctl.core.abi import Event
 from ctl.core.errors import AgentError, ConfigError, StoreError
-from ctl.core.findings import Findings
+from ctl.core.findings import Concern, Findings
 from ctl.core.host import EVERYTHING, Change, Identity, Link, Uplink
 from ctl.core.model import Lease, MacAddress, Network, Snapshot
 from ctl.core.ports import Holding
@@ -287,8 +287,8 @@ class World:
         """How often everything was looked at since the calls were last cleared."""
         return self.kernel.calls.count(Part.UPLINK)
 
-    def problem(self, part: str) -> tuple[str, ...]:
-        return self.kernel.findings.problems.get(part, ())
+    def problem(self, concern: Concern) -> tuple[str, ...]:
+        return self.kernel.findings.problems.get(concern, ())
 
     def peers(self, *numbers: int) -> list[Lease]:
         """Leases of other nodes, put into the store."""

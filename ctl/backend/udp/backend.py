@@ -14,6 +14,7 @@ from ctl.backend.settle import apply
 from ctl.backend.site import Site
 from ctl.backend.udp.client import ForwarderProcess, TunnelRoutes
 from ctl.backend.udp.underlay import OVERHEAD
+from ctl.core.findings import Concern
 from ctl.core.host import Change, Link, Removed, Route, RouteKey
 from ctl.core.model import Lease
 from ctl.core.plan import diff
@@ -54,7 +55,7 @@ class UdpBackend(PlainBackend):
             return
         roster = Roster(site.lease, site.network)
         roster.update(leases)
-        self._findings.problems["leases"] = roster.problems
+        self._findings.problems[Concern.LEASES] = roster.problems
         peers = {subnet: lease.host for subnet, lease in roster.usable.items()}
         if self._forwarder.start(TunnelRoutes(site.lease.subnet, peers)):
             self._findings.count("forwarder", 1)

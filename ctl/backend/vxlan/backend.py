@@ -20,7 +20,7 @@ from ctl.backend.vxlan.ports import Ports
 from ctl.backend.vxlan.uplink_hook import UplinkHook
 from ctl.core.abi import LAYOUT
 from ctl.core.errors import Failures, ForeignProgram
-from ctl.core.findings import Findings
+from ctl.core.findings import Concern, Findings
 from ctl.core.host import Change, Devices, Link, Removed, Uplink
 from ctl.core.model import VXLAN_OVERHEAD, Bypass, HookMode, IPv4Address, Lease, MacAddress, Network
 from ctl.core.plan import diff
@@ -172,16 +172,16 @@ class VxlanBackend:
         settings = self._settings
         newer = None if settings.bypass is Bypass.OFF else maps.newer_layout(settings.bpffs)
         if newer is None:
-            self._findings.problems["pins"] = ()
+            self._findings.problems[Concern.PINS] = ()
             return False
         text = (
             f"pins of a newer version under {settings.bpffs} (layout {newer}, this one has {LAYOUT}): "
             f"refused, the kernel path carries all; "
             f"run that version again, or remove {settings.bpffs}/v{newer}"
         )
-        if self._findings.problems.get("pins") != (text,):
+        if self._findings.problems.get(Concern.PINS) != (text,):
             log.warning("%s", text)
-        self._findings.problems["pins"] = (text,)
+        self._findings.problems[Concern.PINS] = (text,)
         links = self._netlink.links()
         self._hook.reconcile(links, site.uplink.link.ifindex, None)
         apply("filters", self._filters, diff({}, self._filters.read_on(links)), self._findings)

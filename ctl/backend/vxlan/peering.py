@@ -20,7 +20,7 @@ from ipaddress import IPv4Address
 from ctl.backend.settle import Tracked, apply_fitting, settle
 from ctl.backend.site import Site
 from ctl.core.errors import Failures
-from ctl.core.findings import Findings
+from ctl.core.findings import Concern, Findings
 from ctl.core.host import Change, Hop, Removed, Uplink
 from ctl.core.model import VXLAN_OVERHEAD, Lease, Network
 from ctl.core.peers import PeerTables
@@ -117,7 +117,7 @@ class Peering:
         elif Change.HOPS in changes and site.network.direct_routing:
             # The underlay's interfaces take plain routes along without a word: down, or no address.
             self._tables.routes.doubt()
-        self._findings.problems["leases"] = self._roster.problems
+        self._findings.problems[Concern.LEASES] = self._roster.problems
 
     def _follow_hops(self, moves: Moves, site: Site, *, everyone: bool) -> list[IPv4Address]:
         """Look up how to reach new hosts, or all; returns those known before whose way has changed.
@@ -126,7 +126,7 @@ class Peering:
         """
         ipsec = self._policies.any()
         text = "IPsec policies are set: all peers by the kernel path, which meets them"
-        self._findings.problems["ipsec"] = (text,) if ipsec else ()
+        self._findings.problems[Concern.IPSEC] = (text,) if ipsec else ()
         new = {lease.host for lease in moves.new if lease.host not in self._hops}
         hosts = set(self._roster.hosts()) if everyone else new
         underlay = site.mtu + VXLAN_OVERHEAD
@@ -151,7 +151,7 @@ class Peering:
             tables.peers.doubt()
         left = self._fill_all(shortcut, tables) if self.fits() else self._fill_up(shortcut, tables)
         text = f"map peers is full: {left} subnets by the kernel path only, raise --peers-max"
-        self._findings.problems["peers"] = (text,) if left else ()
+        self._findings.problems[Concern.PEERS] = (text,) if left else ()
         return left
 
     def _fill_all(self, shortcut: Shortcut, tables: PeerTables) -> int:

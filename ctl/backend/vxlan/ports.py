@@ -14,7 +14,7 @@ from ctl.backend.site import Site
 from ctl.backend.vxlan.uplink_hook import UplinkHook
 from ctl.core.abi import EndpointEntry
 from ctl.core.errors import Failures
-from ctl.core.findings import Findings
+from ctl.core.findings import Concern, Findings
 from ctl.core.host import FilterKey, Link
 from ctl.core.model import Bypass
 from ctl.core.plan import diff, plan_endpoints, plan_filters, plan_questions
@@ -107,7 +107,7 @@ class Ports:
         room = self._settings.endpoints_max
         left = apply_fitting("endpoints", opened.endpoint_table, found, room, self._findings)
         text = f"map endpoints is full: {left} containers by the kernel path only, raise --endpoints-max"
-        self._findings.problems["endpoints"] = (text,) if left else ()
+        self._findings.problems[Concern.ENDPOINTS] = (text,) if left else ()
 
     def _attach(
         self,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from ctl.core.errors import ForeignProgram, KernelError
-from ctl.core.findings import Findings
+from ctl.core.findings import Concern, Findings
 from ctl.core.host import Link
 from ctl.core.model import HookMode
 from ctl.core.plan import wants_xdp
@@ -81,11 +81,12 @@ class UplinkHook:
                 self._xdp.remove(other)
                 self._findings.count("xdp", 1)
                 log.info("XDP taken off %s", other.name)
-        self._findings.problems["xdp"] = (why,) if link and program and (why := self._foreign(link)) else ()
-        if not wanted or self._findings.problems["xdp"]:
+        foreign = self._foreign(link) if link and program else ""
+        self._findings.problems[Concern.XDP] = (foreign,) if foreign else ()
+        if not wanted or foreign:
             self._refused = None
             self._say(lacking if link and wants_xdp(self._mode, link) else "")
-        attached = bool(link and wanted and not self._findings.problems["xdp"] and self._attach(link, wanted))
+        attached = bool(link and wanted and not foreign and self._attach(link, wanted))
         self._findings.hook = HookMode.XDP if attached else HookMode.TC
 
     def _attach(self, link: Link, program: Program) -> bool:
