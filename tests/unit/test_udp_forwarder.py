@@ -10,6 +10,7 @@ import pytest
 
 from ctl.backend.udp.client import ForwarderProcess
 from ctl.backend.udp.files import LOCK, directory
+from ctl.core.errors import KernelError
 
 
 def test_whether_a_forwarder_runs_is_told_without_waiting_for_its_name(
@@ -28,3 +29,10 @@ def test_whether_a_forwarder_runs_is_told_without_waiting_for_its_name(
         fcntl.flock(held, fcntl.LOCK_EX)
         assert forwarder.runs(), "somebody has the lock"
     assert not forwarder.runs(), "it has ended, and left its lock"
+
+
+def test_a_lock_that_cannot_be_looked_at_is_an_error_to_go_on_from(tmp_path: Path) -> None:
+    """The agent's loop asks, and takes what is no such error for a bug."""
+    directory(tmp_path).symlink_to(directory(tmp_path))
+    with pytest.raises(KernelError, match="symbolic links"):
+        ForwarderProcess(tmp_path, IPv4Address("10.0.0.1"), 8285).runs()

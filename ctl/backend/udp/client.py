@@ -113,7 +113,7 @@ class ForwarderProcess:
             return running.pid if running else None
 
     def runs(self) -> bool:
-        """Whether a forwarder runs, or something that has its lock. Never waits."""
+        """Whether a forwarder runs, or something that has its lock. Never waits. KernelError."""
         return self._holder() is not None
 
     def stats(self) -> dict[str, int] | None:
@@ -185,8 +185,11 @@ class ForwarderProcess:
             self._child = 0
 
     def _holder(self) -> str | None:
-        """What the lock's holder says of itself; None if nobody holds it."""
-        return lockfile.holder(self._directory / LOCK)
+        """What the lock's holder says of itself; None if nobody holds it. KernelError."""
+        try:
+            return lockfile.holder(self._directory / LOCK)
+        except OSError as error:
+            raise KernelError(f"{self._directory / LOCK}: {error.strerror}") from error
 
     def _spawn(self) -> None:
         """Start the process and return when it forwards.

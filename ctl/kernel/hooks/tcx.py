@@ -89,7 +89,7 @@ class Links:
         for key, pin in pins(self._root).items():
             if key not in self._open and (fd := _open(pin)) is not None:
                 self._open[key] = fd
-        infos = {key: syscall.link_info(fd) for key, fd in self._open.items()}
+        infos = {key: _info(fd) for key, fd in self._open.items()}
         for key, info in infos.items():
             if not info.ifindex:
                 self._drop(key)
@@ -115,9 +115,9 @@ class Links:
             self._drop(key)
 
     def detached(self, interfaces: Collection[int]) -> bool:
-        """Whether one of these is off; those that went with their interface are not."""
+        """Whether one of these is off; those that went with their interface are not. Refused."""
         asked = [(key.ifindex, fd) for key, fd in self._open.items() if key.ifindex in interfaces]
-        return any(_exists(ifindex) for ifindex, fd in asked if not syscall.link_info(fd).ifindex)
+        return any(_exists(ifindex) for ifindex, fd in asked if not _info(fd).ifindex)
 
     def forget(self, key: FilterKey) -> None:
         """Its interface is gone, and took the program along."""
@@ -162,6 +162,12 @@ def _open(pin: Path) -> int | None:
         os.close(fd)
         return None
     return fd
+
+
+def _info(link: int) -> syscall.LinkInfo:
+    """What the kernel says of a link of ours. Refused."""
+    with _doing("look at a link"):
+        return syscall.link_info(link)
 
 
 def _exists(ifindex: int) -> bool:
