@@ -11,21 +11,23 @@ from ipaddress import IPv4Network
 from pathlib import Path
 
 import pytest
+from pyroute2.netlink import NETLINK_NETFILTER
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ctl.agent.mailbox import Mailbox
 from ctl.backend.vxlan.device import vtep_mac
-from ctl.core.errors import AgentError, ConfigError
+from ctl.core.errors import AgentError, ConfigError, KernelError
 from ctl.core.host import EVERYTHING, Change, Devices, RouteKey
 from ctl.core.model import IPv4Address, MacAddress
 from ctl.kernel.bpf.source import source
 from ctl.kernel.command import run
 from ctl.kernel.firewall import ruleset
+from ctl.kernel.netlink import monitor
 from ctl.kernel.netlink.classify import POLICIES, RULES, Classifier, routes
 from ctl.kernel.netlink.message import body, message
-from ctl.kernel.netlink.monitor import hear
+from ctl.kernel.netlink.monitor import Monitor, hear
 from ctl.kernel.netlink.tables import ROUTE_PROTOCOL
 from ctl.process import statedir
 from ctl.process.backoff import BackOff
@@ -328,3 +330,16 @@ def test_the_service_may_open_what_as_many_containers_take_as_fit_the_map() -> N
     unit = (Path(__file__).parents[2] / "deploy" / "ovnet.service").read_text()
     limit = int(unit.partition("LimitNOFILE=")[2].split()[0])
     assert limit > 4 * resolve(argparse.Namespace(), {}, None).endpoints_max
+
+
+def test_a_kernel_that_tells_of_no_rules_is_refused_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    def listen(family: int, _groups: object) -> socket.socket:
+        if family == NETLINK_NETFILTER:
+            raise OSError(errno.EPROTONOSUPPORT, os.strerror(errno.EPROTONOSUPPORT))
+        return socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+
+    monkeypatch.setattr(monitor, "_listen", listen)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(KernelError, match="cannot hear of changes in the kernel: Protocol not supported"):
+        Monitor(lambda _: None, lambda _: False)
+    assert os.listdir("/proc/self/fd") == before

@@ -15,8 +15,8 @@ import select
 import socket
 import struct
 import threading
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final, Protocol
 
 from pyroute2.netlink import (
@@ -35,6 +35,7 @@ from pyroute2.netlink.rtnl import (
     RTNLGRP_TC,
 )
 
+from ctl.core.errors import KernelError
 from ctl.core.host import Change, Devices
 from ctl.kernel.netlink.classify import POLICIES, RULES, Classifier, Source, Wanted, quiet_filter, routes
 from ctl.kernel.netlink.socket import SO_RCVBUFFORCE
@@ -50,7 +51,7 @@ _RECEIVE_BUFFER: Final = 1 << 22
 
 
 class Monitor:
-    """A thread that calls `changed` with what has changed. `close` ends it.
+    """A thread that calls `changed` with what has changed. `close` ends it. KernelError if it cannot begin.
 
     `wanted`: whether something that was removed should be there; called in the thread.
     """
@@ -59,7 +60,7 @@ class Monitor:
         self._classifier = Classifier(wanted)
         self._changed = changed
         self._sources: dict[socket.socket, Source] = {}
-        with ExitStack() as failing:
+        with _hearing(), ExitStack() as failing:
             failing.callback(self._close_sources)
             self._routes = self._hear(NETLINK_ROUTE, _GROUPS, routes(self._classifier))
             self._hear(NETLINK_NETFILTER, [_NFNLGRP_NFTABLES], RULES)
@@ -71,9 +72,10 @@ class Monitor:
         self._thread.start()
 
     def watch(self, devices: Devices) -> None:
-        """Our devices, once there are any: their neighbours and routes are of interest."""
+        """Our devices, once there are any: their neighbours and routes are of interest. KernelError."""
         if devices.tunnel != self._classifier.devices.tunnel:
-            _attach(self._routes, quiet_filter(devices.tunnel))
+            with _hearing():
+                _attach(self._routes, quiet_filter(devices.tunnel))
         self._classifier.devices = devices
 
     def close(self) -> None:
@@ -99,6 +101,15 @@ class Monitor:
             found = frozenset().union(*(hear(each, self._sources[each]) for each in ready))
             if found:
                 self._changed(found)
+
+
+@contextmanager
+def _hearing() -> Iterator[None]:
+    """An OSError of the block as KernelError."""
+    try:
+        yield
+    except OSError as error:
+        raise KernelError(f"cannot hear of changes in the kernel: {error.strerror}") from error
 
 
 class Receiver(Protocol):
