@@ -277,7 +277,7 @@ def test_results_are_written_and_shown(
     assert set(written["machine"]) >= {"kernel", "cpus", "cpu", "congestion_control"}
     text = document.renewed(f"{document.BEGIN}{document.END}", written)
     assert "| RSS of the agent | 11 ± 1 Gb/s |" in text
-    assert "| RSS of the agent, MB |  | ≤ 35 | 11.00 | reached |" in text
+    assert "| RSS of the agent, MB |  | ≤ 46 | 11.00 | reached |" in text
     assert "| injected decap, packets/s | 5.5 ± 0.5 | 11 ± 1 (2.00x) |  |" in text
     assert document.draw(written, tmp_path)
 
