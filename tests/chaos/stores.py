@@ -88,8 +88,11 @@ def until_complaint(site: Site, text: str, seconds: float = 60) -> None:
 
 
 def well(site: Site) -> bool:
-    """Both agents, and each with the other."""
-    return all(site.healthy(name) and not complaints(site.host(name)) for name in "ab")
+    """Both agents, each with the other and with the store: what the last event did to it is over."""
+    return all(
+        site.healthy(name) and not complaints(site.host(name)) and site.host(name).status()["store"]["up"]
+        for name in "ab"
+    )
 
 
 # --- etcd ------------------------------------------------------------------------
