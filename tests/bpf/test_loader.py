@@ -8,6 +8,7 @@ import importlib.util
 import itertools
 import logging
 import os
+import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -359,6 +360,21 @@ def test_a_load_that_fails_leaves_nothing_open(
         with pytest.raises(KernelError, match="Cannot allocate memory"):
             load(maps, pins, bcc)
     load(maps, pins, bcc).close()
+
+
+def test_programs_that_no_descriptor_is_left_for_are_one_line_and_let_go(maps: Maps, bcc: Bcc) -> None:
+    """The kernel hands over as many as there is room for, and says nothing of the others."""
+    before = os.listdir("/proc/self/fd")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.open("/dev/null", os.O_RDONLY)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+    try:
+        with pytest.raises(KernelError, match="no file descriptors left for the programs"):
+            bcc.load(("from_wire", "to_container"), maps)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
 def test_adopted_programs_are_let_go_if_the_one_for_xdp_cannot_be_compiled(

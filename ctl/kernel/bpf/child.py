@@ -113,6 +113,10 @@ class Bcc:
             raise self._failure()
         if refusal := json.loads(answer):
             raise _refused(*refusal)
+        if len(fds) < len(names):  # the kernel leaves out what there is no room for
+            for fd in fds:
+                os.close(fd)
+            raise KernelError("no file descriptors left for the programs: raise LimitNOFILE (ulimit -n)")
         return dict(zip(names, fds, strict=True))
 
     def _failure(self) -> KernelError:
