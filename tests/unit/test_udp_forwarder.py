@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from ipaddress import IPv4Address
 from pathlib import Path
 
 import pytest
 
+from ctl.backend.udp import tun
 from ctl.backend.udp.client import ForwarderProcess
 from ctl.backend.udp.files import LOCK, directory
 from ctl.core.errors import KernelError
@@ -36,3 +38,14 @@ def test_a_lock_that_cannot_be_looked_at_is_an_error_to_go_on_from(tmp_path: Pat
     directory(tmp_path).symlink_to(directory(tmp_path))
     with pytest.raises(KernelError, match="symbolic links"):
         ForwarderProcess(tmp_path, IPv4Address("10.0.0.1"), 8285).runs()
+
+
+def test_a_device_that_the_kernel_keeps_leaves_no_descriptor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(tun, "_names", lambda: {"ovnet8285"})
+    monkeypatch.setattr(tun, "_attach", lambda _: os.open("/dev/null", os.O_RDWR))  # no TUN device
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(KernelError, match="TUN device ovnet8285: Inappropriate ioctl for device"):
+        tun.remove_device("ovnet8285")
+    assert len(os.listdir("/proc/self/fd")) == before

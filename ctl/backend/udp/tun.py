@@ -63,12 +63,16 @@ def _why(error: OSError) -> str:
 
 
 def remove_device(name: str) -> None:
-    """Delete the device, with its routes, if there is one. KernelError if it is in use."""
+    """Delete the device, with its routes, if there is one. KernelError, as where it is in use."""
     if name not in _names():
         return
     fd = _attach(name)
-    fcntl.ioctl(fd, _TUNSETPERSIST, 0)
-    os.close(fd)
+    try:
+        fcntl.ioctl(fd, _TUNSETPERSIST, 0)
+    except OSError as error:
+        raise KernelError(f"TUN device {name}: {error.strerror}") from error
+    finally:
+        os.close(fd)
 
 
 def _names() -> set[str]:

@@ -154,14 +154,15 @@ def _doing(what: str) -> Iterator[None]:
 
 def _open(pin: Path) -> int | None:
     """A file descriptor of the link that is pinned there; None if it is no link at tcx. Refused."""
-    with _doing(f"open {pin}"):
-        fd = syscall.obj_get(str(pin))
-    try:
-        syscall.link_info(fd)
-    except OSError:
-        os.close(fd)
-        return None
-    return fd
+    with _doing(f"open {pin}"), syscall.passed_on(syscall.obj_get(str(pin))) as fd:
+        try:
+            syscall.link_info(fd)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            os.close(fd)
+            return None
+        return fd
 
 
 def _info(link: int) -> syscall.LinkInfo:
