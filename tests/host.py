@@ -231,6 +231,11 @@ class Host(Namespace):
         """Whether another node's lease has become a route."""
         return bool(self.ip("route", "show", "proto", "147"))
 
+    def reaches(self, peer: Host) -> bool:
+        """Whether the other node's gateway answers over the overlay."""
+        ping = self.run("ping", "-c1", "-W1", str(peer.gateway.ip), check=False)
+        return ping.returncode == 0
+
     def teardown(self) -> CompletedProcess[str]:
         """`ovctl teardown`."""
         return self.ovctl("teardown")

@@ -34,6 +34,7 @@ def two_nodes(lab: Lab, *network: str) -> tuple[Host, Host, Container, Container
     lab.init_network("172.17.0.0/16", 24, *network)
     for host in (a, b):
         host.agent()
+    meet(a, b)
     return a, b, a.container("one"), b.container("two")
 
 
@@ -44,6 +45,13 @@ def restart_with(lab: Lab, hosts: tuple[Host, Host], *network: str) -> None:
     lab.init_network("172.17.0.0/16", 24, *network, "--force")
     for host in hosts:
         host.agent()
+    meet(*hosts)
+
+
+def meet(one: Host, other: Host) -> None:
+    """Wait until each has heard of the other's lease as it is now: being ready is only about its own."""
+    for host, peer in ((one, other), (other, one)):
+        wait_until(lambda: host.reaches(peer), 30, f"{host.name} reaches {peer.name}")
 
 
 def ping(source: Container, target: Container) -> None:
