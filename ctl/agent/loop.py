@@ -43,7 +43,7 @@ T = TypeVar("T")
 class Agent:
     """A running node. `run` returns when it is told to stop, with the datapath in place.
 
-    `claim` holds this network namespace for one agent; `clock` gives seconds since the epoch,
+    `hold` takes this network namespace for one agent; `clock` gives seconds since the epoch,
     `steady` seconds that nobody sets; `say` is told the leased subnet; `rest` is called after each
     look at everything, when there is time.
     """
@@ -55,7 +55,7 @@ class Agent:
         kernel: Kernel,
         events: Events,
         *,
-        claim: Callable[[], Closing],
+        hold: Callable[[], Closing],
         mailbox: Mailbox | None = None,
         clock: Callable[[], float] = time.time,
         steady: Callable[[], float] = uptime,
@@ -69,8 +69,8 @@ class Agent:
         self._settings, self._store, self._kernel, self._events = settings, store, kernel, events
         self._clock, self._steady, self._sleep = clock, steady, sleep
         self._say, self._rest = say, rest
-        self._claim = claim
-        self._claimed: Closing | None = None
+        self._hold = hold
+        self._held: Closing | None = None
         """Holds the network namespace for as long as it is referred to."""
         self._membership: Membership | None = None
         """Our place among the other nodes; None: `start` has not found a network yet."""
@@ -92,7 +92,7 @@ class Agent:
         if network is None:
             return False
         identity, previous = self._kernel.preflight(network)
-        self._claimed = self._claim()
+        self._held = self._hold()
         membership = self._membership = Membership(
             self._settings,
             self._store,

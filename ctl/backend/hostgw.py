@@ -7,7 +7,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Final
 
-from ctl.backend.plain import PlainBackend, remove_tunnels
+from ctl.backend.programless import ProgramlessBackend, remove_tunnels
 from ctl.backend.settle import Tracked, settle
 from ctl.backend.site import Site
 from ctl.core.findings import Concern, Findings
@@ -22,7 +22,7 @@ from ctl.kernel.netlink.tables import Routes
 from ctl.settings.config import Settings
 
 
-class HostGwBackend(PlainBackend):
+class HostGwBackend(ProgramlessBackend):
     """Routes through the uplink. One thread's, like its Netlink."""
 
     overhead: Final = 0

@@ -19,7 +19,7 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 
-def apply(name: str, table: Table[Any, Any], delta: Delta[Any, Any], findings: Findings) -> None:
+def apply_counted(name: str, table: Table[Any, Any], delta: Delta[Any, Any], findings: Findings) -> None:
     """Apply a delta that is not empty, log and count it. KernelError."""
     if delta:
         log.debug("%s: %s", name, delta)
@@ -42,7 +42,7 @@ class Tracked:
     def apply(self, delta: Delta[Any, Any], findings: Findings) -> None:
         """Apply it, and let the tracker know what became of it. KernelError."""
         with self.tracker.applying(delta):
-            apply(self.name, self.table, delta, findings)
+            apply_counted(self.name, self.table, delta, findings)
 
 
 def settle(tables: Sequence[Tracked], findings: Findings, *, stale_first: bool = False) -> None:
@@ -72,8 +72,8 @@ def apply_fitting(
     """As many of `desired` as there is room for; returns how many have none. KernelError."""
     kept = fitting(desired, table, room)
     delta = diff(kept, table.read())
-    apply(name, table, replace(delta, puts=()), findings)  # makes room
-    apply(name, table, replace(delta, removals=()), findings)
+    apply_counted(name, table, replace(delta, puts=()), findings)  # makes room
+    apply_counted(name, table, replace(delta, removals=()), findings)
     return len(desired) - len(kept)
 
 

@@ -81,7 +81,7 @@ def _run(settings: Settings) -> int:
     from ctl.kernel.netlink.session import Netlink
     from ctl.node.node import Node
     from ctl.process import statedir
-    from ctl.process.claim import claim_namespace
+    from ctl.process.sole import hold_namespace
     from ctl.store import open_store
 
     _give_memory_back()
@@ -96,7 +96,7 @@ def _run(settings: Settings) -> int:
     ):
         node = Node(settings, netlink)
         node.find_uplink()
-        agent = Agent(settings, store, node, node, claim=claim_namespace, say=_say, rest=_collect_cycles)
+        agent = Agent(settings, store, node, node, hold=hold_namespace, say=_say, rest=_collect_cycles)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.mailbox.stop())
         with contextlib.ExitStack() as servers:

@@ -98,12 +98,12 @@ class LeaseHolder:
         for _ in range(ATTEMPTS):
             stored = self._stored()
             try:
-                return self._settle(stored, now)
+                return self._kept(stored, now)
             except LeaseConflict as error:
                 lost = error  # changed since we read it: read again and judge anew
         raise LeaseConflict(f"lease not kept after {ATTEMPTS} attempts: {lost}") from lost
 
-    def _settle(self, stored: Lease | None, now: float) -> Lease:
+    def _kept(self, stored: Lease | None, now: float) -> Lease:
         held = self._held()
         if stored is None:
             self.reclaims += 1

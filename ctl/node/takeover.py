@@ -27,7 +27,7 @@ from ipaddress import IPv4Interface, IPv4Network
 from pathlib import Path
 from typing import Final
 
-from ctl.backend.plain import remove_tunnels
+from ctl.backend.programless import remove_tunnels
 from ctl.backend.vxlan.device import device_name
 from ctl.core.errors import AgentError, ConfigError
 from ctl.core.host import OWNER, Route, RouteKey, Uplink

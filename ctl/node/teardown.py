@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 
-from ctl.backend.plain import remove_tunnels
+from ctl.backend.programless import remove_tunnels
 from ctl.core.errors import AgentError
 from ctl.core.host import OWNER
 from ctl.core.plan import diff

@@ -9,6 +9,7 @@ import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 
 import pytest
 
@@ -51,7 +52,7 @@ def restart_with(lab: Lab, hosts: tuple[Host, Host], *network: str) -> None:
 def meet(one: Host, other: Host) -> None:
     """Wait until each has heard of the other's lease as it is now: being ready is only about its own."""
     for host, peer in ((one, other), (other, one)):
-        wait_until(lambda: host.reaches(peer), 30, f"{host.name} reaches {peer.name}")
+        wait_until(partial(host.reaches, peer), 30, f"{host.name} reaches {peer.name}")
 
 
 def ping(source: Container, target: Container) -> None:

@@ -153,8 +153,8 @@ def test_events_lead_to_what_a_list_shows(
         if data.draw(st.booleans()):
             cache.load(listing(dict(truth), revision))
         if data.draw(st.booleans()):
-            cache.apply(events)  # some of them again: they must do nothing
-    cache.apply(events)
+            cache.take(events)  # some of them again: they must do nothing
+    cache.take(events)
     fresh = Cache(SCHEMA.config)
     fresh.load(listing(truth, len(changes)))
     assert cache.entries == fresh.entries == truth
@@ -180,8 +180,8 @@ def test_two_keys_of_one_transaction_both_count() -> None:
     second = replace(lease, subnet=IPv4Network("172.17.4.0/24"))
     cache = Cache(SCHEMA.config)
     events = [Event(entry.key, 5, entry) for entry in (entry_of(lease, 5), entry_of(second, 5))]
-    assert cache.apply(events[:1]) and cache.apply(events[1:])
-    assert not cache.apply(events)
+    assert cache.take(events[:1]) and cache.take(events[1:])
+    assert not cache.take(events)
     assert len(cache.snapshot({}).leases) == 2
 
 

@@ -223,7 +223,7 @@ def made(settings: Settings, store: MemoryStore, kernel: MemoryKernel, claims: C
         store,
         kernel,
         kernel,
-        claim=claims.take,
+        hold=claims.take,
         mailbox=Posts(clock),
         clock=clock,
         steady=clock.steady,

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from ipaddress import IPv4Address, IPv4Interface
 from typing import Final
 
-from ctl.backend.plain import PlainBackend, remove_tunnels
-from ctl.backend.settle import apply
+from ctl.backend.programless import ProgramlessBackend, remove_tunnels
+from ctl.backend.settle import apply_counted
 from ctl.backend.site import Site
 from ctl.backend.udp.client import ForwarderProcess, TunnelRoutes
 from ctl.backend.udp.underlay import OVERHEAD
@@ -22,7 +22,7 @@ from ctl.core.roster import Roster
 from ctl.kernel.netlink.tables import Routes
 
 
-class UdpBackend(PlainBackend):
+class UdpBackend(ProgramlessBackend):
     """Packets through user space. One thread's, like its Netlink."""
 
     overhead: Final = OVERHEAD
@@ -64,7 +64,7 @@ class UdpBackend(PlainBackend):
         table = Routes(self._netlink.rtnl)
         self._route = RouteKey.of(site.network.network)
         desired = {self._route: Route(IPv4Address(0), self.device)}
-        apply("routes", table, diff(desired, table.read()), self._findings)
+        apply_counted("routes", table, diff(desired, table.read()), self._findings)
         self._findings.peers_kernel_path = len(peers)
 
     def wants(self, entry: Removed) -> bool:

@@ -10,8 +10,8 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
-from ctl.backend.plain import remove_tunnels
-from ctl.backend.settle import apply
+from ctl.backend.programless import remove_tunnels
+from ctl.backend.settle import apply_counted
 from ctl.backend.site import Site
 from ctl.backend.vxlan.device import device_name, vtep_mac, wanted_device
 from ctl.backend.vxlan.own_entry import OwnEntry
@@ -184,7 +184,7 @@ class VxlanBackend:
         self._findings.problems[Concern.PINS] = (text,)
         links = self._netlink.links()
         self._hook.reconcile(links, site.uplink.link.ifindex, None)
-        apply("filters", self._filters, diff({}, self._filters.read_on(links)), self._findings)
+        apply_counted("filters", self._filters, diff({}, self._filters.read_on(links)), self._findings)
         return True
 
     def _sysctls(self, site: Site) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import IPv4Address
 
-from ctl.backend.settle import apply, apply_fitting
+from ctl.backend.settle import apply_counted, apply_fitting
 from ctl.backend.site import Site
 from ctl.backend.vxlan.uplink_hook import UplinkHook
 from ctl.core.abi import EndpointEntry
@@ -124,7 +124,7 @@ class Ports:
         place, failures = FilterKey(uplink, True), Failures()
         if place not in wanted:
             self._hook.reconcile(links, uplink, None)
-        failures.take(apply, "filters", self._filters, diff(wanted, present), self._findings)
+        failures.take(apply_counted, "filters", self._filters, diff(wanted, present), self._findings)
         if programs is not None and place in wanted:
             # XDP goes in front of from_wire, if that is there to deliver.
             delivers = self._filters.read().get(place) == wanted[place]

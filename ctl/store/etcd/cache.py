@@ -74,7 +74,7 @@ class Cache:
             self._index(entry)
         return True
 
-    def apply(self, events: Iterable[Event]) -> bool:
+    def take(self, events: Iterable[Event]) -> bool:
         """Take events in their order; whether any was news. Those that a list had already are not."""
         news = False
         for event in events:

@@ -251,7 +251,7 @@ class Watch:
     def _take(self, events: list[Json]) -> None:
         decoded = tuple(self._decode(events))
         with self._progress:
-            news = self._cache.apply(decoded)
+            news = self._cache.take(decoded)
             self._progress.notify_all()
         if news:
             self._notify()

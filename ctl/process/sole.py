@@ -7,7 +7,7 @@ import socket
 from ctl.core.errors import AgentError
 
 
-def claim_namespace() -> socket.socket:
+def hold_namespace() -> socket.socket:
     """Hold this network namespace until the socket is closed, or the process ends.
 
     Routes, rules and programs of ours are told from others' by marks that do not say whose

@@ -39,7 +39,7 @@ def remove_tunnels(
     return removed
 
 
-class PlainBackend:
+class ProgramlessBackend:
     """Base of the backends that leave every packet to the kernel or to user space."""
 
     device = 0
