@@ -124,7 +124,8 @@ class VxlanBackend:
     def _announce(self, opened: maps.Maps, site: Site) -> None:
         """Say in the maps what is true of this node now. KernelError."""
         xdp = self._findings.hook is HookMode.XDP
-        self._own.write(opened, site, complete=self._peering.fits(), xdp=xdp)
+        peering = self._peering
+        self._own.write(opened, site, fits=peering.fits(), filled=peering.has_filled(opened), xdp=xdp)
 
     def load(self, site: Site) -> frozenset[Change]:
         """Maps and programs: adopted, or made. The kernel path is in place already."""

@@ -24,13 +24,15 @@ class OwnEntry:
         """Maps that this one was read from are given up; new ones go on with it. 0: it is not known."""
         self._seed = seed or self._seed
 
-    def write(self, opened: Maps, site: Site, *, complete: bool, xdp: bool) -> None:
+    def write(self, opened: Maps, site: Site, *, fits: bool, filled: bool, xdp: bool) -> None:
         """Say what is true of the node now. KernelError.
 
-        `complete`: the maps have room for all peers, so that whoever is not in them is none; `xdp`:
-        XDP is what packets of the uplink meet first.
+        `fits`: the maps have room for all peers, so that whoever is not in them is none. That is said of
+        maps that this process has `filled`; of those that it has adopted, if it was said before: what
+        they lacked then they lack still. `xdp`: XDP is what packets of the uplink meet first.
         """
         before, network = opened.node(), site.network
+        complete = fits and (filled or (before is not None and not before.flags & NODE_F_PEERS_INCOMPLETE))
         entry = NodeEntry(
             host=site.uplink.address,
             network=network.network,

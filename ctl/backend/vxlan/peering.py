@@ -75,6 +75,10 @@ class Peering:
         tables = self._tables
         return tables is not None and max(len(tables.peers.desired), len(tables.vteps.desired)) <= self._room
 
+    def has_filled(self, maps: Maps) -> bool:
+        """Whether what these maps hold is of this plan, and not of an earlier process."""
+        return maps is self._filled
+
     def hop_interfaces(self) -> frozenset[int]:
         """Ifindexes of the underlay through which peers are reached now."""
         return frozenset(hop.ifindex for hop in self._hops.values() if hop is not None)

@@ -1,0 +1,59 @@
+"""The node's own entry: when it says that whoever is in no map is nobody."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from typing import cast
+
+import pytest
+
+from ctl.backend.vxlan.own_entry import OwnEntry
+from ctl.core.abi import NODE_F_PEERS_INCOMPLETE, NodeEntry
+from ctl.kernel.bpf.maps import Maps
+from ctl.settings.config import resolve
+from tests.unit.test_peering import site
+
+
+class OneNode:
+    """The map `node` in memory."""
+
+    def __init__(self) -> None:
+        self.entry: NodeEntry | None = None
+
+    def node(self) -> NodeEntry | None:
+        return self.entry
+
+    def write_node(self, entry: NodeEntry) -> None:
+        self.entry = entry
+
+
+def says_complete(opened: OneNode, *, fits: bool, filled: bool) -> bool:
+    """What the entry says after it was written so."""
+    own = OwnEntry(resolve(argparse.Namespace(), {}, None))
+    own.write(cast(Maps, opened), site(), fits=fits, filled=filled, xdp=False)
+    assert opened.entry is not None
+    return not opened.entry.flags & NODE_F_PEERS_INCOMPLETE
+
+
+@pytest.mark.parametrize(
+    ("before", "fits", "filled", "complete"),
+    [
+        (None, True, False, False),
+        (False, True, False, False),  # they lack peers until they are filled
+        (True, True, False, True),
+        (False, True, True, True),
+        (True, False, False, False),
+        (True, False, True, False),
+    ],
+)
+def test_maps_are_called_complete_when_they_are_filled_or_were_so(
+    before: bool | None, fits: bool, filled: bool, complete: bool
+) -> None:
+    opened = OneNode()
+    if before is not None:
+        assert says_complete(opened, fits=True, filled=True)
+        assert opened.entry is not None
+        flags = 0 if before else NODE_F_PEERS_INCOMPLETE
+        opened.entry = replace(opened.entry, flags=flags)
+    assert says_complete(opened, fits=fits, filled=filled) is complete
