@@ -53,7 +53,8 @@ class HostGwBackend(ProgramlessBackend):
         everyone = anew or Change.HOPS in changes
         asked = self._roster.hosts() if everyone else {lease.host for lease in moves.new}
         found = fib.hops(self._netlink.rtnl, asked, site.uplink, site.mtu)
-        self._hops = found if everyone else self._hops | found
+        known = found if everyone else self._hops | found
+        self._hops = {lease.host: known[lease.host] for lease in usable}
         self._place = place
         hops = {lease: on_link(lease, self._hops[lease.host]) for lease in usable}
         near = ((lease, hop) for lease, hop in hops.items() if hop)

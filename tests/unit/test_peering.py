@@ -200,3 +200,18 @@ def test_plain_routes_that_went_without_a_word_are_set_again(
     table.rows.clear()
     reconcile(frozenset({Change.HOPS}))
     assert table.rows == before
+
+
+def test_a_host_that_left_holds_no_interface(kernel: Fib, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else events of an interface through which nobody is reached any more would be looked into."""
+    monkeypatch.setattr(hostgw, "Routes", Rows)
+    backend = hostgw.HostGwBackend(
+        resolve(argparse.Namespace(), {}, None),
+        SimpleNamespace(rtnl=None),  # type: ignore[arg-type]
+        Findings(),
+    )
+    network = replace(NETWORK, backend="host-gw")
+    backend.reconcile_peers(site(network), [replace(PEER, backend="host-gw")], EVERYTHING)
+    assert backend.devices().hops
+    backend.reconcile_peers(site(network), [], LEASES)
+    assert not backend.devices().hops
