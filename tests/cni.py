@@ -84,13 +84,51 @@ class CniContainer(Namespace):
         self._call("DEL")
 
     def _call(self, command: str) -> str:
-        env = {
-            "CNI_COMMAND": command,
-            "CNI_CONTAINERID": self._name,
-            "CNI_NETNS": str(self.path),
-            "CNI_IFNAME": "eth0",
-            "CNI_PATH": str(PLUGINS),
-            "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
-        }
-        plugin = str(PLUGINS / self._conf["type"])
-        return self._host.run(plugin, stdin=json.dumps(self._conf), env=env).stdout
+        return call_plugin(self._host, command, self._name, self.path, self._conf)
+
+
+class ConflistContainer(Namespace):
+    """A namespace that a runtime plugs in on `host` by a CNI configuration with several plugins.
+
+    As libcni does it: one plugin after the other, each given the result of the one before, and of what
+    the runtime knows that for which it says `capabilities`.
+    """
+
+    def __init__(self, host: Host, name: str, conflist: Path, ports: list[dict[str, Any]]) -> None:
+        super().__init__(f"{host.lab.id}-{host.name}-{name}", host.lab.dir)
+        host.lab.at_close(self.remove)
+        self._host, self._name = host, name
+        self._whole = json.loads(conflist.read_text())
+        # Hosts of a lab share the file system: the plugin's own default would mix their addresses.
+        self._whole["plugins"][0]["ipam"]["dataDir"] = str(host.lab.dir / f"cni-{host.name}")
+        self._known = {"portMappings": ports}
+        self.result: dict[str, Any] = {}
+        for plugin in self._whole["plugins"]:
+            self.result = json.loads(self._call("ADD", plugin)) or self.result
+        self.address = str(IPv4Interface(self.result["ips"][0]["address"]).ip)
+
+    def unplug(self) -> None:
+        """As the runtime does before it removes the namespace: the last plugin first."""
+        for plugin in reversed(self._whole["plugins"]):
+            self._call("DEL", plugin)
+
+    def _call(self, command: str, plugin: dict[str, Any]) -> str:
+        conf = {key: self._whole[key] for key in ("name", "cniVersion")} | plugin
+        wanted = plugin.get("capabilities", {})
+        conf["runtimeConfig"] = {key: known for key, known in self._known.items() if wanted.get(key)}
+        if self.result:
+            conf["prevResult"] = self.result
+        return call_plugin(self._host, command, self._name, self.path, conf)
+
+
+def call_plugin(host: Host, command: str, name: str, netns: Path, conf: dict[str, Any]) -> str:
+    """What a plugin of Debian's answers; CNI specification, "Execution protocol"."""
+    env = {
+        "CNI_COMMAND": command,
+        "CNI_CONTAINERID": name,
+        "CNI_NETNS": str(netns),
+        "CNI_IFNAME": "eth0",
+        "CNI_PATH": str(PLUGINS),
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+    }
+    return host.run(str(PLUGINS / conf["type"]), stdin=json.dumps(conf), env=env).stdout

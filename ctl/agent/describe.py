@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -11,7 +12,7 @@ from typing import Final
 from ctl import __version__
 from ctl.agent.steps import Outcome
 from ctl.cluster.membership import Membership
-from ctl.core.findings import Concern, Findings
+from ctl.core.findings import UNHEALTHY, WARNINGS, Concern, Findings, Problems
 from ctl.core.model import Snapshot
 from ctl.core.report import AgentReport, ReconcileReport, to_json
 from ctl.process import statedir
@@ -49,7 +50,7 @@ def describe(
     assert found.uplink is not None, "preflight() comes first"
     network = membership.network
     leases = membership.snapshot or Snapshot((), 0)
-    wrong = [line for lines in found.problems.values() for line in lines]
+    wrong = _lines(found.problems, frozenset(Concern) - WARNINGS)
     not_ready = list(found.problems.get(Concern.BRIDGE, ()))
     if not passed:
         not_ready.append(reconciles.error or "starting")
@@ -84,7 +85,13 @@ def describe(
         ports=found.ports,
         kernel_ports=found.kernel_ports,
         problems=(*wrong, *leases.problems),
+        unhealthy=_lines(found.problems, UNHEALTHY),
+        warnings=_lines(found.problems, WARNINGS),
     )
+
+
+def _lines(problems: Problems, concerns: Collection[Concern]) -> tuple[str, ...]:
+    return tuple(line for concern, lines in problems.items() if concern in concerns for line in lines)
 
 
 class ReportFile:

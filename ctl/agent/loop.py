@@ -25,8 +25,9 @@ from ctl.core.errors import OvnetError, StoreAway
 from ctl.core.findings import Concern
 from ctl.core.host import EVERYTHING, Change
 from ctl.core.model import Network
-from ctl.core.ports import Closing, Events, Kernel, LeaseStore
+from ctl.core.ports import Closing, Events, Kernel, LeaseStore, Runtimes
 from ctl.core.report import AgentReport, ReconcileReport
+from ctl.core.wire import SubnetEnv
 from ctl.process.backoff import BackOff
 from ctl.process.clock import uptime
 from ctl.process.notify import Starting, notify, watchdog_seconds
@@ -45,7 +46,7 @@ class Agent:
 
     `hold` takes this network namespace for one agent; `clock` gives seconds since the epoch,
     `steady` seconds that nobody sets; `say` is told the leased subnet; `rest` is called after each
-    look at everything, when there is time.
+    look at everything, when there is time; `runtimes` are told when containers may come.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Agent:
         sleep: Callable[[float], None] = time.sleep,
         say: Callable[[str], None],
         rest: Callable[[], None] = lambda: None,
+        runtimes: Runtimes | None = None,
     ) -> None:
         self.mailbox: Final = mailbox or Mailbox()
         self.report: AgentReport | None = None
@@ -69,6 +71,8 @@ class Agent:
         self._settings, self._store, self._kernel, self._events = settings, store, kernel, events
         self._clock, self._steady, self._sleep = clock, steady, sleep
         self._say, self._rest = say, rest
+        self._runtimes = runtimes
+        """None: someone else configures them."""
         self._hold = hold
         self._held: Closing | None = None
         """Holds the network namespace for as long as it is referred to."""
@@ -209,6 +213,7 @@ class Agent:
             log.info("reconciled again")
         self._tell_readiness(outcome.error, was_ready=was_ready)
         self._publish()
+        self._aside(Concern.CNI, self._tell_runtimes, None)
 
     def _tell_readiness(self, error: str, *, was_ready: bool) -> None:
         if self._schedule.ready and not was_ready:
@@ -217,6 +222,17 @@ class Agent:
             self._starting.goes_on()
         elif error and not was_ready:
             self._starting.waits(f"not ready: {error}")
+
+    def _tell_runtimes(self) -> None:
+        """Not before a start is whole; what an earlier life told them stays until then."""
+        findings, membership, settings = self._kernel.findings, self._joined, self._settings
+        if self._runtimes is None:
+            return
+        if membership.holding.fenced or findings.problems.get(Concern.BRIDGE):
+            self._runtimes.refuse()
+        elif self._schedule.ready:
+            network, lease = membership.network, membership.holding.lease
+            self._runtimes.admit(SubnetEnv(network.network, lease.subnet, findings.mtu, settings.ip_masq))
 
     def _aside(self, concern: Concern, look: Callable[[], T], otherwise: T) -> T:
         """What `look` returns. A failure is a problem, said once by `concern`; the next turn looks again."""

@@ -79,6 +79,7 @@ def _run(settings: Settings) -> int:
     # Heavy, so only where they are needed.
     from ctl.agent.loop import Agent
     from ctl.kernel.netlink.session import Netlink
+    from ctl.node.cni import CniConf
     from ctl.node.node import Node
     from ctl.process import statedir
     from ctl.process.sole import hold_namespace
@@ -96,7 +97,16 @@ def _run(settings: Settings) -> int:
     ):
         node = Node(settings, netlink)
         node.find_uplink()
-        agent = Agent(settings, store, node, node, hold=hold_namespace, say=_say, rest=_collect_cycles)
+        agent = Agent(
+            settings,
+            store,
+            node,
+            node,
+            hold=hold_namespace,
+            say=_say,
+            rest=_collect_cycles,
+            runtimes=CniConf(settings, settings.cni_conf) if settings.cni_conf else None,
+        )
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: agent.mailbox.stop())
         with contextlib.ExitStack() as servers:

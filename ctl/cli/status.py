@@ -158,7 +158,9 @@ def as_text(status: Status, now: float, *, wide: bool = False) -> str:
         if wide:
             lines += _details(status.report, now)
     lines += _datapath(status)
-    lines += [("problem", text) for text in (status.report.problems if status.report else ())]
+    if status.report:
+        lines += [("problem", text) for text in status.report.problems]
+        lines += [("warning", text) for text in status.report.warnings]
     return "".join(f"{name:<12}{value}\n" for name, value in lines)
 
 

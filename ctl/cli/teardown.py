@@ -15,7 +15,7 @@ import argparse
 from ctl.cli.settings import load
 from ctl.settings.config import add_options
 
-SETTINGS = ("state_dir", "bpffs", "bridge", "subnet_file")
+SETTINGS = ("state_dir", "bpffs", "bridge", "subnet_file", "cni_conf")
 
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from ctl.core.host import Uplink
 from ctl.core.model import HookMode
@@ -35,10 +36,20 @@ class Concern(StrEnum):
     """The maps have no room for all containers."""
     XDP = "xdp"
     """Someone else's XDP program is on the uplink."""
+    CNI = "cni"
+    """Container runtimes cannot be told of this node, or are told something else."""
     DROPS = "drops"
     """Samples of dropped packets cannot be read."""
     WATCHING = "watching"
     """What ends without an event cannot be asked for."""
+
+
+UNHEALTHY: Final = frozenset({Concern.CNI})
+"""Where lines of these concerns are, containers do not start or do not reach each other as they should: the
+node may be ready, and is not healthy."""
+
+WARNINGS: Final[frozenset[Concern]] = frozenset()
+"""Concerns whose lines are worth knowing, and no fault."""
 
 
 Problems = dict[Concern, tuple[str, ...]]

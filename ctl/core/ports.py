@@ -15,6 +15,7 @@ from ctl.core.findings import Findings
 from ctl.core.host import Change, Identity
 from ctl.core.model import IPv4Network, Lease, Network, Snapshot
 from ctl.core.plan import Delta
+from ctl.core.wire import SubnetEnv
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -69,6 +70,19 @@ class Holding:
     """Its own, or what it had of one while another host holds the subnet."""
     fenced: bool = False
     """Another host holds our subnet: containers that are here stay, and none is added."""
+
+
+class Runtimes(Protocol):
+    """The container runtimes of a node, which are told whether it takes containers.
+
+    Told the same twice, nothing is done. Raises AgentError.
+    """
+
+    def admit(self, env: SubnetEnv) -> None:
+        """Containers may come, and this is what they are to be like."""
+
+    def refuse(self) -> None:
+        """No more may come for now; those that are here stay."""
 
 
 class Kernel(Protocol):

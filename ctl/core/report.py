@@ -125,6 +125,10 @@ class AgentReport:
     kernel_ports: tuple[KernelPort, ...] = ()
     problems: tuple[str, ...] = ()
     """Conflicts, foreign programs, full maps, unparsable leases: a line each."""
+    unhealthy: tuple[str, ...] = ()
+    """Those of `problems` for which the node is not healthy."""
+    warnings: tuple[str, ...] = ()
+    """What is worth knowing, and no fault: a line each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +189,7 @@ def health(report: AgentReport, now: float, fill: Fill | None = None) -> tuple[b
         *(_lease_trouble(report.lease, now) if report.lease else []),
         *full_maps(fill or {}),
         *_no_shortcut(report),
+        *report.unhealthy,
     ]
     return not why, why
 
@@ -291,6 +296,7 @@ def _lease_margin(lease: LeaseReport) -> float:
 
 def _report(raw: dict[str, Any]) -> AgentReport:
     """From parsed JSON; KeyError, TypeError or ValueError for what does not fit."""
+    raw = {"unhealthy": [], "warnings": [], **raw}  # an agent of before there were any
     known = {name: raw[name] for name in AgentReport.__slots__}
     known["host"] = IPv4Address(raw["host"])
     known["network"] = _optional_network(raw["network"])
@@ -299,7 +305,7 @@ def _report(raw: dict[str, Any]) -> AgentReport:
     known["reconcile"] = _fields(ReconcileReport, raw["reconcile"])
     known["lease"] = _lease(raw["lease"])
     known["kernel_ports"] = tuple(_fields(KernelPort, port) for port in raw["kernel_ports"])
-    for name in ("not_ready", "ports", "problems"):
+    for name in ("not_ready", "ports", "problems", "unhealthy", "warnings"):
         known[name] = tuple(raw[name])
     return AgentReport(**known)
 

@@ -14,6 +14,7 @@ from ctl.kernel.hooks import xdp
 from ctl.kernel.hooks.filters import Filters
 from ctl.kernel.netlink.session import Netlink
 from ctl.kernel.netlink.tables import Routes
+from ctl.node import cni
 from ctl.node.takeover import hand_over
 from ctl.process import statedir
 from ctl.settings.config import Settings
@@ -22,9 +23,9 @@ from ctl.settings.config import Settings
 def teardown(settings: Settings, netlink: Netlink) -> list[str]:
     """Take everything away; returns what was removed, a line each. KernelError, AgentError.
 
-    Programs first: from then on the kernel path carries alone, until its devices go.
+    No more containers first. Then programs: from then on the kernel path carries alone, until its devices go.
     """
-    done = [*_programs(settings, netlink), *_routes(netlink)]
+    done = [*_runtimes(settings), *_programs(settings, netlink), *_routes(netlink)]
     if maps.unpin_all(settings.bpffs):
         done.append(f"pins under {settings.bpffs}")
     done += _devices(settings, netlink)
@@ -41,11 +42,20 @@ def give_to_flannel(settings: Settings, netlink: Netlink) -> list[str]:
     What flanneld replaces only once it runs stays until then: rules, kernel settings, and
     subnet.env. An ordinary teardown takes these away afterwards.
     """
-    done = _programs(settings, netlink, keep_clsact=True)
+    done = [*_runtimes(settings), *_programs(settings, netlink, keep_clsact=True)]
     if maps.unpin_all(settings.bpffs):
         done.append(f"pins under {settings.bpffs}")
     done += hand_over(settings, netlink)
     return done + _files(settings, keep_env=True)
+
+
+def _runtimes(settings: Settings) -> list[str]:
+    """What container runtimes were told before us, they are told again."""
+    path = settings.cni_conf
+    try:
+        return cni.restore(path) if path else []
+    except OSError as error:
+        raise AgentError(f"cannot restore {path}: {error.strerror}") from error
 
 
 def _programs(settings: Settings, netlink: Netlink, *, keep_clsact: bool = False) -> list[str]:

@@ -15,6 +15,7 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any, Final
 
+from ctl.core.cni import Plugin, parse_plugins
 from ctl.core.errors import ConfigError
 from ctl.core.model import Bypass, HookMode
 from ctl.settings import values
@@ -73,6 +74,11 @@ class Settings:
     state_dir: Path
     bpffs: Path
     subnet_file: Path
+    cni_conf: Path | None
+    """The CNI configuration that is written when the node takes containers; None: container runtimes are
+    configured by someone else."""
+    cni_plugins: tuple[Plugin, ...]
+    """What it chains behind the plugin that joins a container to the bridge."""
     ip_masq: bool
     lease_ttl: float
     subnet_lease_renew_margin: float
@@ -219,6 +225,21 @@ SETTINGS: Final = (
         "environment file (default: subnet.env in state-dir)",
         "FILE",
         flannel=True,
+    ),
+    Setting(
+        "cni_conf",
+        values.optional_path,
+        "",
+        "CNI configuration to write while the node takes containers, such as "
+        "/etc/cni/net.d/10-flannel.conflist (default: none)",
+        "FILE",
+    ),
+    Setting(
+        "cni_plugins",
+        parse_plugins,
+        "portmap",
+        "CNI plugins chained in it, or a JSON list of their configurations",
+        "NAME,...",
     ),
     Setting(
         "ip_masq",

@@ -176,3 +176,19 @@ def test_share_counts_overlay_packets_at_the_entrances_only() -> None:
     assert bypass_share(counters | xdp)[Direction.IN] == Share(30, 10)
     assert shares[Direction.OUT].percent == 90
     assert shares[Direction.IN].percent is None
+
+
+def test_a_node_with_a_fault_in_its_traffic_is_not_healthy_though_it_is_ready() -> None:
+    faulty = report(unhealthy=("packets are lost",), problems=("packets are lost",))
+    assert complaints(faulty) == ["packets are lost"]
+    assert readiness(faulty, NOW) == ""
+
+
+def test_what_is_only_worth_knowing_leaves_a_node_healthy() -> None:
+    assert complaints(report(warnings=("a second default route",))) == []
+
+
+def test_a_report_of_before_there_were_faults_and_warnings_is_read() -> None:
+    raw = json.loads(to_json(REPORT))
+    del raw["unhealthy"], raw["warnings"]
+    assert from_json(json.dumps(raw)) == REPORT

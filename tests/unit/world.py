@@ -19,6 +19,7 @@ from ctl.core.host import EVERYTHING, Change, Identity, Link, Uplink
 from ctl.core.model import Lease, MacAddress, Network, Snapshot
 from ctl.core.ports import Holding
 from ctl.core.report import LeaseReport
+from ctl.core.wire import SubnetEnv
 from ctl.settings.config import Settings, resolve
 from ctl.store.memory import MemoryStore
 from tests.unit.strategies import NETWORK as STRATEGY_NETWORK
@@ -187,6 +188,25 @@ class Claims:
         self.held = False
 
 
+class MemoryRuntimes:
+    """Container runtimes that remember what they were told, and fail where they are told to."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.failure: AgentError | None = None
+
+    def admit(self, env: SubnetEnv) -> None:
+        self._hear(f"{env.subnet} {env.mtu}")
+
+    def refuse(self) -> None:
+        self._hear("no more")
+
+    def _hear(self, word: str) -> None:
+        self.told.append(word)
+        if self.failure:
+            raise self.failure
+
+
 class Posts(Mailbox):
     """A mailbox at which the clock goes on while nothing is posted. What threads post is not heard of."""
 
@@ -215,7 +235,13 @@ class Posts(Mailbox):
         return posted
 
 
-def made(settings: Settings, store: MemoryStore, kernel: MemoryKernel, claims: Claims) -> Agent:
+def made(
+    settings: Settings,
+    store: MemoryStore,
+    kernel: MemoryKernel,
+    claims: Claims,
+    runtimes: MemoryRuntimes | None = None,
+) -> Agent:
     """An agent by the kernel's clock."""
     clock = kernel.clock
     return Agent(
@@ -229,6 +255,7 @@ def made(settings: Settings, store: MemoryStore, kernel: MemoryKernel, claims: C
         steady=clock.steady,
         sleep=clock.sleep,
         say=lambda _: None,
+        runtimes=runtimes,
     )
 
 
@@ -246,6 +273,7 @@ class World:
     store: FlakyStore
     clock: Clock
     claims: Claims
+    runtimes: MemoryRuntimes
 
     def full(self) -> None:
         """A pass over everything."""
@@ -330,6 +358,7 @@ def new_world(directory: Path, *, resync: float = RESYNC) -> World:
     store = FlakyStore(clock)
     kernel = MemoryKernel(Identity(HOST, MacAddress(b"\2\0" + HOST.packed), 1, "a"), clock)
     store.write_network(NETWORK)
-    agent = made(settings, store, kernel, claims)
+    runtimes = MemoryRuntimes()
+    agent = made(settings, store, kernel, claims, runtimes)
     assert agent.start()
-    return World(settings, agent, kernel, store, clock, claims)
+    return World(settings, agent, kernel, store, clock, claims, runtimes)
