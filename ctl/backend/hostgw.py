@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import Final
@@ -11,7 +11,7 @@ from ctl.backend.programless import ProgramlessBackend, remove_tunnels
 from ctl.backend.settle import Tracked, settle
 from ctl.backend.site import Site
 from ctl.core.findings import Concern, Findings
-from ctl.core.host import Change, Devices, Hop, Link, Removed, Route, RouteKey, Uplink
+from ctl.core.host import EVERYTHING, Change, Devices, Hop, Link, Removed, Route, RouteKey, Uplink
 from ctl.core.model import Lease, Network
 from ctl.core.peers import on_link
 from ctl.core.roster import Roster
@@ -44,6 +44,19 @@ class HostGwBackend(ProgramlessBackend):
 
         A host behind a router cannot be one: the router does not know the subnets.
         """
+        self._plan(site, leases, changes)
+        # An interface that goes down, or loses its address, takes routes along without a word.
+        if changes & {Change.PEERS, Change.HOPS}:
+            self._routes.doubt()
+        self._findings.peers_kernel_path = len(self._routes.desired)
+        settle([Tracked("routes", Routes(self._netlink.rtnl), self._routes)], self._findings)
+
+    def planned(self, site: Site, leases: Sequence[Lease]) -> Mapping[RouteKey, Route]:
+        """The routes that these leases ask for, with the FIB as it is; nothing is changed. KernelError."""
+        self._plan(site, leases, EVERYTHING)
+        return self._routes.desired
+
+    def _plan(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
         place = site.network, replace(site.lease, expires_at=None), site.uplink
         anew, self._place = place != self._place, None
         if anew:
@@ -61,13 +74,8 @@ class HostGwBackend(ProgramlessBackend):
         self._routes.want(
             {RouteKey.of(each.subnet): Route(each.host, hop.ifindex, mtu=hop.mtu) for each, hop in near}
         )
-        # An interface that goes down, or loses its address, takes routes along without a word.
-        if changes & {Change.PEERS, Change.HOPS}:
-            self._routes.doubt()
         far = tuple(_not_routed(lease) for lease, hop in hops.items() if not hop)
-        self._findings.peers_kernel_path = len(self._routes.desired)
         self._findings.problems[Concern.LEASES] = (*self._roster.problems, *far)
-        settle([Tracked("routes", Routes(self._netlink.rtnl), self._routes)], self._findings)
 
     def devices(self) -> Devices:
         """The links that peers are on."""

@@ -7,15 +7,18 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import asdict
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any, Final
 
 from ctl.cli import rows
-from ctl.cli.output import Column, Row, add_output_option, dumps, emit, table
-from ctl.core.errors import NotFound
-from ctl.settings.config import add_options
+from ctl.cli.output import Column, Row, add_output_option, dumps, emit, say, table
+from ctl.core.errors import ConfigError, NotFound
+from ctl.settings.config import STORE_SETTINGS, add_options
 
 if TYPE_CHECKING:
+    from ctl.core.compare import Difference
     from ctl.kernel.bpf.maps import Maps
 
 Found = Mapping[str, list[Row]]
@@ -28,26 +31,98 @@ def register(subparsers: Any) -> None:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     dump = verbs.add_parser("dump", help="print a map, or all of them")
     dump.add_argument("map", nargs="?", choices=tuple(READERS), help="default: all")
+    dump.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        type=_condition,
+        metavar="COLUMN=VALUE",
+        help="only entries that have this value, such as host=192.0.2.7; several must all hold",
+    )
+    dump.add_argument(
+        "--watch",
+        nargs="?",
+        const=2.0,
+        type=_seconds,
+        metavar="S",
+        help="print it again every S seconds (default: 2) until interrupted",
+    )
     dump.set_defaults(func=run_dump)
     get = verbs.add_parser("get", help="print where a container address leads")
     get.add_argument("ip", type=_address, metavar="IP")
     get.set_defaults(func=run_get)
+    diff = verbs.add_parser(
+        "diff",
+        help="compare the store's leases with the kernel and the maps",
+        description="Compare what the store's leases ask for with routes, neighbours, FDB and maps of this"
+        " node. No agent is asked, and nothing is changed. Exit code 1 if anything differs.",
+    )
+    diff.set_defaults(func=run_diff)
+    add_output_option(dump, "csv")
+    add_output_option(get)
+    add_output_option(diff)
     for verb in (dump, get):
-        add_output_option(verb)
         add_options(verb, ["bpffs"])
+    add_options(diff, ["bpffs", "state_dir", "bypass", "peers_max", *STORE_SETTINGS])
 
 
 def run_dump(args: argparse.Namespace) -> int:
-    """Print one map's entries, or every map under its name."""
+    """Print one map's entries, or every map under its name. ConfigError for a column that it has not."""
+    if not args.map and (args.where or args.output == "csv"):
+        raise ConfigError("--where and -o csv are about one map: name it, such as map dump peers")
+    while True:
+        _dump(args)
+        if args.watch is None:
+            return 0
+        sys.stdout.flush()
+        time.sleep(args.watch)
+        sys.stdout.write(CLEAR if sys.stdout.isatty() else "\n")
+
+
+CLEAR: Final = "\x1b[H\x1b[2J"
+"""Cursor home, erase the display (ECMA-48)."""
+
+
+def _dump(args: argparse.Namespace) -> None:
     with open_maps(args) as maps:
         found = {name: READERS[name](maps, args.output) for name in ([args.map] if args.map else READERS)}
     if args.map:
+        for column, value in args.where:
+            found[args.map] = _having(found[args.map], args.map, column, value)
         emit(found[args.map], rows.COLUMNS[args.map], args.output)
     elif args.output == "json":
         sys.stdout.write(dumps(found))
     else:
         sys.stdout.write(_headed(found, args.output))
-    return 0
+
+
+def _having(entries: list[Row], name: str, column: str, value: str) -> list[Row]:
+    """Those whose `column` is `value`, or has it in a list. ConfigError if the map has no such column."""
+    known = [each if isinstance(each, str) else each.key for each in rows.COLUMNS[name]]
+    if column not in known:
+        raise ConfigError(f"map {name} has no column {column}: it has {', '.join(known)}")
+    return [row for row in entries if value in _words(row.get(column))]
+
+
+def _words(value: object) -> list[str]:
+    return [str(each) for each in value] if isinstance(value, (list, tuple)) else [str(value)]
+
+
+def _condition(text: str) -> tuple[str, str]:
+    column, equals, value = text.partition("=")
+    if not column or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is no condition such as host=192.0.2.7")
+    return column, value
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0
+    if not 0.1 <= seconds <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time between 0.1 and 86400 seconds")
+    return seconds
 
 
 def run_get(args: argparse.Namespace) -> int:
@@ -63,6 +138,50 @@ def run_get(args: argparse.Namespace) -> int:
     else:
         sys.stdout.write(_headed(found, args.output))
     return 0
+
+
+DIFFERENCES: Final = ("table", "key", "state", Column("wanted"), Column("found"))
+SETTLING_S: Final = 0.5
+"""How long an agent has to mend what a first look has found to differ."""
+
+
+def run_diff(args: argparse.Namespace) -> int:
+    """Print what differs, by table and key; 1 if anything does. What is wrong with leases goes to stderr.
+
+    AgentUnreachable where no agent has ever run; NotFound without a lease of ours; StoreError.
+    """
+    from ctl.core.compare import lasting
+
+    found, problems = _differences(args)
+    if found:  # the store was read before the kernel: look once more
+        time.sleep(SETTLING_S)
+        again, problems = _differences(args)
+        found = lasting(found, again)
+    emit(map(asdict, found), DIFFERENCES, args.output)
+    for problem in problems:
+        say(f"warning: {problem}")
+    return 1 if found else 0
+
+
+def _differences(args: argparse.Namespace) -> tuple[list[Difference], tuple[str, ...]]:
+    from ctl.cli.agent import require_capabilities
+    from ctl.cli.settings import load
+    from ctl.cli.status import last_report
+    from ctl.kernel.netlink.session import Netlink
+    from ctl.node.compare import differences, stand
+    from ctl.store import open_store
+
+    settings = load(args)
+    require_capabilities()
+    report = last_report(settings.state_dir)
+    with closing(open_store(settings)) as store:
+        network, snapshot = store.read_network(), store.snapshot(fresh=True)
+    if network is None:
+        raise NotFound(f"no network in {settings.store}: run ovctl network init")
+    with Netlink() as netlink:
+        site = stand(settings, netlink, report, network, snapshot.leases)
+        found, problems = differences(settings, netlink, site, snapshot.leases, device_name)
+    return found, (*snapshot.problems, *problems)
 
 
 def open_maps(args: argparse.Namespace) -> Maps:

@@ -52,9 +52,10 @@ class Column:
         return self.title or self.key.upper()
 
 
-def add_output_option(parser: argparse.ArgumentParser) -> None:
-    """Give `parser` `-o`/`--output`, stored as `args.output`."""
-    parser.add_argument("-o", "--output", choices=FORMATS, default="table", help="default: table")
+def add_output_option(parser: argparse.ArgumentParser, *more: str) -> None:
+    """Give `parser` `-o`/`--output`, stored as `args.output`; `more`: formats of its own."""
+    choices = (*FORMATS, *more)
+    parser.add_argument("-o", "--output", choices=choices, default="table", help="default: table")
 
 
 def table(rows: Iterable[Row], columns: Sequence[Column]) -> str:
@@ -64,6 +65,26 @@ def table(rows: Iterable[Row], columns: Sequence[Column]) -> str:
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     layout = "  ".join(f"{{:<{width}}}" for width in widths)
     return "".join(layout.format(*line).rstrip() + "\n" for line in lines)
+
+
+def csv(rows: Iterable[Row], columns: Sequence[Column]) -> str:
+    """Comma-separated values with the keys as a heading (RFC 4180, with bare newlines)."""
+    import csv as module
+    import io
+
+    out = io.StringIO()
+    writer = module.writer(out, lineterminator="\n")
+    writer.writerow([column.key for column in columns])
+    writer.writerows([_plain(row.get(column.key)) for column in columns] for row in rows)
+    return out.getvalue()
+
+
+def _plain(value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def dumps(value: object) -> str:
@@ -80,6 +101,9 @@ def emit(rows: Iterable[Row], columns: Sequence[Column | str], fmt: str) -> None
         sys.stdout.write(dumps([dict(row) for row in listed]))
         return
     chosen = [Column(column) if isinstance(column, str) else column for column in columns]
+    if fmt == "csv":
+        sys.stdout.write(csv(listed, chosen))
+        return
     sys.stdout.write(table(listed, [column for column in chosen if fmt == "wide" or not column.wide]))
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from ctl.cli.output import add_output_option, dumps, duration, say
 from ctl.core.abi import NodeEntry
-from ctl.core.errors import AgentError, OvnetError
+from ctl.core.errors import AgentError, AgentUnreachable, OvnetError
 from ctl.core.model import Bypass
 from ctl.core.report import AgentReport, Datapath, bypass_share, from_json, health
 from ctl.process import lockfile, statedir
@@ -100,6 +100,16 @@ def agent_alive(state_dir: Path) -> bool:
         return lockfile.holder(path) is not None
     except OSError as error:
         raise AgentError(f"{path}: {error.strerror}: run as root") from error
+
+
+def last_report(state_dir: Path) -> AgentReport:
+    """What an agent said of itself last, whether it still runs or not. AgentUnreachable if none has."""
+    report, error = _read_report(state_dir / statedir.REPORT)
+    if report is None:
+        raise AgentUnreachable(
+            error or f"no agent has reported in {state_dir}: start one, or name --state-dir"
+        )
+    return report
 
 
 def _read_report(path: Path) -> tuple[AgentReport | None, str]:

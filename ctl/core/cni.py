@@ -8,11 +8,11 @@ addresses which they have given out stay theirs: `host-local` keeps them under t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from ctl.core.wire import SubnetEnv
+if TYPE_CHECKING:
+    from ctl.core.wire import SubnetEnv
 
 NETWORK_NAME: Final = "cbr0"
 """The name that kube-flannel's manifest gives it, and `host-local` its directory of addresses."""
@@ -56,6 +56,8 @@ def _by_name(name: str) -> Plugin:
 
 
 def _configurations(text: str) -> tuple[Plugin, ...]:
+    import json  # every command reads the settings, and few need it
+
     try:
         found = json.loads(text)
     except ValueError as error:
@@ -68,6 +70,8 @@ def _configurations(text: str) -> tuple[Plugin, ...]:
 
 def conflist(env: SubnetEnv, bridge: str, chained: Sequence[Plugin]) -> str:
     """The text of the configuration. `bridge`: the name of ours."""
+    import json
+
     first = {
         "type": "bridge",
         "bridge": bridge,
@@ -93,6 +97,8 @@ def conflist(env: SubnetEnv, bridge: str, chained: Sequence[Plugin]) -> str:
 
 def is_ours(text: str) -> bool:
     """Whether a configuration is one that we wrote."""
+    import json
+
     try:
         found = json.loads(text)
     except ValueError:

@@ -21,7 +21,7 @@ from ctl.backend.settle import Tracked, apply_fitting, settle
 from ctl.backend.site import Site
 from ctl.core.errors import Failures
 from ctl.core.findings import Concern, Findings
-from ctl.core.host import Change, Hop, Removed, Uplink
+from ctl.core.host import EVERYTHING, Change, Hop, Removed, Uplink
 from ctl.core.model import VXLAN_OVERHEAD, Lease, Network
 from ctl.core.peers import PeerTables
 from ctl.core.roster import Moves, Roster
@@ -82,6 +82,12 @@ class Peering:
     def hop_interfaces(self) -> frozenset[int]:
         """Ifindexes of the underlay through which peers are reached now."""
         return frozenset(hop.ifindex for hop in self._hops.values() if hop is not None)
+
+    def planned(self, site: Site, device: int, leases: Sequence[Lease]) -> PeerTables:
+        """What these leases ask for, with the FIB as it is; nothing is changed. KernelError."""
+        self._plan(site, device, leases, EVERYTHING)
+        assert self._tables is not None
+        return self._tables
 
     def reconcile(
         self,

@@ -1,0 +1,94 @@
+"""What this node's leases ask of its tables, beside what is in them. Nothing is changed.
+
+The plan is made as the agent makes it, from the store and the FIB as they are now; an agent is not
+asked, and need not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from ctl.backend.hostgw import HostGwBackend
+from ctl.backend.site import Site
+from ctl.backend.vxlan.device import device_name
+from ctl.backend.vxlan.peering import Peering
+from ctl.core.compare import DeviceName, Difference, compare
+from ctl.core.errors import AgentUnreachable, ConfigError, NotFound
+from ctl.core.findings import Concern, Findings
+from ctl.core.host import Uplink
+from ctl.core.model import Bypass, Lease, Network
+from ctl.core.report import AgentReport
+from ctl.kernel.bpf.maps import open_maps
+from ctl.kernel.netlink.session import Netlink, by_name
+from ctl.kernel.netlink.tables import Fdb, Routes, VtepNeighbours
+from ctl.process import statedir
+from ctl.settings.config import Settings
+
+Pairs = Iterator[tuple[str, Mapping[Any, Any], Mapping[Any, Any]]]
+"""Tables: name, what is wanted, what is there."""
+
+
+def stand(
+    settings: Settings, netlink: Netlink, report: AgentReport, network: Network, leases: Sequence[Lease]
+) -> Site:
+    """Where the node stands by its last report. NotFound without a lease or an uplink of that."""
+    own = next((lease for lease in leases if lease.host == report.host), None)
+    if own is None:
+        raise NotFound(f"no lease of {report.host}, which is this node's address, in the store")
+    link = by_name(netlink.links(), report.uplink)
+    if link is None:
+        raise NotFound(f"uplink {report.uplink} is not here any more")
+    sysctls = settings.state_dir / statedir.SYSCTLS
+    return Site(network, own, Uplink(link, report.host), report.mtu, 0, sysctls)
+
+
+def differences(
+    settings: Settings, netlink: Netlink, site: Site, leases: Sequence[Lease], name: DeviceName
+) -> tuple[list[Difference], tuple[str, ...]]:
+    """Every entry that differs, and a line for each lease that is not used.
+
+    ConfigError for a backend without entries for each peer; KernelError; AgentUnreachable without maps.
+    """
+    findings = Findings()
+    match site.network.backend:
+        case "vxlan":
+            pairs = _vxlan(settings, netlink, site, leases, findings)
+        case "host-gw":
+            pairs = _hostgw(settings, netlink, site, leases, findings)
+        case other:
+            raise ConfigError(f"backend {other} keeps no entry for each peer: there is nothing to compare")
+    found = [each for table, desired, actual in pairs for each in compare(table, desired, actual, name)]
+    return found, findings.problems.get(Concern.LEASES, ())
+
+
+def _vxlan(
+    settings: Settings, netlink: Netlink, site: Site, leases: Sequence[Lease], findings: Findings
+) -> Pairs:
+    device = by_name(netlink.links(), device_name(site.network))
+    if device is None:
+        raise NotFound(f"{device_name(site.network)} is not here: the agent makes it when it starts")
+    rtnl = netlink.rtnl
+    plan = Peering(rtnl, findings, settings.peers_max).planned(site, device.ifindex, leases)
+    yield "routes", plan.routes.desired, Routes(rtnl).read()
+    yield "neighbours", plan.neighbours.desired, VtepNeighbours(rtnl, device.ifindex).read()
+    yield "fdb", plan.fdb.desired, Fdb(rtnl, device.ifindex).read()
+    try:
+        opened = open_maps(str(settings.bpffs))
+    except AgentUnreachable:
+        if settings.bypass is Bypass.OFF:
+            return
+        raise
+    with opened as maps:
+        yield "peers", plan.peers.desired, maps.peer_table.read()
+        yield "peer_stats", plan.vteps.desired, maps.vtep_table.read()
+
+
+def _hostgw(
+    settings: Settings, netlink: Netlink, site: Site, leases: Sequence[Lease], findings: Findings
+) -> Pairs:
+    yield (
+        "routes",
+        HostGwBackend(settings, netlink, findings).planned(site, leases),
+        Routes(netlink.rtnl).read(),
+    )
