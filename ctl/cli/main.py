@@ -19,7 +19,7 @@ from typing import NoReturn
 from ctl import __version__
 from ctl.core.errors import OvnetError
 
-NOUNS = ("agent", "network", "lease", "map", "flow", "hook", "status", "docker-opts", "teardown")
+NOUNS = ("agent", "network", "lease", "map", "flow", "hook", "status", "doctor", "docker-opts", "teardown")
 """The commands, each a module of this package (with `_` for `-`) that has `register(subparsers)`."""
 
 

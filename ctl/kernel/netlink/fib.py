@@ -43,6 +43,13 @@ def route_to(rtnl: Rtnl, host: IPv4Address) -> tuple[int, IPv4Address | None]:
     return route.get("oif") or 0, IPv4Address(source) if source else None
 
 
+def next_hop(rtnl: Rtnl, host: IPv4Address) -> tuple[int, IPv4Address]:
+    """(ifindex, neighbour) that a packet of ours to `host` is sent to. Refused if there is no route."""
+    (route,) = rtnl.route((RTM_GETROUTE, NLM_F_REQUEST), family=AF_INET, dst=str(host))
+    gateway = route.get("gateway")
+    return route.get("oif") or 0, IPv4Address(gateway) if gateway else host
+
+
 def hops(rtnl: Rtnl, hosts: Iterable[IPv4Address], uplink: Uplink, mtu: int) -> dict[IPv4Address, Hop | None]:
     """How the FIB takes packets from `uplink`'s address to each host; None if we cannot say.
 

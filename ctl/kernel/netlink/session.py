@@ -17,6 +17,8 @@ from pyroute2.netlink.rtnl import RTM_GETADDR, RTM_GETNEIGH, rt_proto
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 from pyroute2.netlink.rtnl.ndmsg import (
     NUD_DELAY,
+    NUD_FAILED,
+    NUD_INCOMPLETE,
     NUD_PERMANENT,
     NUD_PROBE,
     NUD_REACHABLE,
@@ -100,6 +102,16 @@ class Netlink:
             },
             frozenset(IPv4Address(found[NDA_DST]) for _, state, found in addresses if state & _NUD_UNASKED),
         )
+
+    def unresolved(self) -> frozenset[IPv4Address]:
+        """Addresses whose MAC was asked for by ARP in vain, or is being asked for. KernelError."""
+        with self.doing("list neighbours"):
+            found = map(_neighbour, self.rtnl.bulk.dump(RTM_GETNEIGH, body(message(ndmsg, family=AF_INET))))
+            return frozenset(
+                IPv4Address(entry[NDA_DST])
+                for _, state, entry in found
+                if state & (NUD_FAILED | NUD_INCOMPLETE)
+            )
 
     def ask(self, bridge: int, address: IPv4Address) -> None:
         """Have the kernel verify a container's MAC by ARP, now."""

@@ -1,0 +1,140 @@
+"""Echoes to other nodes, as ping(8) sends them: who answers, how soon, how large a packet passes."""
+
+from __future__ import annotations
+
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address
+from typing import Final, Self
+
+from ctl.core.errors import AgentError, KernelError
+
+_HEADER: Final = struct.Struct("!BBHHH")
+"""Type, code, checksum, identifier, sequence number (RFC 792)."""
+_REQUEST, _REPLY = 8, 0
+OVERHEAD: Final = 28
+"""Bytes of IP and ICMP header."""
+_IP_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 3
+"""linux/in.h: DF is set, and what is known of the path's MTU is not asked."""
+_PACE_S: Final = 0.0002
+"""Between two requests: a thousand peers are no burst."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What came back from one address."""
+
+    sent: int
+    round_trips: tuple[float, ...]
+    """Seconds, in the order of the requests that were answered."""
+
+    @property
+    def loss(self) -> float:
+        """0 to 1."""
+        return 1 - len(self.round_trips) / self.sent if self.sent else 0.0
+
+
+class Echo:
+    """A raw socket that speaks from `source`. AgentError without CAP_NET_RAW; KernelError."""
+
+    def __init__(self, source: IPv4Address) -> None:
+        try:
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+            self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+            self._socket.bind((str(source), 0))
+        except PermissionError:
+            raise AgentError("needs root, or CAP_NET_RAW, to send echoes") from None
+        except OSError as error:
+            raise KernelError(f"cannot send echoes from {source}: {error.strerror}") from error
+        self._socket.setblocking(False)
+        self._identifier = int.from_bytes(os.urandom(2), "big")
+        self._sequence = 0
+        self._out: dict[int, tuple[IPv4Address, float]] = {}
+        """Requests that were not answered yet: to whom and when, by sequence number."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def ask(
+        self,
+        targets: Collection[IPv4Address],
+        size: int,
+        count: int,
+        patience: float,
+        step: Callable[[], None] = lambda: None,
+    ) -> dict[IPv4Address, Answers]:
+        """Ask each `count` times with IP packets of `size` bytes; wait `patience` seconds for the last.
+
+        `step` is called after each request. A packet that this host cannot send counts as lost.
+        """
+        found: dict[IPv4Address, list[float]] = {target: [] for target in targets}
+        for _ in range(count):
+            for target in targets:
+                self._request(target, size)
+                self._take(found, _PACE_S)
+                step()
+            end = time.monotonic() + patience
+            while self._out and (left := end - time.monotonic()) > 0:
+                self._take(found, left)
+            self._out.clear()
+        return {target: Answers(count, tuple(trips)) for target, trips in found.items()}
+
+    def largest(
+        self, targets: Iterable[IPv4Address], low: int, high: int, patience: float
+    ) -> dict[IPv4Address, int]:
+        """The largest packet, bytes, that each answers: `low` it does, and `high` not."""
+        limits = dict.fromkeys(targets, (low, high))
+        while wide := {target: pair for target, pair in limits.items() if pair[1] - pair[0] > 1}:
+            for size in sorted({sum(pair) // 2 for pair in wide.values()}):
+                group = [target for target, pair in wide.items() if sum(pair) // 2 == size]
+                for target, answers in self.ask(group, size, 1, patience).items():
+                    before = limits[target]
+                    limits[target] = (size, before[1]) if answers.round_trips else (before[0], size)
+        return {target: pair[0] for target, pair in limits.items()}
+
+    def _request(self, target: IPv4Address, size: int) -> None:
+        self._sequence = (self._sequence + 1) & 0xFFFF
+        body = bytes(max(0, size - OVERHEAD))
+        head = _HEADER.pack(_REQUEST, 0, 0, self._identifier, self._sequence)
+        message = _HEADER.pack(_REQUEST, 0, _checksum(head + body), self._identifier, self._sequence) + body
+        with suppress(OSError):  # too big, no route, refused by a rule: nothing comes back
+            self._socket.sendto(message, (str(target), 0))
+            self._out[self._sequence] = target, time.monotonic()
+
+    def _take(self, found: dict[IPv4Address, list[float]], patience: float) -> None:
+        """What has come within that time at most."""
+        if not select.select([self._socket], [], [], patience)[0]:
+            return
+        for sequence in self._replies():
+            target, when = self._out.pop(sequence, (None, 0.0))
+            if target is not None and target in found:
+                found[target].append(time.monotonic() - when)
+
+    def _replies(self) -> Iterator[int]:
+        """Sequence numbers of the replies to our requests that are here."""
+        with suppress(BlockingIOError):
+            while True:
+                packet = self._socket.recv(65536)
+                head = (packet[0] & 15) * 4
+                if len(packet) < head + _HEADER.size:
+                    continue
+                kind, _, _, identifier, sequence = _HEADER.unpack_from(packet, head)
+                if (kind, identifier) == (_REPLY, self._identifier):
+                    yield sequence
+
+
+def _checksum(data: bytes) -> int:
+    """RFC 1071."""
+    padded = data + bytes(len(data) % 2)
+    total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))
+    total = (total & 0xFFFF) + (total >> 16)
+    return int(~(total + (total >> 16)) & 0xFFFF)

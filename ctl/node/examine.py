@@ -1,0 +1,147 @@
+"""What can be seen of this node and its way to the others, for `ovctl doctor`. Nothing is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Sequence
+from ipaddress import IPv4Address
+from typing import Final
+
+from ctl.backend.site import Site
+from ctl.backend.vxlan.device import device_name
+from ctl.core import diagnosis
+from ctl.core.diagnosis import Finding, Way
+from ctl.core.errors import OvnetError
+from ctl.core.host import Link
+from ctl.core.model import Bypass, Lease, Network
+from ctl.core.report import AgentReport
+from ctl.kernel import sysctl
+from ctl.kernel.echo import Echo
+from ctl.kernel.hooks.listing import listing
+from ctl.kernel.netlink.fib import next_hop
+from ctl.kernel.netlink.session import Netlink, by_name
+from ctl.settings.config import Settings
+
+SMALL: Final = 84
+"""Bytes of the packet that ping(8) sends."""
+PATIENCE_S: Final = 0.6
+"""How long an answer is waited for."""
+TRIES: Final = 2
+"""How many answers have to be missing."""
+
+
+class Examination:
+    """One look at this node. One thread's, like its Netlink."""
+
+    def __init__(self, settings: Settings, netlink: Netlink, site: Site, report: AgentReport) -> None:
+        self._settings, self._netlink, self._site, self._report = settings, netlink, site, report
+        self._links = netlink.links()
+
+    def own(self) -> Iterator[Finding]:
+        """Kernel settings, conntrack, devices, programs. KernelError."""
+        network, report = self._site.network, self._report
+        devices = [name for name in (report.bridge, self._tunnel()) if by_name(self._links, name)]
+        names = ["net/ipv4/ip_forward", *(f"net/ipv4/conf/{name}/forwarding" for name in devices)]
+        yield from diagnosis.of_settings({name: sysctl.read(name) for name in names}, devices)
+        yield from diagnosis.of_conntrack(
+            _number("net/netfilter/nf_conntrack_count"), _number("net/netfilter/nf_conntrack_max")
+        )
+        ports = self._ports()
+        device = by_name(self._links, self._tunnel())
+        sizes = {link.name: link.mtu for link in ports}
+        yield from diagnosis.of_mtu(report.mtu, device.mtu if device else None, sizes)
+        if network.backend == "vxlan" and report.bypass is not Bypass.OFF:
+            yield from self._programs(ports)
+
+    def _programs(self, ports: Sequence[Link]) -> Iterator[Finding]:
+        present = {
+            (each.dev, each.hook) for each in listing(self._netlink, self._settings.bpffs) if each.ours
+        }
+        left = {port.name for port in self._report.kernel_ports}
+        wanted = [(self._report.uplink, "ingress"), (self._tunnel(), "egress")]
+        wanted += [(link.name, "ingress") for link in ports if link.name not in left]
+        yield from diagnosis.of_programs(wanted, present)
+
+    def _ports(self) -> list[Link]:
+        bridge = by_name(self._links, self._report.bridge)
+        found = [link for link in self._links.values() if bridge and link.master == bridge.ifindex]
+        return sorted((link for link in found if link.kind == "veth"), key=lambda link: link.name)
+
+    def _tunnel(self) -> str:
+        network = self._site.network
+        return device_name(network) if network.backend == "vxlan" else ""
+
+    # --- The others ------------------------------------------------------------
+
+    def ways(self, peers: Sequence[Lease], step: Callable[[], None] = lambda: None) -> list[Way]:
+        """The way to each of these peers, by FIB and echoes; a `step` for each request. KernelError."""
+        with Echo(source(self._site.network, self._site.lease)) as echo:
+            targets = {target(self._site.network, lease): lease for lease in peers}
+            small = echo.ask(targets, SMALL, TRIES, PATIENCE_S, step)
+            there = [address for address, answers in small.items() if answers.round_trips]
+            whole = echo.ask(there, self._report.mtu, TRIES, PATIENCE_S, step)
+            tight = [address for address, answers in whole.items() if not answers.round_trips]
+            largest = echo.largest(tight, SMALL, self._report.mtu, PATIENCE_S)
+        silent = [lease for address, lease in targets.items() if address not in there]
+        reached = self._underlay([lease.host for lease in silent])
+        unresolved = self._netlink.unresolved()  # now: the echoes have had it asked for
+        return [
+            Way(
+                lease,
+                *self._way(lease, unresolved),
+                wanted=self._expected(lease),
+                underlay=lease.host in reached or lease not in silent,
+                answered=address in there,
+                largest=largest.get(address, 0),
+            )
+            for address, lease in targets.items()
+        ]
+
+    def _underlay(self, hosts: Sequence[IPv4Address]) -> set[IPv4Address]:
+        """Those hosts that answer on the underlay itself."""
+        if not hosts:
+            return set()
+        with Echo(self._site.uplink.address) as echo:
+            answers = echo.ask(hosts, SMALL, TRIES, PATIENCE_S)
+        return {host for host, each in answers.items() if each.round_trips}
+
+    def _expected(self, lease: Lease) -> str:
+        """The interface that its subnet is to be routed to; with plain routes, its host's."""
+        network = self._site.network
+        if network.backend == "vxlan" and not network.direct_routing:
+            return self._tunnel()
+        device = self._device_to(lease.host)
+        tunnel = self._tunnel()
+        return tunnel if tunnel and self._device_to(lease.gateway) == tunnel else device
+
+    def _way(self, lease: Lease, unresolved: Collection[IPv4Address]) -> tuple[str, str]:
+        """(interface of its route, the next hop to its host whose MAC nobody tells, or "")."""
+        device = self._device_to(lease.gateway)
+        try:
+            ifindex, hop = next_hop(self._netlink.rtnl, lease.host)
+        except OvnetError:
+            return device, f"no route to {lease.host}"
+        link = self._links.get(ifindex)
+        return device, f"{hop} on {link.name if link else ifindex}" if hop in unresolved else ""
+
+    def _device_to(self, host: IPv4Address) -> str:
+        try:
+            ifindex, _ = next_hop(self._netlink.rtnl, host)
+        except OvnetError:
+            return ""
+        link = self._links.get(ifindex)
+        return link.name if link else ""
+
+
+def source(network: Network, own: Lease) -> IPv4Address:
+    """The overlay address that a node speaks to the others from."""
+    return own.vtep_ip if network.backend == "vxlan" else own.gateway
+
+
+def target(network: Network, lease: Lease) -> IPv4Address:
+    """The overlay address at which a node answers the others, whether it has containers or not."""
+    return lease.vtep_ip if network.backend == "vxlan" else lease.gateway
+
+
+def _number(name: str) -> int | None:
+    text = sysctl.read(name)
+    return int(text) if text and text.isdigit() else None
