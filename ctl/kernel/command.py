@@ -2,18 +2,47 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
+from collections.abc import Mapping
 from typing import Final
 
 from ctl.core.errors import KernelError
 
 _TIMEOUT_S: Final = 30
+_SBIN: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+"""Where distributions have what only root runs. `su`, cron and an empty environment leave them out."""
+
+
+def search_path(environ: Mapping[str, str]) -> str:
+    """The environment's PATH, or the system's default, and behind it the directories that it lacks."""
+    given = environ.get("PATH") or os.defpath
+    return os.pathsep.join([given, *(each for each in _SBIN if each not in given.split(os.pathsep))])
+
+
+def find(command: str) -> str | None:
+    """Where a command is; None if it is not installed."""
+    return shutil.which(command, path=search_path(os.environ))
+
+
+def _located(command: tuple[str, ...]) -> list[str]:
+    """With the command's place for its name. A command that is not there fails as it would by its name."""
+    return [find(command[0]) or command[0], *command[1:]]
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with a PATH by which a command finds those that it runs itself."""
+    return {**os.environ, "PATH": search_path(os.environ)}
 
 
 def succeeds(*command: str) -> bool:
     """Whether a command works; one that is not installed does not."""
     try:
-        return subprocess.run(command, capture_output=True, check=False, timeout=_TIMEOUT_S).returncode == 0
+        done = subprocess.run(
+            _located(command), capture_output=True, check=False, timeout=_TIMEOUT_S, env=_environment()
+        )
+        return done.returncode == 0
     except FileNotFoundError:
         return False
     except (OSError, subprocess.TimeoutExpired) as error:
@@ -27,7 +56,8 @@ def run(*command: str, text: str = "", check: bool = True) -> str:
     """
     try:
         done = subprocess.run(
-            command,
+            _located(command),
+            env=_environment(),
             input=text,
             capture_output=True,
             encoding="utf-8",

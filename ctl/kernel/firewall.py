@@ -8,13 +8,12 @@ what is forwarded from and to the overlay (Docker sets FORWARD's policy to DROP)
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-from ctl.kernel.command import run, succeeds
+from ctl.kernel.command import find, run, succeeds
 
 TABLE: Final = "ovnet"
 CHAIN: Final = "OVNET-FWD"
@@ -141,7 +140,7 @@ def forward_rules(network: IPv4Network, bridge: str, forward: Sequence[str]) -> 
 
 
 def _ensure_forwarding(network: IPv4Network, bridge: str) -> bool:
-    if not shutil.which("iptables"):
+    if not find("iptables"):
         return False
     present = run("iptables", "-w", "-S", CHAIN, check=False).splitlines()
     jump = run("iptables", "-w", "-S", "FORWARD").splitlines()
@@ -161,12 +160,12 @@ def remove() -> bool:
     there = succeeds("nft", "list", "table", "ip", TABLE)
     if there:
         run("nft", "delete", "table", "ip", TABLE)
-    if shutil.which("iptables"):
+    if find("iptables"):
         while succeeds("iptables", "-w", "-D", "FORWARD", "-j", CHAIN):
             pass
         succeeds("iptables", "-w", "-F", CHAIN)
         succeeds("iptables", "-w", "-X", CHAIN)
-        if shutil.which("nft"):
+        if find("nft"):
             _remove_empty_filter_table()
     return there
 

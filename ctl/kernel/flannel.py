@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from ctl.core.host import Link, Route
-from ctl.kernel.command import run, succeeds
+from ctl.kernel.command import find, run, succeeds
 from ctl.kernel.netlink import link as links
 from ctl.kernel.netlink.session import Netlink, by_name
 from ctl.kernel.netlink.socket import suppress_missing
@@ -216,7 +215,7 @@ def _legacy_chain(table: str, chain: str, network: IPv4Network) -> bool:
         tables = Path("/proc/thread-self/net/ip_tables_names").read_text().split()
     except OSError:
         return False
-    if table not in tables or not shutil.which("iptables-legacy"):
+    if table not in tables or not find("iptables-legacy"):
         return False
     return _speaks_of(run("iptables-legacy", "-w", "-t", table, "-S", chain, check=False), network)
 

@@ -14,6 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from ctl.process.directory import make_public
+
 _POLL_S: Final = 0.01
 _SAID_MAX: Final = 256
 """The longest line, in bytes, that a holder may write about itself."""
@@ -28,7 +30,8 @@ def take(path: Path, says: str, patience: float, *, mode: int = 0o600, make_dire
 
     `says` is one line for those who find it held. Held if it is still another's after
     `patience` seconds: who only looks at a lock holds it for an instant. `make_directory`
-    makes the file's directory, again if the last holder has just removed it. OSError.
+    makes the file's directory, again if the last holder has just removed it. The file's mode is
+    `mode`, whatever the umask. OSError.
     """
     deadline = time.monotonic() + patience
     while (fd := _attempt(path, mode, make_directory)) is None:
@@ -37,6 +40,7 @@ def take(path: Path, says: str, patience: float, *, mode: int = 0o600, make_dire
         time.sleep(_POLL_S)
     # A full disk is no reason not to hold it.
     with suppress(OSError):
+        os.fchmod(fd, mode)  # the umask may have taken some of it
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{says}\n".encode(), 0)
     return fd
@@ -46,7 +50,7 @@ def _attempt(path: Path, mode: int, make_directory: bool) -> int | None:
     """The descriptor of the locked file; None if it is another's, or has just been removed. OSError."""
     try:
         if make_directory:
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o755)
+            make_public(path.parent)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, mode)
     except FileNotFoundError:
         if make_directory:

@@ -18,6 +18,7 @@ from typing import Final, Self
 
 from ctl.core.errors import AgentError, ConfigError
 from ctl.process import lockfile
+from ctl.process.directory import make_public
 
 LOCK: Final = "agent.lock"
 REPORT: Final = "status.json"
@@ -76,7 +77,7 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_public(path.parent)
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
         temporary.chmod(0o644)
         temporary.rename(path)

@@ -18,7 +18,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from ctl.core.errors import KernelError
-from ctl.kernel import firewall
+from ctl.kernel import command, firewall
 from ctl.kernel.firewall import Firewall, Tunnel
 from tests.lab import Lab
 from tests.namespace import Namespace
@@ -219,6 +219,7 @@ def test_our_rules_go_and_no_others(site: Site) -> None:
 
 def test_without_nftables_it_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr(command, "_SBIN", ())
     with pytest.raises(KernelError, match="nft is not installed: install nftables"):
         Firewall().ensure(NETWORK, OWN, masquerade=True)
     assert firewall.remove() is False
