@@ -301,7 +301,7 @@ def by_systemd(suite: str, old: Path, new: Path) -> None:
         expect(
             booted.run("systemctl", "is-enabled", "ovnet", check=False).stdout == "disabled\n", "not enabled"
         )
-        system.run("ovctl", "network", "init", "--network", "172.17.0.0/16", "--subnet-len", "24")
+        system.run("ovctl", "network", "init", "--network", "10.77.0.0/16", "--subnet-len", "24")
         booted.run("systemctl", "enable", "--now", "ovnet")
         expect(booted.show("ActiveState") == "active", "systemctl enable --now waits until the node is ready")
         b.agent()
@@ -334,7 +334,7 @@ def one_suite(suite: str, old: Path, new: Path) -> None:
         system.configure()
         lab.store_url = f"sqlite://{system.root}/var/lib/ovnet/store.db"
         a.state_dir = system.root / "run/ovnet"
-        system.run("ovctl", "network", "init", "--network", "172.17.0.0/16", "--subnet-len", "24")
+        system.run("ovctl", "network", "init", "--network", "10.77.0.0/16", "--subnet-len", "24")
         agent = system.agent()
         b.agent()
         for host in (a, b):

@@ -24,7 +24,7 @@ from tests.screen import ClaimFailed, expect, heading, show, tell
 from tests.story import Story
 from tests.stream import UdpStream
 
-NETWORK = IPv4Network("172.17.0.0/16")
+NETWORK = IPv4Network("10.77.0.0/16")
 REGISTRY_PORT, APP_PORT = 8000, 8080
 APPS = ("python3", "tests/apps.py")
 METRICS = ("ovnet_packets_total", "ovnet_peer", "ovnet_lease", "ovnet_map_entries")

@@ -149,7 +149,7 @@ def main() -> int:
         system = docker_of(suite, hosts[0]) if suite else None
         a, b = (Node(host, store, system) for host in hosts)
         described(a)
-        a.ovctl("network", "init", "--network", "172.17.0.0/16", "--subnet-len", "24")
+        a.ovctl("network", "init", "--network", "10.77.0.0/16", "--subnet-len", "24")
         for node in (a, b):
             node.start()
         for host in hosts:

@@ -156,11 +156,14 @@ class Lab:
         return host
 
     def init_network(self, network: str = "172.17.0.0/16", subnet_len: int = 24, *flags: str) -> str:
-        """`ovctl network init` in the lab's store; returns what it printed."""
+        """`ovctl network init` in the lab's store; returns what it printed.
+
+        Where this machine is none of the hosts: what it has itself must not count.
+        """
         argv = [*ovctl_argv(), "network", "init", "--network", network, "--subnet-len", str(subnet_len),
                 "--store", self.store_url, *flags]  # fmt: skip
         return run(
-            self._etcd.inside(argv) if self._etcd else argv,
+            self._etcd.inside(argv) if self._etcd else ["unshare", "--net", *argv],
             cwd=REPOSITORY,
             env={**os.environ, "OVNET_CONFIG": str(self.settings)},
         ).stdout

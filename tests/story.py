@@ -18,7 +18,7 @@ from tests.lab import Lab, wait_until
 from tests.screen import expect, show, tell
 from tests.stream import TcpSink, UdpStream, tcp_send
 
-NETWORK = ("172.17.0.0/16", 24)
+NETWORK = ("10.77.0.0/16", 24)
 PINGS = 5
 PORT = 9100
 MEGABYTE = 1_000_000

@@ -111,7 +111,8 @@ class Agent:
         self._watching = self._store.watch(lambda: self.mailbox.post(frozenset({Change.LEASES})))
         with ExitStack() as unless_joined:
             unless_joined.callback(self._watching.close)
-            lease = self._patiently(lambda: membership.join(previous))
+            around = self._kernel.findings.surroundings
+            lease = self._patiently(lambda: membership.join(previous, around))
             if lease is None:
                 return False
             unless_joined.pop_all()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from ctl.backend.programless import ProgramlessBackend, remove_tunnels
@@ -29,7 +29,7 @@ class HostGwBackend(ProgramlessBackend):
 
     def __init__(self, settings: Settings, netlink: Netlink, findings: Findings) -> None:
         super().__init__(settings, netlink, findings)
-        self._place: tuple[Network, Lease, Uplink] | None = None
+        self._place: tuple[Network, Lease, Uplink, tuple[IPv4Network, ...]] | None = None
         """What the roster was made for; None: there is none to go on from."""
         self._roster: Roster
         self._hops: dict[IPv4Address, Hop | None] = {}
@@ -57,10 +57,10 @@ class HostGwBackend(ProgramlessBackend):
         return self._routes.desired
 
     def _plan(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
-        place = site.network, replace(site.lease, expires_at=None), site.uplink
+        place = site.network, replace(site.lease, expires_at=None), site.uplink, site.underlay
         anew, self._place = place != self._place, None
         if anew:
-            self._roster, self._hops = Roster(site.lease, site.network), {}
+            self._roster, self._hops = Roster(site.lease, site.network, site.underlay), {}
         moves = self._roster.update(leases)
         usable = self._roster.usable.values()
         everyone = anew or Change.HOPS in changes

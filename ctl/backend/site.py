@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from ipaddress import IPv4Network
 from pathlib import Path
 
 from ctl.core.host import Uplink
@@ -27,3 +28,5 @@ class Site:
     """The file that notes kernel settings as they were before us."""
     fenced: bool = False
     """Another host holds our subnet: eBPF carries nothing from or to it."""
+    underlay: tuple[IPv4Network, ...] = ()
+    """The uplink's own networks: no peer's subnet may take their place."""

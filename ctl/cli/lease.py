@@ -48,12 +48,12 @@ def register(subparsers: Any) -> None:
     listing.set_defaults(func=run_list)
 
     reserve = verbs.add_parser("reserve", help="give a host a subnet that does not expire")
-    reserve.add_argument("subnet", metavar="SUBNET", help="such as 172.17.9.0/24")
+    reserve.add_argument("subnet", metavar="SUBNET", help="such as 10.77.9.0/24")
     reserve.add_argument("--host", required=True, metavar="IP", help="underlay address of the host")
     reserve.set_defaults(func=run_reserve)
 
     release = verbs.add_parser("release", help="remove a lease or reservation")
-    release.add_argument("subnet", metavar="SUBNET", help="such as 172.17.9.0/24")
+    release.add_argument("subnet", metavar="SUBNET", help="such as 10.77.9.0/24")
     release.set_defaults(func=run_release)
 
     for parser in (listing, reserve, release):
@@ -108,7 +108,7 @@ def _subnet(text: str) -> IPv4Network:
     try:
         return IPv4Network(text)
     except ValueError:
-        raise ConfigError(f"{text!r} is not a subnet such as 172.17.9.0/24") from None
+        raise ConfigError(f"{text!r} is not a subnet such as 10.77.9.0/24") from None
 
 
 def _host(text: str) -> IPv4Address:
@@ -140,6 +140,8 @@ def run_reserve(args: argparse.Namespace) -> int:
                 f"{subnet} is no subnet of the network: it hands out /{network.subnet_len}s"
                 f" from {network.subnet_min} to {network.subnet_max}"
             )
+        if host in subnet:
+            raise ConfigError(f"{subnet} covers {host} itself, and nobody would reach it: reserve another")
         held = _find(store, subnet)
         if held is not None and held.host != host:
             raise LeaseConflict(f"{subnet} is taken: {in_words(held)}")

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from contextlib import closing
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from ctl.cli.output import add_output_option, emit_one, say
-from ctl.core.errors import ConfigError, LeaseConflict, NotFound
+from ctl.core.errors import ConfigError, LeaseConflict, NotFound, OvnetError, StoreError
 from ctl.core.model import BACKENDS
 from ctl.settings.config import STORE_SETTINGS, add_options
 
 if TYPE_CHECKING:
     from ctl.core.model import Network
     from ctl.core.ports import LeaseStore
+    from ctl.settings.config import Settings
 
 COLUMNS = (
     "network",
@@ -34,7 +35,7 @@ def register(subparsers: Any) -> None:
     verbs = network.add_subparsers(metavar="VERB", required=True)
 
     init = verbs.add_parser("init", help="create the store if need be, and the network in it")
-    init.add_argument("--network", required=True, metavar="CIDR", help="such as 172.17.0.0/16")
+    init.add_argument("--network", required=True, metavar="CIDR", help="such as 10.77.0.0/16")
     init.add_argument(
         "--subnet-len", type=int, metavar="N", help="prefix length of a node's subnet (default: 24)"
     )
@@ -47,7 +48,9 @@ def register(subparsers: Any) -> None:
     init.add_argument(
         "--direct-routing", action="store_true", help="vxlan: plain routes to hosts on the same link"
     )
-    init.add_argument("--force", action="store_true", help="replace a different network")
+    init.add_argument(
+        "--force", action="store_true", help="replace a different network; also one over this host's own link"
+    )
     add_options(init, STORE_SETTINGS)
     init.set_defaults(func=run_init)
 
@@ -91,6 +94,8 @@ def run_init(args: argparse.Namespace) -> int:
 
     network = _wanted(args)
     settings = load(args)
+    if not args.force and (why := _clash(settings, network)) and not _is_stored(settings, network):
+        raise ConfigError(f"{why} (--force stores it all the same)")
     with closing(open_store(settings, create=True)) as store:
         if store.read_network() == network:
             say(f"network {network.network} is in {settings.store} already, unchanged")
@@ -102,6 +107,30 @@ def run_init(args: argparse.Namespace) -> int:
         say(f"network {network.network} stored in {settings.store}")
         _warn_misfits(store, network)
     return 0
+
+
+def _clash(settings: Settings, network: Network) -> str:
+    """Why this host, as a node, would lose its link by that network; "" if it would not, or is to be none."""
+    from ctl.core.clash import over_the_underlay
+    from ctl.kernel.netlink.session import Netlink
+    from ctl.node.node import Node
+
+    with suppress(OvnetError, OSError), Netlink() as netlink:
+        node = Node(settings, netlink)
+        node.find_uplink()
+        return over_the_underlay(network, node.surroundings().underlay)
+    return ""
+
+
+def _is_stored(settings: Settings, network: Network) -> bool:
+    """Whether the store has it already: then nothing is to be refused any more."""
+    from ctl.store import open_store
+
+    try:
+        with closing(open_store(settings)) as store:
+            return store.read_network() == network
+    except StoreError:
+        return False
 
 
 def _warn_misfits(store: LeaseStore, network: Network) -> None:

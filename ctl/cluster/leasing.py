@@ -14,8 +14,8 @@ from ipaddress import IPv4Network
 from typing import Final
 
 from ctl.core.errors import LeaseConflict
-from ctl.core.host import Identity
-from ctl.core.lease import Keep, Pick, Replace, choose, holder, in_words, renew_at
+from ctl.core.host import Identity, Surroundings
+from ctl.core.lease import NOTHING_AROUND, Keep, Pick, Replace, choose, holder, in_words, renew_at
 from ctl.core.model import Lease, Network
 from ctl.core.ports import LeaseStore
 
@@ -53,15 +53,21 @@ class LeaseHolder:
         self.reclaims = 0
         """How often our entry had gone from the store and was put there again."""
 
-    def acquire(self, network: Network, previous: IPv4Network | None = None) -> Lease:
+    def acquire(
+        self,
+        network: Network,
+        previous: IPv4Network | None = None,
+        around: Surroundings = NOTHING_AROUND,
+    ) -> Lease:
         """Find or create this node's lease; `previous` is the subnet it had before.
 
-        NetworkExhausted if there is none left, LeaseConflict if every race was lost.
+        `around`: what else is on this host. NetworkExhausted if there is none left, ConfigError if what
+        there is would cost this host its link, LeaseConflict if every race was lost.
         """
         lost: LeaseConflict | None = None
         for _ in range(ATTEMPTS):
             try:
-                lease = self._try_acquire(network, previous)
+                lease = self._try_acquire(network, previous, around)
             except LeaseConflict as error:
                 # Taken by what no list shows (an entry that does not parse): not that one again.
                 lost, previous = error, None
@@ -70,10 +76,12 @@ class LeaseHolder:
                     return lease
         raise LeaseConflict(f"no lease after {ATTEMPTS} attempts: {lost}") from lost
 
-    def _try_acquire(self, network: Network, previous: IPv4Network | None) -> Lease | None:
+    def _try_acquire(
+        self, network: Network, previous: IPv4Network | None, around: Surroundings
+    ) -> Lease | None:
         """One attempt; None if it only made room for the next."""
         leases = self._store.snapshot().leases
-        choice = choose(network, leases, self.identity.host, previous, self._pick)
+        choice = choose(network, leases, self.identity.host, previous, self._pick, around)
         if isinstance(choice, Keep):
             return self._write(choice.lease, self._clock())
         if isinstance(choice, Replace):

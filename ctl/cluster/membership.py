@@ -14,8 +14,8 @@ from typing import Final
 from ctl.cluster.leasing import LeaseHolder
 from ctl.core.errors import ConfigError, LeaseConflict, StoreError
 from ctl.core.findings import Concern, Problems
-from ctl.core.host import Identity
-from ctl.core.lease import rank
+from ctl.core.host import Identity, Surroundings
+from ctl.core.lease import NOTHING_AROUND, rank
 from ctl.core.model import IPv4Network, Lease, Network, Snapshot
 from ctl.core.ports import Holding, LeaseStore
 from ctl.core.report import LeaseReport, StoreReport
@@ -87,9 +87,12 @@ class Membership:
 
     # --- Our lease -------------------------------------------------------------
 
-    def join(self, previous: IPv4Network | None) -> Lease:
-        """Find or create our lease, `previous` if it can be had. Raises as LeaseHolder.acquire."""
-        return self._holder.acquire(self.network, previous)
+    def join(self, previous: IPv4Network | None, around: Surroundings = NOTHING_AROUND) -> Lease:
+        """Find or create our lease, `previous` if it can be had; `around`: what else is on this host.
+
+        Raises as LeaseHolder.acquire.
+        """
+        return self._holder.acquire(self.network, previous, around)
 
     @property
     def lease(self) -> Lease:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from ctl.core.host import Uplink
+from ctl.core.host import Surroundings, Uplink
 from ctl.core.model import HookMode
 from ctl.core.report import KernelPort
 
@@ -26,6 +26,12 @@ class Concern(StrEnum):
     """IPsec policies keep peers on the kernel path."""
     BRIDGE = "bridge"
     """The bridge is another one's, and not as containers need it: the node is not ready."""
+    BRIDGE_MTU = "bridge MTU"
+    """The bridge is another one's, and its own network has a smaller MTU for our sake."""
+    CLASH = "clash"
+    """What else is on this host takes packets of the overlay, or changes their addresses."""
+    OVERLAP = "overlap"
+    """Addresses and routes of this host in the overlay's network, where they harm nobody yet."""
     FLANNELD = "flanneld"
     """A flanneld runs beside this agent, on the same network."""
     PINS = "pins"
@@ -44,11 +50,11 @@ class Concern(StrEnum):
     """What ends without an event cannot be asked for."""
 
 
-UNHEALTHY: Final = frozenset({Concern.CNI})
+UNHEALTHY: Final = frozenset({Concern.CNI, Concern.CLASH})
 """Where lines of these concerns are, containers do not start or do not reach each other as they should: the
 node may be ready, and is not healthy."""
 
-WARNINGS: Final[frozenset[Concern]] = frozenset()
+WARNINGS: Final = frozenset({Concern.BRIDGE_MTU, Concern.OVERLAP})
 """Concerns whose lines are worth knowing, and no fault."""
 
 
@@ -81,6 +87,9 @@ class Findings:
     """Where packets from the uplink meet our programs first."""
     hook_refused: str = ""
     """Why XDP that was asked for is not; empty if it is, or was not asked for."""
+
+    surroundings: Surroundings = field(default_factory=Surroundings)
+    """What else is on this host, as it was looked at last."""
 
     def count(self, table: str, operations: int) -> None:
         self.operations[table] = self.operations.get(table, 0) + operations

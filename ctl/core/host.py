@@ -90,6 +90,8 @@ class Link:
     alias: str
     xdp: int
     """Id of an XDP program on it; 0: none."""
+    lower: int = 0
+    """ifindex of what it is made on: a VLAN's interface, a veth's other end; 0: nothing here."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +100,36 @@ class Uplink:
 
     link: Link
     address: IPv4Address
+
+
+@dataclass(frozen=True, slots=True)
+class Ground:
+    """A network that this host has, or reaches, by an interface that is none of the overlay's."""
+
+    network: IPv4Network
+    device: str
+    """The interface's name; empty: packets to it go nowhere (a blackhole), or by several interfaces."""
+    address: IPv4Address | None = None
+    """Our own address in it; None: only a route leads there."""
+
+    def __str__(self) -> str:
+        if self.address is not None:
+            return f"{self.device} has {self.address}/{self.network.prefixlen}"
+        return f"there is a route to {self.network}" + (f" by {self.device}" if self.device else "")
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What of the IPv4 space this host uses beside the overlay."""
+
+    underlay: tuple[Ground, ...] = ()
+    """The uplink's own networks: other hosts are there, and are reached by it."""
+    others: tuple[Ground, ...] = ()
+
+    @property
+    def links(self) -> tuple[IPv4Network, ...]:
+        """The underlay's networks."""
+        return tuple(ground.network for ground in self.underlay)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,10 +12,11 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from itertools import islice
+from itertools import chain, islice
 from typing import Final
 
-from ctl.core.errors import NetworkExhausted
+from ctl.core.errors import ConfigError, NetworkExhausted
+from ctl.core.host import Surroundings
 from ctl.core.model import END_UNKNOWN, Lease, Network
 
 CANDIDATES: Final = 100
@@ -23,6 +24,9 @@ CANDIDATES: Final = 100
 
 Pick = Callable[[Sequence[IPv4Network]], IPv4Network]
 """Takes one of the candidates, which are never empty; `random.choice` outside tests."""
+
+
+NOTHING_AROUND: Final = Surroundings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +86,11 @@ def holder(leases: Sequence[Lease], subnet: IPv4Network) -> Lease | None:
     return leases[place] if inside else None
 
 
-def free_subnets(network: Network, leases: Iterable[Lease]) -> Iterator[IPv4Network]:
-    """Subnets that overlap no lease, from the lowest up."""
-    taken = sorted(span(lease.subnet) for lease in leases)
+def free_subnets(
+    network: Network, leases: Iterable[Lease], avoid: Iterable[IPv4Network] = ()
+) -> Iterator[IPv4Network]:
+    """Subnets that overlap no lease and nothing of `avoid`, from the lowest up."""
+    taken = sorted(map(span, chain((lease.subnet for lease in leases), avoid)))
     size = 1 << (32 - network.subnet_len)
     start, (stop, _) = int(network.subnet_min.network_address), span(network.subnet_max)
     index = 0
@@ -105,34 +111,72 @@ def choose(
     host: IPv4Address,
     previous: IPv4Network | None,
     pick: Pick,
+    around: Surroundings = NOTHING_AROUND,
 ) -> Choice:
     """What the node at `host` should do to hold a subnet.
 
     `leases` are the live ones. Of several leases of ours, a reservation goes first, then
-    `previous`, then the lowest. NetworkExhausted if no subnet is free.
+    `previous`, then the lowest. NetworkExhausted if no subnet is free. ConfigError if the one that is
+    ours, or each that is free, covers what this host needs to reach others (`around`).
     """
     leases = sorted(leases, key=rank)
     ours = [lease for lease in leases if lease.host == host]
     ours.sort(key=lambda lease: (lease.expires_at is not None, lease.subnet != previous, lease.subnet))
     for lease in ours:
         if fits(network, lease.subnet):
-            return Keep(lease)
+            return Keep(_off_the_underlay(lease, around))
     if ours:
         return Replace(ours[0])
-    if previous is not None and fits(network, previous) and holder(leases, previous) is None:
+    if previous is not None and _can_have_again(previous, network, leases, around):
         return Create(previous)
-    return Create(_pick_free(network, leases, pick))
+    return Create(_pick_free(network, leases, pick, around))
 
 
-def _pick_free(network: Network, leases: Iterable[Lease], pick: Pick) -> IPv4Network:
-    found = free_subnets(network, leases)
-    candidates = list(islice(found, CANDIDATES))
-    if not candidates:
-        raise NetworkExhausted(
-            f"no /{network.subnet_len} of {network.network} is free between {network.subnet_min}"
-            f" and {network.subnet_max}: {_remedy(network, leases)}"
+def _off_the_underlay(lease: Lease, around: Surroundings) -> Lease:
+    """`lease`; ConfigError if its bridge would take the place of the link to the other hosts."""
+    for ground in around.underlay:
+        if ground.network.overlaps(lease.subnet):
+            raise ConfigError(
+                f"our lease {lease.subnet} covers the underlay ({ground}), and the other hosts would be lost:"
+                f" release it (ovctl lease release {lease.subnet}), and {KEEP_CLEAR}"
+            )
+    return lease
+
+
+KEEP_CLEAR: Final = "keep the hosts' own link out of what the network hands out (SubnetMin, SubnetMax)"
+"""The remedy where a network of containers and one of hosts overlap."""
+
+
+def _can_have_again(
+    subnet: IPv4Network, network: Network, leases: Sequence[Lease], around: Surroundings
+) -> bool:
+    clear = not any(link.overlaps(subnet) for link in around.links)
+    return clear and fits(network, subnet) and holder(leases, subnet) is None
+
+
+def _pick_free(network: Network, leases: Sequence[Lease], pick: Pick, around: Surroundings) -> IPv4Network:
+    """One of the first that are free, and as clear of what else is around as there are.
+
+    What lies in a subnet would be lost to this host; so would a peer. What lies around one goes on
+    but for its addresses in there: those are taken where there are no others.
+    """
+    grounds = [ground.network for ground in around.others]
+    inside = [each for each in grounds if each.prefixlen >= network.subnet_len]
+    hosts = [*(ground.address for ground in around.others if ground.address), *(each.host for each in leases)]
+    lost = [*around.links, *inside, *map(IPv4Network, hosts)]
+    for avoid in ([*lost, *grounds], lost):
+        if candidates := list(islice(free_subnets(network, leases, avoid), CANDIDATES)):
+            return pick(candidates)
+    where = f"between {network.subnet_min} and {network.subnet_max}"
+    if any(free_subnets(network, leases)):
+        what = "; ".join(map(str, (*around.underlay, *around.others)))
+        raise ConfigError(
+            f"each free /{network.subnet_len} of {network.network} {where} covers what this host or another"
+            f" needs ({what}): {KEEP_CLEAR}"
         )
-    return pick(candidates)
+    raise NetworkExhausted(
+        f"no /{network.subnet_len} of {network.network} is free {where}: {_remedy(network, leases)}"
+    )
 
 
 def _remedy(network: Network, leases: Iterable[Lease]) -> str:

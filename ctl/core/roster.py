@@ -65,12 +65,15 @@ def _same(one: Sequence[Lease], other: Sequence[Lease]) -> int:
 
 
 class Roster:
-    """The peers of the node that holds `own`, in `network`."""
+    """The peers of the node that holds `own`, in `network`.
 
-    def __init__(self, own: Lease, network: Network) -> None:
+    `underlay`: the networks of its uplink, which a route to a peer's containers must not take over.
+    """
+
+    def __init__(self, own: Lease, network: Network, underlay: Sequence[IPv4Network] = ()) -> None:
         self.usable: dict[IPv4Network, Lease] = {}
         """The leases that packets can be sent to, by subnet."""
-        self._own, self._network = own, network
+        self._own, self._network, self._underlay = own, network, underlay
         self._leases: Sequence[Lease] = ()
         self._claims: dict[Claim, tuple[Lease, ...]] = {}
         """The leases that claim a block or a MAC, the one that gets it first. Leases with which anything else
@@ -192,9 +195,21 @@ class Roster:
             return f"it is larger than {MOST_BLOCKS} subnets of /{network.subnet_len}"
         if lease.host == own.host:
             return f"it carries our own host address {own.host}"
-        if network.backend == "vxlan" and (why := self._wrong_vtep(lease)):
+        if why := self._wrong_place(lease) or (self._wrong_vtep(lease) if network.backend == "vxlan" else ""):
             return why
         return "it overlaps our own" if _overlap(lease.subnet, own.subnet) else ""
+
+    def _wrong_place(self, lease: Lease) -> str:
+        """Whether its packets would have to take a route that they are the outside of."""
+        for link in self._underlay:
+            if _overlap(lease.subnet, link):
+                return f"it covers {link}, the network of our uplink"
+        host = int(lease.host)
+        for subnet, whose in ((lease.subnet, "it"), (self._own.subnet, f"{self._own.subnet}, ours")):
+            first, last = span(subnet)
+            if first <= host <= last:
+                return f"its host {lease.host} is in {whose}"
+        return ""
 
     def _wrong_vtep(self, lease: Lease) -> str:
         mac, vni = lease.vtep_mac, self._network.vni

@@ -108,7 +108,7 @@ def _cidr(text: str, key: str) -> IPv4Network:
             raise ValueError
         return IPv4Network(text, strict=False)
     except ValueError:
-        raise ValueError(f"{key} {text!r} is not an IPv4 network such as 172.17.0.0/16") from None
+        raise ValueError(f"{key} {text!r} is not an IPv4 network such as 10.77.0.0/16") from None
 
 
 def _subnet_len(network: IPv4Network, given: int) -> int:

@@ -21,6 +21,7 @@ from ctl.core.model import Bypass, Lease, Network
 from ctl.core.report import AgentReport
 from ctl.kernel.bpf.maps import open_maps
 from ctl.kernel.netlink.session import Netlink, by_name
+from ctl.kernel.netlink.surroundings import look_at_underlay
 from ctl.kernel.netlink.tables import Fdb, Routes, VtepNeighbours
 from ctl.process import statedir
 from ctl.settings.config import Settings
@@ -40,7 +41,8 @@ def stand(
     if link is None:
         raise NotFound(f"uplink {report.uplink} is not here any more")
     sysctls = settings.state_dir / statedir.SYSCTLS
-    return Site(network, own, Uplink(link, report.host), report.mtu, 0, sysctls)
+    near = tuple(ground.network for ground in look_at_underlay(netlink, link))
+    return Site(network, own, Uplink(link, report.host), report.mtu, 0, sysctls, underlay=near)
 
 
 def differences(

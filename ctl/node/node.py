@@ -19,10 +19,21 @@ from ctl.backend.protocol import Backend
 from ctl.backend.site import Site
 from ctl.backend.udp.backend import UdpBackend
 from ctl.backend.vxlan.backend import VxlanBackend
+from ctl.core import bridge as bridges
 from ctl.core.abi import Event
 from ctl.core.errors import AgentError, ConfigError
 from ctl.core.findings import Concern, Findings
-from ctl.core.host import EVERYTHING, BridgeDevice, Change, Devices, Identity, Removed, Uplink
+from ctl.core.host import (
+    EVERYTHING,
+    BridgeDevice,
+    Change,
+    Devices,
+    Identity,
+    Link,
+    Removed,
+    Surroundings,
+    Uplink,
+)
 from ctl.core.model import MIN_MTU, Bypass, IPv4Address, IPv4Network, Lease, MacAddress, Network
 from ctl.core.ports import Closing, Holding
 from ctl.core.wire import SubnetEnv, format_subnet_env, parse_subnet_env
@@ -31,8 +42,10 @@ from ctl.kernel.bpf import maps
 from ctl.kernel.bpf.maps import RING_BYTES
 from ctl.kernel.bpf.ring import Ring
 from ctl.kernel.netlink.monitor import Monitor
-from ctl.kernel.netlink.session import Netlink, by_name
+from ctl.kernel.netlink.session import Netlink
+from ctl.kernel.netlink.surroundings import look_at_underlay
 from ctl.kernel.netlink.uplink import UplinkChoice, find_uplink, follow_uplink
+from ctl.node import around
 from ctl.node.takeover import Takeover
 from ctl.process import statedir
 from ctl.settings.config import Settings
@@ -61,6 +74,8 @@ class Node:
         self._bridge = 0
         """ifindex of the bridge; 0: not made yet."""
         self._network: Network | None = None
+        self._leases: Sequence[Lease] = ()
+        """All that there are, as we were told last."""
         self._backend: Backend | None = None
         """How packets get to other nodes; None, like the network: `preflight` has not been told yet."""
         self._tell: Callable[[Devices], None] = lambda _: None
@@ -89,6 +104,10 @@ class Node:
         """Look which interface is the uplink, and which address is ours. AgentError if there is none."""
         self.findings.uplink = find_uplink(self._netlink, self._choice)
 
+    def surroundings(self) -> Surroundings:
+        """What else is on this host, beside the uplink's networks; after `find_uplink`. KernelError."""
+        return around.surroundings(self._netlink, self._uplink, self._settings.bridge)
+
     def preflight(self, network: Network) -> tuple[Identity, IPv4Network | None]:
         """Choose the backend; refuse everything that can be before anything is changed."""
         if network.backend not in BACKENDS:
@@ -96,15 +115,17 @@ class Node:
             raise ConfigError(f"the network's backend is {network.backend}: this agent runs {known}")
         backend: Backend = BACKENDS[network.backend](self._settings, self._netlink, self.findings)
         self._inner_mtu(network, backend)
-        link = by_name(self._netlink.links(), self._settings.bridge)
-        if link and link.kind != "bridge":
-            raise ConfigError(
-                f"{link.name} is no bridge but {link.kind or 'hardware'}: choose another --bridge"
-            )
+        self._check_bridge(self._netlink.links())
         backend.preflight(self._uplink)
         self._takeover.look(network, self._uplink)
+        self.findings.surroundings = self.surroundings()
         self._network, self._backend = network, backend
         return self._identity(), self.previous()
+
+    def _check_bridge(self, links: Mapping[int, Link]) -> None:
+        """ConfigError if the interface of the bridge's name cannot be the containers'."""
+        if why := bridges.why_not(self._settings.bridge, self._uplink.link, links):
+            raise ConfigError(why)
 
     def previous(self) -> IPv4Network | None:
         """The subnet of an earlier life: flanneld's if its datapath is here, or from subnet.env.
@@ -145,6 +166,8 @@ class Node:
         before = self._uplink
         after, wrong = follow_uplink(self._netlink, self._choice, before)
         self.findings.uplink = after
+        near = look_at_underlay(self._netlink, after.link)
+        self.findings.surroundings = replace(self.findings.surroundings, underlay=near)
         self.findings.problems[Concern.UPLINK] = (wrong,) if wrong else ()
         if _known_as(before) == _known_as(after):
             return None
@@ -156,7 +179,8 @@ class Node:
         network, _ = self._working
         sysctls = self._settings.state_dir / statedir.SYSCTLS
         lease, mtu = holding.lease, self.findings.mtu
-        return Site(network, lease, self._uplink, mtu, self._bridge, sysctls, holding.fenced)
+        links = self.findings.surroundings.links
+        return Site(network, lease, self._uplink, mtu, self._bridge, sysctls, holding.fenced, links)
 
     def reconcile_devices(self, holding: Holding) -> frozenset[Change]:
         """Kernel settings, tunnel device, bridge, and what others are told of them."""
@@ -170,6 +194,8 @@ class Node:
 
     def _reconcile_devices(self, holding: Holding) -> None:
         network, backend = self._working
+        # First: someone may have put the uplink into it, and the MTU would go by the bridge's.
+        self._check_bridge(self._netlink.links())
         self.findings.mtu = self._inner_mtu(network, backend)
         self._takeover.take_devices(network, self._uplink)
         links = self._netlink.links()
@@ -177,7 +203,23 @@ class Node:
         backend.ensure_device(self._site(holding), links)
         self._bridge, wrong = self._netlink.ensure_bridge(self._bridge_device(holding.lease), links)
         self.findings.problems[Concern.BRIDGE] = (wrong,) if wrong else ()
+        self._note_lowered(links)
         self._write_subnet_env(network, holding)
+
+    def _note_lowered(self, links: Mapping[int, Link]) -> None:
+        """Say what else is on an adopted bridge, and has to do with the MTU that we give it."""
+        network, _ = self._working
+        adopted = links.get(self._bridge) if network.backend == "vxlan" else None
+        told = bridges.lowered(adopted, self.findings.mtu, links) if adopted else ""
+        self._name(Concern.BRIDGE_MTU, (told,) if told else ())
+
+    def _name(self, concern: Concern, lines: tuple[str, ...]) -> None:
+        """Have `status` say these lines, and the log those that are new."""
+        before = self.findings.problems.get(concern, ())
+        for line in lines:
+            if line not in before:
+                log.warning("%s", line)
+        self.findings.problems[concern] = lines
 
     def _bridge_device(self, lease: Lease) -> BridgeDevice:
         return BridgeDevice(
@@ -212,6 +254,7 @@ class Node:
     def reconcile_peers(self, holding: Holding, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
         """The backend's ways to the nodes that have these leases."""
         _, backend = self._working
+        self._leases = leases
         try:
             backend.reconcile_peers(self._site(holding), leases, changes)
         finally:
@@ -229,6 +272,18 @@ class Node:
         ):
             self.findings.count("firewall", 1)
         self.findings.problems[Concern.FLANNELD] = self._takeover.remove_rules(network)
+        self._look_for_clashes(network, backend, holding.lease.subnet)
+
+    def _look_for_clashes(self, network: Network, backend: Backend, own: IPv4Network) -> None:
+        """Name what of this host takes packets from the overlay, or changes them."""
+        self.findings.surroundings = self.surroundings()
+        devices, links = self._devices(), self._netlink.links()
+        plainly = devices.hops if network.direct_routing or not devices.tunnel else ()
+        ways = sorted(links[each].name for each in {devices.tunnel, *plainly} if each in links)
+        bridge = self._settings.bridge
+        found = around.look_for_clashes(network, own, self._leases, self.findings.surroundings, ways, bridge)
+        self._name(Concern.CLASH, found.problems)
+        self._name(Concern.OVERLAP, found.warnings)
 
     def load_programs(self, holding: Holding) -> frozenset[Change]:
         """The backend's maps and programs, if it has any."""

@@ -30,6 +30,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for variable in [name for name in os.environ if name.startswith("OVNET_")]:
         monkeypatch.delenv(variable)
     monkeypatch.setattr("ctl.cli.settings.DEFAULT_FILE", tmp_path / "none.toml")
+    monkeypatch.setattr("ctl.cli.network._clash", lambda *_: "")  # nor addresses of it
     monkeypatch.setenv("OVNET_STORE", f"sqlite://{tmp_path}/store.db")
     return tmp_path / "store.db"
 
@@ -95,6 +96,26 @@ def test_init_again_is_fine_and_another_network_needs_force(ovctl: Ovctl, path: 
     code, _, err = ovctl("network", "init", "--network", "172.18.0.0/16", "--force")
     assert code == 0
     assert "warning: 172.17.9.0/24 of a at 10.0.0.1 fits the new network no longer" in err
+
+
+def test_a_network_over_this_hosts_link_is_refused_and_makes_no_store(
+    ovctl: Ovctl, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ctl.cli.network._clash", lambda *_: "it covers eth0")
+    code, _, err = ovctl("network", "init", "--network", "172.17.0.0/16")
+    assert (code, err) == (2, "ovctl: error: it covers eth0 (--force stores it all the same)\n")
+    assert not path.exists()
+    assert ovctl("network", "init", "--network", "172.17.0.0/16", "--force")[0] == 0
+    code, _, err = ovctl("network", "init", "--network", "172.17.0.0/16")
+    assert (code, err.endswith("already, unchanged\n")) == (0, True), "a script that runs again"
+    assert ovctl("network", "init", "--network", "172.18.0.0/16")[0] == 2
+
+
+@pytest.mark.usefixtures("network")
+def test_a_subnet_is_not_reserved_for_a_host_in_it(ovctl: Ovctl) -> None:
+    code, _, err = ovctl("lease", "reserve", "172.17.9.0/24", "--host", "172.17.9.7")
+    assert code == 2
+    assert "172.17.9.0/24 covers 172.17.9.7 itself" in err
 
 
 @pytest.mark.parametrize(

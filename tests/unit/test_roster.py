@@ -178,3 +178,29 @@ def test_no_address_ever_leads_to_two_hosts(found: list[Lease]) -> None:
     for lease in usable:
         assert not lease.subnet.overlaps(OWN.subnet)
         assert not any(lease.subnet.overlaps(each.subnet) for each in usable if each is not lease)
+
+
+UPLINK = (IPv4Network("172.17.5.0/24"),)
+
+
+@pytest.mark.parametrize("subnet", ["172.17.5.0/24", "172.17.5.128/25", "172.17.4.0/23"])
+def test_a_peers_subnet_over_our_link_is_not_used_and_the_others_are(subnet: str) -> None:
+    """A route to it would take the packets of the tunnel itself."""
+    made = Roster(OWN, NETWORK, UPLINK)
+    over = replace(OTHER, subnet=IPv4Network(subnet), host=IPv4Address("172.17.5.12"), node="b")
+    made.update(sorted([PEER, over], key=rank))
+    assert list(made.usable.values()) == [PEER]
+    (line,) = made.problems
+    assert f"lease {subnet} of b ignored" in line
+    made.update([PEER])
+    assert not made.problems
+
+
+def test_a_peer_whose_host_is_among_containers_is_not_used() -> None:
+    """Not by its own subnet, which has its VXLAN in it, nor by ours, where nobody would look for a host."""
+    inside = replace(OTHER, host=OTHER.subnet.network_address + 9)
+    ours = replace(PEER, host=OWN.subnet.network_address + 9)
+    made = roster(*sorted([inside, ours], key=rank))
+    assert not made.usable
+    assert len(made.problems) == 2
+    assert all("its host 172.17." in line for line in made.problems)

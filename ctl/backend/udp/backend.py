@@ -53,7 +53,7 @@ class UdpBackend(ProgramlessBackend):
         """The forwarder, by these leases, its device, and one route for the whole network."""
         if self._forwarder is None:
             return
-        roster = Roster(site.lease, site.network)
+        roster = Roster(site.lease, site.network, site.underlay)
         roster.update(leases)
         self._findings.problems[Concern.LEASES] = roster.problems
         peers = {subnet: lease.host for subnet, lease in roster.usable.items()}

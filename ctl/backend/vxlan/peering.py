@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv4Network
 
 from ctl.backend.settle import Tracked, apply_fitting, settle
 from ctl.backend.site import Site
@@ -30,8 +30,8 @@ from ctl.kernel.netlink import fib, xfrm
 from ctl.kernel.netlink.socket import Rtnl
 from ctl.kernel.netlink.tables import Fdb, Routes, VtepNeighbours
 
-Place = tuple[Network, Lease, Uplink, int]
-"""Network, own lease, uplink and ifindex of the tunnel device: what a plan is made for."""
+Place = tuple[Network, Lease, Uplink, tuple[IPv4Network, ...], int]
+"""Network, own lease, uplink, its networks and ifindex of the tunnel device: what a plan is made for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +110,10 @@ class Peering:
         failures.raise_any()
 
     def _plan(self, site: Site, device: int, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
-        place = site.network, replace(site.lease, expires_at=None), site.uplink, device
+        place = site.network, replace(site.lease, expires_at=None), site.uplink, site.underlay, device
         anew, self._place = place != self._place, None
         if anew:
-            self._roster = Roster(site.lease, site.network)
+            self._roster = Roster(site.lease, site.network, site.underlay)
         moves = self._roster.update(leases)
         rehopped = self._follow_hops(moves, site, everyone=anew or Change.HOPS in changes)
         # Not before: without their entries the maps, which follow, would refuse all peers.

@@ -34,7 +34,7 @@ from ctl.kernel.netlink.message import (
     text,
     to_number,
 )
-from ctl.kernel.netlink.socket import Rtnl
+from ctl.kernel.netlink.socket import Rtnl, suppress_missing
 
 _GET: Final = (RTM_GETLINK, NLM_F_REQUEST)
 """IPRoute's "get" without the acknowledgement that it leaves in memory."""
@@ -42,9 +42,9 @@ _SKIP_STATISTICS: Final = 1 << 3
 """RTEXT_FILTER_SKIP_STATS of linux/rtnetlink.h."""
 
 _HEAD: Final = layout(ifinfmsg)
-_ADDRESS, _IFNAME, _MTU, _MASTER, _LINKINFO, _IFALIAS, _LINK_NETNSID, _XDP = (
+_ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _IFALIAS, _LINK_NETNSID, _XDP = (
     number_of(ifinfmsg, f"IFLA_{name}")
-    for name in ("ADDRESS", "IFNAME", "MTU", "MASTER", "LINKINFO", "IFALIAS", "LINK_NETNSID", "XDP")
+    for name in ("ADDRESS", "IFNAME", "MTU", "LINK", "MASTER", "LINKINFO", "IFALIAS", "LINK_NETNSID", "XDP")
 )
 _INFO_KIND: Final = number_of(ifinfmsg.ifinfo, "IFLA_INFO_KIND")
 _XDP_IDS: Final = tuple(
@@ -83,6 +83,7 @@ def parse(content: bytes) -> Link:
     found = attributes(content, _HEAD.size)
     mac = found.get(_ADDRESS, b"")
     info = attributes(found.get(_LINKINFO, b""))
+    elsewhere = _LINK_NETNSID in found
     return Link(
         ifindex=ifindex,
         name=text(found.get(_IFNAME, b"")),
@@ -91,9 +92,11 @@ def parse(content: bytes) -> Link:
         mtu=to_number(found.get(_MTU, b"")),
         up=bool(flags & IFF_UP),
         master=to_number(found.get(_MASTER, b"")),
-        peer_elsewhere=_LINK_NETNSID in found,
+        peer_elsewhere=elsewhere,
         alias=text(found.get(_IFALIAS, b"")),
         xdp=_xdp(found.get(_XDP, b"")),
+        # Of another namespace the number says nothing here.
+        lower=0 if elsewhere else to_number(found.get(_LINK, b"")),
     )
 
 
@@ -114,6 +117,15 @@ def tunnel(rtnl: Rtnl, ifindex: int) -> Vxlan:
         local=IPv4Address(data.get("vxlan_local") or 0),
         learning=bool(data.get("vxlan_learning")),
     )
+
+
+def udp_port(rtnl: Rtnl, found: Link) -> int:
+    """The UDP port on which a tunnel receives; 0 for any other interface, or one that has gone. Refused."""
+    if found.kind in ("vxlan", "geneve"):
+        with suppress_missing():
+            (answer,) = rtnl.link(_GET, ext_mask=_SKIP_STATISTICS, index=found.ifindex)
+            return answer.get(("linkinfo", "data")).get(f"{found.kind}_port") or 0
+    return 0
 
 
 def change(

@@ -100,9 +100,12 @@ class Routes:
         _change(self._rtnl, "routes to peers", delta, removals, puts)
 
 
-def main_routes(rtnl: Rtnl, protocol: int = 0) -> Iterator[bytes]:
-    """The messages of the main table's IPv4 routes, of one protocol or (0) of any. Refused."""
-    for content in rtnl.bulk.dump(RTM_GETROUTE, body(message(rtmsg, family=AF_INET, proto=protocol))):
+def main_routes(rtnl: Rtnl, protocol: int = 0, *, by: int = 0) -> Iterator[bytes]:
+    """The messages of the main table's IPv4 routes, of one protocol, by one interface; 0: of any. Refused."""
+    interface = [("RTA_OIF", by)] if by else []
+    for content in rtnl.bulk.dump(
+        RTM_GETROUTE, body(message(rtmsg, interface, family=AF_INET, proto=protocol))
+    ):
         _, _, _, _, table, made_by, *_ = RTMSG.unpack_from(content)
         if table == MAIN_TABLE and protocol in (0, made_by):
             yield content

@@ -1,0 +1,119 @@
+"""Others' rules of nat's postrouting, whoever made them: nftables', iptables' on top of it, legacy iptables'.
+
+Chain by chain, from the base chain to those that it leads to: a Kubernetes node has tens of
+thousands of rules in the same tables.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from ctl.core.nat import Chains, Leaving, Rule, Verdict, parse_iptables, parse_nft, rewriting
+from ctl.kernel.command import find, run
+from ctl.kernel.firewall import TABLE
+
+_LEGACY_TABLES: Final = Path("/proc/thread-self/net/ip_tables_names")
+"""Legacy iptables' tables in this namespace. To list one that is not there would make it."""
+_MOST_CHAINS: Final = 50
+"""More than these are not looked at."""
+
+Load = Callable[[str], list[Rule]]
+"""A chain's rules by its name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base chain of someone else's."""
+
+    place: str
+    """For people."""
+    chains: Chains
+    name: str
+
+
+def complaints(packets: Iterable[Leaving]) -> Iterator[str]:
+    """A line for each base chain of others' that changes the source of one of these. KernelError."""
+    tried = tuple(packets)
+    for base in _bases() if tried else ():
+        found = (rewriting(base.chains, base.name, packet) for packet in tried)
+        if rule := next(filter(None, found), None):
+            yield (
+                f"a rule of {base.place} changes the source address of packets between containers ({rule}):"
+                " they do not see each other's own addresses, and eBPF carries nothing of it; narrow the rule"
+                " (dockerd: --ip-masq=false, or another --bip), or choose another network"
+            )
+
+
+def _bases() -> Iterator[Base]:
+    for chain in _base_chains(_listed("nft", "-j", "list", "chains")):
+        yield _nft_base(chain["family"], chain["table"], chain["name"])
+    if _in_legacy_use() and find("iptables-legacy"):
+        base = _followed("legacy iptables' nat POSTROUTING", "POSTROUTING", _by_iptables("iptables-legacy"))
+        yield base
+
+
+def _base_chains(listing: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    for each in listing:
+        chain = each.get("chain", {})
+        here = (chain.get("type"), chain.get("hook")) == ("nat", "postrouting")
+        if here and chain["family"] in ("ip", "inet") and (chain["family"], chain["table"]) != ("ip", TABLE):
+            yield chain
+
+
+def _nft_base(family: str, table: str, name: str) -> Base:
+    """Iptables knows its own rules better than nft does, of which it shows no matches."""
+    if (family, table) == ("ip", "nat") and find("iptables-nft"):
+        base = _followed(f"iptables' nat {name}", name, _by_iptables("iptables-nft"))
+        if base.chains[name]:
+            return base
+    return _followed(f"nftables' table {family} {table}, chain {name}", name, _by_nft(family, table))
+
+
+def _followed(place: str, name: str, load: Load) -> Base:
+    """A base chain with all that it leads to."""
+    chains: dict[str, list[Rule]] = {}
+    ahead = [name]
+    while ahead and len(chains) < _MOST_CHAINS:
+        chain = ahead.pop()
+        if chain not in chains:
+            chains[chain] = load(chain)
+            jumps = (rule for rule in chains[chain] if rule.verdict in (Verdict.JUMP, Verdict.GOTO))
+            ahead += (rule.target for rule in jumps if not rule.vague)
+    return Base(place, chains, name)
+
+
+def _by_iptables(command: str) -> Load:
+    def load(chain: str) -> list[Rule]:
+        listing = run(command, "-w", "-t", "nat", "-S", chain, check=False)
+        return parse_iptables(listing.splitlines()).get(chain, [])
+
+    return load
+
+
+def _by_nft(family: str, table: str) -> Load:
+    def load(chain: str) -> list[Rule]:
+        listing = _listed("nft", "-j", "list", "chain", family, table, chain)
+        return parse_nft(each["rule"].get("expr", []) for each in listing if "rule" in each)
+
+    return load
+
+
+def _listed(*command: str) -> list[dict[str, Any]]:
+    """The objects that nft lists; none where it refuses, as for a chain that has gone meanwhile."""
+    text = run(*command, check=False)
+    try:
+        found = json.loads(text)["nftables"]
+    except (ValueError, KeyError, TypeError):
+        return []
+    return [each for each in found if isinstance(each, dict)]
+
+
+def _in_legacy_use() -> bool:
+    try:
+        return "nat" in _LEGACY_TABLES.read_text().split()
+    except OSError:
+        return False
