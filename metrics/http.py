@@ -6,6 +6,7 @@ with a time limit, no name look-ups.
 
 from __future__ import annotations
 
+import errno
 import socket
 import socketserver
 import sys
@@ -16,6 +17,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
 from ctl.core.errors import ConfigError
+from ctl.process import holder
 from ctl.process.timed import TimedSocket
 
 MAX_REQUESTS: Final = 8
@@ -93,7 +95,9 @@ def listen(
         return HttpServer(_Server((addr, port), answer, request_timeout), name)
     except (OSError, OverflowError) as error:
         why = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(f"cannot serve {name} on {addr} port {port}: {why}; see {flags}") from error
+        taken = getattr(error, "errno", 0) == errno.EADDRINUSE
+        whose = f" ({holder.of_port('tcp', port)} has it)" if taken else ""
+        raise ConfigError(f"cannot serve {name} on {addr} port {port}: {why}; see {flags}{whose}") from error
 
 
 class _Server(ThreadingHTTPServer):

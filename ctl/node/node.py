@@ -116,6 +116,8 @@ class Node:
         backend: Backend = BACKENDS[network.backend](self._settings, self._netlink, self.findings)
         self._inner_mtu(network, backend)
         self._check_bridge(self._netlink.links())
+        if network.backend == "vxlan":
+            self._netlink.check_port(network.port)
         backend.preflight(self._uplink)
         self._takeover.look(network, self._uplink)
         self.findings.surroundings = self.surroundings()

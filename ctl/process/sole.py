@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import socket
+from typing import Final
 
 from ctl.core.errors import AgentError
+from ctl.process import holder
+
+_NAME: Final = "ovnet agent"
 
 
 def hold_namespace() -> socket.socket:
@@ -16,8 +20,10 @@ def hold_namespace() -> socket.socket:
     """
     held = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     try:
-        held.bind("\0ovnet agent")
+        held.bind(f"\0{_NAME}")
     except OSError as error:
         held.close()
-        raise AgentError("another agent runs in this network namespace: stop it first") from error
+        other = holder.of_name(_NAME)
+        which = f" ({other})" if other else ""
+        raise AgentError(f"another agent{which} runs in this network namespace: stop it first") from error
     return held

@@ -10,6 +10,7 @@ import struct
 from typing import Final
 
 from ctl.core.errors import KernelError
+from ctl.process import holder
 
 QUEUE_LEN: Final = 2000
 """How many packets the device keeps for us to read: what a few large TCP segments are cut into."""
@@ -50,13 +51,13 @@ def _attach(name: str) -> int:
         fcntl.ioctl(fd, _TUNSETIFF, _IFREQ.pack(name.encode(), _IFF_TUN | _IFF_NO_PI))
     except OSError as error:
         os.close(fd)
-        raise KernelError(f"TUN device {name}: {_why(error)}") from error
+        raise KernelError(f"TUN device {name}: {_why(error, name)}") from error
     return fd
 
 
-def _why(error: OSError) -> str:
+def _why(error: OSError, name: str) -> str:
     if error.errno == errno.EBUSY:
-        return "another process has it: end that one, or choose another port"
+        return f"{holder.of_tun(name) or 'another process'} has it: end that one, or choose another port"
     if error.errno == errno.EINVAL:
         return f"a device of another kind has this name: remove it ({error.strerror})"
     return error.strerror or str(error)

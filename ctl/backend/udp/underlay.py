@@ -7,6 +7,7 @@ import socket
 from typing import Final
 
 from ctl.core.errors import KernelError
+from ctl.process import holder
 
 OVERHEAD: Final = 28
 """How many bytes the underlay adds to a packet: 20 of IPv4, 8 of UDP."""
@@ -39,7 +40,7 @@ class Underlay:
             sock.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
         except OSError as error:
             sock.close()
-            raise KernelError(f"UDP {local}:{port}: {error.strerror}") from error
+            raise KernelError(f"UDP {local}:{port}: {_why(error, port)}") from error
 
     def receive(self, buffer: memoryview) -> tuple[int, str]:
         """One datagram into `buffer`: (bytes, host). BlockingIOError when there is none."""
@@ -72,3 +73,10 @@ class Underlay:
             return self.send(packet, host)
         finally:
             self.socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DO)
+
+
+def _why(error: OSError, port: int) -> str:
+    if error.errno == errno.EADDRINUSE:
+        other = holder.of_port("udp", port)
+        return f"{error.strerror} by {other}: end that, or choose another port (ovctl network init --port)"
+    return error.strerror or str(error)

@@ -10,13 +10,15 @@ It is never up: it opens no socket, and the bridge sends nothing to it.
 
 from __future__ import annotations
 
+import errno
 from typing import Final
 
 from ctl.core.errors import KernelError
 from ctl.core.host import OWNER, Link
 from ctl.core.model import MacAddress
-from ctl.kernel.netlink import link
+from ctl.kernel.netlink import link, taken
 from ctl.kernel.netlink.session import Netlink, by_name
+from ctl.kernel.netlink.socket import Refused
 
 DEVICE: Final = "ovnet-room"
 _VNI: Final = (1 << 24) - 1
@@ -36,6 +38,18 @@ def ensure(netlink: Netlink, bridge: int, mtu: int, links: dict[int, Link]) -> N
         return
     with netlink.doing(f"create {DEVICE}"):
         if found is None:
-            link.add_bare_vxlan(netlink.rtnl, DEVICE, _VNI, _PORT, _MAC)
+            _add(netlink, links)
         ifindex = link.one(netlink.rtnl, ifname=DEVICE).ifindex
         link.change(netlink.rtnl, ifindex, mtu=mtu, alias=OWNER, master=bridge)
+
+
+def _add(netlink: Netlink, links: dict[int, Link]) -> None:
+    try:
+        link.add_bare_vxlan(netlink.rtnl, DEVICE, _VNI, _PORT, _MAC)
+    except Refused as error:
+        if error.code != errno.EEXIST:
+            raise
+        other = taken.by_vni(netlink.rtnl, _VNI, _PORT, links.values())
+        raise KernelError(
+            f"{other} has VNI {_VNI} on port {_PORT}, which {DEVICE} needs: remove it"
+        ) from error

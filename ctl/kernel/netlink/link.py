@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from ipaddress import IPv4Address
-from typing import Final
+from typing import Any, Final
 
 from pyroute2.netlink import NLM_F_REQUEST
 from pyroute2.netlink.rtnl import RTM_GETLINK
@@ -121,11 +121,27 @@ def tunnel(rtnl: Rtnl, ifindex: int) -> Vxlan:
 
 def udp_port(rtnl: Rtnl, found: Link) -> int:
     """The UDP port on which a tunnel receives; 0 for any other interface, or one that has gone. Refused."""
-    if found.kind in ("vxlan", "geneve"):
-        with suppress_missing():
-            (answer,) = rtnl.link(_GET, ext_mask=_SKIP_STATISTICS, index=found.ifindex)
-            return answer.get(("linkinfo", "data")).get(f"{found.kind}_port") or 0
-    return 0
+    if found.kind not in ("vxlan", "geneve"):
+        return 0
+    return int(_data(rtnl, found).get(f"{found.kind}_port") or 0)
+
+
+def is_alone(rtnl: Rtnl, found: Link) -> bool:
+    """Whether a vxlan device shares its port with none such as ours. Refused."""
+    data = _data(rtnl, found)
+    return any(data.get(f"vxlan_{flag}") for flag in _RECEIVING)
+
+
+_RECEIVING: Final = ("collect_metadata", "gbp", "gpe", "remcsum_rx", "udp_zero_csum6_rx")
+"""What a vxlan device may ask of its socket, and ours does not: VXLAN_F_RCV_FLAGS of include/net/vxlan.h."""
+
+
+def _data(rtnl: Rtnl, found: Link) -> Any:
+    """What only its kind of interface has; nothing of one that has gone. Refused."""
+    answers: list[Any] = []
+    with suppress_missing():
+        answers = rtnl.link(_GET, ext_mask=_SKIP_STATISTICS, index=found.ifindex)
+    return answers[0].get(("linkinfo", "data")) if answers else {}
 
 
 def change(

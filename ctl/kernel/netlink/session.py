@@ -31,7 +31,7 @@ from ctl.core.errors import KernelError
 from ctl.core.host import OWNER, BridgeDevice, Link, Neighbours, VxlanDevice
 from ctl.core.model import MacAddress
 from ctl.core.plan import plan_bridge_mtu
-from ctl.kernel.netlink import fib, link
+from ctl.kernel.netlink import fib, link, taken
 from ctl.kernel.netlink.message import attributes, body, message, to_number, unpack
 from ctl.kernel.netlink.socket import Refused, Rtnl, suppress_missing
 from ctl.kernel.netlink.tables import MAIN_TABLE, NDA_DST, NDA_LLADDR, NDA_MASTER, NDMSG
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 
 NUD_USABLE: Final = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_PERMANENT
 """The states in which a neighbour's entry has a MAC."""
+_NEEDS_ADMIN: Final = " (needs CAP_NET_ADMIN in the user namespace that this network namespace is of)"
 _NUD_UNASKED: Final = NUD_REACHABLE | NUD_STALE
 
 
@@ -64,7 +65,8 @@ class Netlink:
         try:
             yield
         except Refused as error:
-            raise KernelError(f"{what}: {error}") from error
+            hint = _NEEDS_ADMIN if error.code == errno.EPERM else ""
+            raise KernelError(f"{what}: {error}{hint}") from error
 
     def links(self) -> dict[int, Link]:
         """All interfaces by ifindex."""
@@ -127,30 +129,51 @@ class Netlink:
         with self.doing(f"create {want.name}"):
             if found and not self._same_tunnel(found, want):
                 if found.alias != OWNER:
-                    raise KernelError(f"{want.name} exists, is not ours and is another tunnel: remove it")
+                    what = "is another tunnel" if found.kind == "vxlan" else f"is {found.kind or 'hardware'}"
+                    raise KernelError(f"{want.name} exists, is not ours and {what}: remove it, or rename it")
                 link.delete(self.rtnl, found.ifindex)
                 found = None
             if found is None:
-                self._add_vxlan(want)
+                self._add_vxlan(want, links)
             ifindex = link.one(self.rtnl, ifname=want.name).ifindex
             if found is None or (found.mtu, found.up, found.alias) != (want.mtu, True, OWNER):
-                link.change(self.rtnl, ifindex, mtu=want.mtu, alias=OWNER, up=True)
+                self._set_up(ifindex, want, links, new=found is None)
             if found and found.mac != want.mac:
                 # Only then: to set even the same MAC flushes the neighbours, permanent ones too.
                 link.change(self.rtnl, ifindex, mac=want.mac)
             self._only_address(ifindex, want.address)
         return ifindex
 
-    def _add_vxlan(self, want: VxlanDevice) -> None:
+    def _add_vxlan(self, want: VxlanDevice, links: dict[int, Link]) -> None:
         try:
             link.add_vxlan(self.rtnl, want)
         except Refused as error:
-            if error.code == errno.EEXIST:
-                raise KernelError(
-                    f"another vxlan device has VNI {want.vni} on port {want.port}: "
-                    "remove it, or choose another VNI for the network"
-                ) from error
-            raise
+            if error.code != errno.EEXIST:
+                raise
+            other = taken.by_vni(self.rtnl, want.vni, want.port, links.values())
+            raise KernelError(
+                f"{other} has VNI {want.vni} on port {want.port}: "
+                "remove it, or choose another VNI for the network (ovctl network init --vni)"
+            ) from error
+
+    def _set_up(self, ifindex: int, want: VxlanDevice, links: dict[int, Link], *, new: bool) -> None:
+        """The vxlan device opens its UDP socket now; one that is `new` goes again where it cannot."""
+        try:
+            link.change(self.rtnl, ifindex, mtu=want.mtu, alias=OWNER, up=True)
+        except Refused as error:
+            if error.code != errno.EADDRINUSE:
+                raise
+            if new:
+                link.delete(self.rtnl, ifindex)
+            other = taken.by_port(self.rtnl, want.port, links.values(), want.name)
+            raise KernelError(_port_taken(want.port, other)) from error
+
+    def check_port(self, port: int) -> None:
+        """KernelError if somebody has it who would let no vxlan device of ours have it too."""
+        with self.doing(f"look who has UDP port {port}"):
+            other = taken.surely_by(self.rtnl, port, self.links().values())
+        if other:
+            raise KernelError(_port_taken(port, other))
 
     def _same_tunnel(self, found: Link, want: VxlanDevice) -> bool:
         if found.kind != "vxlan":
@@ -182,13 +205,10 @@ class Netlink:
     def ensure_bridge(self, want: BridgeDevice, links: dict[int, Link]) -> tuple[int, str]:
         """Make or adopt the bridge: (ifindex, what is wrong with an adopted one or "").
 
-        An adopted bridge keeps its settings; it only gets our address if it has none.
+        An adopted bridge keeps its settings; it only gets our address if it has none. `links`: looked
+        at by ctl.core.bridge.
         """
         found = by_name(links, want.name)
-        if found and found.kind != "bridge":
-            raise KernelError(
-                f"{want.name} is no bridge but {found.kind or 'hardware'}: choose another --bridge"
-            )
         with self.doing(f"create bridge {want.name}"):
             if found is None:
                 link.add_bridge(self.rtnl, want)
@@ -247,6 +267,13 @@ class Netlink:
     def remove(self, found: Link) -> None:
         with self.doing(f"remove {found.name}"), suppress_missing():
             link.delete(self.rtnl, found.ifindex)
+
+
+def _port_taken(port: int, other: str) -> str:
+    return (
+        f"UDP port {port}, which the vxlan device needs, is taken by {other}: "
+        "end that, or choose another port for the network (ovctl network init --port)"
+    )
 
 
 def by_name(links: Mapping[int, Link], name: str) -> Link | None:
