@@ -13,6 +13,10 @@ OWNER: str = "ovnet"
 """Alias of the devices that we made, and prefix of our filters' names: what may be removed."""
 
 
+NO_QDISC: Final = "noqueue"
+"""The root qdisc of a veth that nobody has given another."""
+
+
 class Change(StrEnum):
     """A part of the node's state that may differ from the plan now."""
 
@@ -92,6 +96,10 @@ class Link:
     """Id of an XDP program on it; 0: none."""
     lower: int = 0
     """ifindex of what it is made on: a VLAN's interface, a veth's other end; 0: nothing here."""
+    qdisc: str = NO_QDISC
+    """Kind of its root qdisc: by which it holds back what it sends."""
+    peer_xdp: bool = False
+    """A veth whose other end has an XDP program in the driver."""
 
 
 @dataclass(frozen=True, slots=True)

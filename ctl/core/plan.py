@@ -14,10 +14,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 from ctl.core.abi import EndpointEntry
-from ctl.core.host import Filter, FilterKey, Link, Neighbours
+from ctl.core.host import NO_QDISC, Filter, FilterKey, Link, Neighbours
 from ctl.core.model import HookMode
 
 K = TypeVar("K")
@@ -60,6 +60,27 @@ def plan_endpoints(
         if port is not None and port in ports and address in subnet:
             found[address] = EndpointEntry(port, mac, bridge.mac)
     return found
+
+
+def why_kernel_path(port: Link) -> str:
+    """Why a port is not bypassed by what it is itself, in words; empty if it may be.
+
+    redirect_peer delivers behind the port's end: nothing that hangs there in the direction of
+    the container has a part in it (what hangs there beside qdiscs: ctl.kernel.hooks.filters).
+    """
+    if port.kind != "veth":
+        return f"a {port.kind or 'hardware'} interface: only veth ports can be bypassed"
+    if not port.peer_elsewhere:
+        return "its other end is in this network namespace"
+    if port.qdisc not in _NOTHING_HELD_BACK:
+        return f"its qdisc {port.qdisc} would not see what our program delivers"
+    if port.peer_xdp:
+        return "the container's own XDP program would not see what ours delivers"
+    return ""
+
+
+_NOTHING_HELD_BACK: Final = frozenset({NO_QDISC, "noop", ""})
+"""Root qdiscs that have no queue; noop is that of an interface that has never been up."""
 
 
 def plan_questions(seen: Neighbours, subnet: IPv4Network) -> list[IPv4Address]:

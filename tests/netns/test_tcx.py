@@ -200,13 +200,14 @@ def test_teardown_leaves_others_alone(lab: Lab) -> None:
 def test_hooks_are_listed(pair: Pair) -> None:
     a, port = pair.a, pair.on_a.port
     wait_until(partial(full, a, port), SOON, "the port has its programs")
-    with someone_at_tcx(a, port, syscall.TCX_EGRESS) as theirs:
+    with someone_at_tcx(a, port, syscall.TCX_INGRESS) as theirs:
         rows = a.json("hook", "list")
     found = [(row["dev"], row["hook"], row["name"], row["ours"]) for row in rows]
     assert ("eth0", "ingress", "from_wire", True) in found
     assert ("ovnet.1", "egress", "to_overlay", True) in found
     assert (port, "ingress", "from_container", True) in found
-    assert (port, "egress", "someone", False) in found
+    assert (port, "egress", "to_container", True) in found
+    assert (port, "ingress", "someone", False) in found
     assert theirs in [row["id"] for row in rows]
     assert "from_wire" in a.ovctl("hook", "list").stdout
 

@@ -17,7 +17,7 @@ from ctl.core.errors import Failures
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import FilterKey, Link
 from ctl.core.model import Bypass
-from ctl.core.plan import diff, plan_endpoints, plan_filters, plan_questions
+from ctl.core.plan import diff, plan_endpoints, plan_filters, plan_questions, why_kernel_path
 from ctl.core.report import KernelPort
 from ctl.kernel.bpf import loader, maps
 from ctl.kernel.bpf.maps import Maps
@@ -44,8 +44,9 @@ class Ports:
     def detached(self, device: int) -> bool:
         """Whether someone took the program off the uplink, or the vxlan device with ifindex `device`.
 
-        At tcx there are no events. One that is off a port costs no more than its container's shortcut,
-        until the next resync.
+        Or has put one of their own beside ours, or taken it away, there or on a port. At tcx there are
+        no events. Ours that is off a port costs no more than its container's shortcut, until the next
+        resync.
         """
         return self._filters.detached((self._uplink, device))
 
@@ -90,11 +91,7 @@ class Ports:
     def _why_not(self, link: Link) -> str:
         if self._settings.bypass is Bypass.OFF:
             return "bypass is off"
-        if link.kind != "veth":
-            return f"a {link.kind or 'hardware'} interface: only veth ports can be bypassed"
-        if not link.peer_elsewhere:
-            return "its other end is in this network namespace"
-        return self._filters.taken(link.ifindex)
+        return why_kernel_path(link) or self._filters.taken(link.ifindex)
 
     def _find_containers(self, site: Site, bridge: Link, ports: Mapping[int, Link], opened: Maps) -> None:
         """The map `endpoints`; and ARP questions for containers whose port is not known."""

@@ -47,6 +47,8 @@ class Filters:
         """Interfaces of which that may not be true any more."""
         self._taken: dict[int, str] = {}
         """Why our programs must not go to an interface; empty if they may."""
+        self._others: dict[FilterKey, list[int]] = {}
+        """Ids of others' programs at tcx, of each place that was looked at."""
         self._filtered: set[int] = set()
         """Interfaces that have, or had, a program of ours by a filter."""
         self.programs: Mapping[str, Program] = {}
@@ -61,8 +63,13 @@ class Filters:
         return self._links.pin()
 
     def detached(self, interfaces: Collection[int]) -> bool:
-        """Whether someone took a link of ours off one of these interfaces. 5 us for each link."""
-        return self._links.detached(interfaces)
+        """Whether someone took a link of ours off one of these interfaces. 5 us for each link.
+
+        Or others' programs at tcx have come or gone, on any interface that we look after.
+        """
+        return self._links.detached(interfaces) or any(
+            self._others_at(key) != seen for key, seen in self._others.items()
+        )
 
     def forget(self, ifindex: int | None = None) -> None:
         """Someone changed the filters of an interface (None: of any)."""
@@ -94,23 +101,41 @@ class Filters:
                 self._links.forget(key)
             self._taken.pop(ifindex, None)
             self._stale.discard(ifindex)
+            for ingress in (True, False):
+                self._others.pop(FilterKey(ifindex, ingress), None)
 
     def taken(self, ifindex: int) -> str:
-        """`foreign` for both directions of an interface, remembered until `forget`."""
+        """Why our programs must not go to a port, in words; empty if they may. Remembered until `forget`."""
         if ifindex not in self._taken:
-            self._taken[ifindex] = self.foreign(ifindex, True) or self.foreign(ifindex, False)
+            self._taken[ifindex] = self.foreign(ifindex, True) or self._passed_by(ifindex)
         return self._taken[ifindex]
+
+    def _passed_by(self, ifindex: int) -> str:
+        """What of someone else's hangs at a port's egress, in words: redirect_peer delivers behind it."""
+        key = FilterKey(ifindex, False)
+        found = [f"{_what(each)} of someone else" for each in attached(self._rtnl, key) if not is_ours(each)]
+        found += [f"someone else's program {ident} at tcx egress" for ident in self._look_at_tcx(key)]
+        return f"{found[0]} would not see what our program delivers" if found else ""
+
+    def _look_at_tcx(self, key: FilterKey) -> list[int]:
+        """Ids of others' programs at tcx, which are remembered. KernelError."""
+        if self._has_tcx:
+            self._others[key] = self._others_at(key)
+        return self._others.get(key, [])
+
+    def _others_at(self, key: FilterKey) -> list[int]:
+        ours = self._links.program(key)
+        return [ident for ident in tcx.programs(key) if ident != ours]
 
     def foreign(self, ifindex: int, ingress: bool) -> str:
         """Why our program must not go there: a filter of someone else's, in words; or ""."""
         for each in attached(self._rtnl, FilterKey(ifindex, ingress)):
             if is_ours(each):
                 continue
-            what = f"{each.kind} filter {each.name}".strip()
             if each.priority == PRIORITY:
-                return f"{what} of someone else has our priority {each.priority}"
+                return f"{_what(each)} of someone else has our priority {each.priority}"
             if each.priority > PRIORITY:
-                return f"{what} at priority {each.priority} would not see what our program redirects"
+                return f"{_what(each)} at priority {each.priority} would not see what our program redirects"
         return ""
 
     def apply(self, delta: Delta[FilterKey, Filter]) -> None:
@@ -135,6 +160,8 @@ class Filters:
                 raise
         else:
             self._known.setdefault(key.ifindex, {})[key] = new
+            if key not in self._others:
+                self._look_at_tcx(key)
 
     def _put(self, key: FilterKey, program: Program) -> None:
         """The new way first, if it is another one than before: no packet goes without."""
@@ -185,6 +212,7 @@ class Filters:
             self._filtered.add(key.ifindex)
         elif not linked:
             return None
+        self._look_at_tcx(key)
         if self._links_at(there):
             right = not filtered and tcx.programs(key)[-1:] == [linked]
             return Filter(self._name(linked), linked) if right else _MISPLACED
@@ -215,6 +243,11 @@ def _parse(each: tc.Attached) -> Filter:
     """By a filter's name, which is what older versions go by."""
     _, program, ident = (*each.name.split(":"), "", "")[:3]
     return Filter(program, int(ident) if ident.isdigit() else 0)
+
+
+def _what(each: tc.Attached) -> str:
+    """A filter in words."""
+    return f"{each.kind} filter {each.name}".strip()
 
 
 def is_ours(each: tc.Attached) -> bool:

@@ -95,6 +95,17 @@ class Links:
                 self._drop(key)
         return {key: info.program for key, info in infos.items() if info.ifindex}
 
+    def program(self, key: FilterKey) -> int:
+        """Id of ours in a place; 0: there is none. Refused."""
+        if key not in self._open:
+            pin = self._directory / _name(key)
+            fd = _open(pin) if pin.exists() else None
+            if fd is None:
+                return 0
+            self._open[key] = fd
+        info = _info(self._open[key])
+        return info.program if info.ifindex else 0
+
     def put(self, key: FilterKey, program: int) -> None:
         """Have an open program run last in its place, in exchange for the one of ours there. Refused."""
         fd = self._open.get(key)

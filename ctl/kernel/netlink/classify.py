@@ -26,16 +26,18 @@ from pyroute2.netlink.rtnl import (
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWNEIGH,
+    RTM_NEWQDISC,
     RTM_NEWROUTE,
     RTM_NEWTFILTER,
     RTM_SETLINK,
 )
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from ctl.core.host import EVERYTHING, OWNER, Change, Devices, Removed
 from ctl.core.model import MacAddress
 from ctl.kernel.firewall import CHAIN, TABLE
-from ctl.kernel.netlink.message import attributes, layout, split, to_number
+from ctl.kernel.netlink.message import attributes, layout, number_of, split, text, to_number
 from ctl.kernel.netlink.session import NUD_USABLE
 from ctl.kernel.netlink.tables import (
     NDA_DST,
@@ -56,6 +58,7 @@ _PARTS: Final = {
     RTM_DELADDR: frozenset({Change.DEVICES, Change.HOPS}),
     RTM_NEWROUTE: frozenset({Change.HOPS}),
     RTM_DELROUTE: frozenset({Change.HOPS}),
+    RTM_NEWQDISC: frozenset({Change.FILTERS}),
     RTM_DELQDISC: frozenset({Change.FILTERS}),
     RTM_NEWTFILTER: frozenset({Change.FILTERS}),
     RTM_DELTFILTER: frozenset({Change.FILTERS}),
@@ -63,6 +66,10 @@ _PARTS: Final = {
 
 
 _LINK: Final = layout(ifinfmsg)
+_QDISC: Final = layout(tcmsg)
+_TCA_KIND: Final = number_of(tcmsg, "TCA_KIND")
+_TCA_INGRESS_BLOCK, _TCA_EGRESS_BLOCK = 13, 14
+"""Of linux/rtnetlink.h, which pyroute2 0.9.7 does not know."""
 
 Wanted = Callable[[Removed], bool]
 
@@ -95,6 +102,8 @@ class Classifier:
         if kind in (RTM_NEWROUTE, RTM_DELROUTE) and body[5] == ROUTE_PROTOCOL:  # rtm_protocol
             return self._own_route(kind, body)
         if kind == RTM_NEWTFILTER and OWNER.encode() + b":" in body:  # TCA_BPF_NAME
+            return frozenset()
+        if kind == RTM_NEWQDISC and _is_bare(body):
             return frozenset()
         if kind == RTM_DELLINK and _ifindex(body) == self._known_on:
             self.forget()  # its neighbours may go without a word
@@ -151,6 +160,13 @@ class Classifier:
         else:
             self._known.pop(key, None)
         return frozenset({Change.PORTS})
+
+
+def _is_bare(body: bytes) -> bool:
+    """Whether a qdisc is one for filters and has none yet, as the one that we add ourselves."""
+    found = attributes(body, _QDISC.size)
+    shared = found.keys() & {_TCA_INGRESS_BLOCK, _TCA_EGRESS_BLOCK}
+    return text(found.get(_TCA_KIND, b"")) == "clsact" and not shared
 
 
 def _ifindex(body: bytes) -> int:

@@ -46,6 +46,9 @@ _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _IFALIAS, _LINK_NETNSID, _XD
     number_of(ifinfmsg, f"IFLA_{name}")
     for name in ("ADDRESS", "IFNAME", "MTU", "LINK", "MASTER", "LINKINFO", "IFALIAS", "LINK_NETNSID", "XDP")
 )
+_QDISC, _MAX_MTU = (number_of(ifinfmsg, f"IFLA_{name}") for name in ("QDISC", "MAX_MTU"))
+_ETH_MAX_MTU: Final = 65535
+"""Of a veth, unless there is XDP at its other end: then by how much that takes (veth_xdp_set)."""
 _INFO_KIND: Final = number_of(ifinfmsg.ifinfo, "IFLA_INFO_KIND")
 _XDP_IDS: Final = tuple(
     number_of(ifinfmsg.xdp, f"IFLA_XDP_{mode}PROG_ID") for mode in ("", "DRV_", "SKB_", "HW_")
@@ -84,10 +87,11 @@ def parse(content: bytes) -> Link:
     mac = found.get(_ADDRESS, b"")
     info = attributes(found.get(_LINKINFO, b""))
     elsewhere = _LINK_NETNSID in found
+    kind, largest = text(info.get(_INFO_KIND, b"")), to_number(found.get(_MAX_MTU, b""))
     return Link(
         ifindex=ifindex,
         name=text(found.get(_IFNAME, b"")),
-        kind=text(info.get(_INFO_KIND, b"")),
+        kind=kind,
         mac=MacAddress(mac) if len(mac) == 6 else None,
         mtu=to_number(found.get(_MTU, b"")),
         up=bool(flags & IFF_UP),
@@ -97,6 +101,8 @@ def parse(content: bytes) -> Link:
         xdp=_xdp(found.get(_XDP, b"")),
         # Of another namespace the number says nothing here.
         lower=0 if elsewhere else to_number(found.get(_LINK, b"")),
+        qdisc=text(found.get(_QDISC, b"")),
+        peer_xdp=kind == "veth" and largest not in (0, _ETH_MAX_MTU),
     )
 
 
