@@ -32,6 +32,8 @@ class Concern(StrEnum):
     """What else is on this host takes packets of the overlay, or changes their addresses."""
     OVERLAP = "overlap"
     """Addresses and routes of this host in the overlay's network, where they harm nobody yet."""
+    FORWARDING = "forwarding"
+    """Interfaces of others' do not forward what comes in by them."""
     FLANNELD = "flanneld"
     """A flanneld runs beside this agent, on the same network."""
     PINS = "pins"

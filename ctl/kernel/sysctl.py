@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Mapping
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,6 +25,21 @@ CONNTRACK: Final = {
 }
 
 
+def forwarding(device: str) -> str:
+    """The setting of a device: whether what comes in by it is forwarded."""
+    return f"net/ipv4/conf/{device}/forwarding"
+
+
+def arp_notify(device: str) -> str:
+    """The setting of a device: whether its neighbours are told when its MAC changes (gratuitous ARP)."""
+    return f"net/ipv4/conf/{device}/arp_notify"
+
+
+def dotted(name: str) -> str:
+    """A setting as sysctl(8) takes it: a dot of a device's name stands as a slash."""
+    return name.translate(str.maketrans("/.", "./"))
+
+
 def read(name: str) -> str | None:
     """None if this kernel, or this namespace, does not have it."""
     with suppress(OSError):
@@ -36,10 +51,9 @@ def check(wanted: Mapping[str, str]) -> None:
     """KernelError if something of `wanted` differs and may not be set, as in most containers."""
     for name, value in wanted.items():
         if read(name) not in (None, value) and not os.access(_ROOT / name, os.W_OK):
-            dotted = name.replace("/", ".")
             raise KernelError(
-                f"{dotted} must be {value}, which cannot be set here: "
-                f"set it outside (sysctl -w {dotted}={value}), "
+                f"{dotted(name)} must be {value}, which cannot be set here: "
+                f"set it outside (sysctl -w {dotted(name)}={value}), "
                 "or let the container (docker run --security-opt systempaths=unconfined)"
             )
 
@@ -57,6 +71,20 @@ def ensure(wanted: Mapping[str, str], saved: Path) -> None:
     _note(saved, changes | _saved(saved))
     for name in changes:
         _write(name, wanted[name])
+
+
+@contextmanager
+def meanwhile(name: str, value: str) -> Iterator[None]:
+    """Have a setting be so for as long as the block lasts. Where it cannot be set it stays as it is."""
+    before = read(name)
+    with suppress(KernelError):
+        _write(name, value)
+    try:
+        yield
+    finally:
+        if before is not None:
+            with suppress(KernelError):
+                _write(name, before)
 
 
 def restore(saved: Path, names: Collection[str] | None = None, keep: Collection[str] = FORWARDING) -> bool:
@@ -104,4 +132,4 @@ def _write(name: str, value: str) -> None:
     try:
         (_ROOT / name).write_text(value)
     except OSError as error:
-        raise KernelError(f"cannot set {name.replace('/', '.')} to {value}: {error.strerror}") from error
+        raise KernelError(f"cannot set {dotted(name)} to {value}: {error.strerror}") from error

@@ -21,10 +21,11 @@ from ctl.backend.udp.backend import UdpBackend
 from ctl.backend.vxlan.backend import VxlanBackend
 from ctl.core import bridge as bridges
 from ctl.core.abi import Event
-from ctl.core.errors import AgentError, ConfigError
+from ctl.core.errors import AgentError, ConfigError, KernelError
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import (
     EVERYTHING,
+    OWNER,
     BridgeDevice,
     Change,
     Devices,
@@ -42,10 +43,10 @@ from ctl.kernel.bpf import maps
 from ctl.kernel.bpf.maps import RING_BYTES
 from ctl.kernel.bpf.ring import Ring
 from ctl.kernel.netlink.monitor import Monitor
-from ctl.kernel.netlink.session import Netlink
+from ctl.kernel.netlink.session import Netlink, by_name, names
 from ctl.kernel.netlink.surroundings import look_at_underlay
 from ctl.kernel.netlink.uplink import UplinkChoice, find_uplink, follow_uplink
-from ctl.node import around
+from ctl.node import around, forwarding
 from ctl.node.takeover import Takeover
 from ctl.process import statedir
 from ctl.settings.config import Settings
@@ -203,10 +204,36 @@ class Node:
         links = self._netlink.links()
         sysctl.ensure(sysctl.FORWARDING, self._settings.state_dir / statedir.SYSCTLS)
         backend.ensure_device(self._site(holding), links)
-        self._bridge, wrong = self._netlink.ensure_bridge(self._bridge_device(holding.lease), links)
+        wanted, found = self._bridge_device(holding.lease), by_name(links, self._settings.bridge)
+        self._bridge, wrong = self._netlink.ensure_bridge(wanted, links)
         self.findings.problems[Concern.BRIDGE] = (wrong,) if wrong else ()
         self._note_lowered(links)
+        if found:
+            self._guard_mac(found, wanted.mac)
+        self._ensure_forwarding(found)
         self._write_subnet_env(network, holding)
+
+    def _guard_mac(self, bridge: Link, chosen: MacAddress) -> None:
+        """Whoever gives the bridge another MAC takes the containers' gateway away.
+
+        Ours gets back the one that was chosen for it, and containers are told, for some may know
+        the other one by now. Of a bridge that is not ours they are told by the kernel, at once.
+        """
+        notify = sysctl.arp_notify(bridge.name)
+        if bridge.alias != OWNER:
+            with suppress(KernelError):  # where /proc/sys is read-only they find out by themselves
+                sysctl.ensure({notify: "1"}, self._settings.state_dir / statedir.SYSCTLS)
+        elif bridge.mac != chosen:
+            with sysctl.meanwhile(notify, "1"):
+                self._netlink.put_back_mac(bridge, chosen)
+
+    def _ensure_forwarding(self, found: Link | None) -> None:
+        """Of each device. `found`: the bridge as it was before this pass; None: there was none."""
+        devices = self._devices()
+        ours, others = names({devices.tunnel}), names({devices.uplink, *devices.hops})
+        (others if found and found.alias != OWNER else ours).append(self._settings.bridge)
+        saved = self._settings.state_dir / statedir.SYSCTLS
+        self._name(Concern.FORWARDING, forwarding.ensure(ours, others, saved))
 
     def _note_lowered(self, links: Mapping[int, Link]) -> None:
         """Say what else is on an adopted bridge, and has to do with the MTU that we give it."""

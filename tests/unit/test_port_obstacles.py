@@ -6,7 +6,7 @@ import struct
 from dataclasses import replace
 
 import pytest
-from pyroute2.netlink.rtnl import RTM_DELQDISC, RTM_NEWQDISC
+from pyroute2.netlink.rtnl import RTM_DELQDISC, RTM_NEWNETCONF, RTM_NEWQDISC
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from ctl.core.host import Change
@@ -44,6 +44,12 @@ def block(number: int) -> bytes:
     return struct.pack("=HHI", 8, 14, number)
 
 
+def netconf(forwarding: int | None) -> bytes:
+    """A struct netconfmsg, NETCONFA_IFINDEX and NETCONFA_FORWARDING."""
+    found = struct.pack("=BxxxHHi", 2, 8, 1, 9)
+    return found if forwarding is None else found + struct.pack("=HHi", 8, 2, forwarding)
+
+
 @pytest.mark.parametrize(
     ("kind", "content", "expected"),
     [
@@ -52,7 +58,12 @@ def block(number: int) -> bytes:
         (RTM_NEWQDISC, qdisc("clsact"), set()),
         (RTM_NEWQDISC, qdisc("clsact", block(10)), {Change.FILTERS}),
         (RTM_DELQDISC, qdisc("clsact"), {Change.FILTERS}),
+        (RTM_NEWNETCONF, netconf(0), {Change.DEVICES}),
+        (RTM_NEWNETCONF, netconf(1), set()),
+        (RTM_NEWNETCONF, netconf(None), set()),
     ],
 )
-def test_what_the_kernel_says_of_qdiscs(kind: int, content: bytes, expected: set[Change]) -> None:
+def test_what_the_kernel_says_of_qdiscs_and_forwarding(
+    kind: int, content: bytes, expected: set[Change]
+) -> None:
     assert Classifier(lambda _: False).classify(kind, content) == expected

@@ -26,6 +26,7 @@ from pyroute2.netlink.rtnl import (
     RTM_NEWADDR,
     RTM_NEWLINK,
     RTM_NEWNEIGH,
+    RTM_NEWNETCONF,
     RTM_NEWQDISC,
     RTM_NEWROUTE,
     RTM_NEWTFILTER,
@@ -69,7 +70,10 @@ _LINK: Final = layout(ifinfmsg)
 _QDISC: Final = layout(tcmsg)
 _TCA_KIND: Final = number_of(tcmsg, "TCA_KIND")
 _TCA_INGRESS_BLOCK, _TCA_EGRESS_BLOCK = 13, 14
-"""Of linux/rtnetlink.h, which pyroute2 0.9.7 does not know."""
+"""Of linux/rtnetlink.h, like the next, which pyroute2 0.9.7 does not know."""
+_NETCONF_HEAD: Final = 4
+"""Bytes of struct netconfmsg, padded (linux/netconf.h)."""
+_NETCONFA_FORWARDING: Final = 2
 
 Wanted = Callable[[Removed], bool]
 
@@ -105,6 +109,8 @@ class Classifier:
             return frozenset()
         if kind == RTM_NEWQDISC and _is_bare(body):
             return frozenset()
+        if kind == RTM_NEWNETCONF:
+            return _forwarding_ended(body)
         if kind == RTM_DELLINK and _ifindex(body) == self._known_on:
             self.forget()  # its neighbours may go without a word
         found = _PARTS.get(kind, frozenset())
@@ -167,6 +173,13 @@ def _is_bare(body: bytes) -> bool:
     found = attributes(body, _QDISC.size)
     shared = found.keys() & {_TCA_INGRESS_BLOCK, _TCA_EGRESS_BLOCK}
     return text(found.get(_TCA_KIND, b"")) == "clsact" and not shared
+
+
+def _forwarding_ended(body: bytes) -> frozenset[Change]:
+    """The settings of a device, or all: of these one counts, when it is off (linux/netconf.h)."""
+    found = attributes(body, _NETCONF_HEAD)
+    ended = _NETCONFA_FORWARDING in found and not to_number(found[_NETCONFA_FORWARDING])
+    return frozenset({Change.DEVICES}) if ended else frozenset()
 
 
 def _ifindex(body: bytes) -> int:

@@ -1,5 +1,7 @@
 """Hears of changes in the kernel: links, addresses, neighbours, routes, filters, rules, IPsec policies.
 
+Qdiscs are heard of with filters, and whether devices forward.
+
 pyroute2 opens the sockets and joins the groups, a thread reads what they bring. Not by pyroute2:
 an IPRoute that is bound takes every message by itself, has no bound for what nobody reads, and
 fails in every call after the kernel had no room for one (ENOBUFS); which here says no more than
@@ -29,6 +31,7 @@ from pyroute2.netlink import (
 from pyroute2.netlink.nlsocket import NetlinkSocket
 from pyroute2.netlink.rtnl import (
     RTNLGRP_IPV4_IFADDR,
+    RTNLGRP_IPV4_NETCONF,
     RTNLGRP_IPV4_ROUTE,
     RTNLGRP_LINK,
     RTNLGRP_NEIGH,
@@ -40,7 +43,14 @@ from ctl.core.host import Change, Devices
 from ctl.kernel.netlink.classify import POLICIES, RULES, Classifier, Source, Wanted, quiet_filter, routes
 from ctl.kernel.netlink.socket import SO_RCVBUFFORCE
 
-_GROUPS: Final = (RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_TC, RTNLGRP_IPV4_IFADDR, RTNLGRP_IPV4_ROUTE)
+_GROUPS: Final = (
+    RTNLGRP_LINK,
+    RTNLGRP_NEIGH,
+    RTNLGRP_TC,
+    RTNLGRP_IPV4_IFADDR,
+    RTNLGRP_IPV4_NETCONF,
+    RTNLGRP_IPV4_ROUTE,
+)
 _NFNLGRP_NFTABLES: Final = 7
 """linux/netfilter/nfnetlink.h."""
 _XFRMNLGRP_POLICY: Final = 4

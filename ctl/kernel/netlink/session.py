@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Interface
-from socket import AF_BRIDGE, AF_INET
+from socket import AF_BRIDGE, AF_INET, if_indextoname
 from typing import Final, Self
 
 from pyroute2.netlink.rtnl import RTM_GETADDR, RTM_GETNEIGH, rt_proto
@@ -228,6 +228,12 @@ class Netlink:
                 self._bridge_route(ifindex, want.address)
             return ifindex, wrong
 
+    def put_back_mac(self, found: Link, mac: MacAddress) -> None:
+        """Give an interface the MAC that it was made with."""
+        log.warning("%s had the MAC %s: put back to %s", found.name, found.mac, mac)
+        with self.doing(f"put the MAC of {found.name} back"):
+            link.change(self.rtnl, found.ifindex, mac=mac)
+
     def _bridge_address(self, ifindex: int, want: BridgeDevice, ours: bool) -> str:
         present = self.addresses(ifindex)
         if want.address in present:
@@ -274,6 +280,15 @@ def _port_taken(port: int, other: str) -> str:
         f"UDP port {port}, which the vxlan device needs, is taken by {other}: "
         "end that, or choose another port for the network (ovctl network init --port)"
     )
+
+
+def names(interfaces: Iterable[int]) -> list[str]:
+    """What interfaces are called, by ifindex; 0 and those that are gone have no name."""
+    found = []
+    for ifindex in interfaces:
+        with suppress(OSError):
+            found.append(if_indextoname(ifindex))
+    return found
 
 
 def by_name(links: Mapping[int, Link], name: str) -> Link | None:
