@@ -34,6 +34,8 @@ class Concern(StrEnum):
     """Addresses and routes of this host in the overlay's network, where they harm nobody yet."""
     FORWARDING = "forwarding"
     """Interfaces of others' do not forward what comes in by them."""
+    FORWARD = "forward"
+    """Rules of others' drop what is forwarded, or may do so unseen."""
     FLANNELD = "flanneld"
     """A flanneld runs beside this agent, on the same network."""
     PINS = "pins"

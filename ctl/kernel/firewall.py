@@ -8,15 +8,14 @@ what is forwarded from and to the overlay (Docker sets FORWARD's policy to DROP)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
+from ctl.kernel import iptables
 from ctl.kernel.command import find, run, succeeds
 
 TABLE: Final = "ovnet"
-CHAIN: Final = "OVNET-FWD"
 
 _MASQUERADE: Final = """\
 	chain postrouting {{
@@ -98,6 +97,8 @@ class Firewall:
 
     def __init__(self) -> None:
         self._applied = self._shown = ""
+        self.unseen: tuple[str, ...] = ()
+        """Others' rules that we could not look at, and that may drop what is ours: a line each."""
 
     def ensure(
         self,
@@ -119,7 +120,9 @@ class Firewall:
             # Declared, deleted, made anew: all in one transaction, whether it was there or not.
             run("nft", "-f", "-", text=f"table ip {TABLE}\ndelete table ip {TABLE}\n{wanted}")
             self._applied, self._shown = wanted, _show()
-        return _ensure_forwarding(network, bridge) or changed
+        accepted = iptables.ensure(network, bridge)
+        self.unseen = accepted.wrong
+        return accepted.changed or changed
 
 
 def _show() -> str:
@@ -127,46 +130,14 @@ def _show() -> str:
     return run("nft", "-s", "list", "table", "ip", TABLE, check=False)
 
 
-def forward_rules(network: IPv4Network, bridge: str, forward: Sequence[str]) -> list[str]:
-    """Our chain, as iptables lists it, beside these rules of FORWARD.
-
-    dockerd --icc=false appends its drop, which with br_netfilter is about bridged packets
-    too: behind our jump, where an accept of ours would forestall it.
-    """
-    rules = [f"-A {CHAIN} -{side} {network} -j ACCEPT" for side in "sd"]
-    if f"-A FORWARD -i {bridge} -o {bridge} -j DROP" in forward:
-        rules.insert(0, f"-A {CHAIN} -i {bridge} -o {bridge} -j RETURN")
-    return rules
-
-
-def _ensure_forwarding(network: IPv4Network, bridge: str) -> bool:
-    if not find("iptables"):
-        return False
-    present = run("iptables", "-w", "-S", CHAIN, check=False).splitlines()
-    jump = run("iptables", "-w", "-S", "FORWARD").splitlines()
-    rules = forward_rules(network, bridge, jump)
-    if present == [f"-N {CHAIN}", *rules] and f"-A FORWARD -j {CHAIN}" in jump:
-        return False
-    text = "\n".join(["*filter", f":{CHAIN} - [0:0]", *rules, "COMMIT", ""])
-    run("iptables-restore", "-w", "--noflush", text=text)
-    if f"-A FORWARD -j {CHAIN}" not in jump:
-        # Appended: Docker's isolation chains keep their say.
-        run("iptables", "-w", "-A", "FORWARD", "-j", CHAIN)
-    return True
-
-
 def remove() -> bool:
     """Take our table and chain away; False if there was no table."""
     there = succeeds("nft", "list", "table", "ip", TABLE)
     if there:
         run("nft", "delete", "table", "ip", TABLE)
-    if find("iptables"):
-        while succeeds("iptables", "-w", "-D", "FORWARD", "-j", CHAIN):
-            pass
-        succeeds("iptables", "-w", "-F", CHAIN)
-        succeeds("iptables", "-w", "-X", CHAIN)
-        if find("nft"):
-            _remove_empty_filter_table()
+    iptables.remove()
+    if find("iptables") and find("nft"):
+        _remove_empty_filter_table()
     return there
 
 

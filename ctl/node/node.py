@@ -38,7 +38,7 @@ from ctl.core.host import (
 from ctl.core.model import MIN_MTU, Bypass, IPv4Address, IPv4Network, Lease, MacAddress, Network
 from ctl.core.ports import Closing, Holding
 from ctl.core.wire import SubnetEnv, format_subnet_env, parse_subnet_env
-from ctl.kernel import firewall, sysctl
+from ctl.kernel import firewall, forward, sysctl
 from ctl.kernel.bpf import maps
 from ctl.kernel.bpf.maps import RING_BYTES
 from ctl.kernel.bpf.ring import Ring
@@ -300,6 +300,8 @@ class Node:
             bridge=self._settings.bridge,
         ):
             self.findings.count("firewall", 1)
+        refusing = forward.refusing(network.network, self._settings.bridge)
+        self._name(Concern.FORWARD, (*self._firewall.unseen, *refusing))
         self.findings.problems[Concern.FLANNELD] = self._takeover.remove_rules(network)
         self._look_for_clashes(network, backend, holding.lease.subnet)
 

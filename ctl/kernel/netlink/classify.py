@@ -37,7 +37,8 @@ from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
 from ctl.core.host import EVERYTHING, OWNER, Change, Devices, Removed
 from ctl.core.model import MacAddress
-from ctl.kernel.firewall import CHAIN, TABLE
+from ctl.kernel.firewall import TABLE
+from ctl.kernel.iptables import CHAIN
 from ctl.kernel.netlink.message import attributes, layout, number_of, split, text, to_number
 from ctl.kernel.netlink.session import NUD_USABLE
 from ctl.kernel.netlink.tables import (

@@ -1,0 +1,75 @@
+"""Which of others' nftables chains drop what we forward: by nft's listings. Pure.
+
+An accept in one table undoes no drop in another, so a chain at the hook `forward` that refuses what
+it has no rule for has to have one for our containers. Whether a rule that names them accepts is not
+looked at: who names them has thought of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+_CHAIN: Final = re.compile(r"\tchain (\S+) \{")
+_BASE: Final = re.compile(r"\t\ttype filter hook forward priority [^;]+;(?: policy (\w+);)?")
+_REFUSAL: Final = re.compile(
+    r"(counter( packets \d+ bytes \d+)? )?"
+    r'(log( prefix "[^"]*")?( (level|flags|group) \S+)* )?'
+    r"(drop|reject( with .+)?)( comment .*)?$"
+)
+"""A rule that asks nothing and refuses."""
+_NAME: Final = re.compile(r'"([^"]*)"')
+_ADDRESSES: Final = re.compile(r"\b(\d{1,3}(?:\.\d{1,3}){3})(/\d{1,2})?(?:-(\d{1,3}(?:\.\d{1,3}){3}))?\b")
+"""An address, with the length of a prefix or the end of a range."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """A base chain at the hook `forward`."""
+
+    family: str
+    table: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.family} {self.table} {self.name}"
+
+
+def base_chains(listing: str) -> Iterator[Chain]:
+    """Those of `nft list chains` that see forwarded IPv4 packets and may refuse some."""
+    family = table = name = ""
+    for line in listing.splitlines():
+        if found := re.match(r"table (\S+) (\S+) \{", line):
+            family, table = found.groups()
+        elif found := _CHAIN.match(line):
+            name = found[1]
+        elif _BASE.match(line) and family in ("ip", "inet"):
+            yield Chain(family, table, name)
+
+
+def refuses(listing: str) -> bool:
+    """Whether a base chain, by `nft list chain`, refuses what none of its rules is about."""
+    lines = [line.strip() for line in listing.splitlines()]
+    base = next((line for line in lines if line.startswith("type filter hook")), "")
+    rules = [line for line in lines if line.strip("}") and line != base and not line.endswith("{")]
+    return "policy drop;" in base or bool(rules and _REFUSAL.match(rules[-1]))
+
+
+def names(listing: str, bridge: str, network: IPv4Network) -> bool:
+    """Whether a table, by `nft list table`, has a word about our bridge or addresses of our network."""
+    interfaces = _NAME.findall(listing)
+    if any(name == bridge or (name[-1:] == "*" and bridge.startswith(name[:-1])) for name in interfaces):
+        return True
+    first, last = network.network_address, network.broadcast_address
+    return any(begin <= last and end >= first for begin, end in _ranges(listing))
+
+
+def _ranges(listing: str) -> Iterator[tuple[IPv4Address, IPv4Address]]:
+    for address, length, end in _ADDRESSES.findall(listing):
+        with suppress(ValueError):  # a version, say, in a comment
+            block = IPv4Network(address + length, strict=False)
+            yield block.network_address, IPv4Address(end) if end else block.broadcast_address

@@ -1,0 +1,37 @@
+"""Others' nftables chains that drop what we forward: found, and named. Nothing of them is changed."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network
+
+from ctl.core import forward_chains
+from ctl.core.forward_chains import Chain
+from ctl.kernel.command import run
+
+
+def refusing(network: IPv4Network, bridge: str) -> tuple[str, ...]:
+    """Chains at the hook `forward` that refuse what they have no rule for, and have none for us: a line each.
+
+    One listing, and two more of each chain that refuses anything. KernelError.
+    """
+    chains = forward_chains.base_chains(run("nft", "list", "chains"))
+    return tuple(_line(chain, network, bridge) for chain in chains if _is_in_the_way(chain, network, bridge))
+
+
+def _is_in_the_way(chain: Chain, network: IPv4Network, bridge: str) -> bool:
+    # One that has just gone lists nothing.
+    own = run("nft", "-s", "list", "chain", chain.family, chain.table, chain.name, check=False)
+    if not forward_chains.refuses(own):
+        return False
+    table = run("nft", "-s", "list", "table", chain.family, chain.table, check=False)
+    return not forward_chains.names(table, bridge, network)
+
+
+def _line(chain: Chain, network: IPv4Network, bridge: str) -> str:
+    remedy = f"nft insert rule {chain} ip saddr {network} accept, and the same with daddr"
+    if chain.table == "firewalld":
+        remedy = f"firewall-cmd --permanent --zone=trusted --add-source={network}, then --reload"
+    return (
+        f"the nftables chain {chain} drops what is forwarded and has no rule about {bridge} or {network}: "
+        f"containers may reach no other node: {remedy}"
+    )
