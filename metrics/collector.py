@@ -15,6 +15,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 
 from ctl.core.abi import Hook
 from ctl.core.errors import OvnetError
+from ctl.core.losing import Way
 from ctl.core.reasons import REASONS, Verdict, reason
 from ctl.core.report import AgentReport, Datapath, LeaseReport, ReconcileReport, StoreReport
 from metrics import names
@@ -119,6 +120,9 @@ def _node(report: AgentReport) -> Iterable[Sample]:
     yield names.START_TIME, report.started_at, ()
     yield names.READY, report.ready, ()
     yield names.PROBLEMS, len(report.problems), ()
+    if report.program:
+        for way in Way:
+            yield names.LOSING, way in report.losing, (way,)
     yield names.APPROVAL_TTL, report.approval_ttl, ()
     yield names.MTU, report.mtu, ()
     yield names.LEASES, report.leases, ()

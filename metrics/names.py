@@ -92,6 +92,12 @@ RECONCILE_BACK_OFF: Final = _gauge(
 OPERATIONS: Final = _counter("reconcile_operations", "Entries put or removed, by table", "table")
 
 READY: Final = _gauge("ready", "1 if this node can take containers")
+LOSING: Final = _gauge(
+    "losing_packets",
+    "1 if all packets of containers are lost: out (none comes as far as the vxlan device), in (none of other "
+    "nodes' as far as a container) or answers (nothing comes back from other nodes)",
+    "way",
+)
 PROBLEMS: Final = _gauge("problems", "Problems that `ovctl status` lists")
 APPROVAL_TTL: Final = _gauge(
     "approval_ttl_seconds", "How long eBPF may carry a flow before the kernel path sees it again"

@@ -87,6 +87,7 @@ def describe(
         problems=(*wrong, *leases.problems),
         unhealthy=_lines(found.problems, UNHEALTHY),
         warnings=_lines(found.problems, WARNINGS),
+        losing={str(way): line for way, line in found.losing.items()},
     )
 
 

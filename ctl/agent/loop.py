@@ -174,6 +174,7 @@ class Agent:
             if changes >= EVERYTHING:
                 self._rest()
             self._aside(Concern.DROPS, self._log_drops, None)
+            self._aside(Concern.COUNTING, self._look_for_losses, None)
             notify("WATCHDOG=1")
             posted = self._posted()
             posted |= self._aside(Concern.WATCHING, self._events.lost, NOTHING)
@@ -255,6 +256,17 @@ class Agent:
     def _log_drops(self) -> None:
         for line in self._drops.lines(self._events.drops(), self._steady()):
             log.warning("%s", line)
+
+    def _look_for_losses(self) -> None:
+        """Said once, when it begins and when it is over; how many they are is in the report."""
+        found, losing = self._kernel.findings, self._events.losing()
+        before, found.losing = found.losing, losing
+        for way in losing.keys() - before.keys():
+            log.error("%s", losing[way])
+        for way in before.keys() - losing.keys():
+            log.info("packets are not lost any more (%s)", way)
+        if losing != before:
+            self._publish()
 
     def _publish(self) -> None:
         self.report = describe(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -12,6 +12,7 @@ from ctl.backend.udp.client import ForwarderProcess
 from ctl.backend.udp.files import device_port
 from ctl.core.findings import Findings
 from ctl.core.host import OWNER, Change, Devices, Link, Uplink
+from ctl.core.losing import Way
 from ctl.core.model import MacAddress, Network
 from ctl.core.plan import diff
 from ctl.core.report import KernelPort
@@ -66,6 +67,11 @@ class ProgramlessBackend:
     def lost(self) -> frozenset[Change]:
         """Nothing ends without an event."""
         return frozenset()
+
+    @staticmethod
+    def losing(_network: Network, _uplink: Uplink) -> Mapping[Way, str]:
+        """Nothing counts packets where they come in."""
+        return {}
 
     def devices(self) -> Devices:
         """The tunnel device; peers are behind the uplink, unless a backend knows better."""

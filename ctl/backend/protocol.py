@@ -19,12 +19,13 @@ where nothing is to be done. All is one thread's but for `wants`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from ipaddress import IPv4Address
 from typing import Protocol
 
 from ctl.backend.site import Site
 from ctl.core.host import Change, Devices, Link, Removed, Uplink
+from ctl.core.losing import Way
 from ctl.core.model import Lease, MacAddress, Network
 from ctl.kernel.bpf.maps import Maps
 from ctl.kernel.firewall import Tunnel
@@ -55,6 +56,9 @@ class Watched(Protocol):
 
     def lost(self) -> frozenset[Change]:
         """What has ended or come off without an event. Asked every few seconds: it must be cheap."""
+
+    def losing(self, network: Network, uplink: Uplink, /) -> Mapping[Way, str]:
+        """Where all packets are lost at present, a line each. Asked as often."""
 
 
 class Backend(Encapsulation, Watched, Protocol):

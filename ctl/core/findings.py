@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
 from ctl.core.host import Surroundings, Uplink
+from ctl.core.losing import Way
 from ctl.core.model import HookMode
 from ctl.core.report import KernelPort
 
@@ -50,6 +52,8 @@ class Concern(StrEnum):
     """Container runtimes cannot be told of this node, or are told something else."""
     DROPS = "drops"
     """Samples of dropped packets cannot be read."""
+    COUNTING = "counting"
+    """What is counted cannot be read, so that nobody sees whether packets are lost."""
     WATCHING = "watching"
     """What ends without an event cannot be asked for."""
 
@@ -91,6 +95,8 @@ class Findings:
     """Where packets from the uplink meet our programs first."""
     hook_refused: str = ""
     """Why XDP that was asked for is not; empty if it is, or was not asked for."""
+    losing: Mapping[Way, str] = field(default_factory=dict)
+    """Where all packets are lost at present, a line each."""
 
     surroundings: Surroundings = field(default_factory=Surroundings)
     """What else is on this host, as it was looked at last."""

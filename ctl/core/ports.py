@@ -13,6 +13,7 @@ from typing import Protocol, TypeVar
 from ctl.core.abi import Event
 from ctl.core.findings import Findings
 from ctl.core.host import Change, Identity
+from ctl.core.losing import Way
 from ctl.core.model import IPv4Network, Lease, Network, Snapshot
 from ctl.core.plan import Delta
 from ctl.core.wire import SubnetEnv
@@ -133,6 +134,9 @@ class Events(Protocol):
 
     def drops(self) -> Iterable[Event]:
         """Samples of the packets that our programs have dropped since the last call."""
+
+    def losing(self) -> Mapping[Way, str]:
+        """Where all packets are lost at present, a line each. Asked every few seconds: it must be cheap."""
 
 
 class Table(Protocol[K, V]):

@@ -129,6 +129,8 @@ class AgentReport:
     """Those of `problems` for which the node is not healthy."""
     warnings: tuple[str, ...] = ()
     """What is worth knowing, and no fault: a line each."""
+    losing: Mapping[str, str] = field(default_factory=dict)
+    """Where all packets are lost at present (ctl.core.losing.Way), a line each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,6 +192,7 @@ def health(report: AgentReport, now: float, fill: Fill | None = None) -> tuple[b
         *full_maps(fill or {}),
         *_no_shortcut(report),
         *report.unhealthy,
+        *report.losing.values(),
     ]
     return not why, why
 
@@ -296,7 +299,7 @@ def _lease_margin(lease: LeaseReport) -> float:
 
 def _report(raw: dict[str, Any]) -> AgentReport:
     """From parsed JSON; KeyError, TypeError or ValueError for what does not fit."""
-    raw = {"unhealthy": [], "warnings": [], **raw}  # an agent of before there were any
+    raw = {"unhealthy": [], "warnings": [], "losing": {}, **raw}  # an agent of before there were any
     known = {name: raw[name] for name in AgentReport.__slots__}
     known["host"] = IPv4Address(raw["host"])
     known["network"] = _optional_network(raw["network"])
@@ -305,6 +308,7 @@ def _report(raw: dict[str, Any]) -> AgentReport:
     known["reconcile"] = _fields(ReconcileReport, raw["reconcile"])
     known["lease"] = _lease(raw["lease"])
     known["kernel_ports"] = tuple(_fields(KernelPort, port) for port in raw["kernel_ports"])
+    known["losing"] = dict(raw["losing"])
     for name in ("not_ready", "ports", "problems", "unhealthy", "warnings"):
         known[name] = tuple(raw[name])
     return AgentReport(**known)

@@ -35,6 +35,7 @@ from ctl.core.host import (
     Surroundings,
     Uplink,
 )
+from ctl.core.losing import Way
 from ctl.core.model import MIN_MTU, Bypass, IPv4Address, IPv4Network, Lease, MacAddress, Network
 from ctl.core.ports import Closing, Holding
 from ctl.core.wire import SubnetEnv, format_subnet_env, parse_subnet_env
@@ -347,6 +348,11 @@ class Node:
         """What the backend has lost without an event."""
         _, backend = self._working
         return backend.lost()
+
+    def losing(self) -> Mapping[Way, str]:
+        """Where the backend loses all packets, a line each."""
+        network, backend = self._working
+        return backend.losing(network, self._uplink)
 
     def drops(self) -> Iterable[Event]:
         """What the programs have dropped; nothing while there are none."""

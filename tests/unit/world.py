@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
@@ -16,6 +16,7 @@ from ctl.core.abi import Event
 from ctl.core.errors import AgentError, ConfigError, StoreError
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import EVERYTHING, Change, Identity, Link, Uplink
+from ctl.core.losing import Way
 from ctl.core.model import Lease, MacAddress, Network, Snapshot
 from ctl.core.ports import Holding
 from ctl.core.report import LeaseReport
@@ -119,6 +120,7 @@ class MemoryKernel:
     whole: bool = True
     """Whether nothing has ended without a word."""
     dropped: list[Event] = field(default_factory=list)
+    lost_packets: dict[Way, str] = field(default_factory=dict)
 
     def preflight(self, network: Network) -> tuple[Identity, IPv4Network | None]:
         return replace(self.identity, vni=network.vni), self.previous
@@ -159,6 +161,10 @@ class MemoryKernel:
         self._raise("drops")
         dropped, self.dropped = self.dropped, []
         return dropped
+
+    def losing(self) -> Mapping[Way, str]:
+        self._raise("losing")
+        return self.lost_packets
 
     def _take(self, part: Part) -> frozenset[Change]:
         self.calls.append(part)

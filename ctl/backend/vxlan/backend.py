@@ -7,12 +7,13 @@ containers in `ports`.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from ctl.backend.programless import remove_tunnels
 from ctl.backend.settle import apply_counted
 from ctl.backend.site import Site
+from ctl.backend.vxlan import losses
 from ctl.backend.vxlan.device import device_name, vtep_mac, wanted_device
 from ctl.backend.vxlan.own_entry import OwnEntry
 from ctl.backend.vxlan.peering import Peering, Shortcut
@@ -22,6 +23,7 @@ from ctl.core.abi import LAYOUT
 from ctl.core.errors import Failures, ForeignProgram
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import Change, Devices, Link, Removed, Uplink
+from ctl.core.losing import Way
 from ctl.core.model import VXLAN_OVERHEAD, Bypass, HookMode, IPv4Address, Lease, MacAddress, Network
 from ctl.core.plan import diff
 from ctl.kernel import firewall, sysctl
@@ -53,6 +55,7 @@ class VxlanBackend:
         self._own = OwnEntry(settings)
         self._peering = Peering(netlink.rtnl, findings, settings.peers_max)
         self._ports = Ports(settings, netlink, self._filters, self._hook, findings)
+        self._losses = losses.Losses(netlink, settings.resync_interval)
         self._ahead: Bcc | None = None
         """The compiler's child, at work since `preflight`; None: nothing to compile, or it was used."""
 
@@ -80,6 +83,13 @@ class VxlanBackend:
     def lost(self) -> frozenset[Change]:
         """Programs of uplink and vxlan device that someone took off."""
         return frozenset({Change.FILTERS} if self._ports.detached(self.device) else ())
+
+    def losing(self, network: Network, uplink: Uplink) -> Mapping[Way, str]:
+        """Where packets that programs leave to the kernel path are lost; none are counted without."""
+        if self.maps is None or self.programs is None or not self.device:
+            return {}
+        lost = self._losses.look(self.device, self.maps)
+        return {way: losses.line(way, packets, network, uplink) for way, packets in lost.items()}
 
     @staticmethod
     def tunnel(site: Site) -> firewall.Tunnel:

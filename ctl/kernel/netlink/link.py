@@ -21,6 +21,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import (
 )
 
 from ctl.core.host import BridgeDevice, Link, VxlanDevice
+from ctl.core.losing import Device
 from ctl.core.model import MacAddress
 from ctl.kernel.netlink.message import (
     Attribute,
@@ -110,6 +111,13 @@ def _xdp(inner: bytes) -> int:
     """Id of an XDP program in whichever mode; 0: none."""
     found = attributes(inner)
     return next((ident for mode in _XDP_IDS if (ident := to_number(found.get(mode, b"")))), 0)
+
+
+def traffic(rtnl: Rtnl, ifindex: int) -> Device:
+    """What an interface has counted. Refused if there is none."""
+    (found,) = rtnl.link(_GET, index=ifindex)
+    counted = found.get("stats64")
+    return Device(rx=counted["rx_packets"], tx=counted["tx_packets"])
 
 
 def tunnel(rtnl: Rtnl, ifindex: int) -> Vxlan:
