@@ -37,7 +37,9 @@ class Concern(StrEnum):
     FORWARDING = "forwarding"
     """Interfaces of others' do not forward what comes in by them."""
     FORWARD = "forward"
-    """Rules of others' drop what is forwarded, or may do so unseen."""
+    """Chains of others' drop what is forwarded."""
+    LEGACY = "legacy iptables"
+    """There are rules that cannot be looked at: perhaps they do."""
     FLANNELD = "flanneld"
     """A flanneld runs beside this agent, on the same network."""
     PINS = "pins"
@@ -58,7 +60,7 @@ class Concern(StrEnum):
     """What ends without an event cannot be asked for."""
 
 
-UNHEALTHY: Final = frozenset({Concern.CNI, Concern.CLASH})
+UNHEALTHY: Final = frozenset({Concern.CNI, Concern.CLASH, Concern.FORWARD})
 """Where lines of these concerns are, containers do not start or do not reach each other as they should: the
 node may be ready, and is not healthy."""
 

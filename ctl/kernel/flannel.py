@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Final
 
 from ctl.core.host import Link, Route
+from ctl.kernel import iptables
 from ctl.kernel.command import find, run, succeeds
 from ctl.kernel.netlink import link as links
 from ctl.kernel.netlink.session import Netlink, by_name
@@ -211,11 +212,7 @@ def _nft_commands(network: IPv4Network) -> tuple[list[str], list[str]]:
 
 def _legacy_chain(table: str, chain: str, network: IPv4Network) -> bool:
     """Whether legacy iptables has the chain; asked only where it is in use, for asking makes its tables."""
-    try:
-        tables = Path("/proc/thread-self/net/ip_tables_names").read_text().split()
-    except OSError:
-        return False
-    if table not in tables or not find("iptables-legacy"):
+    if not iptables.legacy_in_use(table) or not find("iptables-legacy"):
         return False
     return _speaks_of(run("iptables-legacy", "-w", "-t", table, "-S", chain, check=False), network)
 

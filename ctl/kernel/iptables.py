@@ -109,10 +109,10 @@ def _unseen(network: IPv4Network, why: str) -> str:
     )
 
 
-def legacy_in_use() -> bool:
-    """Whether the kernel has legacy's table of filters in this namespace. To ask the tool would make it."""
+def legacy_in_use(table: str = "filter") -> bool:
+    """Whether the kernel has this table of legacy's in this namespace. To ask the tool would make it."""
     with suppress(OSError):
-        return "filter" in _LEGACY_TABLES.read_text().split()
+        return table in _LEGACY_TABLES.read_text().split()
     return False
 
 

@@ -40,7 +40,7 @@ class Examination:
         """Kernel settings, conntrack, devices, programs. KernelError."""
         network, report = self._site.network, self._report
         devices = [name for name in (report.bridge, self._tunnel()) if by_name(self._links, name)]
-        names = ["net/ipv4/ip_forward", *(f"net/ipv4/conf/{name}/forwarding" for name in devices)]
+        names = ["net/ipv4/ip_forward", *(sysctl.forwarding(name) for name in devices)]
         yield from diagnosis.of_settings({name: sysctl.read(name) for name in names}, devices)
         yield from diagnosis.of_conntrack(
             _number("net/netfilter/nf_conntrack_count"), _number("net/netfilter/nf_conntrack_max")

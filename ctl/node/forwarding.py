@@ -13,12 +13,13 @@ from pathlib import Path
 from ctl.kernel import sysctl
 
 
-def ensure(ours: Iterable[str], others: Iterable[str], saved: Path) -> tuple[str, ...]:
-    """Have devices of ours (names) forward; returns a line for each of the others that does not.
-
-    What they were before is noted in `saved`. KernelError if one of ours cannot be set.
-    """
+def ensure(ours: Iterable[str], saved: Path) -> None:
+    """Have devices of ours (names) forward; what they did before is noted in `saved`. KernelError."""
     sysctl.ensure({sysctl.forwarding(name): "1" for name in ours}, saved)
+
+
+def lacking(others: Iterable[str]) -> tuple[str, ...]:
+    """A line for each of these devices (names) that does not forward. One that is gone is none."""
     closed = [name for name in sorted(set(others)) if sysctl.read(sysctl.forwarding(name)) == "0"]
     return tuple(_line(name) for name in closed)
 

@@ -207,11 +207,11 @@ class Node:
         backend.ensure_device(self._site(holding), links)
         wanted, found = self._bridge_device(holding.lease), by_name(links, self._settings.bridge)
         self._bridge, wrong = self._netlink.ensure_bridge(wanted, links)
-        self.findings.problems[Concern.BRIDGE] = (wrong,) if wrong else ()
         self._note_lowered(links)
         if found:
             self._guard_mac(found, wanted.mac)
-        self._ensure_forwarding(found)
+        silent = self._ensure_forwarding(adopted=found is not None and found.alias != OWNER)
+        self.findings.problems[Concern.BRIDGE] = (wrong,) if wrong else silent
         self._write_subnet_env(network, holding)
 
     def _guard_mac(self, bridge: Link, chosen: MacAddress) -> None:
@@ -228,13 +228,13 @@ class Node:
             with sysctl.meanwhile(notify, "1"):
                 self._netlink.put_back_mac(bridge, chosen)
 
-    def _ensure_forwarding(self, found: Link | None) -> None:
-        """Of each device. `found`: the bridge as it was before this pass; None: there was none."""
-        devices = self._devices()
-        ours, others = names({devices.tunnel}), names({devices.uplink, *devices.hops})
-        (others if found and found.alias != OWNER else ours).append(self._settings.bridge)
-        saved = self._settings.state_dir / statedir.SYSCTLS
-        self._name(Concern.FORWARDING, forwarding.ensure(ours, others, saved))
+    def _ensure_forwarding(self, *, adopted: bool) -> tuple[str, ...]:
+        """Of our devices, and look at others'; a line if the bridge is `adopted` and does not forward."""
+        devices, bridge = self._devices(), self._settings.bridge
+        ours = [*names({devices.tunnel}), *([] if adopted else [bridge])]
+        forwarding.ensure(ours, self._settings.state_dir / statedir.SYSCTLS)
+        self._name(Concern.FORWARDING, forwarding.lacking(names({devices.uplink, *devices.hops})))
+        return forwarding.lacking([bridge] if adopted else [])
 
     def _note_lowered(self, links: Mapping[int, Link]) -> None:
         """Say what else is on an adopted bridge, and has to do with the MTU that we give it."""
@@ -301,8 +301,8 @@ class Node:
             bridge=self._settings.bridge,
         ):
             self.findings.count("firewall", 1)
-        refusing = forward.refusing(network.network, self._settings.bridge)
-        self._name(Concern.FORWARD, (*self._firewall.unseen, *refusing))
+        self._name(Concern.LEGACY, self._firewall.unseen)
+        self._name(Concern.FORWARD, forward.refusing(network.network, self._settings.bridge))
         self.findings.problems[Concern.FLANNELD] = self._takeover.remove_rules(network)
         self._look_for_clashes(network, backend, holding.lease.subnet)
 

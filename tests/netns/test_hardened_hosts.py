@@ -132,6 +132,9 @@ def test_an_adopted_bridge_keeps_its_new_mac_and_containers_are_told(lab: Lab) -
         assert answers(one, two.address)
         wait_until(lambda after=after: endpoint_macs(a) == {after}, SOON, "and so has eBPF")  # type: ignore[misc]
         assert mac(a) == after
+    forwards(a, a.bridge, "0")
+    wait_until(lambda: not a.status()["ready"], SOON, "the node is not ready: its owner has to say so")
+    assert "ovnet0 does not forward" in complaints_or_nothing(a)
     agents["a"].stop()
     a.teardown()
     assert a.sysctl(f"net.ipv4.conf.{a.bridge}.arp_notify") == "0", "a setting of somebody's bridge"
