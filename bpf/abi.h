@@ -15,7 +15,7 @@
 
 #include <linux/types.h>
 
-#define OVNET_LAYOUT 3
+#define OVNET_LAYOUT 4
 
 /* Where a program runs. Append only, as the counters' places hang on it. */
 enum hook {
@@ -109,8 +109,10 @@ struct node {
 	__u32  flags;           /* NODE_F_* */
 	__u8   uplink_mac[6];   /* XDP has no pkt_type to tell it what is for this host */
 	__u8   pad[6];
+	__u32  routing_marks;   /* bits of a mark by which `ip rule` may lead a packet elsewhere */
+	__u8   pad2[4];
 };
-_Static_assert(sizeof(struct node) == 80, "struct node is ABI");
+_Static_assert(sizeof(struct node) == 88, "struct node is ABI");
 
 /* Not all peers fit the maps: who is in none of them may be a peer all the same. */
 #define NODE_F_PEERS_INCOMPLETE (1U << 0)

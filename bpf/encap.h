@@ -117,6 +117,16 @@ static __always_inline enum reason read_frame(const struct node *self, struct cu
 	return oversize(self, &out->inner, len, skb->gso_size) ? REASON_OVERSIZE : REASON_NONE;
 }
 
+/* The mark with which a packet leaves: what netfilter gave the one that was approved. */
+static __always_inline __u32 mark_of(const struct __sk_buff *skb, const struct flow *flow)
+{
+	__u32 mark = skb->mark;
+
+	/* Or it loads the mark from one pointer to either: that of the context may not be changed. */
+	barrier_var(mark);
+	return flow ? flow->mark : mark;
+}
+
 static __always_inline enum reason encap(struct __sk_buff *skb, const struct node *self,
 					 const struct departure *out)
 {
@@ -136,12 +146,10 @@ static __always_inline enum reason encap(struct __sk_buff *skb, const struct nod
 	if (bpf_skb_store_bytes(skb, 0, &header, sizeof(header), 0))
 		return REASON_ABORTED;
 	use_approval(&out->inner, packets);
-	/* What netfilter gave the packet that was approved: qdiscs and policy routing of the
-	 * uplink go by them. */
-	if (flow) {
-		skb->mark = flow->mark;
+	/* As with the mark: the uplink's qdiscs go by both. */
+	skb->mark = mark_of(skb, flow);
+	if (flow)
 		skb->priority = flow->priority;
-	}
 	stats = stats_of(out->peer->host);
 	if (stats) {
 		stats->tx_packets += packets;
@@ -167,6 +175,9 @@ static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
 		return why;
 	out.hash = flow_hash(&out.inner.key, self->flow_seed);
 	why = may_bypass(self, &out.inner);
+	/* The peer's entry is the way of packets without such a mark. */
+	if (!why && mark_of(skb, out.inner.approval.flow) & self->routing_marks)
+		why = REASON_POLICY_ROUTED;
 	if (!why)
 		why = encap(skb, self, &out);
 	if (why != REASON_ENCAP)

@@ -53,6 +53,9 @@ enum reason {
 	/* Carried by eBPF, too: the numbers above were taken. */
 	REASON_DELIVERED         = 32, /* decapsulated by XDP before */
 
+	/* Left to the kernel path, too. */
+	REASON_POLICY_ROUTED     = 37, /* its mark may lead it elsewhere than the peer's entry */
+
 	/* Dropped: ours, but wrong. */
 	REASON_UNKNOWN_VTEP      = 40,
 	REASON_SPOOFED_SOURCE    = 41, /* inner source is not that VTEP's */

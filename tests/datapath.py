@@ -211,6 +211,7 @@ class Datapath:
         cut: int = 0,
         vlan: int = 0,
         encapsulated: bool = False,
+        mark: int = 0,
     ) -> Result:
         """One packet; anything from `hash` on asks for the program's probe.
 
@@ -218,7 +219,7 @@ class Datapath:
         """
         probed = bool(hash or cut or vlan or encapsulated)
         name = f"probe_{program}" if probed and not program.startswith("probe_") else program
-        ctx = _context((hash, cut, vlan, int(encapsulated), 0), ifindex, gso_size, gso_segs)
+        ctx = _context((hash, cut, vlan, int(encapsulated), 0), ifindex, gso_size, gso_segs, mark=mark)
         before = self._counters[:]
         result, out, ctx_out, _ = syscall.prog_test_run(self.fd(name), packet, ctx=ctx)
         hook = Hook.FROM_WIRE if program in EXTRA else Hook[program.removeprefix("probe_").upper()]

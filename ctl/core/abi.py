@@ -14,7 +14,7 @@ from typing import Final
 
 from ctl.core.model import Bypass, MacAddress
 
-LAYOUT: Final = 3
+LAYOUT: Final = 4
 """OVNET_LAYOUT: part of the pin directory's name."""
 
 REASON_MAX: Final = 64
@@ -61,7 +61,7 @@ PEER: Final = struct.Struct("=4s6s2sII4sI")
 ENDPOINT: Final = struct.Struct("=I6s6s")
 FLOW_KEY: Final = struct.Struct("=4s4s2s2sIBBBB")
 FLOW: Final = struct.Struct("=QQQIIB7x")
-NODE: Final = struct.Struct("=4s4s4s4s4sIII6s2sHHIQQI6s6x")
+NODE: Final = struct.Struct("=4s4s4s4s4sIII6s2sHHIQQI6s6xI4x")
 COUNTER: Final = struct.Struct("=QQQ")
 PEER_STATS: Final = struct.Struct("=QQQQ")
 EVENT: Final = struct.Struct(f"=QIIHBB{EVENT_BYTES}sI")
@@ -213,6 +213,8 @@ class NodeEntry:
     flags: int = 0
     uplink_mac: MacAddress = NO_MAC
     """Frames to another one are none of XDP's business."""
+    routing_marks: int = 0
+    """Packets with one of these bits in their mark may be led elsewhere than `peers` says."""
 
     def pack(self) -> bytes:
         return NODE.pack(
@@ -232,6 +234,7 @@ class NodeEntry:
             self.flow_seed,
             self.flags,
             self.uplink_mac.packed,
+            self.routing_marks,
         )
 
     @classmethod
@@ -255,6 +258,7 @@ class NodeEntry:
             seed,
             flags,
             uplink_mac,
+            marks,
         ) = NODE.unpack(raw)
         if not any(host):
             return None
@@ -273,6 +277,7 @@ class NodeEntry:
             seed,
             flags,
             MacAddress(uplink_mac),
+            marks,
         )
 
 

@@ -24,6 +24,12 @@ class Concern(StrEnum):
     """Many leases are gone at once."""
     LEASES = "leases"
     """Leases that are not used, or in doubt."""
+    POLICY = "policy"
+    """Rules of policy routing keep packets or peers on the kernel path."""
+    NEWCOMER = "newcomer"
+    """Another uplink would be found now than the one that is used."""
+    ARP = "arp"
+    """Another interface may answer ARP for our address."""
     IPSEC = "ipsec"
     """IPsec policies keep peers on the kernel path."""
     BRIDGE = "bridge"
@@ -64,7 +70,9 @@ UNHEALTHY: Final = frozenset({Concern.CNI, Concern.CLASH, Concern.FORWARD})
 """Where lines of these concerns are, containers do not start or do not reach each other as they should: the
 node may be ready, and is not healthy."""
 
-WARNINGS: Final = frozenset({Concern.BRIDGE_MTU, Concern.OVERLAP})
+WARNINGS: Final = frozenset(
+    {Concern.BRIDGE_MTU, Concern.OVERLAP, Concern.POLICY, Concern.NEWCOMER, Concern.ARP}
+)
 """Concerns whose lines are worth knowing, and no fault."""
 
 

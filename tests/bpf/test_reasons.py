@@ -162,6 +162,14 @@ OUT = [
          lambda d: (approved()(d), peer(flags=PEER_F_KERNEL_PATH)(d))),
     Case("host 0, as the agent writes it", "from_container", "peer_kernel_path", FRAME,
          lambda d: (approved()(d), peer(host=IPv4Address(0), flags=PEER_F_KERNEL_PATH)(d))),
+    Case("a mark that rules look at", "from_container", "policy_routed", FRAME,
+         lambda d: (approved()(d), node(routing_marks=0x4)(d))),
+    Case("marks, none of which rules look at", "from_container", "encap", FRAME,
+         lambda d: (approved()(d), node(routing_marks=0x8)(d))),
+    Case("a mark that rules look at, bypass always", "from_container", "policy_routed", FRAME,
+         node(bypass=Bypass.ALWAYS, routing_marks=0x4), {"mark": 0x6}),
+    Case("no mark, bypass always", "from_container", "encap", FRAME,
+         node(bypass=Bypass.ALWAYS, routing_marks=0x4)),
     Case("bypass off", "from_container", "bypass_off", FRAME,
          lambda d: (approved()(d), node(bypass=Bypass.OFF)(d))),
     Case("frame to another than the gateway", "from_container", "not_routed",
@@ -369,7 +377,8 @@ def test_a_packet_leaves_for_its_reason(case: Case, datapath: Datapath) -> None:
     assert (result.reason, result.action) == (case.reason, ACTIONS[row.verdict])
     if result.action != Action.REDIRECT:
         assert result.packet == case.packet[: case.run.get("cut") or None], "passed on, but not as it came"
-        assert (result.mark, result.priority) == (0, 0), "marked before netfilter has seen it"
+        marked = case.run.get("mark", 0)
+        assert (result.mark, result.priority) == (marked, 0), "marked before netfilter has seen it"
 
 
 def test_a_flow_that_cannot_be_stored_is_counted() -> None:

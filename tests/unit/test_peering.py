@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
@@ -16,11 +16,12 @@ from ctl.backend import hostgw
 from ctl.backend.site import Site
 from ctl.backend.vxlan import peering
 from ctl.core.errors import KernelError
-from ctl.core.findings import Findings
+from ctl.core.findings import Concern, Findings
 from ctl.core.host import EVERYTHING, Change, Hop, Link, Uplink
 from ctl.core.model import Network
 from ctl.core.plan import Delta
-from ctl.kernel.netlink import fib, xfrm
+from ctl.core.policy import Rule
+from ctl.kernel.netlink import fib, rules, xfrm
 from ctl.settings.config import resolve
 from tests.unit.strategies import NETWORK
 from tests.unit.test_roster import OTHER, OWN, PEER
@@ -53,8 +54,19 @@ class Fib:
     """Every host is on the link, unless the kernel does not answer."""
 
     answers = True
+    rules: Sequence[Rule] = ()
+    asked: Sequence[tuple[int, int]] = ()
+    """Ports that were asked for at last."""
 
-    def hops(self, _rtnl: object, hosts: Iterable[IPv4Address], *_: object) -> dict[IPv4Address, Hop | None]:
+    def hops(
+        self,
+        _rtnl: object,
+        hosts: Iterable[IPv4Address],
+        _uplink: object,
+        _mtu: int,
+        ports: Sequence[tuple[int, int]] = (),
+    ) -> dict[IPv4Address, Hop | None]:
+        self.asked = ports
         if not self.answers:
             raise KernelError("rtnetlink: No buffer space available")
         return {host: Hop(2, host) for host in hosts}
@@ -65,6 +77,7 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Fib:
     made = Fib()
     monkeypatch.setattr(fib, "hops", made.hops)
     monkeypatch.setattr(xfrm.Policies, "any", lambda _: False)
+    monkeypatch.setattr(rules, "listing", lambda _: made.rules)
     return made
 
 
@@ -215,3 +228,26 @@ def test_a_host_that_left_holds_no_interface(kernel: Fib, monkeypatch: pytest.Mo
     assert backend.devices().hops
     backend.reconcile_peers(site(network), [], LEASES)
     assert not backend.devices().hops
+
+
+def test_the_way_of_a_new_peer_is_asked_for_as_rules_had_it_at_the_last_look(kernel: Fib) -> None:
+    """And rules that come are looked at when the ways of all are."""
+    plan = peering.Peering(SimpleNamespace(), findings := Findings(), 10)  # type: ignore[arg-type]
+    maps: Any = SimpleNamespace(vtep_table=Rows(), peer_table=Rows())
+    plan.reconcile(site(), 0, [PEER], EVERYTHING, shortcut(maps))
+    (pair,) = kernel.asked
+    assert (pair[1], plan.marks()) == (NETWORK.port, 0)
+    kernel.rules = (Rule(mask=0x80), Rule(sports=(pair[0] + 10, pair[0] + 20)))
+    plan.reconcile(site(), 0, [PEER, OTHER], LEASES, shortcut(maps))
+    assert (kernel.asked, plan.marks()) == ([pair], 0)
+    plan.reconcile(site(), 0, [PEER, OTHER], frozenset({Change.HOPS}), shortcut(maps))
+    assert (len(kernel.asked), plan.marks()) == (3, 0x80)
+    assert "marks (0x80)" in str(findings.problems[Concern.POLICY])
+
+
+def test_peers_that_cannot_be_asked_for_take_the_kernel_path(kernel: Fib) -> None:
+    kernel.rules = [Rule(sports=(1, 1), sport_bits=True)]
+    plan = peering.Peering(SimpleNamespace(), findings := Findings(), 10)  # type: ignore[arg-type]
+    maps: Any = SimpleNamespace(vtep_table=Rows(), peer_table=Rows())
+    plan.reconcile(site(), 0, [PEER], EVERYTHING, shortcut(maps))
+    assert (findings.peers_ebpf, findings.peers_kernel_path) == (0, 1)

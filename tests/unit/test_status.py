@@ -40,6 +40,13 @@ def test_the_hook_and_why_it_is_not_another() -> None:
     assert "hook        tc: eth0: XDP: no\n" in as_text(Status(alive=True, report=refused), NOW)
 
 
+def test_what_is_worth_knowing_is_shown_and_is_no_fault() -> None:
+    line = "uplink stays eth0 with 10.0.0.1: vpn0 with 10.99.0.2 would be found now"
+    status = Status(alive=True, report=report(warnings=(line,)))
+    assert f"warning     {line}\n" in as_text(status, NOW)
+    assert status.verdict(NOW) == (True, [])
+
+
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("known", [None, EARLY, REPORT])
 @pytest.mark.parametrize("alive", [False, True])

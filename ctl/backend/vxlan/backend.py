@@ -135,7 +135,8 @@ class VxlanBackend:
         """Say in the maps what is true of this node now. KernelError."""
         xdp = self._findings.hook is HookMode.XDP
         peering = self._peering
-        self._own.write(opened, site, fits=peering.fits(), filled=peering.has_filled(opened), xdp=xdp)
+        fits, filled = peering.fits(), peering.has_filled(opened)
+        self._own.write(opened, site, fits=fits, filled=filled, xdp=xdp, marks=peering.marks())
 
     def load(self, site: Site) -> frozenset[Change]:
         """Maps and programs: adopted, or made. The kernel path is in place already."""

@@ -24,12 +24,13 @@ class OwnEntry:
         """Maps that this one was read from are given up; new ones go on with it. 0: it is not known."""
         self._seed = seed or self._seed
 
-    def write(self, opened: Maps, site: Site, *, fits: bool, filled: bool, xdp: bool) -> None:
+    def write(self, opened: Maps, site: Site, *, fits: bool, filled: bool, xdp: bool, marks: int) -> None:
         """Say what is true of the node now. KernelError.
 
         `fits`: the maps have room for all peers, so that whoever is not in them is none. That is said of
         maps that this process has `filled`; of those that it has adopted, if it was said before: what
-        they lacked then they lack still. `xdp`: XDP is what packets of the uplink meet first.
+        they lacked then they lack still. `xdp`: XDP is what packets of the uplink meet first. `marks`:
+        bits of a packet's mark by which rules may lead it elsewhere.
         """
         before, network = opened.node(), site.network
         complete = fits and (filled or (before is not None and not before.flags & NODE_F_PEERS_INCOMPLETE))
@@ -48,6 +49,7 @@ class OwnEntry:
             flow_seed=before.flow_seed if before else self._seed or secrets.randbits(64) | 1,
             flags=(0 if complete else NODE_F_PEERS_INCOMPLETE) | (NODE_F_XDP if xdp else 0),
             uplink_mac=site.uplink.link.mac or NO_MAC,
+            routing_marks=marks,
         )
         if entry != before:
             opened.write_node(entry)

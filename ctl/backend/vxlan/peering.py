@@ -19,15 +19,17 @@ from ipaddress import IPv4Address, IPv4Network
 
 from ctl.backend.settle import Tracked, apply_fitting, settle
 from ctl.backend.site import Site
-from ctl.core.errors import Failures
+from ctl.core.errors import Failures, KernelError
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import EVERYTHING, Change, Hop, Removed, Uplink
 from ctl.core.model import VXLAN_OVERHEAD, Lease, Network
 from ctl.core.peers import PeerTables
+from ctl.core.policy import Outer, Policy, describe, plan_policy
 from ctl.core.roster import Moves, Roster
+from ctl.kernel import sysctl
 from ctl.kernel.bpf.maps import Maps
-from ctl.kernel.netlink import fib, xfrm
-from ctl.kernel.netlink.socket import Rtnl
+from ctl.kernel.netlink import fib, rules, xfrm
+from ctl.kernel.netlink.socket import Refused, Rtnl
 from ctl.kernel.netlink.tables import Fdb, Routes, VtepNeighbours
 
 Place = tuple[Network, Lease, Uplink, tuple[IPv4Network, ...], int]
@@ -62,6 +64,8 @@ class Peering:
         """The plan; None: there has been none yet."""
         self._hops: dict[IPv4Address, Hop | None] = {}
         """How the FIB reaches each peer's host; None: not by eBPF."""
+        self._policy = Policy()
+        """How the FIB is asked."""
         self._filled: Maps | None = None
         """The maps that the plan's trackers are about."""
 
@@ -78,6 +82,10 @@ class Peering:
     def has_filled(self, maps: Maps) -> bool:
         """Whether what these maps hold is of this plan, and not of an earlier process."""
         return maps is self._filled
+
+    def marks(self) -> int:
+        """Bits of marks with which packets may be led elsewhere than the maps say."""
+        return self._policy.marks
 
     def hop_interfaces(self) -> frozenset[int]:
         """Ifindexes of the underlay through which peers are reached now."""
@@ -132,15 +140,19 @@ class Peering:
     def _follow_hops(self, moves: Moves, site: Site, *, everyone: bool) -> list[IPv4Address]:
         """Look up how to reach new hosts, or all; returns those known before whose way has changed.
 
-        None by eBPF where IPsec has a say.
+        None by eBPF where IPsec has a say, or rules tell more packets apart than can be asked for.
         """
         ipsec = self._policies.any()
         text = "IPsec policies are set: all peers by the kernel path, which meets them"
         self._findings.problems[Concern.IPSEC] = (text,) if ipsec else ()
+        if everyone:
+            self._policy = self._read_policy(site)
         new = {lease.host for lease in moves.new if lease.host not in self._hops}
         hosts = set(self._roster.hosts()) if everyone else new
         underlay = site.mtu + VXLAN_OVERHEAD
-        found = dict.fromkeys(hosts) if ipsec else fib.hops(self._rtnl, hosts, site.uplink, underlay)
+        ports = [(port, site.network.port) for port in self._policy.sports]
+        asked = ports and not ipsec
+        found = fib.hops(self._rtnl, hosts, site.uplink, underlay, ports) if asked else dict.fromkeys(hosts)
         changed = [host for host, hop in found.items() if self._hops.get(host, hop) != hop]
         if everyone:
             self._hops = found
@@ -149,6 +161,17 @@ class Peering:
             if not self._roster.at(lease.host):
                 self._hops.pop(lease.host, None)
         return changed
+
+    def _read_policy(self, site: Site) -> Policy:
+        """How the FIB has to be asked, by the rules of the moment. KernelError."""
+        try:
+            found = rules.listing(self._rtnl)
+        except Refused as error:
+            raise KernelError(f"list ip rules: {error}") from error
+        policy = plan_policy(found, Outer(site.uplink.address, site.network.port, sysctl.source_ports()))
+        text = describe(policy)
+        self._findings.problems[Concern.POLICY] = (text,) if text else ()
+        return policy
 
     def _fill(self, shortcut: Shortcut) -> int:
         """The maps; returns how many entries of `peers` there is no room for: the kernel path's."""

@@ -22,6 +22,7 @@ from pyroute2.netlink.rtnl import (
     RTM_DELNEIGH,
     RTM_DELQDISC,
     RTM_DELROUTE,
+    RTM_DELRULE,
     RTM_DELTFILTER,
     RTM_NEWADDR,
     RTM_NEWLINK,
@@ -29,6 +30,7 @@ from pyroute2.netlink.rtnl import (
     RTM_NEWNETCONF,
     RTM_NEWQDISC,
     RTM_NEWROUTE,
+    RTM_NEWRULE,
     RTM_NEWTFILTER,
     RTM_SETLINK,
 )
@@ -52,6 +54,9 @@ from ctl.kernel.netlink.tables import (
     parse_route,
 )
 
+_NEWNEXTHOP, _DELNEXTHOP = 104, 105
+"""RTM_NEWNEXTHOP and RTM_DELNEXTHOP of linux/rtnetlink.h; pyroute2 does not have them."""
+
 _PARTS: Final = {
     RTM_NEWLINK: frozenset({Change.DEVICES, Change.PORTS}),
     RTM_DELLINK: frozenset({Change.DEVICES, Change.PORTS}),
@@ -61,6 +66,10 @@ _PARTS: Final = {
     RTM_NEWROUTE: frozenset({Change.HOPS}),
     RTM_DELROUTE: frozenset({Change.HOPS}),
     RTM_NEWQDISC: frozenset({Change.FILTERS}),
+    RTM_NEWRULE: frozenset({Change.HOPS}),
+    RTM_DELRULE: frozenset({Change.HOPS}),
+    _NEWNEXTHOP: frozenset({Change.HOPS}),
+    _DELNEXTHOP: frozenset({Change.HOPS}),
     RTM_DELQDISC: frozenset({Change.FILTERS}),
     RTM_NEWTFILTER: frozenset({Change.FILTERS}),
     RTM_DELTFILTER: frozenset({Change.FILTERS}),

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from ipaddress import IPv4Address
-from socket import AF_INET
+from socket import AF_INET, IPPROTO_UDP
 from typing import Final
 
 from pyroute2.netlink import NLM_F_REQUEST
@@ -26,8 +27,12 @@ _RTM_F_FIB_MATCH: Final = 0x2000
 _RTA_MULTIPATH, _RTA_VIA, _RTA_ENCAP = (
     number_of(rtmsg, f"RTA_{name}") for name in ("MULTIPATH", "VIA", "ENCAP")
 )
+_RTA_IP_PROTO, _RTA_SPORT, _RTA_DPORT = 27, 28, 29
+"""linux/rtnetlink.h; pyroute2 does not have them."""
 _NEXT_HOP: Final = layout(nh)
 """struct rtnexthop: length, flags, hops, ifindex."""
+Ports = tuple[int, int]
+"""Source and destination port."""
 _NO_ROUTE: Final = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
 
 
@@ -50,29 +55,53 @@ def next_hop(rtnl: Rtnl, host: IPv4Address) -> tuple[int, IPv4Address]:
     return route.get("oif") or 0, IPv4Address(gateway) if gateway else host
 
 
-def hops(rtnl: Rtnl, hosts: Iterable[IPv4Address], uplink: Uplink, mtu: int) -> dict[IPv4Address, Hop | None]:
+def hops(
+    rtnl: Rtnl, hosts: Iterable[IPv4Address], uplink: Uplink, mtu: int, ports: Sequence[Ports] = ()
+) -> dict[IPv4Address, Hop | None]:
     """How the FIB takes packets from `uplink`'s address to each host; None if we cannot say.
 
     That is: no route, a local or unreachable one, one over several interfaces, over an IPv6
-    neighbour or another tunnel. `mtu`: of the largest packets that we send. KernelError.
+    neighbour or another tunnel. `mtu`: of the largest packets that we send. `ports`: of those that
+    are UDP, a pair of each class that rules tell apart: None where they take several ways; no
+    pair: packets of no protocol. KernelError.
     """
+    asked = list(hosts)
+    first, *others = [_ways(rtnl, asked, uplink, mtu, _of_udp(*pair)) for pair in ports] or [
+        _ways(rtnl, asked, uplink, mtu, b"")
+    ]
+    return {host: hop if all(each[host] == hop for each in others) else None for host, hop in first.items()}
+
+
+def _of_udp(source: int, target: int) -> bytes:
+    """What makes a look-up that of a UDP packet with these ports."""
+    protocol = struct.pack("=HHB3x", 5, _RTA_IP_PROTO, IPPROTO_UDP)
+    ports = ((_RTA_SPORT, source), (_RTA_DPORT, target))
+    return protocol + b"".join(
+        struct.pack("=HH", 6, kind) + struct.pack("!H2x", port) for kind, port in ports
+    )
+
+
+def _ways(
+    rtnl: Rtnl, hosts: Sequence[IPv4Address], uplink: Uplink, mtu: int, more: bytes
+) -> dict[IPv4Address, Hop | None]:
+    """As `hops`, for one kind of packet; `more`: the attributes that say which."""
     # The route itself, not one path that was picked of it.
-    routes = _routes(rtnl, list(hosts), uplink, _RTM_F_FIB_MATCH)
+    routes = _routes(rtnl, hosts, uplink, _RTM_F_FIB_MATCH, more)
     found = {host: _hop(body, host, mtu) if body else None for host, body in routes.items()}
     # Of several paths over one interface, the one that the kernel picks by the addresses. Left to
     # the programs it would be the first one, for all peers: they have to say the interface.
     several = {host: hop for host, hop in found.items() if hop and hop.next_hop is None}
-    for host, body in _routes(rtnl, list(several), uplink, 0).items():
+    for host, body in _routes(rtnl, list(several), uplink, 0, more).items():
         found[host] = _picked(several[host], body, host)
     return found
 
 
 def _routes(
-    rtnl: Rtnl, hosts: Sequence[IPv4Address], uplink: Uplink, flags: int
+    rtnl: Rtnl, hosts: Sequence[IPv4Address], uplink: Uplink, flags: int, more: bytes
 ) -> dict[IPv4Address, bytes | None]:
     """The kernel's answer for each host; None: it has no route."""
     question, source = _question(flags), uplink.address.packed
-    requests = (Message(RTM_GETROUTE, 0, question(host.packed, source)) for host in hosts)
+    requests = (Message(RTM_GETROUTE, 0, question(host.packed, source) + more) for host in hosts)
     found: dict[IPv4Address, bytes | None] = {}
     for host, (code, body) in zip(hosts, rtnl.bulk.ask(requests), strict=True):
         if code and code not in _NO_ROUTE:
@@ -109,7 +138,18 @@ def _hop(body: bytes, host: IPv4Address, mtu: int) -> Hop | None:
         return Hop(interfaces.pop(), None, smaller) if len(interfaces) == 1 else None
     gateway = route.get(RTA_GATEWAY)
     ifindex = to_number(route.get(RTA_OIF, b""))
+    if not ifindex:  # a nexthop object of its own, with net.ipv4.nexthop_compat_mode=0
+        return None
     return Hop(ifindex, IPv4Address(gateway) if gateway else host, smaller)
+
+
+def interfaces(body: bytes) -> list[int]:
+    """Ifindexes of the interfaces that a route by its message leads to."""
+    route = attributes(body, RTMSG.size)
+    if paths := route.get(_RTA_MULTIPATH):
+        return list(_path_interfaces(paths))
+    ifindex = to_number(route.get(RTA_OIF, b""))
+    return [ifindex] if ifindex else []
 
 
 def _path_interfaces(paths: bytes) -> Iterator[int]:

@@ -33,6 +33,7 @@ from pyroute2.netlink.rtnl import (
     RTNLGRP_IPV4_IFADDR,
     RTNLGRP_IPV4_NETCONF,
     RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV4_RULE,
     RTNLGRP_LINK,
     RTNLGRP_NEIGH,
     RTNLGRP_TC,
@@ -43,6 +44,8 @@ from ctl.core.host import Change, Devices
 from ctl.kernel.netlink.classify import POLICIES, RULES, Classifier, Source, Wanted, quiet_filter, routes
 from ctl.kernel.netlink.socket import SO_RCVBUFFORCE
 
+_RTNLGRP_NEXTHOP: Final = 32
+"""linux/rtnetlink.h; pyroute2 does not have it."""
 _GROUPS: Final = (
     RTNLGRP_LINK,
     RTNLGRP_NEIGH,
@@ -50,6 +53,8 @@ _GROUPS: Final = (
     RTNLGRP_IPV4_IFADDR,
     RTNLGRP_IPV4_NETCONF,
     RTNLGRP_IPV4_ROUTE,
+    RTNLGRP_IPV4_RULE,
+    _RTNLGRP_NEXTHOP,
 )
 _NFNLGRP_NFTABLES: Final = 7
 """linux/netfilter/nfnetlink.h."""
