@@ -36,7 +36,7 @@ from ctl.core.host import (
     Uplink,
 )
 from ctl.core.losing import Way
-from ctl.core.model import MIN_MTU, Bypass, IPv4Address, IPv4Network, Lease, MacAddress, Network
+from ctl.core.model import MIN_MTU, Bypass, IPv4Network, Lease, MacAddress, Network
 from ctl.core.ports import Closing, Holding
 from ctl.core.wire import SubnetEnv, format_subnet_env, parse_subnet_env
 from ctl.kernel import firewall, forward, sysctl
@@ -46,8 +46,8 @@ from ctl.kernel.bpf.ring import Ring
 from ctl.kernel.netlink.monitor import Monitor
 from ctl.kernel.netlink.session import Netlink, by_name, names
 from ctl.kernel.netlink.surroundings import look_at_underlay
-from ctl.kernel.netlink.uplink import UplinkChoice, find_uplink, follow_uplink
 from ctl.node import around, forwarding
+from ctl.node.standing import Standing, known_as
 from ctl.node.takeover import Takeover
 from ctl.process import statedir
 from ctl.settings.config import Settings
@@ -68,9 +68,7 @@ class Node:
         self.findings: Final = Findings()
         self._settings: Final = settings
         self._netlink: Final = netlink
-        self._choice = UplinkChoice(
-            settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip
-        )
+        self._standing: Final = Standing(settings, netlink, self.findings)
         self._takeover: Final = Takeover(settings, netlink)
         self._firewall = firewall.Firewall()
         self._bridge = 0
@@ -92,8 +90,7 @@ class Node:
 
     @property
     def _uplink(self) -> Uplink:
-        assert self.findings.uplink is not None, "find_uplink() comes first"
-        return self.findings.uplink
+        return self._standing.uplink
 
     @property
     def _working(self) -> tuple[Network, Backend]:
@@ -104,7 +101,7 @@ class Node:
 
     def find_uplink(self) -> None:
         """Look which interface is the uplink, and which address is ours. AgentError if there is none."""
-        self.findings.uplink = find_uplink(self._netlink, self._choice)
+        self._standing.find()
 
     def surroundings(self) -> Surroundings:
         """What else is on this host, beside the uplink's networks; after `find_uplink`. KernelError."""
@@ -168,15 +165,10 @@ class Node:
     def follow_uplink(self) -> Identity | None:
         """Look at the uplink again. Named as a problem if it is not the one that was asked for."""
         before = self._uplink
-        after, wrong = follow_uplink(self._netlink, self._choice, before)
-        self.findings.uplink = after
-        near = look_at_underlay(self._netlink, after.link)
+        self._standing.follow()
+        near = look_at_underlay(self._netlink, self._uplink.link)
         self.findings.surroundings = replace(self.findings.surroundings, underlay=near)
-        self.findings.problems[Concern.UPLINK] = (wrong,) if wrong else ()
-        if _known_as(before) == _known_as(after):
-            return None
-        log.warning("uplink is now %s with %s", after.link.name, after.address)
-        return self._identity()
+        return None if known_as(before) == known_as(self._uplink) else self._identity()
 
     def _site(self, holding: Holding) -> Site:
         """Where the node stands, for the backend."""
@@ -213,6 +205,7 @@ class Node:
         silent = self._ensure_forwarding(adopted=found is not None and found.alias != OWNER)
         self.findings.problems[Concern.BRIDGE] = (wrong,) if wrong else silent
         self._write_subnet_env(network, holding)
+        self._standing.keep()
 
     def _guard_mac(self, bridge: Link, chosen: MacAddress) -> None:
         """Whoever gives the bridge another MAC takes the containers' gateway away.
@@ -361,8 +354,3 @@ class Node:
         if self._ring is None:
             self._ring = Ring(self.maps.fd("events"), RING_BYTES)
         return self._ring.drain()
-
-
-def _known_as(uplink: Uplink) -> tuple[IPv4Address, int, str]:
-    """What peers send to, what programs hang on, what rules name."""
-    return uplink.address, uplink.link.ifindex, uplink.link.name

@@ -97,7 +97,7 @@ def _devices(settings: Settings, netlink: Netlink) -> list[str]:
 
 def _files(settings: Settings, *, keep_env: bool = False) -> list[str]:
     state, env = settings.state_dir, settings.subnet_file
-    ours = (state / name for name in (statedir.REPORT, statedir.VTEP_MAC, statedir.FENCED))
+    ours = (state / name for name in (statedir.REPORT, statedir.VTEP_MAC, statedir.FENCED, statedir.UPLINK))
     named = [*ours, *(() if keep_env else (env,))]
     try:
         paths = sorted(

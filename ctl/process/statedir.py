@@ -5,6 +5,7 @@ status.json    ctl.core.report, after every reconcile
 subnet.env     what dockerd and CNI plugins read, in flannel's format
 fenced.env     what subnet.env said, while another host holds the subnet
 sysctls.json   kernel settings as they were before us
+uplink.json    which address of the underlay is ours, and by which settings
 vtep_mac       the tunnel device's, where it was taken over from flanneld
 """
 
@@ -24,6 +25,7 @@ LOCK: Final = "agent.lock"
 REPORT: Final = "status.json"
 FENCED: Final = "fenced.env"
 SYSCTLS: Final = "sysctls.json"
+UPLINK: Final = "uplink.json"
 VTEP_MAC: Final = "vtep_mac"
 
 _PATIENCE_S: Final = 0.2

@@ -9,10 +9,12 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from ctl.core.candidates import UplinkChoice
 from ctl.core.errors import AgentError
 from ctl.core.host import Uplink
+from ctl.core.uplink import Decision, Memory, decide, decide_first
 from ctl.kernel.netlink.session import Netlink
-from ctl.kernel.netlink.uplink import UplinkChoice, find_uplink, follow_uplink
+from ctl.kernel.netlink.uplink import survey
 from tests.host import METRICS_PORT, Host
 from tests.lab import Lab, wait_until
 
@@ -36,6 +38,23 @@ def host() -> Iterator[Host]:
         made.ip("addr", "add", "172.17.1.1/24", "dev", "ovnet0")
         made.ip("link", "set", "ovnet0", "up")
         yield made
+
+
+def find_uplink(netlink: Netlink, choice: UplinkChoice, kept: IPv4Address | None = None) -> Uplink:
+    return settled(decide_first(choice, survey(netlink, choice), kept))
+
+
+def follow_uplink(netlink: Netlink, choice: UplinkChoice, before: Uplink) -> tuple[Uplink, str]:
+    memory = Memory(before, before.address)
+    decision = decide(choice, survey(netlink, choice), memory, 0.0)
+    return settled(decision), decision.wrong
+
+
+def settled(decision: Decision) -> Uplink:
+    if decision.error:
+        raise AgentError(decision.error)
+    assert decision.memory is not None
+    return decision.memory.uplink
 
 
 def found(host: Host, choice: UplinkChoice, before: str = "") -> tuple[str, str]:
