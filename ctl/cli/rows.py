@@ -74,6 +74,7 @@ COLUMNS: Final[Mapping[str, tuple[Column | str, ...]]] = {
         "hook",
         Column("approval_ttl", "APPROVAL TTL", show=_age),
         Column("source_ports", "SOURCE PORTS", wide=True),
+        Column("routing_marks", "ROUTING MARKS", wide=True, show=hex),
     ),
     "counters": ("hook", "verdict", "reason", "packets", "bytes", "caption"),
     "peer_stats": (
@@ -174,6 +175,7 @@ def node_rows(node: NodeEntry | None, name: DeviceName) -> list[Row]:
         "bypass": node.bypass.value,
         "hook": "xdp" if node.flags & NODE_F_XDP else "tc",
         "approval_ttl": node.approval_ttl_ns / 1e9,
+        "routing_marks": node.routing_marks,
     }
     return [row]
 
