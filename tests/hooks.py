@@ -26,7 +26,19 @@ def detach(host: Host, *devices: str) -> None:
             os.close(fd)
 
 
-def put_foreign_filter(host: Host, device: str, side: str, priority: int | str) -> None:
-    """Someone's filter on clsact, which has to be there: it matches everything and passes it on."""
+def put_foreign_filter(
+    host: Host, device: str, side: str, priority: int | str, *, ends: bool = False
+) -> None:
+    """Someone's filter on clsact, which has to be there: it sees every packet and passes it on.
+
+    With `ends` it takes each one instead (TC_ACT_OK): what comes behind it is not run any more.
+    """
+    sees_all = ("bpf", "bytecode", "1,6 0 0 0")  # "no match"
+    takes_all = ("u32", "match", "u32", "0", "0")
     host.run("tc", "filter", "add", "dev", device, side, "prio", str(priority), "protocol", "ip",
-             "u32", "match", "u32", "0", "0", "classid", "1:1")  # fmt: skip
+             *(takes_all if ends else sees_all), "classid", "1:1")  # fmt: skip
+
+
+def counted(host: Host, program: str) -> int:
+    """Packets that one of our programs has seen."""
+    return sum(packets for (hook, _), packets in host.counters().items() if hook == program)

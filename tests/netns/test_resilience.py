@@ -239,7 +239,7 @@ def test_foreign_filter_on_the_vxlan_device_is_named_and_stops_nothing_else(lab:
     tc = partial(a.run, "tc", "filter")
     with stopped(pair.agents["a"]):
         a.run("tc", "qdisc", "add", "dev", "ovnet.1", "clsact")
-        put_foreign_filter(a, "ovnet.1", "egress", priority)
+        put_foreign_filter(a, "ovnet.1", "egress", priority, ends=True)
     wait_until(lambda: priority in complaints_or_nothing(a), SOON, "status names the filter")
     late = a.container("late")
     wait_until(lambda: programs(a, late.port), SOON, "a new container has its programs")

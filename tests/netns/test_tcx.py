@@ -18,7 +18,7 @@ from ctl.kernel.hooks.filters import HANDLE, PRIORITY
 from ctl.kernel.netlink import tc
 from ctl.kernel.netlink.session import Netlink
 from ctl.kernel.netlink.socket import Refused
-from tests.hooks import detach, programs, put_foreign_filter
+from tests.hooks import counted, detach, programs, put_foreign_filter
 from tests.host import Host
 from tests.lab import Lab, wait_until
 from tests.netns.conftest import Pair, build
@@ -101,19 +101,28 @@ def test_a_detached_program_comes_back(pair: Pair, device: str) -> None:
     wait_until(partial(healthy, pair.a), SOON, lambda: complaints_or_nothing(pair.a))
 
 
-@pytest.mark.parametrize("device", ["eth0", "ovnet.1"])
-def test_ours_gives_way_to_a_filter_and_returns(pair: Pair, device: str) -> None:
+@pytest.mark.parametrize(("device", "program"), [("eth0", "from_wire"), ("ovnet.1", "to_overlay")])
+def test_ours_gives_way_to_a_filter_and_returns(pair: Pair, device: str, program: str) -> None:
     """Filters run after tcx: someone's would not see what ours redirects."""
     a = pair.a
     side = "ingress" if device == "eth0" else "egress"
+
+    def runs() -> bool:
+        """A flow that is new goes by the kernel path, and so by all programs."""
+        before = counted(a, program)
+        pair.on_a.run("ping", "-c1", "-W2", pair.on_b.address)
+        return counted(a, program) > before
+
     a.run("tc", "qdisc", "add", "dev", device, "clsact")  # which costs packets: not ours to mend
     with streams(pair) as both:
         put_foreign_filter(a, device, side, 10)
         wait_until(lambda: at(a, device) == [(device, "clsact")], SOON, "ours is a filter behind it")
+        assert runs(), "behind it, ours still has its turn"
         for stream in both:
             stream.advance(0.3)
         a.run("tc", "filter", "del", "dev", device, side, "prio", "10")
         wait_until(lambda: at(a, device) == [(device, "tcx")], SOON, "ours is a link again")
+        assert runs()
     assert healthy(a), complaints_or_nothing(a)
     a.run("tc", "qdisc", "del", "dev", device, "clsact")
 
