@@ -182,8 +182,16 @@ class RouteKey:
         return cls(subnet, 100 + (int(subnet.network_address) >> (32 - subnet.prefixlen)) % 64)
 
 
-Removed = RouteKey | IPv4Address | MacAddress
-"""What the kernel says is no more: a route of ours, a neighbour or an FDB entry of our device."""
+@dataclass(frozen=True, slots=True)
+class Sender:
+    """A host that our rules let in."""
+
+    host: IPv4Address
+
+
+Removed = RouteKey | IPv4Address | MacAddress | Sender
+"""What the kernel says is no more: a route of ours, a neighbour or an FDB entry of our device, or a
+host that our rules let in."""
 
 
 @dataclass(frozen=True, slots=True)

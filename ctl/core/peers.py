@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from ctl.core.abi import PEER_F_KERNEL_PATH, PeerEntry
-from ctl.core.host import Hop, Removed, Route, RouteKey
+from ctl.core.host import Hop, Removed, Route, RouteKey, Sender
 from ctl.core.model import VXLAN_OVERHEAD, Lease, MacAddress, Network
 from ctl.core.roster import Moves, Roster, blocks
 from ctl.core.tracker import Tracker
@@ -41,7 +41,9 @@ class PeerTables:
         self.routes: Final = Tracker[RouteKey, Route]()
         """Subnet -> VTEP address through the vxlan device, or host through the uplink."""
         self.vteps: Final = Tracker[IPv4Address, bool]()
-        """Hosts that may send to us."""
+        """Hosts that may send to us: for the programs."""
+        self.senders: Final = Tracker[IPv4Address, bool]()
+        """The same, for the rules of the kernel path."""
         self.peers: Final = Tracker[IPv4Address, PeerEntry]()
         """Block -> where eBPF sends packets for it."""
         self._roster, self._network, self._vxlan = roster, network, vxlan
@@ -62,13 +64,15 @@ class PeerTables:
 
     def doubt(self) -> None:
         """What is there may be anything."""
-        for tracker in (self.neighbours, self.fdb, self.routes, self.vteps, self.peers):
+        for tracker in (self.neighbours, self.fdb, self.routes, self.vteps, self.senders, self.peers):
             tracker.doubt()
 
     def wants(self, entry: Removed) -> bool:
         """Whether an entry that is no more should be there. Any thread may ask."""
         if isinstance(entry, RouteKey):
             return entry in self.routes.desired
+        if isinstance(entry, Sender):
+            return entry.host in self.senders.desired
         return entry in (self.fdb if isinstance(entry, MacAddress) else self.neighbours).desired
 
     def _put(self, lease: Lease, hop: Hop | None) -> None:
@@ -85,6 +89,7 @@ class PeerTables:
             route = Route(lease.vtep_ip, self._vxlan, onlink=True, mtu=inner)
         self.routes.put(RouteKey.of(lease.subnet), route)
         self.vteps.put(lease.host, True)
+        self.senders.put(lease.host, True)
         # The programs know one MTU for all peers: who has a smaller one is the kernel path's.
         usable = hop if hop is not None and not direct and not hop.mtu else None
         self._put_blocks(lease, self._entry(lease, mac, usable))
@@ -96,6 +101,7 @@ class PeerTables:
         self.routes.drop(RouteKey.of(lease.subnet))
         if not self._roster.at(lease.host):
             self.vteps.drop(lease.host)
+            self.senders.drop(lease.host)
         self._drop_blocks(lease)
 
     def slow(self) -> int:

@@ -8,7 +8,8 @@ what is forwarded from and to the overlay (Docker sets FORWARD's policy to DROP)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
@@ -16,6 +17,8 @@ from ctl.kernel import iptables
 from ctl.kernel.command import find, run, succeeds
 
 TABLE: Final = "ovnet"
+SENDERS: Final = "senders"
+"""The set in it of who may send us VXLAN (ctl.kernel.senders)."""
 
 _MASQUERADE: Final = """\
 	chain postrouting {{
@@ -33,12 +36,14 @@ _MASQUERADE: Final = """\
 # behind UDP's 64 and VXLAN's flags, 24 of VNI (RFC 7348, section 5). Whom a packet out of
 # the tunnel was sent to is asked before a service may translate it. `disguise`: someone
 # else's masquerade, Docker's for its other bridges, would make their VXLAN look like ours.
+# {strangers}: who is no peer is refused here too, for there may be no program that does:
+# with --bypass=off, or where someone else's ends what runs on the uplink before ours.
 _VTEP: Final = """\
 	chain vtep {{
 		type filter hook input priority raw; policy accept;
 		{vxlan} iifname != "{uplink}" counter drop comment "VXLAN not from the underlay"
 		{vxlan} ip daddr != {host} counter drop comment "VXLAN not for the VTEP's address"
-	}}
+{strangers}	}}
 	chain relay {{
 		type filter hook prerouting priority raw; policy accept;
 		iifname "{device}" ip daddr {network} ip daddr != {own} counter drop comment "no relaying"
@@ -48,6 +53,10 @@ _VTEP: Final = """\
 		{vxlan} ip saddr {host} ct direction original ct original ip saddr != {host} \\
 			counter drop comment "VXLAN masqueraded as ours"
 	}}
+"""
+
+_STRANGERS: Final = """\
+		{vxlan} ip saddr != @{senders} counter drop comment "VXLAN of no peer"
 """
 
 # Masqueraded, it would have our address and be believed by every peer. VXLAN inside the
@@ -71,6 +80,8 @@ class Tunnel:
     host: IPv4Address
     device: str
     """The vxlan device's name."""
+    senders: Collection[IPv4Address] | None = field(default=None, compare=False)
+    """Hosts that may send; None: it is not known who they are, and nobody is refused for it."""
 
 
 def ruleset(
@@ -81,15 +92,30 @@ def ruleset(
     tunnel: Tunnel | None = None,
     bridge: str = "",
 ) -> str:
-    """Our table as nft text."""
+    """Our table as nft text, without what is in its set."""
     body = _MASQUERADE.format(network=network, own=own) if masquerade else ""
     if tunnel:
         vxlan = f"udp dport {tunnel.port} @th,96,24 {tunnel.vni}"
         names = {"vxlan": vxlan, "network": network, "own": own, "bridge": bridge}
+        if tunnel.senders is not None:
+            body += declared()
+            names["strangers"] = _STRANGERS.format(vxlan=vxlan, senders=SENDERS)
+        else:
+            names["strangers"] = ""
         body += _VTEP.format(uplink=tunnel.uplink, host=tunnel.host, device=tunnel.device, **names)
         if bridge:
             body += _CONTAINERS.format(**names)
     return f"table ip {TABLE} {{\n{body}}}\n"
+
+
+def declared() -> str:
+    """The set of senders, for the inside of our table. Whether it is there already makes no difference."""
+    return f"\tset {SENDERS} {{\n\t\ttype ipv4_addr\n\t}}\n"
+
+
+def elements(verb: str, hosts: Collection[IPv4Address]) -> str:
+    """These hosts put into the set ("add") or taken out of it ("delete"), as nft text; empty for nobody."""
+    return f"{verb} element ip {TABLE} {SENDERS} {{ {', '.join(map(str, hosts))} }}\n" if hosts else ""
 
 
 class Firewall:
@@ -118,7 +144,9 @@ class Firewall:
         changed = wanted != self._applied or _show() != self._shown
         if changed:
             # Declared, deleted, made anew: all in one transaction, whether it was there or not.
-            run("nft", "-f", "-", text=f"table ip {TABLE}\ndelete table ip {TABLE}\n{wanted}")
+            # What is in the set goes in with it: no packet of a peer meets the rule without.
+            inside = elements("add", tunnel.senders or ()) if tunnel else ""
+            run("nft", "-f", "-", text=f"table ip {TABLE}\ndelete table ip {TABLE}\n{wanted}{inside}")
             self._applied, self._shown = wanted, _show()
         accepted = iptables.ensure(network, bridge)
         self.unseen = accepted.wrong
@@ -126,13 +154,19 @@ class Firewall:
 
 
 def _show() -> str:
-    """Our table as nft lists it, without the counters' values; empty if it is not there."""
-    return run("nft", "-s", "list", "table", "ip", TABLE, check=False)
+    """Our table as nft lists it, without the counters' values and what is in the set; empty if it is gone."""
+    return run("nft", "-s", "-t", "list", "table", "ip", TABLE, check=False)
+
+
+def let_in() -> None:
+    """Refuse no VXLAN any more: from now on someone else says who is a peer. KernelError."""
+    if succeeds("nft", "-t", "list", "chain", "ip", TABLE, "vtep"):
+        run("nft", "flush", "chain", "ip", TABLE, "vtep")
 
 
 def remove() -> bool:
     """Take our table and chain away; False if there was no table."""
-    there = succeeds("nft", "list", "table", "ip", TABLE)
+    there = succeeds("nft", "-t", "list", "table", "ip", TABLE)
     if there:
         run("nft", "delete", "table", "ip", TABLE)
     iptables.remove()

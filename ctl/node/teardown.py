@@ -40,11 +40,13 @@ def give_to_flannel(settings: Settings, netlink: Netlink) -> list[str]:
     """Leave a datapath that flanneld adopts; returns what was done, a line each. KernelError, AgentError.
 
     What flanneld replaces only once it runs stays until then: rules, kernel settings, and
-    subnet.env. An ordinary teardown takes these away afterwards.
+    subnet.env. An ordinary teardown takes these away afterwards. Who is a peer is flanneld's to
+    say from now on, so our rules refuse nobody.
     """
     done = [*_runtimes(settings), *_programs(settings, netlink, keep_clsact=True)]
     if maps.unpin_all(settings.bpffs):
         done.append(f"pins under {settings.bpffs}")
+    firewall.let_in()
     done += hand_over(settings, netlink)
     return done + _files(settings, keep_env=True)
 

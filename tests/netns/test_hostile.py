@@ -325,7 +325,7 @@ def b(site: Site) -> IPv4Address:
     return IPv4Address(site.pair.b.address)
 
 
-FOREIGN = "VXLAN not from the underlay"
+FOREIGN, NO_PEER = "VXLAN not from the underlay", "VXLAN of no peer"
 
 
 @dataclass(frozen=True)
@@ -346,12 +346,19 @@ class Row:
     """The reason with XDP, where that is another."""
     counts: int = 0
     """How many of its frames are counted; 0: all."""
+    rule: str = ""
+    """The rule that refuses it where the programs do not, with `--bypass=off`."""
 
 
 ROWS = [
-    Row("an unknown host", by_a_stranger(forged()), "unknown_vtep", off="victim"),
+    Row("an unknown host", by_a_stranger(forged()), "unknown_vtep", rule=NO_PEER),
     Row("an unknown host to our host", by_a_stranger(inner_to(lambda pair: pair.a.gateway.ip)),
-        "unknown_vtep", off="a"),
+        "unknown_vtep", rule=NO_PEER),
+    Row("an unknown host, with outer options", by_a_stranger(forged(options=bytes(4))), "outer_options",
+        rule=NO_PEER),
+    Row("an unknown host, behind priority tags",
+        lambda site: [replace(site.true, host=IPv4Address(site.pair.outside.address), tags=(0, 0)).frame()],
+        "tagged", rule=NO_PEER),
     Row("our own address outside", lambda site: [replace(site.true, host=site.true.to).frame()],
         "unknown_vtep"),
     Row("a peer for nobody's subnet", forged(source=NOBODYS), "spoofed_source", off="victim"),
@@ -458,7 +465,8 @@ ROWS = [
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_it_shows_up_nowhere_else_and_is_counted(site: Site, row: Row) -> None:
-    frames, why = row.frames(site), (row.xdp if site.xdp else "") or row.why
+    frames = row.frames(site)
+    why = (row.xdp if site.xdp else row.rule if site.off else "") or row.why
     site.send_true()
     site.seen.clear()
     before = site.counted(why)

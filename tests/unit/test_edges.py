@@ -25,7 +25,7 @@ from ctl.kernel.bpf.source import source
 from ctl.kernel.command import run
 from ctl.kernel.firewall import ruleset
 from ctl.kernel.netlink import monitor
-from ctl.kernel.netlink.classify import POLICIES, RULES, Classifier, routes
+from ctl.kernel.netlink.classify import POLICIES, Classifier, routes, rules
 from ctl.kernel.netlink.message import body, message
 from ctl.kernel.netlink.monitor import Monitor, hear
 from ctl.kernel.netlink.tables import ROUTE_PROTOCOL
@@ -161,7 +161,7 @@ class Overflowed:
 
 def test_what_others_sockets_lose_says_nothing_of_links_routes_and_containers() -> None:
     """One that changes thousands of rules at a time (kube-proxy) overflows that of the rules."""
-    assert hear(Overflowed(), RULES) == {Change.FIREWALL}
+    assert hear(Overflowed(), rules(lambda _: True)) == {Change.FIREWALL}
     assert hear(Overflowed(), POLICIES) == {Change.HOPS}
 
 
@@ -169,7 +169,7 @@ def test_after_a_loss_all_neighbours_are_new() -> None:
     memory = classifier()
     event = neighbour(BRIDGE, STALE, b"\2one..")
     assert memory.classify(NEW, event) == {Change.PORTS}
-    hear(Overflowed(), RULES)
+    hear(Overflowed(), rules(lambda _: True))
     assert memory.classify(NEW, event) == set()
     assert hear(Overflowed(), routes(memory)) == EVERYTHING
     assert memory.classify(NEW, event) == {Change.PORTS}

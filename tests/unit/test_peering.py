@@ -17,7 +17,7 @@ from ctl.backend.site import Site
 from ctl.backend.vxlan import peering
 from ctl.core.errors import KernelError
 from ctl.core.findings import Concern, Findings
-from ctl.core.host import EVERYTHING, Change, Hop, Link, Uplink
+from ctl.core.host import EVERYTHING, Change, Hop, Link, Sender, Uplink
 from ctl.core.model import Network
 from ctl.core.plan import Delta
 from ctl.core.policy import Rule
@@ -113,13 +113,56 @@ def test_a_peer_that_is_routed_to_may_answer(kernel: Fib, monkeypatch: pytest.Mo
             strangers.extend(via for _, via in delta.puts if via.ifindex and not maps.vtep_table.rows)
 
     monkeypatch.setattr(peering, "Routes", Routed)
-    for other in ("Fdb", "VtepNeighbours"):
+    for other in ("Fdb", "VtepNeighbours", "Senders"):
         monkeypatch.setattr(peering, other, Rows)
     plan = peering.Peering(SimpleNamespace(), Findings(), 10)  # type: ignore[arg-type]
     plan.reconcile(site(), 7, [], EVERYTHING, shortcut(maps))
     plan.reconcile(site(), 7, [PEER], LEASES, shortcut(maps))
     assert maps.vtep_table.rows
     assert not strangers
+
+
+def test_who_is_routed_to_is_let_in_by_the_rules_too_and_each_change_is_one_element(
+    kernel: Fib, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also without programs: --bypass=off."""
+    let_in: dict[IPv4Address, bool] = {}
+    told: list[Delta[Any, Any]] = []
+    early: list[object] = []
+
+    class Set(Rows):
+        def __init__(self) -> None:
+            self.rows = let_in
+
+        def apply(self, delta: Delta[Any, Any]) -> None:
+            told.append(delta)
+            super().apply(delta)
+
+    class Routed(Rows):
+        def apply(self, delta: Delta[Any, Any]) -> None:
+            early.extend(route for key, route in delta.puts if not let_in.keys() >= {PEER.host})
+
+    monkeypatch.setattr(peering, "Senders", Set)
+    monkeypatch.setattr(peering, "Routes", Routed)
+    for other in ("Fdb", "VtepNeighbours"):
+        monkeypatch.setattr(peering, other, Rows)
+    plan = peering.Peering(SimpleNamespace(), Findings(), 10)  # type: ignore[arg-type]
+    assert plan.senders() is None, "nobody knows who they are"
+    moved = replace(OTHER, host=OTHER.host + 100)
+    for leases in ([PEER], [PEER, OTHER], [PEER, moved], [PEER]):
+        plan.reconcile(site(), 7, leases, LEASES, None)
+    assert not early
+    assert told == [
+        Delta(((PEER.host, True),)),
+        Delta(((OTHER.host, True),)),
+        Delta(((moved.host, True),)),
+        Delta(removals=(OTHER.host,)),
+        Delta(removals=(moved.host,)),
+    ]
+    assert plan.wants(Sender(PEER.host)) and not plan.wants(Sender(OTHER.host))
+    let_in[OTHER.host] = True  # someone's doing
+    plan.reconcile(site(), 7, [PEER], frozenset({Change.PEERS}), None)
+    assert list(let_in) == [PEER.host]
 
 
 def test_strangers_are_refused_only_as_long_as_all_peers_are_in(
@@ -193,7 +236,7 @@ def test_plain_routes_that_went_without_a_word_are_set_again(
     table, netlink = Rows(), SimpleNamespace(rtnl=None)
     for module in (hostgw, peering):
         monkeypatch.setattr(module, "Routes", lambda _: table)
-    for other in ("Fdb", "VtepNeighbours"):
+    for other in ("Fdb", "VtepNeighbours", "Senders"):
         monkeypatch.setattr(peering, other, Rows)
     network = replace(NETWORK, backend=backend, direct_routing=backend == "vxlan")
     lease = replace(PEER, backend=backend)

@@ -91,12 +91,17 @@ class VxlanBackend:
         lost = self._losses.look(self.device, self.maps)
         return {way: losses.line(way, packets, network, uplink) for way, packets in lost.items()}
 
-    @staticmethod
-    def tunnel(site: Site) -> firewall.Tunnel:
-        """VXLAN is taken from the uplink and for our own address only."""
+    def tunnel(self, site: Site) -> firewall.Tunnel:
+        """VXLAN is taken of peers, from the uplink and for our own address only."""
         network, uplink = site.network, site.uplink
-        name = device_name(network)
-        return firewall.Tunnel(network.port, network.vni, uplink.link.name, uplink.address, name)
+        return firewall.Tunnel(
+            network.port,
+            network.vni,
+            uplink.link.name,
+            uplink.address,
+            device_name(network),
+            self._peering.senders(),
+        )
 
     def ensure_device(self, site: Site, links: dict[int, Link]) -> None:
         """The vxlan device, and no other tunnel of ours."""

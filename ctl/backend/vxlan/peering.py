@@ -4,7 +4,7 @@ Follows the leases change by change, in this order:
 
     plan     who the peers are, and how each is reached
     maps     who may send to us. A route brings answers, so a peer is known before it is routed to
-    routes   the kernel path: FDB, neighbours, routes
+    routes   the kernel path: whom its rules let in, FDB, neighbours, routes
 
 At start there is no map yet: then the kernel path is whole before there is one. Where a plan fails
 there is none to go on from: the next one is made from the whole, and until then the maps stay as
@@ -13,7 +13,7 @@ they are, for without their entries the programs would refuse all peers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network
 
@@ -31,6 +31,7 @@ from ctl.kernel.bpf.maps import Maps
 from ctl.kernel.netlink import fib, rules, xfrm
 from ctl.kernel.netlink.socket import Refused, Rtnl
 from ctl.kernel.netlink.tables import Fdb, Routes, VtepNeighbours
+from ctl.kernel.senders import Senders
 
 Place = tuple[Network, Lease, Uplink, tuple[IPv4Network, ...], int]
 """Network, own lease, uplink, its networks and ifindex of the tunnel device: what a plan is made for."""
@@ -86,6 +87,10 @@ class Peering:
     def marks(self) -> int:
         """Bits of marks with which packets may be led elsewhere than the maps say."""
         return self._policy.marks
+
+    def senders(self) -> Collection[IPv4Address] | None:
+        """Hosts that may send us VXLAN; None as long as nobody knows who they are."""
+        return None if self._tables is None else self._tables.senders.desired.keys()
 
     def hop_interfaces(self) -> frozenset[int]:
         """Ifindexes of the underlay through which peers are reached now."""
@@ -212,6 +217,7 @@ class Peering:
         if device:
             settle(
                 [
+                    Tracked("senders", Senders(), self._tables.senders),
                     Tracked("fdb", Fdb(self._rtnl, device), self._tables.fdb),
                     Tracked("neighbours", VtepNeighbours(self._rtnl, device), self._tables.neighbours),
                     Tracked("routes", Routes(self._rtnl), self._tables.routes),

@@ -37,11 +37,22 @@ from pyroute2.netlink.rtnl import (
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
-from ctl.core.host import EVERYTHING, OWNER, Change, Devices, Removed
+from ctl.core.host import EVERYTHING, OWNER, Change, Devices, Removed, Sender
 from ctl.core.model import MacAddress
-from ctl.kernel.firewall import TABLE
+from ctl.kernel.firewall import SENDERS, TABLE
 from ctl.kernel.iptables import CHAIN
 from ctl.kernel.netlink.message import attributes, layout, number_of, split, text, to_number
+from ctl.kernel.netlink.nft import (
+    DELSETELEM,
+    LIST_ELEM,
+    NEWSETELEM,
+    NFGENMSG,
+    NFTA_DATA_VALUE,
+    NFTA_SET_ELEM_KEY,
+    NFTA_SET_ELEM_LIST_ELEMENTS,
+    NFTA_SET_ELEM_LIST_SET,
+    NFTA_SET_ELEM_LIST_TABLE,
+)
 from ctl.kernel.netlink.session import NUD_USABLE
 from ctl.kernel.netlink.tables import (
     NDA_DST,
@@ -240,16 +251,59 @@ class Source:
     lost: Callable[[], frozenset[Change]]
 
 
-def classify_rules(data: bytes) -> frozenset[Change]:
-    """What nftables' messages (nfnetlink) may have changed.
+def rules(wanted: Wanted) -> Source:
+    """Nftables' (nfnetlink): of our rules, and of whom they let in. `wanted` as for Classifier."""
 
-    Only those count that name us, or iptables' chain in which we stand with others.
+    def heard(data: bytes) -> frozenset[Change]:
+        found: frozenset[Change] = frozenset()
+        for _, kind, _, body in split(data):
+            found |= _rule(kind, body, wanted)
+        return found
+
+    return Source(heard, lambda: frozenset({Change.FIREWALL}))
+
+
+def _rule(kind: int, body: bytes, wanted: Wanted) -> frozenset[Change]:
+    """Only what names us counts, or iptables' chain in which we stand with others.
+
+    Whoever is let in by us comes with a message of its own, whoever goes as well.
     """
-    ours = any(name.encode() + b"\0" in data for name in (TABLE, CHAIN, "FORWARD"))
+    if kind == NEWSETELEM:
+        return frozenset()
+    if kind == DELSETELEM:
+        host = _sender(body)
+        return frozenset({Change.PEERS}) if host and wanted(Sender(host)) else frozenset()
+    ours = any(name.encode() + b"\0" in body for name in (TABLE, CHAIN, "FORWARD"))
     return frozenset({Change.FIREWALL}) if ours else frozenset()
 
 
-RULES: Final = Source(classify_rules, lambda: frozenset({Change.FIREWALL}))
+def _sender(body: bytes) -> IPv4Address | None:
+    """Whom a message about an element is about; None: not one that our rules let in."""
+    found = attributes(body, NFGENMSG)
+    names = [text(found.get(each, b"")) for each in (NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET)]
+    if names != [TABLE, SENDERS]:
+        return None
+    value = found.get(NFTA_SET_ELEM_LIST_ELEMENTS, b"")
+    for each in (LIST_ELEM, NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE):
+        value = attributes(value).get(each, b"")
+    return IPv4Address(value) if len(value) == 4 else None
+
+
+def few_elements() -> bytes:
+    """A classic BPF program (struct sock_filter) that keeps out who is put into a set, everybody's.
+
+    A first sync of thousands of peers is as many messages; what is wrong with an addition of
+    others' shows when the set is read again.
+    """
+    return b"".join(
+        (
+            struct.pack("=HBBI", 0x28, 0, 0, 4),  # nlmsg_type, as in quiet_filter
+            struct.pack("=HBBI", 0x15, 0, 1, socket.htons(NEWSETELEM)),
+            struct.pack("=HBBI", 0x06, 0, 0, 0),
+            struct.pack("=HBBI", 0x06, 0, 0, 0xFFFFFFFF),
+        )
+    )
+
 
 POLICIES: Final = Source(lambda _: frozenset({Change.HOPS}), lambda: frozenset({Change.HOPS}))
 """IPsec's: after any of its messages, which path the peers may take has to be decided anew."""

@@ -145,6 +145,24 @@ def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     return found
 
 
+def listed(data: bytes) -> list[bytes]:
+    """The values of attributes of which there are several of one type, in their order."""
+    found, offset = [], 0
+    while offset + 4 <= len(data):
+        length, _ = _ATTRIBUTE.unpack_from(data, offset)
+        if length < 4:
+            break
+        found.append(data[offset + 4 : offset + length])
+        offset += (length + 3) & ~3
+    return found
+
+
+def attribute(kind: int, value: bytes) -> bytes:
+    """One attribute as the kernel takes it."""
+    size = _ATTRIBUTE.size + len(value)
+    return _ATTRIBUTE.pack(size, kind) + value + bytes(-size % 4)
+
+
 def number(value: int) -> bytes:
     """32 bits as the kernel takes them: in the host's byte order."""
     return value.to_bytes(4, sys.byteorder)

@@ -41,7 +41,16 @@ from pyroute2.netlink.rtnl import (
 
 from ctl.core.errors import KernelError
 from ctl.core.host import Change, Devices
-from ctl.kernel.netlink.classify import POLICIES, RULES, Classifier, Source, Wanted, quiet_filter, routes
+from ctl.kernel.netlink.classify import (
+    POLICIES,
+    Classifier,
+    Source,
+    Wanted,
+    few_elements,
+    quiet_filter,
+    routes,
+    rules,
+)
 from ctl.kernel.netlink.socket import SO_RCVBUFFORCE
 
 _RTNLGRP_NEXTHOP: Final = 32
@@ -78,7 +87,7 @@ class Monitor:
         with _hearing(), ExitStack() as failing:
             failing.callback(self._close_sources)
             self._routes = self._hear(NETLINK_ROUTE, _GROUPS, routes(self._classifier))
-            self._hear(NETLINK_NETFILTER, [_NFNLGRP_NFTABLES], RULES)
+            _attach(self._hear(NETLINK_NETFILTER, [_NFNLGRP_NFTABLES], rules(wanted)), few_elements())
             with suppress(OSError):  # a kernel without IPsec
                 self._hear(NETLINK_XFRM, [_XFRMNLGRP_POLICY], POLICIES)
             self._wake, self._woken = socket.socketpair()
