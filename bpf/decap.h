@@ -171,7 +171,9 @@ static __always_inline enum reason read_inner(const struct node *self, struct cu
 	/* The device drops what is not for its MAC, and its own MAC as a loop. */
 	if (!same_mac(eth->h_dest, self->vtep_mac) || same_mac(eth->h_source, self->vtep_mac))
 		return REASON_INNER_MAC;
-	return self->bypass == BYPASS_OFF ? REASON_BYPASS_OFF : REASON_NONE;
+	if (self->bypass == BYPASS_OFF || self->flags & NODE_F_OTHERS_BEHIND)
+		return REASON_BYPASS_OFF;
+	return REASON_NONE;
 }
 
 /* Of such a packet, what follows. NONE if it is for a container that we know: then there is

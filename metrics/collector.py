@@ -27,6 +27,9 @@ Source: TypeAlias = Callable[[], NodeSnapshot]
 
 Sample: TypeAlias = tuple[Family, float, tuple[str, ...]]
 
+WATCHED: Final = (Hook.FROM_WIRE, Hook.TO_OVERLAY)
+"""Programs of which it is known whether they see what passes."""
+
 _DROPPED: Final = (Verdict.DROP, Verdict.ABORT)
 
 
@@ -51,6 +54,8 @@ def _samples(snapshot: NodeSnapshot, scrape_errors: int) -> Iterable[Sample]:
         yield from _peer_traffic(snapshot.datapath)
         yield from _maps(snapshot.datapath)
     yield from _forwarder(snapshot.forwarder)
+    for rule, packets in snapshot.rules.items():
+        yield names.RULE_DROPS, packets, (rule,)
     if snapshot.report is not None:
         yield from _node(snapshot.report)
         yield from _store(snapshot.report.store)
@@ -118,6 +123,9 @@ def _node(report: AgentReport) -> Iterable[Sample]:
     yield names.HOOK_REFUSED, bool(report.hook_refused), ()
     yield names.NODE_INFO, 1, _identity(report)
     yield names.START_TIME, report.started_at, ()
+    if report.program:
+        for hook in WATCHED:
+            yield names.BLIND, hook.label in report.blind, (hook.label,)
     yield names.READY, report.ready, ()
     yield names.PROBLEMS, len(report.problems), ()
     if report.program:

@@ -42,6 +42,15 @@ PACKETS: Final = _counter(
 BYTES: Final = _counter("bytes", "Bytes of the packets of ovnet_packets_total", "hook", "verdict", "reason")
 DROPS: Final = _counter("drop_packets", "Packets dropped by the datapath", "reason", "hook")
 
+RULE_DROPS: Final = _counter(
+    "rule_drop_packets", "Packets that our nftables rules have dropped, by the rule's comment", "rule"
+)
+BLIND: Final = _gauge(
+    "program_blind",
+    "1 if packets pass where a program hangs and it does not see them: someone else's ends what runs there",
+    "hook",
+)
+
 PEER_RX_BYTES: Final = _counter("peer_receive_bytes", "Bytes that eBPF received from a peer's host", "peer")
 PEER_RX_PACKETS: Final = _counter(
     "peer_receive_packets", "Packets that eBPF received from a peer's host", "peer"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -35,6 +35,8 @@ class NodeSnapshot:
     """What the maps say; None if there are none (bypass off) or they could not be read."""
     forwarder: Mapping[str, int] = field(default_factory=dict)
     """The udp forwarder's counters, by the names of its stats.NAMES; empty if none runs."""
+    rules: Mapping[str, int] = field(default_factory=dict)
+    """Packets that each of our rules has dropped, by its comment; empty without rules."""
     error: str = ""
     """Why maps or counters could not be read; empty if they could."""
 
@@ -55,14 +57,19 @@ def read_forwarder(state_dir: Path) -> Mapping[str, int]:
         raise KernelError(f"cannot read the udp forwarder's counters: {error}") from error
 
 
-def take(report: AgentReport | None, maps: ReadableMaps | None, state_dir: Path) -> NodeSnapshot:
+def take(
+    report: AgentReport | None,
+    maps: ReadableMaps | None,
+    state_dir: Path,
+    rules: Callable[[], Mapping[str, int]] = dict,
+) -> NodeSnapshot:
     """The snapshot for a scrape; it never fails: what cannot be read becomes its `error`.
 
-    `state_dir`: the node's, where a udp forwarder counts.
+    `state_dir`: the node's, where a udp forwarder counts. `rules` reads what our rules have dropped.
     """
     try:
         if report is not None and report.backend == "udp":
             return NodeSnapshot(report, forwarder=read_forwarder(state_dir))
-        return NodeSnapshot(report, read_datapath(maps) if maps else None)
+        return NodeSnapshot(report, read_datapath(maps) if maps else None, rules=rules())
     except OvnetError as error:
         return NodeSnapshot(report, error=str(error))

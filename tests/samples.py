@@ -74,7 +74,9 @@ DATAPATH = Datapath(
 FORWARDER = {name: 100 + number for number, name in enumerate(stats.NAMES)}
 """Of another backend than the report's: here to fill every metric."""
 
-SNAPSHOT = NodeSnapshot(REPORT, DATAPATH, FORWARDER)
+RULES = {"VXLAN of no peer": 3, "no relaying": 0}
+
+SNAPSHOT = NodeSnapshot(REPORT, DATAPATH, FORWARDER, RULES)
 
 
 def report(**changes: object) -> AgentReport:

@@ -88,6 +88,7 @@ def describe(
         unhealthy=_lines(found.problems, UNHEALTHY),
         warnings=_lines(found.problems, WARNINGS),
         losing={str(way): line for way, line in found.losing.items()},
+        blind=found.blind,
     )
 
 

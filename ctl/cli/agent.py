@@ -150,11 +150,12 @@ def _say(line: str) -> None:
 def _serve(settings: Settings, agent: Agent, node: Node, servers: contextlib.ExitStack) -> None:
     """Start the servers that are asked for; `servers` closes them."""
     if settings.metrics_port:
+        from ctl.kernel.netlink import nft
         from metrics.server import serve
         from metrics.snapshot import take
 
         def source() -> NodeSnapshot:
-            return take(agent.report, node.maps, settings.state_dir)
+            return take(agent.report, node.maps, settings.state_dir, nft.dropped)
 
         server = serve(settings.metrics_addr, settings.metrics_port, source, lambda: agent.report)
         servers.callback(server.close)

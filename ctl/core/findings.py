@@ -64,14 +64,22 @@ class Concern(StrEnum):
     """What is counted cannot be read, so that nobody sees whether packets are lost."""
     WATCHING = "watching"
     """What ends without an event cannot be asked for."""
+    RULES = "rules"
+    """Our rules drop what strangers and containers send."""
+    ASTRAY = "astray"
+    """Our rules drop what may be packets of peers."""
+    BLIND = "blind"
+    """A program of ours does not see the packets that pass where it hangs."""
+    OTHERS = "others"
+    """A program of ours is before those of others, and leaves all to them."""
 
 
-UNHEALTHY: Final = frozenset({Concern.CNI, Concern.CLASH, Concern.FORWARD})
-"""Where lines of these concerns are, containers do not start or do not reach each other as they should: the
-node may be ready, and is not healthy."""
+UNHEALTHY: Final = frozenset({Concern.CNI, Concern.CLASH, Concern.FORWARD, Concern.ASTRAY, Concern.BLIND})
+"""Where lines of these concerns are, containers do not start or do not reach each other as they should, or
+are not guarded: the node may be ready, and is not healthy."""
 
 WARNINGS: Final = frozenset(
-    {Concern.BRIDGE_MTU, Concern.OVERLAP, Concern.POLICY, Concern.NEWCOMER, Concern.ARP}
+    {Concern.BRIDGE_MTU, Concern.OVERLAP, Concern.POLICY, Concern.NEWCOMER, Concern.ARP, Concern.RULES}
 )
 """Concerns whose lines are worth knowing, and no fault."""
 
@@ -105,9 +113,10 @@ class Findings:
     """Where packets from the uplink meet our programs first."""
     hook_refused: str = ""
     """Why XDP that was asked for is not; empty if it is, or was not asked for."""
+    blind: tuple[str, ...] = ()
+    """Names of our programs that do not see the packets that pass where they hang."""
     losing: Mapping[Way, str] = field(default_factory=dict)
     """Where all packets are lost at present, a line each."""
-
     surroundings: Surroundings = field(default_factory=Surroundings)
     """What else is on this host, as it was looked at last."""
 

@@ -243,3 +243,5 @@ class Filter:
 
     program: str
     program_id: int
+    first: bool = False
+    """Before those of others, not behind them."""

@@ -93,9 +93,12 @@ def plan_questions(seen: Neighbours, subnet: IPv4Network) -> list[IPv4Address]:
 
 
 def plan_filters(
-    programs: Mapping[str, int], uplink: int, vxlan: int, ports: Iterable[int]
+    programs: Mapping[str, int], uplink: int, vxlan: int, ports: Iterable[int], *, first: bool = False
 ) -> dict[FilterKey, Filter]:
-    """Which program (by name -> id) hangs where. No programs: nothing hangs anywhere."""
+    """Which program (by name -> id) hangs where. No programs: nothing hangs anywhere.
+
+    `first`: from_wire before those of others.
+    """
     if not programs:
         return {}
     places = {FilterKey(vxlan, False): "to_overlay"}
@@ -104,7 +107,9 @@ def plan_filters(
         places[FilterKey(port, False)] = "to_container"
     # Last: until everything else is in place, what arrives takes the kernel path.
     places[FilterKey(uplink, True)] = "from_wire"
-    return {key: Filter(name, programs[name]) for key, name in places.items()}
+    return {
+        key: Filter(name, programs[name], first=first and name == "from_wire") for key, name in places.items()
+    }
 
 
 def plan_bridge_mtu(bridge: Link, wanted: int, links: Iterable[Link]) -> int:

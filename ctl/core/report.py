@@ -131,6 +131,8 @@ class AgentReport:
     """What is worth knowing, and no fault: a line each."""
     losing: Mapping[str, str] = field(default_factory=dict)
     """Where all packets are lost at present (ctl.core.losing.Way), a line each."""
+    blind: tuple[str, ...] = ()
+    """Our programs that do not see the packets that pass where they hang, by name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,7 +301,8 @@ def _lease_margin(lease: LeaseReport) -> float:
 
 def _report(raw: dict[str, Any]) -> AgentReport:
     """From parsed JSON; KeyError, TypeError or ValueError for what does not fit."""
-    raw = {"unhealthy": [], "warnings": [], "losing": {}, **raw}  # an agent of before there were any
+    # An agent of before there were any says nothing of these.
+    raw = {"unhealthy": [], "warnings": [], "losing": {}, "blind": [], **raw}
     known = {name: raw[name] for name in AgentReport.__slots__}
     known["host"] = IPv4Address(raw["host"])
     known["network"] = _optional_network(raw["network"])
@@ -309,7 +312,7 @@ def _report(raw: dict[str, Any]) -> AgentReport:
     known["lease"] = _lease(raw["lease"])
     known["kernel_ports"] = tuple(_fields(KernelPort, port) for port in raw["kernel_ports"])
     known["losing"] = dict(raw["losing"])
-    for name in ("not_ready", "ports", "problems", "unhealthy", "warnings"):
+    for name in ("not_ready", "ports", "problems", "unhealthy", "warnings", "blind"):
         known[name] = tuple(raw[name])
     return AgentReport(**known)
 

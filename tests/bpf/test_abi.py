@@ -244,6 +244,10 @@ def test_constants_are_the_same() -> None:
     assert flags == {"PEER_F_KERNEL_PATH": "(1U << 0)"}
     assert set(abi.PEER_FLAGS) == {abi.PEER_F_KERNEL_PATH} == {1}
     flags = {name: value for name, value in defined.items() if name.startswith("NODE_F_")}
-    assert flags == {"NODE_F_PEERS_INCOMPLETE": "(1U << 0)", "NODE_F_XDP": "(1U << 1)"}
-    assert (abi.NODE_F_PEERS_INCOMPLETE, abi.NODE_F_XDP) == (1, 2)
+    assert flags == {
+        "NODE_F_PEERS_INCOMPLETE": "(1U << 0)",
+        "NODE_F_XDP": "(1U << 1)",
+        "NODE_F_OTHERS_BEHIND": "(1U << 2)",
+    }
+    assert (abi.NODE_F_PEERS_INCOMPLETE, abi.NODE_F_XDP, abi.NODE_F_OTHERS_BEHIND) == (1, 2, 4)
     assert max(REASONS) < abi.REASON_MAX

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from ctl.core import abi
-from ctl.core.abi import NODE_F_PEERS_INCOMPLETE, PEER_F_KERNEL_PATH, Direction
+from ctl.core.abi import NODE_F_OTHERS_BEHIND, NODE_F_PEERS_INCOMPLETE, PEER_F_KERNEL_PATH, Direction
 from ctl.core.model import Bypass, MacAddress
 from ctl.core.reasons import REASONS, Verdict
 from ctl.kernel.bpf.maps import Spec
@@ -75,6 +75,11 @@ def slow_peer(datapath: Datapath) -> None:
 
 def node(**changes: Any) -> Setup:
     return lambda datapath: datapath.node(**changes)
+
+
+def others_behind(datapath: Datapath) -> None:
+    approved()(datapath)
+    datapath.node(flags=NODE_F_OTHERS_BEHIND)
 
 
 def peer(**changes: Any) -> Setup:
@@ -254,6 +259,10 @@ IN = [
     Case("to nobody here", "from_wire", "no_endpoint", in_wire(dst=IPv4Address("10.1.1.99"))),
     Case("through us to the third", "from_wire", "no_endpoint", in_wire(dst=IPv4Address("10.1.3.1"))),
     Case("bypass off", "from_wire", "bypass_off", in_wire(), node(bypass=Bypass.OFF)),
+    Case("others behind", "from_wire", "bypass_off", in_wire(), others_behind),
+    Case("stranger, others behind", "from_wire", "unknown_vtep", wire(received(), host=FOREIGN),
+         others_behind),
+    Case("nobody's subnet, others behind", "from_wire", "spoofed_source", in_wire(src=NOBODY), others_behind),
     Case("padding outside", "from_wire", "truncated", in_wire() + bytes(6), approved()),
     Case("UDP length lies", "from_wire", "truncated", wire(received(), udp_len=60), approved()),
     Case("total lies", "from_wire", "truncated", wire(received(), total=60), approved()),

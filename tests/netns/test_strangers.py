@@ -143,6 +143,36 @@ def test_a_stranger_in_outer_fragments_is_refused(attack: Attack) -> None:
     attack.send_true()
 
 
+def test_status_and_metrics_tell_of_who_is_refused(attack: Attack) -> None:
+    a = attack.pair.a
+    forged = replace(attack.true, host=IPv4Address(attack.pair.outside.address))
+    assert attack.fate(attack.pair.outside, forged, attack.refused_by_rules) == "counted"
+
+    def said() -> bool:
+        return any('"VXLAN of no peer" drops' in line for line in a.status()["warnings"])
+
+    wait_until(said, SOON, lambda: str(a.status()["warnings"]))
+    assert a.ovctl("status", check=False).returncode == 0, "a stranger at the door makes no node ill"
+    metrics = a.http("http://127.0.0.1:9475/metrics")[1]
+    (line,) = [line for line in metrics.splitlines() if 'rule="VXLAN of no peer"' in line]
+    assert float(line.split()[-1]) >= 3
+
+
+def test_vxlan_for_us_that_goes_astray_makes_the_node_unwell(attack: Attack) -> None:
+    """It may be a peer's, whose packets come in another way than its lease says."""
+    a, second = attack.pair.a, "192.168.77.201"
+    a.ip("addr", "add", f"{second}/24", "dev", "eth0")
+    forged = replace(attack.true, to=IPv4Address(second))
+    assert attack.fate(attack.pair.outside, forged, attack.refused_by_rules) == "counted"
+
+    def unwell() -> bool:
+        done = a.ovctl("status", check=False)
+        return done.returncode == 1 and "VXLAN not for the VTEP's address" in done.stderr
+
+    wait_until(unwell, SOON, lambda: a.ovctl("status", check=False).stdout)
+    a.ip("addr", "del", f"{second}/24", "dev", "eth0")
+
+
 @pytest.mark.parametrize(
     "damage",
     ["flush set ip ovnet senders", "delete table ip ovnet", "flush ruleset", "flush chain ip ovnet vtep"],

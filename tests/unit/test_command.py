@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ctl.core.errors import KernelError
-from ctl.kernel import command, firewall
+from ctl.kernel import command, iptables
 
 
 def script(place: Path, name: str, text: str) -> None:
@@ -81,8 +81,8 @@ def test_iptables_beside_the_path_is_used(sbin: Path, monkeypatch: pytest.Monkey
         asked.append(words)
         return ""
 
-    monkeypatch.setattr(firewall, "run", run)
+    monkeypatch.setattr(iptables, "run", run)
     monkeypatch.setenv("PATH", "/nowhere")
     script(sbin, "iptables", "")
-    firewall._ensure_forwarding(IPv4Network("10.77.0.0/16"), "ovnet0")
-    assert ("iptables", "-w", "-A", "FORWARD", "-j", firewall.CHAIN) in asked
+    iptables.ensure(IPv4Network("10.77.0.0/16"), "ovnet0")
+    assert ("iptables", "-w", "-A", "FORWARD", "-j", iptables.CHAIN) in asked

@@ -60,6 +60,8 @@ def test_values_reach_their_metrics() -> None:
     assert found["ovnet_bypass_info", "mode=learned", "hook=tc"] == 1
     assert found["ovnet_build_info", "version=1.2.3", "program=0f1e2d3c"] == 1
     assert found["ovnet_scrape_errors_total",] == 2
+    assert found["ovnet_rule_drop_packets_total", "rule=VXLAN of no peer"] == 3
+    assert found["ovnet_program_blind", "hook=from_wire"] == 0
     assert found["ovnet_udp_packets_total", "direction=transmit"] == FORWARDER["tx_packets"]
     assert found["ovnet_udp_bytes_total", "direction=receive"] == FORWARDER["rx_bytes"]
     assert found["ovnet_udp_icmp_errors_total", "result=limited"] == FORWARDER["icmp_limited"]
@@ -100,6 +102,14 @@ def test_a_hook_that_the_driver_refused_is_a_number() -> None:
     refused = replace(REPORT, hook_refused="eth0: XDP: no")
     assert samples(families(NodeSnapshot(REPORT)))["ovnet_hook_refused",] == 0
     assert samples(families(NodeSnapshot(refused)))["ovnet_hook_refused",] == 1
+
+
+def test_a_program_that_sees_nothing_is_a_number_where_there_are_programs() -> None:
+    found = samples(families(NodeSnapshot(report(blind=("from_wire",)))))
+    assert found["ovnet_program_blind", "hook=from_wire"] == 1
+    assert found["ovnet_program_blind", "hook=to_overlay"] == 0
+    off = samples(families(NodeSnapshot(report(program=""))))
+    assert not [key for key in off if key[0] == "ovnet_program_blind"]
 
 
 def test_only_what_counted_is_exposed_and_a_newer_reason_is_not_hidden() -> None:

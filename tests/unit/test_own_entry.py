@@ -31,7 +31,7 @@ class OneNode:
 def says_complete(opened: OneNode, *, fits: bool, filled: bool) -> bool:
     """What the entry says after it was written so."""
     own = OwnEntry(resolve(argparse.Namespace(), {}, None))
-    own.write(cast(Maps, opened), site(), fits=fits, filled=filled, xdp=False, marks=0)
+    own.write(cast(Maps, opened), site(), fits=fits, filled=filled, xdp=False, first=False, marks=0)
     assert opened.entry is not None
     return not opened.entry.flags & NODE_F_PEERS_INCOMPLETE
 

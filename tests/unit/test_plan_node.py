@@ -81,6 +81,8 @@ def test_programs_hang_on_uplink_vxlan_device_and_ports() -> None:
         (5, False): "to_container",
     }
     assert list(placed)[-1] == FilterKey(2, True), "what arrives is bypassed only when all else is in place"
+    first = plan_filters(ids, uplink=2, vxlan=3, ports=[5], first=True)
+    assert [key for key, value in first.items() if value.first] == [FilterKey(2, True)]
 
 
 def test_without_programs_nothing_hangs_anywhere() -> None:

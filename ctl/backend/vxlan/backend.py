@@ -15,6 +15,7 @@ from ctl.backend.settle import apply_counted
 from ctl.backend.site import Site
 from ctl.backend.vxlan import losses
 from ctl.backend.vxlan.device import device_name, vtep_mac, wanted_device
+from ctl.backend.vxlan.lookout import Lookout
 from ctl.backend.vxlan.own_entry import OwnEntry
 from ctl.backend.vxlan.peering import Peering, Shortcut
 from ctl.backend.vxlan.ports import Ports
@@ -56,6 +57,7 @@ class VxlanBackend:
         self._peering = Peering(netlink.rtnl, findings, settings.peers_max)
         self._ports = Ports(settings, netlink, self._filters, self._hook, findings)
         self._losses = losses.Losses(netlink, settings.resync_interval)
+        self._lookout = Lookout(netlink.rtnl, self._filters, findings)
         self._ahead: Bcc | None = None
         """The compiler's child, at work since `preflight`; None: nothing to compile, or it was used."""
 
@@ -81,8 +83,9 @@ class VxlanBackend:
             self._ahead = loader.compile_ahead(self._settings.bpffs)
 
     def lost(self) -> frozenset[Change]:
-        """Programs of uplink and vxlan device that someone took off."""
-        return frozenset({Change.FILTERS} if self._ports.detached(self.device) else ())
+        """Programs of uplink and vxlan device that someone took off; what goes wrong, or is right again."""
+        off = frozenset({Change.FILTERS} if self._ports.detached(self.device) else ())
+        return off | self._lookout.look(self.device, self._ports.uplink, self.maps)
 
     def losing(self, network: Network, uplink: Uplink) -> Mapping[Way, str]:
         """Where packets that programs leave to the kernel path are lost; none are counted without."""
@@ -132,16 +135,19 @@ class VxlanBackend:
         if self.maps is None:
             return
         failures = Failures()
-        failures.take(self._ports.reconcile, site, self.device, self.maps, self.programs)
+        first = self._lookout.first
+        if first:
+            failures.take(self._announce, self.maps, site)  # or it would redirect past the others
+        failures.take(self._ports.reconcile, site, self.device, self.maps, self.programs, first=first)
         failures.take(self._announce, self.maps, site)  # whether XDP is there
         failures.raise_any()
 
     def _announce(self, opened: maps.Maps, site: Site) -> None:
         """Say in the maps what is true of this node now. KernelError."""
         xdp = self._findings.hook is HookMode.XDP
-        peering = self._peering
+        peering, first = self._peering, self._lookout.first
         fits, filled = peering.fits(), peering.has_filled(opened)
-        self._own.write(opened, site, fits=fits, filled=filled, xdp=xdp, marks=peering.marks())
+        self._own.write(opened, site, fits=fits, filled=filled, xdp=xdp, first=first, marks=peering.marks())
 
     def load(self, site: Site) -> frozenset[Change]:
         """Maps and programs: adopted, or made. The kernel path is in place already."""

@@ -6,7 +6,13 @@ import secrets
 
 from ctl.backend.site import Site
 from ctl.backend.vxlan.device import published_mac
-from ctl.core.abi import NO_MAC, NODE_F_PEERS_INCOMPLETE, NODE_F_XDP, NodeEntry
+from ctl.core.abi import (
+    NO_MAC,
+    NODE_F_OTHERS_BEHIND,
+    NODE_F_PEERS_INCOMPLETE,
+    NODE_F_XDP,
+    NodeEntry,
+)
 from ctl.kernel import sysctl
 from ctl.kernel.bpf.maps import Maps
 from ctl.settings.config import Settings
@@ -24,13 +30,24 @@ class OwnEntry:
         """Maps that this one was read from are given up; new ones go on with it. 0: it is not known."""
         self._seed = seed or self._seed
 
-    def write(self, opened: Maps, site: Site, *, fits: bool, filled: bool, xdp: bool, marks: int) -> None:
+    def write(
+        self,
+        opened: Maps,
+        site: Site,
+        *,
+        fits: bool,
+        filled: bool,
+        xdp: bool,
+        first: bool,
+        marks: int,
+    ) -> None:
         """Say what is true of the node now. KernelError.
 
         `fits`: the maps have room for all peers, so that whoever is not in them is none. That is said of
         maps that this process has `filled`; of those that it has adopted, if it was said before: what
-        they lacked then they lack still. `xdp`: XDP is what packets of the uplink meet first. `marks`:
-        bits of a packet's mark by which rules may lead it elsewhere.
+        they lacked then they lack still. `xdp`: XDP is what packets of the uplink meet first; `first`:
+        from_wire is before programs of others there. `marks`: bits of a packet's mark by which rules may
+        lead it elsewhere.
         """
         before, network = opened.node(), site.network
         complete = fits and (filled or (before is not None and not before.flags & NODE_F_PEERS_INCOMPLETE))
@@ -47,7 +64,9 @@ class OwnEntry:
             bypass=self._settings.bypass,
             approval_ttl_ns=int(self._settings.approval_ttl * 1e9),
             flow_seed=before.flow_seed if before else self._seed or secrets.randbits(64) | 1,
-            flags=(0 if complete else NODE_F_PEERS_INCOMPLETE) | (NODE_F_XDP if xdp else 0),
+            flags=(0 if complete else NODE_F_PEERS_INCOMPLETE)
+            | (NODE_F_XDP if xdp else 0)
+            | (NODE_F_OTHERS_BEHIND if first else 0),
             uplink_mac=site.uplink.link.mac or NO_MAC,
             routing_marks=marks,
         )

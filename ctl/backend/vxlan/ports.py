@@ -36,7 +36,7 @@ class Ports:
     ) -> None:
         self._settings, self._netlink, self._findings = settings, netlink, findings
         self._filters, self._hook = filters, hook
-        self._uplink = 0
+        self.uplink = 0
         """ifindex of the interface that was given from_wire last; 0: none was."""
         self._first_look = True
         """Programs of an earlier life may hang on any interface, so all of them are looked at."""
@@ -48,7 +48,7 @@ class Ports:
         no events. Ours that is off a port costs no more than its container's shortcut, until the next
         resync.
         """
-        return self._filters.detached((self._uplink, device))
+        return self._filters.detached((self.uplink, device))
 
     def reconcile(
         self,
@@ -56,11 +56,14 @@ class Ports:
         device: int,
         opened: Maps,
         programs: loader.Programs | None,
+        *,
+        first: bool = False,
     ) -> None:
         """Bring endpoints and programs in line with the ports that the bridge has. KernelError.
 
         Each part has its turn: what eBPF lacks in one, the kernel path carries. `device`: ifindex
-        of the vxlan device. `programs`: those that are loaded; None: none are.
+        of the vxlan device. `programs`: those that are loaded; None: none are. `first`: from_wire
+        before programs of others on the uplink.
         """
         links, failures = self._netlink.links(), Failures()
         if site.bridge:
@@ -71,7 +74,7 @@ class Ports:
             failures.take(self._find_containers, site, bridge, ports, opened)
         # Programs that did not load: those of an earlier life stay where they are.
         if programs is not None or self._settings.bypass is Bypass.OFF:
-            failures.take(self._attach, site, device, ports, links, programs)
+            failures.take(self._attach, site, device, ports, links, programs, first)
         failures.raise_any()
 
     def _sort(self, links: Mapping[int, Link], bridge: int) -> dict[int, Link]:
@@ -113,10 +116,11 @@ class Ports:
         ports: Mapping[int, Link],
         links: Mapping[int, Link],
         programs: loader.Programs | None,
+        first: bool,
     ) -> None:
         ids = {name: p.id for name, p in programs.by_name.items()} if programs else {}
-        uplink = self._uplink = site.uplink.link.ifindex
-        wanted = plan_filters(ids, uplink, device, ports)
+        uplink = self.uplink = site.uplink.link.ifindex
+        wanted = plan_filters(ids, uplink, device, ports, first=first)
         present = self._filters.read_on({*links} if self._first_look else {key.ifindex for key in wanted})
         place, failures = FilterKey(uplink, True), Failures()
         if place not in wanted:

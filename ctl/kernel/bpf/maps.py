@@ -162,13 +162,18 @@ class Maps:
 
     def counters(self) -> dict[tuple[Hook, int], Counter]:
         """By hook and number of the reason; only those that ever counted."""
+        return {
+            (hook, number): counter for hook in Hook for number, counter in self.counters_of(hook).items()
+        }
+
+    def counters_of(self, hook: Hook) -> dict[int, Counter]:
+        """By number of the reason; only those that ever counted."""
         result = {}
-        for hook in Hook:
-            for number in range(abi.REASON_MAX):
-                values = self._lookup("counters", _index(hook * abi.REASON_MAX + number))
-                counter = Counter.unpack(values or [])
-                if counter.packets:
-                    result[hook, number] = counter
+        for number in range(abi.REASON_MAX):
+            values = self._lookup("counters", _index(hook * abi.REASON_MAX + number))
+            counter = Counter.unpack(values or [])
+            if counter.packets:
+                result[number] = counter
         return result
 
     def peer_stats(self) -> dict[IPv4Address, PeerStats]:

@@ -197,12 +197,16 @@ class LinkInfo:
     ifindex: int
 
 
-def link_create(program: int, ifindex: int, attach_type: int) -> int:
-    """Attach an open program behind all that are there; returns the link's file descriptor.
+F_BEFORE: Final = 1 << 3
+"""BPF_F_BEFORE of linux/bpf.h: before what is named, or before all."""
+
+
+def link_create(program: int, ifindex: int, attach_type: int, *, first: bool = False) -> int:
+    """Attach an open program behind, or before, all that are there; returns the link's file descriptor.
 
     It stays attached while that is open or pinned. ENODEV: no such interface in this namespace.
     """
-    return _bpf(LINK_CREATE, struct.pack("=IIII", program, ifindex, attach_type, 0))
+    return _bpf(LINK_CREATE, struct.pack("=IIII", program, ifindex, attach_type, F_BEFORE if first else 0))
 
 
 def link_update(link: int, program: int) -> None:

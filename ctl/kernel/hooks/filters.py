@@ -40,7 +40,8 @@ class Filters:
     def __init__(self, rtnl: Rtnl, root: Path) -> None:
         self._rtnl = rtnl
         self._links = tcx.Links(root)
-        self._has_tcx = tcx.supported()
+        self.has_tcx: Final = tcx.supported()
+        """Whether a program can be put before those of others."""
         self._known: dict[int, dict[FilterKey, Filter]] = {}
         """What of ours is on each interface that was looked at."""
         self._stale: set[int] = set()
@@ -119,7 +120,7 @@ class Filters:
 
     def _look_at_tcx(self, key: FilterKey) -> list[int]:
         """Ids of others' programs at tcx, which are remembered. KernelError."""
-        if self._has_tcx:
+        if self.has_tcx:
             self._others[key] = self._others_at(key)
         return self._others.get(key, [])
 
@@ -138,6 +139,15 @@ class Filters:
                 return f"{_what(each)} at priority {each.priority} would not see what our program redirects"
         return ""
 
+    def others(self, key: FilterKey) -> list[str]:
+        """What of others runs in a place, in words, in that order."""
+        ours = self._links.read().get(key)
+        linked = [each for each in tcx.programs(key) if each != ours]
+        there = [each for each in attached(self._rtnl, key) if not is_ours(each)]
+        return [f"program {tcx.name_of(each) or '?'} (id {each}) at tcx" for each in linked] + [
+            f"{_what(each)} at priority {each.priority}" for each in there
+        ]
+
     def apply(self, delta: Delta[FilterKey, Filter]) -> None:
         """Try every operation, removals first. KernelError: one line for those that failed."""
         operations: list[Callable[[], None]] = [partial(self._detach, key) for key in delta.removals]
@@ -154,7 +164,7 @@ class Filters:
 
     def _attach(self, key: FilterKey, new: Filter) -> None:
         try:
-            self._put(key, self.programs[new.program])
+            self._put(key, self.programs[new.program], new.first)
         except Refused as error:
             if error.code != errno.ENODEV:  # a container that has just ended
                 raise
@@ -163,11 +173,11 @@ class Filters:
             if key not in self._others:
                 self._look_at_tcx(key)
 
-    def _put(self, key: FilterKey, program: Program) -> None:
+    def _put(self, key: FilterKey, program: Program, first: bool) -> None:
         """The new way first, if it is another one than before: no packet goes without."""
         there = attached(self._rtnl, key)
-        if self._links_at(there):
-            self._links.put(key, program.fd)
+        if self._links_at(there) or (first and self.has_tcx):
+            self._links.put(key, program.fd, first=first)
             if any(map(is_ours, there)):
                 self._remove_filter(key)
             return
@@ -213,14 +223,16 @@ class Filters:
         elif not linked:
             return None
         self._look_at_tcx(key)
-        if self._links_at(there):
-            right = not filtered and tcx.programs(key)[-1:] == [linked]
-            return Filter(self._name(linked), linked) if right else _MISPLACED
-        return _MISPLACED if linked else _parse(filtered[0])
+        order = tcx.programs(key) if linked and not filtered else []
+        if self._links_at(there) and order[-1:] == [linked]:
+            return Filter(self._name(linked), linked)
+        if order[:1] == [linked]:
+            return Filter(self._name(linked), linked, first=True)
+        return _MISPLACED if linked or self._links_at(there) else _parse(filtered[0])
 
     def _links_at(self, there: Iterable[tc.Attached]) -> bool:
         """Whether a place with these filters is one for a link."""
-        return self._has_tcx and all(map(is_ours, there))
+        return self.has_tcx and all(map(is_ours, there))
 
     def _name(self, ident: int) -> str:
         return next((each.name for each in self.programs.values() if each.id == ident), "")

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from ctl.core.host import FilterKey, Link
-from ctl.kernel.bpf import syscall
 from ctl.kernel.hooks import tcx
 from ctl.kernel.hooks.filters import attached, is_ours
 from ctl.kernel.hooks.xdp import Xdp
@@ -40,7 +38,9 @@ def listing(netlink: Netlink, root: Path) -> list[Hooked]:
         for side, ingress in (("ingress", True), ("egress", False)):
             key = FilterKey(link.ifindex, ingress)
             for ident in tcx.programs(key):
-                found.append(Hooked(link.name, side, "tcx", _name(ident), ident, pinned.get(key) == ident))
+                found.append(
+                    Hooked(link.name, side, "tcx", tcx.name_of(ident), ident, pinned.get(key) == ident)
+                )
             for each in attached(netlink.rtnl, key):
                 name = each.name or each.kind
                 found.append(Hooked(link.name, side, "clsact", name, each.program, is_ours(each)))
@@ -51,15 +51,4 @@ def _xdp(netlink: Netlink, link: Link, root: Path) -> list[Hooked]:
     if not link.xdp:
         return []
     with closing(Xdp(netlink, root)) as xdp:
-        return [Hooked(link.name, "xdp", "xdp", _name(link.xdp), link.xdp, xdp.is_ours(link.xdp))]
-
-
-def _name(ident: int) -> str:
-    try:
-        fd = syscall.prog_get(ident)
-    except OSError:
-        return ""
-    try:
-        return syscall.prog_info(fd).name
-    finally:
-        os.close(fd)
+        return [Hooked(link.name, "xdp", "xdp", tcx.name_of(link.xdp), link.xdp, xdp.is_ours(link.xdp))]

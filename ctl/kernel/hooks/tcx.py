@@ -73,6 +73,18 @@ def pins(root: Path) -> dict[FilterKey, Path]:
     return {key: pin for pin in directory.iterdir() if (key := _key(pin.name))}
 
 
+def name_of(ident: int) -> str:
+    """What a program is called; empty if the kernel does not tell, for it takes CAP_SYS_ADMIN to ask."""
+    try:
+        fd = syscall.prog_get(ident)
+    except OSError:
+        return ""
+    try:
+        return syscall.prog_info(fd).name
+    finally:
+        os.close(fd)
+
+
 class Links:
     """Our links by place, pinned as `<root>/links/<ifindex>-<side>`. One thread's."""
 
@@ -106,15 +118,17 @@ class Links:
         info = _info(self._open[key])
         return info.program if info.ifindex else 0
 
-    def put(self, key: FilterKey, program: int) -> None:
-        """Have an open program run last in its place, in exchange for the one of ours there. Refused."""
+    def put(self, key: FilterKey, program: int, *, first: bool = False) -> None:
+        """Have an open program run last, or first, in its place, in exchange for ours there. Refused."""
         fd = self._open.get(key)
         with _doing(f"attach to interface {key.ifindex}"):
-            if fd is not None and self._is_last(key, fd):
+            if fd is not None and self._stands(key, fd, first):
                 syscall.link_update(fd, program)
                 return
             self.remove(key)  # first, or the kernel takes the program for one that is there already
-            self._open[key] = syscall.link_create(program, key.ifindex, _attach_type(key.ingress))
+            self._open[key] = syscall.link_create(
+                program, key.ifindex, _attach_type(key.ingress), first=first
+            )
         self.pin()
 
     def remove(self, key: FilterKey) -> None:
@@ -145,9 +159,10 @@ class Links:
             os.close(self._open.popitem()[1])
         bpffs.remove_empty(self._directory)
 
-    def _is_last(self, key: FilterKey, fd: int) -> bool:
-        info = syscall.link_info(fd)
-        return bool(info.ifindex) and programs(key)[-1:] == [info.program]
+    def _stands(self, key: FilterKey, fd: int, first: bool) -> bool:
+        """Whether a link of ours is the first there, or the last."""
+        info, there = syscall.link_info(fd), programs(key)
+        return bool(info.ifindex) and (there[:1] if first else there[-1:]) == [info.program]
 
     def _drop(self, key: FilterKey) -> None:
         os.close(self._open.pop(key))

@@ -1,0 +1,186 @@
+"""The vxlan backend looks at its own work: programs that see nothing, packets that our rules drop.
+
+Nothing tells of either. A program of someone else that runs before ours and does not pass packets
+on ends what is run in that place: the kernel path goes on, and what ours would have checked is
+not checked. On the uplink ours then goes before it, where it checks and redirects nothing: who comes
+behind sees all that it saw before. What a rule drops may be an attack, or a peer whose packets come
+in another way than its lease says.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from ctl.core.abi import Hook
+from ctl.core.findings import Concern, Findings
+from ctl.core.host import Change, FilterKey
+from ctl.core.reasons import Verdict, reason
+from ctl.core.sight import Growth, Sight
+from ctl.kernel.bpf.maps import Maps
+from ctl.kernel.firewall import TABLE
+from ctl.kernel.hooks.filters import Filters
+from ctl.kernel.netlink import link, nft
+from ctl.kernel.netlink.socket import Rtnl, suppress_missing
+
+log = logging.getLogger(__name__)
+
+EVERY_S: Final = 4.0
+"""Less than from one turn of the agent's loop to the next: seconds between two looks, at the least."""
+
+_ELSEWHERE: Final = frozenset({"not_configured", "not_ipv4", "not_overlay", "vxlan_header"})
+"""Reasons for which a program passes what is not the tunnel's."""
+
+_LOOKS: Final = {
+    Concern.RULES: Change.FIREWALL,
+    Concern.ASTRAY: Change.FIREWALL,
+    Concern.BLIND: Change.FILTERS,
+    Concern.OTHERS: Change.FILTERS,
+}
+"""What is looked for, and what of the node is looked at again when it comes or goes."""
+
+_FIRST: Final = (
+    "from_wire runs before {others} on the uplink, which would keep packets from it: it checks sources, "
+    "and bypasses nothing inwards, so that these see all. Have them return TC_ACT_UNSPEC (TCX_NEXT)"
+)
+
+_MEANING: Final = {
+    Hook.FROM_WIRE: "from_wire sees nothing of what comes out of the tunnel: {others} ends what is run on "
+    "the uplink before it. Inner sources are not checked, and nothing is bypassed inwards: have that return "
+    "TC_ACT_UNSPEC (TCX_NEXT), or remove it",
+    Hook.TO_OVERLAY: "to_overlay sees nothing of what goes into the tunnel: {others} ends what is run on "
+    "the vxlan device before it. Nothing is bypassed outwards: have that return TC_ACT_UNSPEC (TCX_NEXT), or "
+    "remove it",
+}
+
+_RULES: Final = {
+    "VXLAN of no peer": "a host without a lease sends it, or a peer with another address than its lease has",
+    "VXLAN of a container": "a container sends it to the underlay",
+    "VXLAN masqueraded as ours": "a guest of this host sends it to the underlay",
+    "no relaying": "a peer sends us packets for another node's subnet",
+}
+"""Rules of ctl.kernel.firewall, by comment, and what it means that they drop: no peer has lost anything."""
+
+_ASTRAY: Final = {
+    "VXLAN not from the underlay": "a peer's packets come in by another interface than the uplink, "
+    "or a container sends it",
+    "VXLAN not for the VTEP's address": "a peer sends to another address of this host than its lease has",
+}
+"""The same, of rules whose drops may be what peers send to our containers."""
+
+
+class Lookout:
+    """Looks every few seconds, and says in the findings what is wrong. One thread's.
+
+    `steady`: seconds that only go up.
+    """
+
+    def __init__(
+        self,
+        rtnl: Rtnl,
+        filters: Filters,
+        findings: Findings,
+        *,
+        dropped: Callable[[], Mapping[str, int]] = nft.dropped,
+        steady: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._rtnl, self._filters, self._findings = rtnl, filters, findings
+        self._dropped, self._steady = dropped, steady
+        self._looked_at: float | None = None
+        self._sights = {Hook.FROM_WIRE: Sight(), Hook.TO_OVERLAY: Sight()}
+        self._about: dict[Hook, object] = {}
+        """Which program in which place each sight is about."""
+        self._growth = Growth()
+        self.first = False
+        """Whether from_wire has to be before those of others on the uplink: one keeps packets from it."""
+        self._others: list[str] = []
+        """Those of others there, when it had to go before them."""
+
+    def look(self, device: int, uplink: int, opened: Maps | None) -> frozenset[Change]:
+        """What has to be looked at again because something is wrong, or is not any more. KernelError.
+
+        `device`, `uplink`: ifindexes of the vxlan device and of the interface with from_wire; 0: none.
+        """
+        now = self._steady()
+        if self._looked_at is not None and now - self._looked_at < EVERY_S:
+            return frozenset()
+        self._looked_at = now
+        problems = self._findings.problems
+        before = {each: problems.get(each, ()) for each in _LOOKS}
+        self._look_at_rules(now)
+        self._look_at_programs(device, uplink, opened)
+        changed = [each for each in _LOOKS if problems.get(each, ()) != before[each]]
+        for each in changed:
+            for line in problems[each]:
+                log.warning("%s", line)
+        return frozenset(_LOOKS[each] for each in changed)
+
+    def _look_at_rules(self, now: float) -> None:
+        growing = self._growth.looked(self._dropped(), now)
+        for concern, meanings in ((Concern.RULES, _RULES), (Concern.ASTRAY, _ASTRAY)):
+            self._findings.problems[concern] = tuple(
+                f'our rule "{name}" drops packets: {meanings[name]} (nft list table ip {TABLE} counts them)'
+                for name in growing
+                if name in meanings
+            )
+
+    def _look_at_programs(self, device: int, uplink: int, opened: Maps | None) -> None:
+        self._look_at_others(FilterKey(uplink, True))
+        places = {Hook.FROM_WIRE: FilterKey(uplink, True), Hook.TO_OVERLAY: FilterKey(device, False)}
+        before = _noticed(opened)
+        passed = dict(zip(places, self._packets(device), strict=True))
+        after = _noticed(opened)
+        blind = {
+            hook: why
+            for hook, place in places.items()
+            if (why := self._sees(hook, place, opened, (before[hook], passed[hook], after[hook])))
+        }
+        self._findings.blind = tuple(hook.label for hook in blind)
+        self._findings.problems[Concern.BLIND] = tuple(blind.values())
+
+    def _look_at_others(self, place: FilterKey) -> None:
+        """As long as they are the same, from_wire stays before them: then it goes behind, and sees."""
+        if self.first and self._filters.others(place) != self._others:
+            self.first = False
+        text = _FIRST.format(others=" and ".join(self._others))
+        self._findings.problems[Concern.OTHERS] = (text,) if self.first else ()
+
+    def _packets(self, device: int) -> tuple[int, int]:
+        """That came out of the tunnel and went into it; none without a device."""
+        if device:
+            with suppress_missing():
+                return link.packets(self._rtnl, device)
+        return 0, 0
+
+    def _sees(self, hook: Hook, place: FilterKey, opened: Maps | None, counts: tuple[int, int, int]) -> str:
+        """One line if our program there does not see what passes; empty if it does, or is none."""
+        sight, there = self._sights[hook], self._filters.read().get(place)
+        about = None if there is None or opened is None else (place, there, opened)
+        # What IPsec decrypts goes into the tunnel's device without another look at tc.
+        if about is None or self._findings.problems.get(Concern.IPSEC):
+            sight.forget()
+            self._about.pop(hook, None)
+            return ""
+        if self._about.get(hook) != about:
+            sight.forget()
+            self._about[hook] = about
+        if not sight.looked(*counts):
+            return ""
+        others = self._filters.others(place)
+        if hook is Hook.FROM_WIRE and others and self._filters.has_tcx and not self.first:
+            self.first, self._others = True, others
+        return _MEANING[hook].format(others=" and ".join(others) or "something")
+
+
+def _noticed(opened: Maps | None) -> Mapping[Hook, int]:
+    """Packets that each program has left to the kernel path as the overlay's; none without maps."""
+    return {
+        hook: sum(
+            counter.packets
+            for number, counter in (opened.counters_of(hook) if opened else {}).items()
+            if reason(number).verdict is Verdict.PASS and reason(number).label not in _ELSEWHERE
+        )
+        for hook in (Hook.FROM_WIRE, Hook.TO_OVERLAY)
+    }
