@@ -118,8 +118,10 @@ _Static_assert(sizeof(struct node) == 88, "struct node is ABI");
 #define NODE_F_PEERS_INCOMPLETE (1U << 0)
 /* XDP is in front of from_wire: for people, the programs do not ask. */
 #define NODE_F_XDP (1U << 1)
+/* The uplink is no Ethernet: what it receives may have no header in front of IP. */
+#define NODE_F_NO_ETHERNET (1U << 2)
 /* from_wire is before programs of others on the uplink: it checks, and passes all to them. */
-#define NODE_F_OTHERS_BEHIND (1U << 2)
+#define NODE_F_OTHERS_BEHIND (1U << 3)
 
 /* counters: hook * REASON_MAX + reason, per CPU -> counter */
 struct counter {

@@ -47,6 +47,7 @@ static __always_inline enum reason check_source(const struct node *self, __be32 
 
 /* A VXLAN packet for us, as far as it has been read and believed. */
 struct arrival {
+	__u32 link_len;   /* bytes of the link's header, in front of the outer IP header */
 	struct inner inner;
 	struct peer_stats *stats; /* of the sending host */
 	struct endpoint *endpoint;
@@ -82,33 +83,63 @@ static __always_inline enum reason skip_tags(struct cursor *cur, __be16 *proto)
 	return is_vlan(*proto) ? REASON_TAGGED : REASON_NONE;
 }
 
-/* The outer headers of a frame of `len` bytes that is for this host. NONE if the cursor stands
- * behind the VXLAN header of a known VTEP. `skb`: 0 in XDP, which sees tags only in the
- * data, and no verdict of the NIC on checksums. */
+/* Bytes of the link's header in front of a packet from the uplink. Where that is no Ethernet
+ * (WireGuard, a TUN, PPP) there is none, as a rule; but a device on top of another one may
+ * leave that one's there (xfrm over Ethernet). The stack knows where the IP header is. */
+static __always_inline __u32 find_link_len(struct __sk_buff *skb, const struct node *self,
+					   struct cursor start)
+{
+	struct iphdr ip, *first;
+
+	if (likely(!(self->flags & NODE_F_NO_ETHERNET)))
+		return sizeof(struct ethhdr);
+	first = take_ip(&start);
+	if (first && !bpf_skb_load_bytes_relative(skb, 0, &ip, sizeof(ip), BPF_HDR_START_NET) &&
+	    same_ip(first, &ip))
+		return 0;
+	return sizeof(struct ethhdr);
+}
+
+/* The link's header, and tags that we look behind. NONE if an IP header follows; `tagged`
+ * then says whether it is behind such tags. */
+static __always_inline enum reason read_link(struct cursor *cur, __u32 link_len,
+					     struct __sk_buff *skb, int *tagged)
+{
+	struct ethhdr *eth = link_len ? take_eth(cur) : 0;
+	enum reason why = REASON_NONE;
+	__be16 proto, first;
+
+	if (link_len && !eth)
+		return REASON_TRUNCATED;
+	first = eth ? eth->h_proto : skb->protocol;
+	proto = first;
+	if (is_vlan(proto) && !skb)
+		return REASON_VLAN;
+	if (is_vlan(proto) && skb->vlan_present)
+		why = skip_tags(cur, &proto);
+	if (why)
+		return why;
+	*tagged = proto != first;
+	return proto == bpf_htons(ETH_P_IP) ? REASON_NONE : REASON_NOT_IPV4;
+}
+
+/* The outer headers of a packet of `len` bytes that is for this host, behind those
+ * `in->link_len` ones. NONE if the cursor stands behind the VXLAN header of a known VTEP.
+ * `skb`: 0 in XDP, which sees tags only in the data, and no verdict of the NIC on checksums. */
 static __always_inline enum reason read_outer(const struct node *self, struct cursor *cur,
 					      __u32 len, struct __sk_buff *skb,
 					      struct arrival *in)
 {
-	struct ethhdr *eth = take_eth(cur);
 	struct vxlanhdr *vxlan;
 	struct udphdr *udp;
 	struct iphdr *ip;
 	__u32 options;
-	__be16 proto;
+	int tagged;
+	enum reason why = read_link(cur, in->link_len, skb, &tagged);
 
-	if (!eth)
-		return REASON_TRUNCATED;
-	proto = eth->h_proto;
-	if (is_vlan(proto) && !skb)
-		return REASON_VLAN;
-	if (is_vlan(proto) && skb->vlan_present) {
-		enum reason why = skip_tags(cur, &proto);
-
-		if (why)
-			return why;
-	}
-	if (proto != bpf_htons(ETH_P_IP))
-		return REASON_NOT_IPV4;
+	if (why)
+		return why;
+	len -= in->link_len;
 	ip = take_ip(cur);
 	if (!ip)
 		return REASON_TRUNCATED;
@@ -127,14 +158,14 @@ static __always_inline enum reason read_outer(const struct node *self, struct cu
 		return REASON_TRUNCATED;
 	if (udp->dest != self->port)
 		return REASON_NOT_OVERLAY;
-	if (proto != eth->h_proto)
+	if (tagged)
 		return REASON_TAGGED;
 	if (ip->frag_off & bpf_htons(IP_MF))
 		return REASON_OUTER_FRAGMENT;
 	if (options)
 		return REASON_OUTER_OPTIONS;
 	/* For the kernel path to sort out, but not before the source check. */
-	if (bpf_ntohs(ip->tot_len) != len - sizeof(*eth) ||
+	if (bpf_ntohs(ip->tot_len) != len ||
 	    bpf_ntohs(udp->len) != bpf_ntohs(ip->tot_len) - sizeof(*ip))
 		in->held = REASON_TRUNCATED; /* padding, or a lie */
 	else if (ip_checksum(ip) || (udp->check && !(skb && checksum_verified(skb))))
@@ -149,7 +180,7 @@ static __always_inline enum reason read_outer(const struct node *self, struct cu
 		return REASON_VXLAN_HEADER;
 	in->host = ip->saddr;
 	in->outer_tos = ip->tos;
-	in->len = len - TUNNEL_LEN;
+	in->len = len - OUTER_LEN;
 	in->stats = stats_of(ip->saddr);
 	return in->stats ? REASON_NONE : nobodys(self, REASON_UNKNOWN_VTEP);
 }
@@ -252,6 +283,9 @@ static __always_inline enum reason decap(struct __sk_buff *skb, const struct arr
 	header.eth.h_proto = bpf_htons(ETH_P_IP);
 	if (bpf_skb_adjust_room(skb, -(int)TUNNEL_LEN, BPF_ADJ_ROOM_MAC, DECAP_FLAGS))
 		return REASON_NO_ROOM;
+	/* Ethernet to the container, on whatever it came. */
+	if (!in->link_len && bpf_skb_change_head(skb, sizeof(struct ethhdr), 0))
+		return REASON_ABORTED;
 	/* The level that the NIC verified was the tunnel's. */
 	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
 	if (bpf_skb_store_bytes(skb, 0, &header, sizeof(header), 0))
@@ -263,24 +297,34 @@ static __always_inline enum reason decap(struct __sk_buff *skb, const struct arr
 /* Bytes that have to be linear. */
 #define ARRIVING_LEN (sizeof(struct overlay_header) + sizeof(struct tcphdr))
 
+/* Is there VXLAN for this host behind the IP header that is to be `offset` bytes from the start? */
+static __always_inline int is_vxlan_at(struct __sk_buff *skb, const struct node *self, __u32 offset)
+{
+	struct iphdr ip;
+	__be16 port;
+
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.protocol != IPPROTO_UDP ||
+	    ip.daddr != self->host || ip.frag_off & bpf_htons(IP_OFFSET))
+		return 0;
+	if (bpf_skb_load_bytes(skb, offset + ip.ihl * 4 + __builtin_offsetof(struct udphdr, dest),
+			       &port, sizeof(port)))
+		return 0;
+	return port == self->port;
+}
+
 /* Can a packet that is not linear be VXLAN for this host? Asked by copying, which needs no
  * memory. As in read_outer(): what is too short for that, the kernel takes for nothing. */
 static __always_inline int perhaps_ours(struct __sk_buff *skb, const struct node *self)
 {
-	struct ipv4_header header;
-	__be16 port;
+	__be16 proto;
 
-	if (bpf_skb_load_bytes(skb, 0, &header, sizeof(header)))
+	if (self->flags & NODE_F_NO_ETHERNET && is_vxlan_at(skb, self, 0))
+		return 1;
+	if (bpf_skb_load_bytes(skb, __builtin_offsetof(struct ethhdr, h_proto), &proto, sizeof(proto)))
 		return 0;
-	if (is_vlan(header.eth.h_proto))
+	if (is_vlan(proto))
 		return skb->vlan_present; /* what is behind them is not worth the search */
-	if (header.eth.h_proto != bpf_htons(ETH_P_IP) || header.ip.protocol != IPPROTO_UDP ||
-	    header.ip.daddr != self->host || header.ip.frag_off & bpf_htons(IP_OFFSET))
-		return 0;
-	if (bpf_skb_load_bytes(skb, sizeof(header.eth) + header.ip.ihl * 4 +
-			       __builtin_offsetof(struct udphdr, dest), &port, sizeof(port)))
-		return 0;
-	return port == self->port;
+	return proto == bpf_htons(ETH_P_IP) && is_vxlan_at(skb, self, sizeof(struct ethhdr));
 }
 
 /* `start`: of the packet, as much of it as could be had. */
@@ -301,6 +345,7 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb, stru
 	/* Seen because the interface is promiscuous; ip_rcv() would not take it. */
 	if (skb->pkt_type != PACKET_HOST)
 		return REASON_NOT_OVERLAY;
+	in.link_len = find_link_len(skb, self, start);
 	why = read_outer(self, &cur, skb->len, skb, &in);
 	if (!why)
 		why = read_inner(self, &cur, &in);

@@ -29,6 +29,18 @@ static __always_inline enum reason take_ipv4(struct cursor *cur, struct ethhdr *
 	return *ip ? REASON_NONE : REASON_TRUNCATED;
 }
 
+/* By halfwords, as same_mac(). */
+static __always_inline int same_ip(const struct iphdr *a, const struct iphdr *b)
+{
+	const __u16 *x = (const void *)a, *y = (const void *)b;
+	__u16 differ = 0;
+
+#pragma unroll
+	for (int i = 0; i < sizeof(*a) / 2; i++)
+		differ |= x[i] ^ y[i];
+	return !differ;
+}
+
 /* What cannot be bypassed for reasons that stand in the IP header alone.
  * `room` is how many bytes of packet there are from the IP header on. */
 static __always_inline enum reason ip_obstacle(const struct iphdr *ip, __u32 room)

@@ -24,6 +24,9 @@ struct overlay_header {
 } __attribute__((packed, aligned(2)));
 _Static_assert(sizeof(struct overlay_header) == 84, "no padding on the wire");
 
+/* Outer headers of a packet, without the link's. */
+#define OUTER_LEN (sizeof(struct iphdr) + sizeof(struct udphdr) + sizeof(struct vxlanhdr))
+
 /* Bytes that the tunnel adds between the outer Ethernet header and the inner IP. */
 #define TUNNEL_LEN (sizeof(struct overlay_header) - sizeof(struct ethhdr) - sizeof(struct iphdr))
 _Static_assert(TUNNEL_LEN == 50, "the overlay's MTU is counted on this");

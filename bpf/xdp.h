@@ -96,6 +96,7 @@ static __always_inline enum reason wire_to_stack(struct xdp_md *xdp, __u32 len)
 	/* What tc asks of pkt_type. */
 	if (eth && !same_mac(eth->h_dest, self->uplink_mac))
 		return REASON_NOT_OVERLAY;
+	in.link_len = sizeof(*eth);
 	why = read_outer(self, &cur, len, 0, &in);
 	if (!why)
 		why = read_inner(self, &cur, &in);

@@ -52,7 +52,8 @@ PerCpu = list[bytes]
 PEER_F_KERNEL_PATH: Final = 1 << 0
 NODE_F_PEERS_INCOMPLETE: Final = 1 << 0
 NODE_F_XDP: Final = 1 << 1
-NODE_F_OTHERS_BEHIND: Final = 1 << 2
+NODE_F_NO_ETHERNET: Final = 1 << 2
+NODE_F_OTHERS_BEHIND: Final = 1 << 3
 PEER_FLAGS: Final = {PEER_F_KERNEL_PATH: "kernel-path"}
 
 BYPASS_CODE: Final = {Bypass.OFF: 0, Bypass.LEARNED: 1, Bypass.ALWAYS: 2}

@@ -76,6 +76,13 @@ class Devices:
     are compared: an interface that leads to a peer is no new device, on which all has to be made anew."""
 
 
+ETHERNET: Final = 1
+"""ARPHRD_ETHER of linux/if_arp.h, like the others here."""
+LOOPBACK: Final = 772
+PPP, RAW_IP, NONE = 512, 519, 0xFFFE
+"""Of PPP; of mobile modems; of WireGuard, TUN, xfrm and others."""
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """An interface of this network namespace."""
@@ -100,6 +107,13 @@ class Link:
     """Kind of its root qdisc: by which it holds back what it sends."""
     peer_xdp: bool = False
     """A veth whose other end has an XDP program in the driver."""
+    type: int = ETHERNET
+    """ARPHRD_*: which header is in front of its packets."""
+
+    @property
+    def has_ethernet(self) -> bool:
+        """Whether an Ethernet header is in front of all that it receives."""
+        return self.type in (ETHERNET, LOOPBACK)
 
 
 @dataclass(frozen=True, slots=True)

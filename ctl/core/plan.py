@@ -17,7 +17,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final, Generic, TypeVar
 
 from ctl.core.abi import EndpointEntry
-from ctl.core.host import NO_QDISC, Filter, FilterKey, Link, Neighbours
+from ctl.core.host import NO_QDISC, NONE, PPP, RAW_IP, Filter, FilterKey, Link, Neighbours
 from ctl.core.model import HookMode
 
 K = TypeVar("K")
@@ -126,6 +126,21 @@ def wants_xdp(mode: HookMode, uplink: Link) -> bool:
     """Whether to try XDP on this uplink.
 
     On a veth it costs more than it saves: the peer loses its segmentation offload, and
-    packets are copied. So `auto` leaves those to tc.
+    packets are copied. So `auto` leaves those to tc. XDP is for frames: where there are none, a TUN
+    takes a program all the same, and breaks every packet that it changes (do_xdp_generic).
     """
-    return mode is HookMode.XDP or (mode is HookMode.AUTO and uplink.kind != "veth")
+    wanted = mode is HookMode.XDP or (mode is HookMode.AUTO and uplink.kind != "veth")
+    return wanted and uplink.has_ethernet
+
+
+def unreadable(uplink: Link) -> str:
+    """Why the programs cannot tell what comes from this uplink; empty: they can.
+
+    They would take all of it for somebody else's, a stranger's VXLAN too.
+    """
+    if uplink.has_ethernet or uplink.type in (NONE, PPP, RAW_IP):
+        return ""
+    return (
+        f"uplink {uplink.name} is of link type {uplink.type} (linux/if_arp.h), "
+        "whose packets eBPF cannot read: choose another --iface, or run with --bypass=off"
+    )

@@ -39,8 +39,10 @@ PROBE(from_container, HOOK_FROM_CONTAINER, container_to_wire(skb))
 PROBE(to_overlay, HOOK_TO_OVERLAY, learn(skb, DIR_OUT))
 PROBE(from_wire, HOOK_FROM_WIRE, wire_to_container(skb, cursor_of(skb, ARRIVING_LEN)))
 /* As if no byte of the packet were linear, and pulling had failed: memory that is short and
- * packets in pieces are not to be had in a test run. */
-PROBE(unpulled, HOOK_FROM_WIRE, wire_to_container(skb, (struct cursor){}))
+ * packets in pieces are not to be had in a test run. For this host, whatever MAC its first bytes
+ * would be. */
+PROBE(unpulled, HOOK_FROM_WIRE, (bpf_skb_change_type(skb, PACKET_HOST),
+				 wire_to_container(skb, (struct cursor){})))
 PROBE(to_container, HOOK_TO_CONTAINER, learn(skb, DIR_IN))
 
 /* from_wire on a packet with metadata: cb is the note, mark a VLAN to push beside the data. */

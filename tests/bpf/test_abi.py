@@ -247,7 +247,9 @@ def test_constants_are_the_same() -> None:
     assert flags == {
         "NODE_F_PEERS_INCOMPLETE": "(1U << 0)",
         "NODE_F_XDP": "(1U << 1)",
-        "NODE_F_OTHERS_BEHIND": "(1U << 2)",
+        "NODE_F_NO_ETHERNET": "(1U << 2)",
+        "NODE_F_OTHERS_BEHIND": "(1U << 3)",
     }
-    assert (abi.NODE_F_PEERS_INCOMPLETE, abi.NODE_F_XDP, abi.NODE_F_OTHERS_BEHIND) == (1, 2, 4)
+    assert (abi.NODE_F_PEERS_INCOMPLETE, abi.NODE_F_XDP, abi.NODE_F_NO_ETHERNET) == (1, 2, 4)
+    assert abi.NODE_F_OTHERS_BEHIND == 8
     assert max(REASONS) < abi.REASON_MAX

@@ -16,7 +16,13 @@ from typing import Any
 import pytest
 
 from ctl.core import abi
-from ctl.core.abi import NODE_F_OTHERS_BEHIND, NODE_F_PEERS_INCOMPLETE, PEER_F_KERNEL_PATH, Direction
+from ctl.core.abi import (
+    NODE_F_NO_ETHERNET,
+    NODE_F_OTHERS_BEHIND,
+    NODE_F_PEERS_INCOMPLETE,
+    PEER_F_KERNEL_PATH,
+    Direction,
+)
 from ctl.core.model import Bypass, MacAddress
 from ctl.core.reasons import REASONS, Verdict
 from ctl.kernel.bpf.maps import Spec
@@ -107,6 +113,9 @@ def in_wire(**ip: Any) -> bytes:
     return wire(received(**ip))
 
 
+NO_ETHERNET = node(flags=NODE_F_NO_ETHERNET)
+"""Of a test run's packets the Ethernet header is there all the same, as of xfrm's over Ethernet. Those
+without one are in tests/netns/test_link_types.py."""
 PRIORITY: dict[str, Any] = {"vlan": 3 << 13}
 """A tag of no VLAN beside the data."""
 
@@ -327,6 +336,18 @@ IN = [
          wire(received(), to=IPv4Address("192.168.50.9"))),
     Case("too short for IPv4", "probe_unpulled", "truncated", in_wire(), run={"cut": 33}),
     Case("too short for UDP", "probe_unpulled", "truncated", in_wire(), run={"cut": 37}),
+    Case("header of the link below, approved", "from_wire", "decap", in_wire(),
+         lambda d: (approved()(d), NO_ETHERNET(d))),
+    Case("header of the link below, stranger", "from_wire", "unknown_vtep", wire(received(), host=FOREIGN),
+         NO_ETHERNET),
+    Case("header of the link below, tags", "from_wire", "tagged", tags(0), NO_ETHERNET, PRIORITY),
+    Case("header of the link below, cut", "from_wire", "truncated", in_wire(), NO_ETHERNET, {"cut": 33}),
+    Case("header of the link below, not to be pulled", "probe_unpulled", "unreadable", in_wire(),
+         NO_ETHERNET),
+    Case("no header, not to be pulled", "probe_unpulled", "unreadable", in_wire()[IP_AT:] + bytes(IP_AT),
+         NO_ETHERNET),
+    Case("no Ethernet, ARP, not to be pulled", "probe_unpulled", "truncated",
+         patched(in_wire(), 12, b"\x08\x06"), NO_ETHERNET),
     Case("store_bytes fails", "probe_aborted", "aborted", in_wire()),
 ]  # fmt: skip
 

@@ -74,7 +74,7 @@ def draw_wire(rng: Random) -> bytes:
 def draw_world(rng: Random) -> World:
     """Mostly the default mode."""
     bypass = rng.choice((Bypass.LEARNED,) * 6 + (Bypass.ALWAYS,) * 2 + (Bypass.OFF,))
-    return World(bypass, int(rng.random() < 0.1), int(rng.random() < 0.1))
+    return World(bypass, int(rng.random() < 0.1), int(rng.random() < 0.1), int(rng.random() < 0.2))
 
 
 class Mutator:

@@ -50,7 +50,9 @@ def test_a_seed_gives_the_same_packets() -> None:
 
 
 def test_a_trial_is_read_as_it_is_written() -> None:
-    trial = Trial("from_wire", b"\1\2\3", World(Bypass.OFF, 1, 0), vlan=7, gso_size=9, gso_segs=2, note=b"\4")
+    trial = Trial(
+        "from_wire", b"\1\2\3", World(Bypass.OFF, 1, 0, 1), vlan=7, gso_size=9, gso_segs=2, note=b"\4"
+    )
     assert Trial.parse(str(trial)) == trial
     with pytest.raises(ValueError, match="unknown: speed"):
         Trial.parse(f"{trial} speed=3")

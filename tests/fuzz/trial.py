@@ -7,7 +7,13 @@ from dataclasses import dataclass, fields, replace
 from itertools import product
 from typing import Final, Self
 
-from ctl.core.abi import NODE_F_PEERS_INCOMPLETE, PEER_F_KERNEL_PATH, Direction, FlowKey
+from ctl.core.abi import (
+    NODE_F_NO_ETHERNET,
+    NODE_F_PEERS_INCOMPLETE,
+    PEER_F_KERNEL_PATH,
+    Direction,
+    FlowKey,
+)
 from ctl.core.model import Bypass
 from tests import packets
 from tests.datapath import PEER, PEER_SUBNET, Datapath, Result, flow_hash, flow_in, flow_out
@@ -30,10 +36,13 @@ class World:
     """1: not all peers fit the map."""
     kernel_path: int = 0
     """1: only the kernel may send to PEER."""
+    no_ethernet: int = 0
+    """1: the uplink is no Ethernet. A test run's packets have the header all the same."""
 
     def furnish(self, datapath: Datapath) -> None:
         """The usual node in this world, with every flow of `approved_flows` approved."""
         flags = NODE_F_PEERS_INCOMPLETE if self.incomplete else 0
+        flags |= NODE_F_NO_ETHERNET if self.no_ethernet else 0
         datapath.furnish(approval_ttl_ns=FOREVER, bypass=self.bypass, flags=flags)
         if self.kernel_path:
             datapath.peer(PEER_SUBNET, replace(PEER, flags=PEER_F_KERNEL_PATH))
@@ -132,9 +141,8 @@ class Trial:
         """ValueError for a line that is none."""
         words = dict(word.split("=", 1) for word in line.split())
         try:
-            world = World(
-                Bypass(words.pop("bypass")), int(words.pop("incomplete")), int(words.pop("kernel_path"))
-            )
+            names = ("incomplete", "kernel_path", "no_ethernet")
+            world = World(Bypass(words.pop("bypass")), *(int(words.pop(name)) for name in names))
             program, frame = words.pop("program"), bytes.fromhex(words.pop("frame"))
             note = bytes.fromhex(words.pop("note", ""))
         except KeyError as error:

@@ -12,7 +12,7 @@ import pytest
 from ctl.backend.vxlan.uplink_hook import UplinkHook
 from ctl.core.errors import ForeignProgram, KernelError
 from ctl.core.findings import Concern, Findings
-from ctl.core.host import Link
+from ctl.core.host import NONE, Link
 from ctl.kernel.bpf.loader import Program
 from ctl.settings.config import resolve
 
@@ -184,3 +184,19 @@ def test_a_kernel_that_refused_the_program_is_named_once_to_who_asked_for_it(
         assert seen.hook_refused == ("the kernel refused it: from_wire stays at tc" if level else "")
     said = [record.levelname for record in caplog.records if "refused" in record.message]
     assert said == [level] * bool(level)
+
+
+@pytest.mark.parametrize(("mode", "level"), [("tc", ""), ("xdp", "WARNING"), ("auto", "")])
+def test_an_uplink_without_frames_gets_no_xdp_which_is_said_once_to_who_asked_for_it(
+    driver: Driver, caplog: pytest.LogCaptureFixture, mode: str, level: str
+) -> None:
+    """A TUN's driver would take the program."""
+    caplog.set_level("INFO")
+    driver.set(ETH0, name="wg0", type=NONE)
+    made, seen = hook(driver, mode)
+    for _ in range(2):
+        made.reconcile(driver.links, 2, PROGRAM)
+        assert (driver.tries, seen.hook) == (0, "tc")
+    text = "wg0 is no Ethernet device, and XDP needs frames: from_wire stays at tc"
+    assert seen.hook_refused == (text if level else "")
+    assert [record.levelname for record in caplog.records] == [level] * bool(level)

@@ -7,9 +7,16 @@ from ipaddress import IPv4Address, IPv4Network
 
 import pytest
 
-from ctl.core.host import FilterKey, Link, Neighbours
+from ctl.core.host import ETHERNET, LOOPBACK, NONE, PPP, RAW_IP, FilterKey, Link, Neighbours
 from ctl.core.model import HookMode, MacAddress
-from ctl.core.plan import plan_bridge_mtu, plan_endpoints, plan_filters, plan_questions, wants_xdp
+from ctl.core.plan import (
+    plan_bridge_mtu,
+    plan_endpoints,
+    plan_filters,
+    plan_questions,
+    unreadable,
+    wants_xdp,
+)
 
 OWN_SUBNET = IPv4Network("172.17.1.0/24")
 
@@ -69,6 +76,19 @@ def test_a_container_on_no_port_is_asked_for_once() -> None:
 )
 def test_xdp_is_tried_where_it_is_asked_for(mode: HookMode, kind: str, wanted: bool) -> None:
     assert wants_xdp(mode, link(2, "eth0", kind)) is wanted
+    assert not wants_xdp(mode, replace(link(2, "wg0", kind), type=NONE)), "there are no frames"
+
+
+@pytest.mark.parametrize("type", [ETHERNET, LOOPBACK, NONE, PPP, RAW_IP])
+def test_an_uplink_whose_packets_ebpf_can_read_is_taken(type: int) -> None:
+    assert unreadable(replace(link(2, "up0"), type=type)) == ""
+
+
+@pytest.mark.parametrize("type", [32, 513, 768, 776, 778, 801], ids=hex)
+def test_an_uplink_whose_headers_nobody_knows_is_named_with_the_remedy(type: int) -> None:
+    """InfiniBand, HDLC, tunnels that may leave their outer header there, raw 802.11."""
+    said = unreadable(replace(link(2, "up0"), type=type))
+    assert all(word in said for word in ("up0", str(type), "--iface", "--bypass=off"))
 
 
 def test_programs_hang_on_uplink_vxlan_device_and_ports() -> None:

@@ -21,12 +21,12 @@ from ctl.backend.vxlan.peering import Peering, Shortcut
 from ctl.backend.vxlan.ports import Ports
 from ctl.backend.vxlan.uplink_hook import UplinkHook
 from ctl.core.abi import LAYOUT
-from ctl.core.errors import Failures, ForeignProgram
+from ctl.core.errors import AgentError, Failures, ForeignProgram
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import Change, Devices, Link, Removed, Uplink
 from ctl.core.losing import Way
 from ctl.core.model import VXLAN_OVERHEAD, Bypass, HookMode, IPv4Address, Lease, MacAddress, Network
-from ctl.core.plan import diff
+from ctl.core.plan import diff, unreadable
 from ctl.kernel import firewall, sysctl
 from ctl.kernel.bpf import bpffs, loader, maps, probe
 from ctl.kernel.bpf.child import Bcc
@@ -76,6 +76,7 @@ class VxlanBackend:
         if self._settings.bypass is Bypass.LEARNED:
             sysctl.check(sysctl.CONNTRACK)
         link = uplink.link
+        _refuse_unreadable(link)
         self._hook.preflight(link)
         if why := self._filters.foreign(link.ifindex, ingress=True):
             raise ForeignProgram(f"{link.name}: {why}: remove it, or run with --bypass=off")
@@ -152,6 +153,8 @@ class VxlanBackend:
     def load(self, site: Site) -> frozenset[Change]:
         """Maps and programs: adopted, or made. The kernel path is in place already."""
         before = self.maps
+        if self._settings.bypass is not Bypass.OFF:
+            _refuse_unreadable(site.uplink.link)  # it may be another one by now
         self._sysctls(site)
         if self.maps is not None or not self._left_to_newer(site):
             self._open_maps(site)
@@ -216,3 +219,9 @@ class VxlanBackend:
             sysctl.ensure(sysctl.CONNTRACK, site.sysctls)
         else:
             sysctl.restore(site.sysctls, sysctl.CONNTRACK)
+
+
+def _refuse_unreadable(link: Link) -> None:
+    """AgentError if the programs could not check who sends through this uplink."""
+    if why := unreadable(link):
+        raise AgentError(why)

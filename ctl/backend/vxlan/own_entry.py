@@ -8,6 +8,7 @@ from ctl.backend.site import Site
 from ctl.backend.vxlan.device import published_mac
 from ctl.core.abi import (
     NO_MAC,
+    NODE_F_NO_ETHERNET,
     NODE_F_OTHERS_BEHIND,
     NODE_F_PEERS_INCOMPLETE,
     NODE_F_XDP,
@@ -49,14 +50,14 @@ class OwnEntry:
         from_wire is before programs of others there. `marks`: bits of a packet's mark by which rules may
         lead it elsewhere.
         """
-        before, network = opened.node(), site.network
+        before, network, uplink = opened.node(), site.network, site.uplink.link
         complete = fits and (filled or (before is not None and not before.flags & NODE_F_PEERS_INCOMPLETE))
         entry = NodeEntry(
             host=site.uplink.address,
             network=network.network,
             subnet=site.lease.subnet,
             vni=network.vni,
-            uplink_ifindex=site.uplink.link.ifindex,
+            uplink_ifindex=uplink.ifindex,
             mtu=site.mtu,
             vtep_mac=published_mac(site),
             port=network.port,
@@ -66,8 +67,9 @@ class OwnEntry:
             flow_seed=before.flow_seed if before else self._seed or secrets.randbits(64) | 1,
             flags=(0 if complete else NODE_F_PEERS_INCOMPLETE)
             | (NODE_F_XDP if xdp else 0)
+            | (0 if uplink.has_ethernet else NODE_F_NO_ETHERNET)
             | (NODE_F_OTHERS_BEHIND if first else 0),
-            uplink_mac=site.uplink.link.mac or NO_MAC,
+            uplink_mac=uplink.mac or NO_MAC,
             routing_marks=marks,
         )
         if entry != before:

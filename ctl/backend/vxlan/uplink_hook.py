@@ -85,9 +85,15 @@ class UplinkHook:
         self._findings.problems[Concern.XDP] = (foreign,) if foreign else ()
         if not wanted or foreign:
             self._refused = None
-            self._say(lacking if link and wants_xdp(self._mode, link) else "")
+            self._say(self._lacking(link, lacking) if link else "")
         attached = bool(link and wanted and not foreign and self._attach(link, wanted))
         self._findings.hook = HookMode.XDP if attached else HookMode.TC
+
+    def _lacking(self, link: Link, refused: str) -> str:
+        """Why there is no XDP on the uplink, if somebody wants it; `refused`: by the kernel, if it has."""
+        if self._mode is HookMode.XDP and not link.has_ethernet:
+            return f"{link.name} is no Ethernet device, and XDP needs frames"
+        return refused if wants_xdp(self._mode, link) else ""
 
     def _attach(self, link: Link, program: Program) -> bool:
         """Whether the program is on the link in the end."""

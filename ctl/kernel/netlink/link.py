@@ -95,7 +95,7 @@ def packets(rtnl: Rtnl, ifindex: int) -> tuple[int, int]:
 
 def parse(content: bytes) -> Link:
     """A link by its message."""
-    _, _, ifindex, flags, _ = _HEAD.unpack_from(content)
+    _, hardware, ifindex, flags, _ = _HEAD.unpack_from(content)
     found = attributes(content, _HEAD.size)
     mac = found.get(_ADDRESS, b"")
     info = attributes(found.get(_LINKINFO, b""))
@@ -116,6 +116,7 @@ def parse(content: bytes) -> Link:
         lower=0 if elsewhere else to_number(found.get(_LINK, b"")),
         qdisc=text(found.get(_QDISC, b"")),
         peer_xdp=kind == "veth" and largest not in (0, _ETH_MAX_MTU),
+        type=hardware,
     )
 
 
