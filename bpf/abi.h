@@ -92,10 +92,12 @@ _Static_assert(sizeof(struct flow) == 40, "struct flow is ABI");
 /* node: index 0 -> this node */
 struct node {
 	__be32 host;            /* our VTEP address, and outer source */
-	__be32 network;         /* the whole overlay network */
+	__be32 network;         /* the whole overlay network: for people, the programs do not ask */
 	__be32 network_mask;
 	__be32 subnet;          /* the part of it leased to us */
 	__be32 subnet_mask;     /* prefix length of every lease, as a mask */
+	__be32 pool_first;      /* first and last address that leases are handed out from */
+	__be32 pool_last;
 	__u32  vni;
 	__u32  uplink_ifindex;
 	__u32  mtu;             /* largest inner IP packet, bytes */
@@ -108,9 +110,8 @@ struct node {
 	__u64  flow_seed;       /* secret: keys the flow hashes */
 	__u32  flags;           /* NODE_F_* */
 	__u8   uplink_mac[6];   /* XDP has no pkt_type to tell it what is for this host */
-	__u8   pad[6];
+	__u8   pad[2];
 	__u32  routing_marks;   /* bits of a mark by which `ip rule` may lead a packet elsewhere */
-	__u8   pad2[4];
 };
 _Static_assert(sizeof(struct node) == 88, "struct node is ABI");
 

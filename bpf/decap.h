@@ -26,6 +26,15 @@ static __always_inline enum reason nobodys(const struct node *self, enum reason 
 	return self->flags & NODE_F_PEERS_INCOMPLETE ? REASON_PEERS_INCOMPLETE : refusal;
 }
 
+/* Can a container have this address? A network may be larger than what leases are handed out
+ * from; in the rest of it are hosts, services and whatever else, as there are outside of it. */
+static __always_inline int in_pool(const struct node *self, __be32 addr)
+{
+	__u32 address = bpf_ntohl(addr);
+
+	return address >= bpf_ntohl(self->pool_first) && address <= bpf_ntohl(self->pool_last);
+}
+
 /* May `host` send packets with this inner source? An overlay is a trust boundary, so
  * this holds for what the kernel path carries too. NONE, or why not, or why only there. */
 static __always_inline enum reason check_source(const struct node *self, __be32 host,
@@ -38,10 +47,11 @@ static __always_inline enum reason check_source(const struct node *self, __be32 
 		return REASON_SPOOFED_SOURCE;
 	if (peer)
 		return peer->flags & PEER_F_KERNEL_PATH ? REASON_PEER_KERNEL_PATH : REASON_NONE;
-	if ((inner_source & self->network_mask) != self->network)
-		return REASON_FOREIGN_SOURCE;
 	if ((inner_source & self->subnet_mask) == self->subnet)
 		return REASON_SPOOFED_SOURCE; /* one of our own */
+	/* The host's own address may lie in the network. It has sent as that already. */
+	if (inner_source == host || !in_pool(self, inner_source))
+		return REASON_FOREIGN_SOURCE;
 	return nobodys(self, REASON_SPOOFED_SOURCE);
 }
 

@@ -43,7 +43,7 @@ enum reason {
 	REASON_NO_ROOM           = 24, /* no headroom for the tunnel header */
 	REASON_VLAN              = 25,
 	REASON_NOT_CONFIGURED    = 26, /* node map not filled yet */
-	REASON_FOREIGN_SOURCE    = 27, /* known VTEP, inner source outside the network */
+	REASON_FOREIGN_SOURCE    = 27, /* known VTEP, inner source that is no container's */
 
 	REASON_OUTER_CHECKSUM    = 28, /* damaged, or only the kernel can verify it */
 	REASON_UDP_GSO           = 29, /* decap cannot take the tunnel's marks off segments */

@@ -41,6 +41,7 @@ NODE: Final = NodeEntry(
     host=IPv4Address("192.168.50.1"),
     network=IPv4Network("10.1.0.0/16"),
     subnet=IPv4Network("10.1.1.0/24"),
+    pool=(IPv4Address("10.1.1.0"), IPv4Address("10.1.255.255")),
     vni=0x123456,
     uplink_ifindex=LO,
     mtu=1450,
@@ -62,6 +63,8 @@ NOBODY: Final = IPv4Address("10.1.77.1")
 """In the network, leased to no one."""
 FOREIGN: Final = IPv4Address("203.0.113.9")
 """Outside of the network."""
+SERVICE: Final = IPv4Address("10.1.0.1")
+"""In the network, but not where leases are handed out: those begin with its second subnet."""
 
 LOCAL: Final = IPv4Address("10.1.1.5")
 OTHER: Final = IPv4Address("10.1.1.6")

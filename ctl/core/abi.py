@@ -63,7 +63,7 @@ PEER: Final = struct.Struct("=4s6s2sII4sI")
 ENDPOINT: Final = struct.Struct("=I6s6s")
 FLOW_KEY: Final = struct.Struct("=4s4s2s2sIBBBB")
 FLOW: Final = struct.Struct("=QQQIIB7x")
-NODE: Final = struct.Struct("=4s4s4s4s4sIII6s2sHHIQQI6s6xI4x")
+NODE: Final = struct.Struct("=4s4s4s4s4s4s4sIII6s2sHHIQQI6s2xI")
 COUNTER: Final = struct.Struct("=QQQ")
 PEER_STATS: Final = struct.Struct("=QQQQ")
 EVENT: Final = struct.Struct(f"=QIIHBB{EVENT_BYTES}sI")
@@ -203,6 +203,8 @@ class NodeEntry:
     host: IPv4Address
     network: IPv4Network
     subnet: IPv4Network
+    pool: tuple[IPv4Address, IPv4Address]
+    """First and last address that leases are handed out from."""
     vni: int
     uplink_ifindex: int
     mtu: int
@@ -225,6 +227,7 @@ class NodeEntry:
             self.network.netmask.packed,
             self.subnet.network_address.packed,
             self.subnet.netmask.packed,
+            *(address.packed for address in self.pool),
             self.vni,
             self.uplink_ifindex,
             self.mtu,
@@ -248,6 +251,8 @@ class NodeEntry:
             mask,
             sub,
             sub_mask,
+            first,
+            last,
             vni,
             uplink,
             mtu,
@@ -268,6 +273,7 @@ class NodeEntry:
             IPv4Address(host),
             _network(net, mask),
             _network(sub, sub_mask),
+            (IPv4Address(first), IPv4Address(last)),
             vni,
             uplink,
             mtu,

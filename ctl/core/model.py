@@ -112,6 +112,11 @@ class Network:
     direct_routing: bool = False
     """vxlan: peers on our own link are reached by plain routes."""
 
+    @property
+    def pool(self) -> tuple[IPv4Address, IPv4Address]:
+        """First and last address that leases are handed out from."""
+        return self.subnet_min.network_address, self.subnet_max.broadcast_address
+
 
 @dataclass(frozen=True, slots=True)
 class Lease:

@@ -59,7 +59,7 @@ _TABLE: Final = (
     Reason(24, "no_room", _PASS, "no room for the tunnel header"),
     Reason(25, "vlan", _PASS, "VLAN-tagged frame"),
     Reason(26, "not_configured", _PASS, "no agent has configured this node yet"),
-    Reason(27, "foreign_source", _PASS, "from a peer, but its source is outside the network"),
+    Reason(27, "foreign_source", _PASS, "from a peer, but its source is no container's"),
     Reason(28, "outer_checksum", _PASS, "outer checksum is wrong, or only the kernel can verify it"),
     Reason(29, "udp_gso", _PASS, "UDP segments in one packet, which decap cannot unpack"),
     Reason(30, "peers_incomplete", _PASS, "from nobody known, but not all peers fit the map"),

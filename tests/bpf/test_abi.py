@@ -113,17 +113,19 @@ FLOW = FlowEntry(1, 2, 3, 4, 5, 46)
 FLOW_FIELDS = {"approved_ns": host(8, 1), "last_seen_ns": host(8, 2), "packets": host(8, 3),
                "mark": host(4, 4), "priority": host(4, 5), "dscp": b"\x2e", "pad": bytes(7)}  # fmt: skip
 NODE = NodeEntry(
-    IPv4Address("1.2.3.4"), IPv4Network("10.0.0.0/8"), IPv4Network("10.9.8.0/24"), 0x112233, 44, 1450, MAC,
-    8472, (1000, 2000), Bypass.ALWAYS, 1 << 40, 0xDEADBEEF00112233, 1, OTHER_MAC, 0x00FF0000,
+    IPv4Address("1.2.3.4"), IPv4Network("10.0.0.0/8"), IPv4Network("10.9.8.0/24"),
+    (IPv4Address("10.5.6.0"), IPv4Address("10.7.8.255")), 0x112233, 44, 1450, MAC, 8472, (1000, 2000),
+    Bypass.ALWAYS, 1 << 40, 0xDEADBEEF00112233, 1, OTHER_MAC, 0x00FF0000,
 )  # fmt: skip
 NODE_FIELDS = {
     "host": bytes([1, 2, 3, 4]), "network": bytes([10, 0, 0, 0]), "network_mask": bytes([255, 0, 0, 0]),
-    "subnet": bytes([10, 9, 8, 0]), "subnet_mask": bytes([255, 255, 255, 0]), "vni": host(4, 0x112233),
+    "subnet": bytes([10, 9, 8, 0]), "subnet_mask": bytes([255, 255, 255, 0]),
+    "pool_first": bytes([10, 5, 6, 0]), "pool_last": bytes([10, 7, 8, 255]), "vni": host(4, 0x112233),
     "uplink_ifindex": host(4, 44), "mtu": host(4, 1450), "vtep_mac": MAC.packed,
     "port": (8472).to_bytes(2, "big"), "source_port_min": host(2, 1000), "source_port_max": host(2, 2000),
     "bypass": host(4, 2), "approval_ttl_ns": host(8, 1 << 40), "flow_seed": host(8, 0xDEADBEEF00112233),
-    "flags": host(4, 1), "uplink_mac": OTHER_MAC.packed, "pad": bytes(6),
-    "routing_marks": host(4, 0x00FF0000), "pad2": bytes(4),
+    "flags": host(4, 1), "uplink_mac": OTHER_MAC.packed, "pad": bytes(2),
+    "routing_marks": host(4, 0x00FF0000),
 }  # fmt: skip
 
 

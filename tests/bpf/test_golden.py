@@ -22,6 +22,7 @@ A = NodeEntry(
     host=IPv4Address("192.168.77.11"),
     network=IPv4Network("172.17.0.0/16"),
     subnet=IPv4Network("172.17.86.0/24"),
+    pool=(IPv4Address("172.17.1.0"), IPv4Address("172.17.255.255")),
     vni=1,
     uplink_ifindex=2,
     mtu=1450,

@@ -30,8 +30,9 @@ from tests.samples import REPORT
 MAC = MacAddress.parse("02:00:00:00:00:01")
 LO = 1
 NODE = NodeEntry(
-    IPv4Address("192.168.50.1"), IPv4Network("10.1.0.0/16"), IPv4Network("10.1.1.0/24"), 1, LO, 1450, MAC,
-    8472, (32768, 60999), Bypass.LEARNED, 5 * 10**9, 7,
+    IPv4Address("192.168.50.1"), IPv4Network("10.1.0.0/16"), IPv4Network("10.1.1.0/24"),
+    (IPv4Address("10.1.1.0"), IPv4Address("10.1.255.255")), 1, LO, 1450, MAC, 8472, (32768, 60999),
+    Bypass.LEARNED, 5 * 10**9, 7,
 )  # fmt: skip
 PEERS = {
     IPv4Address("10.1.10.0"): PeerEntry(IPv4Address("192.168.50.10"), MAC, 8472, 1, 0, None, 1),

@@ -86,7 +86,8 @@ def forbidden(frame: bytes, world: World) -> bool:
         return holders != [tunnel.ip.src]
     if source in NODE.subnet:
         return True
-    return source in NODE.network and unknown
+    first, last = NODE.pool
+    return first <= source <= last and source != tunnel.ip.src and unknown
 
 
 def check_xdp(datapath: Datapath, frame: bytes, result: Result, world: World = USUAL) -> None:

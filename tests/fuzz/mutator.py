@@ -31,6 +31,7 @@ from tests.datapath import (
     PEER,
     PEER_MAC,
     REMOTE,
+    SERVICE,
     THIRD,
     Datapath,
     flow_hash,
@@ -41,7 +42,7 @@ from tests.datapath import (
 from tests.fuzz.trial import APPROVED, DIRECTIONS, PORTS, Trial, World, signature
 from tests.netns.parity.rows import SENT, Ends
 
-ADDRESSES: Final = (LOCAL, OTHER, REMOTE, NOBODY, FOREIGN, NODE.host, PEER.host, THIRD.host)
+ADDRESSES: Final = (LOCAL, OTHER, REMOTE, NOBODY, SERVICE, FOREIGN, NODE.host, PEER.host, THIRD.host)
 FLAGS: Final = (packets.ACK,) * 4 + (packets.SYN, packets.FIN, packets.RST, packets.ACK | packets.PSH)
 LEARNING: Final = ("to_overlay", "to_container")
 WIRE: Final = ("from_wire", "from_wire_xdp")

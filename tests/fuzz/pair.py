@@ -33,6 +33,8 @@ BATCH: Final = 40
 LARGEST: Final = 1450 + packets.ETH_LEN
 FLAGS: Final = {"off": ("--bypass", "off"), "learned": ("--bypass", "learned", "--approval-ttl", "60")}
 OVERLAY: Final = IPv4Network("172.17.0.0/16")
+POOL: Final = OVERLAY[1 << 8], OVERLAY[-1]
+"""Where leases are handed out: behind the first subnet."""
 SILENT: Final = "table ip silent { chain in { type filter hook input priority -300; policy drop; }; }"
 DROPS: Final = {row.label for row in REASONS.values() if row.verdict is Verdict.DROP}
 SOURCES: Final = tuple(
@@ -94,7 +96,7 @@ def refused(site: Site, inner: bytes) -> bool:
     if kind != b"\x08\0" or len(source) < 4:
         return kind in (b"\x81\0", b"\x88\xa8")
     address = IPv4Address(source)
-    return address in OVERLAY and address not in site.a.gateway.network
+    return POOL[0] <= address <= POOL[1] and address not in site.a.gateway.network
 
 
 def hostile(rng: Random, site: Site) -> list[bytes]:

@@ -56,6 +56,7 @@ class OwnEntry:
             host=site.uplink.address,
             network=network.network,
             subnet=site.lease.subnet,
+            pool=network.pool,
             vni=network.vni,
             uplink_ifindex=uplink.ifindex,
             mtu=site.mtu,
