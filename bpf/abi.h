@@ -48,8 +48,10 @@ struct peer {
 	__u32  ifindex;     /* interface that leads to host */
 	__be32 next_hop;    /* neighbour on it; 0: ask the FIB for each packet */
 	__u32  flags;       /* PEER_F_* */
+	__u8   ttl;         /* of the outer header */
+	__u8   pad[3];
 };
-_Static_assert(sizeof(struct peer) == 28, "struct peer is ABI");
+_Static_assert(sizeof(struct peer) == 32, "struct peer is ABI");
 
 /* No usable route, or something only the kernel can do: take its path. */
 #define PEER_F_KERNEL_PATH (1U << 0)

@@ -27,7 +27,7 @@ static __always_inline void fill_header(struct overlay_header *header, const str
 	header->ip.tos = ecn_encapsulate(header->inner_ip.tos);
 	header->ip.tot_len = bpf_htons(udp_len + sizeof(struct iphdr));
 	header->ip.id = bpf_get_prandom_u32(); /* DF is clear, so RFC 6864 wants it to vary */
-	header->ip.ttl = 64;
+	header->ip.ttl = peer->ttl;
 	header->ip.protocol = IPPROTO_UDP;
 	header->ip.saddr = self->host;
 	header->ip.daddr = peer->host;

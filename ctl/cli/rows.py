@@ -39,6 +39,7 @@ COLUMNS: Final[Mapping[str, tuple[Column | str, ...]]] = {
         Column("port", wide=True),
         "dev",
         Column("next_hop", "NEXT HOP", show=lambda hop: str(hop or "fib")),
+        Column("ttl", "TTL", wide=True),
         "flags",
     ),
     "endpoints": (
@@ -103,6 +104,7 @@ def peer(address: IPv4Address, entry: PeerEntry, length: int, name: DeviceName) 
         "port": entry.port,
         "dev": name(entry.ifindex) if entry.ifindex else None,
         "next_hop": str(entry.next_hop) if entry.next_hop else None,
+        "ttl": entry.ttl,
         "flags": entry.flag_names,
     }
 

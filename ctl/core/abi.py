@@ -12,7 +12,7 @@ from enum import IntEnum
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-from ctl.core.model import Bypass, MacAddress
+from ctl.core.model import DEFAULT_TTL, Bypass, MacAddress
 
 LAYOUT: Final = 4
 """OVNET_LAYOUT: part of the pin directory's name."""
@@ -59,7 +59,7 @@ PEER_FLAGS: Final = {PEER_F_KERNEL_PATH: "kernel-path"}
 BYPASS_CODE: Final = {Bypass.OFF: 0, Bypass.LEARNED: 1, Bypass.ALWAYS: 2}
 BYPASS_NAME: Final = {code: mode for mode, code in BYPASS_CODE.items()}
 
-PEER: Final = struct.Struct("=4s6s2sII4sI")
+PEER: Final = struct.Struct("=4s6s2sII4sIB3x")
 ENDPOINT: Final = struct.Struct("=I6s6s")
 FLOW_KEY: Final = struct.Struct("=4s4s2s2sIBBBB")
 FLOW: Final = struct.Struct("=QQQIIB7x")
@@ -85,6 +85,8 @@ class PeerEntry:
     next_hop: IPv4Address | None
     """Neighbour on the interface; None: the FIB is asked for each packet."""
     flags: int = 0
+    ttl: int = DEFAULT_TTL
+    """Of the outer header."""
 
     def pack(self) -> bytes:
         hop = self.next_hop.packed if self.next_hop else bytes(4)
@@ -96,11 +98,12 @@ class PeerEntry:
             self.ifindex,
             hop,
             self.flags,
+            self.ttl,
         )
 
     @classmethod
     def unpack(cls, raw: bytes) -> PeerEntry:
-        host, mac, port, vni, ifindex, hop, flags = PEER.unpack(raw)
+        host, mac, port, vni, ifindex, hop, flags, ttl = PEER.unpack(raw)
         return cls(
             IPv4Address(host),
             MacAddress(mac),
@@ -109,6 +112,7 @@ class PeerEntry:
             ifindex,
             IPv4Address(hop) if any(hop) else None,
             flags,
+            ttl,
         )
 
     @property

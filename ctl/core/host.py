@@ -7,7 +7,7 @@ from enum import StrEnum
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from typing import Final
 
-from ctl.core.model import Lease, MacAddress
+from ctl.core.model import DEFAULT_TTL, Lease, MacAddress
 
 OWNER: str = "ovnet"
 """Alias of the devices that we made, and prefix of our filters' names: what may be removed."""
@@ -163,6 +163,8 @@ class Hop:
     """The neighbour to send to; None: not known, ask the FIB for each packet."""
     mtu: int = 0
     """The route's own, if it is smaller than what we send; 0: it is not."""
+    ttl: int = DEFAULT_TTL
+    """Of packets that go there: the route's hoplimit, or the host's."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,9 @@ __all__ = [
 VXLAN_OVERHEAD = 50
 """Bytes that VXLAN adds to an inner IPv4 packet: IP 20, UDP 8, VXLAN 8, Ethernet 14."""
 
+DEFAULT_TTL: Final = 64
+"""Where neither route nor sysctl says another (IPDEFTTL)."""
+
 BACKENDS: Final = {"vxlan": 8472, "host-gw": 0, "udp": 8285}
 """The backends that a node can run, each with its UDP port where the network names none; 0: it has none."""
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from ctl.core.abi import PEER_F_KERNEL_PATH, PeerEntry
 from ctl.core.host import Hop, Removed, Route, RouteKey, Sender
-from ctl.core.model import VXLAN_OVERHEAD, Lease, MacAddress, Network
+from ctl.core.model import DEFAULT_TTL, VXLAN_OVERHEAD, Lease, MacAddress, Network
 from ctl.core.roster import Moves, Roster, blocks
 from ctl.core.tracker import Tracker
 
@@ -121,6 +121,7 @@ class PeerTables:
             ifindex=hop.ifindex if hop else 0,
             next_hop=hop.next_hop if hop else None,
             flags=PEER_F_KERNEL_PATH if hop is None or self._shared(lease) else 0,
+            ttl=hop.ttl if hop else DEFAULT_TTL,
         )
 
     def _put_blocks(self, lease: Lease, entry: PeerEntry) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ctl.core.errors import KernelError
+from ctl.core.model import DEFAULT_TTL
 from ctl.process import statedir
 
 _ROOT: Final = Path("/proc/sys")
@@ -118,6 +119,11 @@ def source_ports() -> tuple[int, int]:
     """The range that the kernel takes a flow's outer source port from."""
     low, high = (read("net/ipv4/ip_local_port_range") or "32768 60999").split()
     return int(low), int(high)
+
+
+def default_ttl() -> int:
+    """The TTL of packets whose route says none."""
+    return int(read("net/ipv4/ip_default_ttl") or DEFAULT_TTL)
 
 
 def _saved(path: Path) -> dict[str, str]:

@@ -96,10 +96,11 @@ def host(size: int, number: int) -> bytes:
 
 
 # Every field of every struct with a value of its own, as the C would see it.
-PEER = PeerEntry(IPv4Address("1.2.3.4"), MAC, 0x1122, 0x334455, 66, IPv4Address("7.8.9.10"), 0x99)
+PEER = PeerEntry(IPv4Address("1.2.3.4"), MAC, 0x1122, 0x334455, 66, IPv4Address("7.8.9.10"), 0x99, 77)
 PEER_FIELDS = {
     "host": bytes([1, 2, 3, 4]), "vtep_mac": MAC.packed, "port": b"\x11\x22", "vni": host(4, 0x334455),
     "ifindex": host(4, 66), "next_hop": bytes([7, 8, 9, 10]), "flags": host(4, 0x99),
+    "ttl": b"\x4d", "pad": bytes(3),
 }  # fmt: skip
 ENDPOINT = EndpointEntry(0x01020304, MAC, OTHER_MAC)
 ENDPOINT_FIELDS = {"ifindex": host(4, 0x01020304), "mac": MAC.packed, "bridge_mac": OTHER_MAC.packed}

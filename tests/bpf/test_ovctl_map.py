@@ -92,9 +92,9 @@ def test_peers_as_json_keep_the_contract(ovctl: Any, maps: Maps) -> None:
     assert (code, err) == (0, "")
     assert json.loads(out) == [
         {"subnet": "10.1.2.0/24", "host": "192.168.50.2", "vtep_mac": "02:00:00:00:00:01", "vni": 1,
-         "port": 8472, "dev": "lo", "next_hop": "192.168.50.2", "flags": []},
+         "port": 8472, "dev": "lo", "next_hop": "192.168.50.2", "ttl": 64, "flags": []},
         {"subnet": "10.1.10.0/24", "host": "192.168.50.10", "vtep_mac": "02:00:00:00:00:01", "vni": 1,
-         "port": 8472, "dev": None, "next_hop": None, "flags": ["kernel-path"]},
+         "port": 8472, "dev": None, "next_hop": None, "ttl": 64, "flags": ["kernel-path"]},
     ]  # fmt: skip
 
 

@@ -184,9 +184,8 @@ def picked(host: Host, target: IPv4Address) -> IPv4Address:
 
 def test_hops_are_as_the_fib_says(place: Place) -> None:
     host, eth0 = place.host, place.uplink.link.ifindex
-    near, far, nowhere, spread, two, small, tunnel = (
-        IPv4Address(each)
-        for each in ("192.168.77.99", "10.1.0.1", "10.2.0.1", "10.3.0.1", "10.4.0.1", "10.5.0.1", "10.6.0.1")
+    near, far, nowhere, spread, two, small, tunnel, limited = (
+        IPv4Address(each) for each in ("192.168.77.99", *(f"10.{number}.0.1" for number in range(1, 8)))
     )
     host.ip("route", "add", "10.1.0.0/16", "via", "192.168.77.1")
     host.ip("route", "add", "unreachable", "10.2.0.0/16")
@@ -195,8 +194,10 @@ def test_hops_are_as_the_fib_says(place: Place) -> None:
     host.ip("route", "add", "10.4.0.0/16", *paths, "nexthop", "dev", "vx")
     host.ip("route", "add", "10.5.0.0/16", "via", "192.168.77.1", "mtu", "1400")
     host.ip("route", "add", "10.6.0.0/16", "dev", "vx", "scope", "link")
-    asked = (near, far, nowhere, spread, two, small, tunnel, place.uplink.address, IPv4Address("203.0.113.1"))
-    assert fib.hops(place.rtnl, asked, place.uplink, 1500) == {
+    host.ip("route", "add", "10.7.0.0/16", "via", "192.168.77.1", "hoplimit", "9")
+    stranger = IPv4Address("203.0.113.1")
+    asked = (near, far, nowhere, spread, two, small, tunnel, limited, place.uplink.address, stranger)
+    assert fib.hops(place.rtnl, asked, place.uplink, 1500, 64) == {
         near: Hop(eth0, near),
         far: Hop(eth0, IPv4Address("192.168.77.1")),
         nowhere: None,
@@ -204,15 +205,17 @@ def test_hops_are_as_the_fib_says(place: Place) -> None:
         two: None,
         small: Hop(eth0, IPv4Address("192.168.77.1"), 1400),
         tunnel: Hop(place.vxlan, tunnel),
+        limited: Hop(eth0, IPv4Address("192.168.77.1"), ttl=9),
         place.uplink.address: None,
-        IPv4Address("203.0.113.1"): None,
+        stranger: None,
     }
+    assert fib.hops(place.rtnl, [near], place.uplink, 1500, 128) == {near: Hop(eth0, near, ttl=128)}
     several = [spread + number for number in range(32)]
-    found = fib.hops(place.rtnl, several, place.uplink, 1500)
+    found = fib.hops(place.rtnl, several, place.uplink, 1500, 64)
     assert found == {each: Hop(eth0, picked(host, each)) for each in several}
     assert len(set(found.values())) == 2, "not all peers behind one"
     hosts = [IPv4Address(int(near) - 50 + number % 100) for number in range(1000)]
-    assert set(fib.hops(place.rtnl, hosts, place.uplink, 1500)) == set(hosts)
+    assert set(fib.hops(place.rtnl, hosts, place.uplink, 1500, 64)) == set(hosts)
 
 
 def test_the_monitor_hears_of_what_others_remove_and_not_of_our_work(place: Place) -> None:

@@ -50,7 +50,7 @@ def test_values_are_shown_as_the_tools_show_them_that_mend_them() -> None:
     mac = MacAddress.parse("02:00:00:00:00:01")
     entry = PeerEntry(IPv4Address("192.0.2.9"), mac, 8472, 1, 2, None, 1)
     (peer,) = compare("peers", {IPv4Address("172.17.9.0"): entry}, {}, dev)
-    assert peer.wanted == "192.0.2.9 02:00:00:00:00:01 vni 1 port 8472 via fib dev if2 kernel-path"
+    assert peer.wanted == "192.0.2.9 02:00:00:00:00:01 vni 1 port 8472 via fib dev if2 ttl 64 kernel-path"
 
 
 def test_only_what_two_looks_have_in_common_differs() -> None:

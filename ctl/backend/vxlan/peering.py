@@ -154,10 +154,7 @@ class Peering:
             self._policy = self._read_policy(site)
         new = {lease.host for lease in moves.new if lease.host not in self._hops}
         hosts = set(self._roster.hosts()) if everyone else new
-        underlay = site.mtu + VXLAN_OVERHEAD
-        ports = [(port, site.network.port) for port in self._policy.sports]
-        asked = ports and not ipsec
-        found = fib.hops(self._rtnl, hosts, site.uplink, underlay, ports) if asked else dict.fromkeys(hosts)
+        found = dict.fromkeys(hosts) if ipsec else self._hops_to(hosts, site)
         changed = [host for host, hop in found.items() if self._hops.get(host, hop) != hop]
         if everyone:
             self._hops = found
@@ -166,6 +163,14 @@ class Peering:
             if not self._roster.at(lease.host):
                 self._hops.pop(lease.host, None)
         return changed
+
+    def _hops_to(self, hosts: set[IPv4Address], site: Site) -> dict[IPv4Address, Hop | None]:
+        """As the policy has it; by none where packets of one peer may take several ways."""
+        ports = [(port, site.network.port) for port in self._policy.sports]
+        if not ports:
+            return dict.fromkeys(hosts)
+        underlay, ttl = site.mtu + VXLAN_OVERHEAD, sysctl.default_ttl()
+        return fib.hops(self._rtnl, hosts, site.uplink, underlay, ports, ttl=ttl)
 
     def _read_policy(self, site: Site) -> Policy:
         """How the FIB has to be asked, by the rules of the moment. KernelError."""

@@ -18,6 +18,7 @@ from pyroute2.netlink.rtnl.rtmsg import nh, rtmsg
 
 from ctl.core.errors import KernelError
 from ctl.core.host import Hop, Uplink
+from ctl.core.model import DEFAULT_TTL
 from ctl.kernel.netlink.message import Shape, attributes, layout, message, number_of, to_number
 from ctl.kernel.netlink.socket import Message, Rtnl
 from ctl.kernel.netlink.tables import RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTAX_MTU, RTMSG, UNICAST
@@ -29,6 +30,7 @@ _RTA_MULTIPATH, _RTA_VIA, _RTA_ENCAP = (
 )
 _RTA_IP_PROTO, _RTA_SPORT, _RTA_DPORT = 27, 28, 29
 """linux/rtnetlink.h; pyroute2 does not have them."""
+_RTAX_HOPLIMIT: Final = number_of(rtmsg.metrics, "RTAX_HOPLIMIT")
 _NEXT_HOP: Final = layout(nh)
 """struct rtnexthop: length, flags, hops, ifindex."""
 Ports = tuple[int, int]
@@ -56,18 +58,24 @@ def next_hop(rtnl: Rtnl, host: IPv4Address) -> tuple[int, IPv4Address]:
 
 
 def hops(
-    rtnl: Rtnl, hosts: Iterable[IPv4Address], uplink: Uplink, mtu: int, ports: Sequence[Ports] = ()
+    rtnl: Rtnl,
+    hosts: Iterable[IPv4Address],
+    uplink: Uplink,
+    mtu: int,
+    ports: Sequence[Ports] = (),
+    *,
+    ttl: int = DEFAULT_TTL,
 ) -> dict[IPv4Address, Hop | None]:
     """How the FIB takes packets from `uplink`'s address to each host; None if we cannot say.
 
     That is: no route, a local or unreachable one, one over several interfaces, over an IPv6
-    neighbour or another tunnel. `mtu`: of the largest packets that we send. `ports`: of those that
-    are UDP, a pair of each class that rules tell apart: None where they take several ways; no
-    pair: packets of no protocol. KernelError.
+    neighbour or another tunnel. `mtu`: of the largest packets that we send; `ttl`: of those whose
+    route says none. `ports`: of those that are UDP, a pair of each class that rules tell apart: None
+    where they take several ways; no pair: packets of no protocol. KernelError.
     """
     asked = list(hosts)
-    first, *others = [_ways(rtnl, asked, uplink, mtu, _of_udp(*pair)) for pair in ports] or [
-        _ways(rtnl, asked, uplink, mtu, b"")
+    first, *others = [_ways(rtnl, asked, uplink, mtu, ttl, _of_udp(*pair)) for pair in ports] or [
+        _ways(rtnl, asked, uplink, mtu, ttl, b"")
     ]
     return {host: hop if all(each[host] == hop for each in others) else None for host, hop in first.items()}
 
@@ -82,12 +90,12 @@ def _of_udp(source: int, target: int) -> bytes:
 
 
 def _ways(
-    rtnl: Rtnl, hosts: Sequence[IPv4Address], uplink: Uplink, mtu: int, more: bytes
+    rtnl: Rtnl, hosts: Sequence[IPv4Address], uplink: Uplink, mtu: int, ttl: int, more: bytes
 ) -> dict[IPv4Address, Hop | None]:
     """As `hops`, for one kind of packet; `more`: the attributes that say which."""
     # The route itself, not one path that was picked of it.
     routes = _routes(rtnl, hosts, uplink, _RTM_F_FIB_MATCH, more)
-    found = {host: _hop(body, host, mtu) if body else None for host, body in routes.items()}
+    found = {host: _hop(body, host, mtu, ttl) if body else None for host, body in routes.items()}
     # Of several paths over one interface, the one that the kernel picks by the addresses. Left to
     # the programs it would be the first one, for all peers: they have to say the interface.
     several = {host: hop for host, hop in found.items() if hop and hop.next_hop is None}
@@ -127,20 +135,22 @@ def _picked(hop: Hop, body: bytes | None, host: IPv4Address) -> Hop:
     return replace(hop, next_hop=IPv4Address(gateway) if gateway else host)
 
 
-def _hop(body: bytes, host: IPv4Address, mtu: int) -> Hop | None:
+def _hop(body: bytes, host: IPv4Address, mtu: int, ttl: int) -> Hop | None:
     route = attributes(body, RTMSG.size)
     if RTMSG.unpack_from(body)[7] != UNICAST or _RTA_VIA in route or _RTA_ENCAP in route:
         return None
-    own = to_number(attributes(route.get(RTA_METRICS, b"")).get(RTAX_MTU, b""))
+    metrics = attributes(route.get(RTA_METRICS, b""))
+    own = to_number(metrics.get(RTAX_MTU, b""))
     smaller = own if own < mtu else 0
+    ttl = to_number(metrics.get(_RTAX_HOPLIMIT, b"")) or ttl
     if paths := route.get(_RTA_MULTIPATH):
         interfaces = set(_path_interfaces(paths))
-        return Hop(interfaces.pop(), None, smaller) if len(interfaces) == 1 else None
+        return Hop(interfaces.pop(), None, smaller, ttl) if len(interfaces) == 1 else None
     gateway = route.get(RTA_GATEWAY)
     ifindex = to_number(route.get(RTA_OIF, b""))
     if not ifindex:  # a nexthop object of its own, with net.ipv4.nexthop_compat_mode=0
         return None
-    return Hop(ifindex, IPv4Address(gateway) if gateway else host, smaller)
+    return Hop(ifindex, IPv4Address(gateway) if gateway else host, smaller, ttl)
 
 
 def interfaces(body: bytes) -> list[int]:
