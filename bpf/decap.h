@@ -175,8 +175,8 @@ static __always_inline enum reason read_outer(const struct node *self, struct cu
 	if (options)
 		return REASON_OUTER_OPTIONS;
 	/* For the kernel path to sort out, but not before the source check. */
-	if (bpf_ntohs(ip->tot_len) != len ||
-	    bpf_ntohs(udp->len) != bpf_ntohs(ip->tot_len) - sizeof(*ip))
+	if (ip_total(ip, len, skb ? skb->gso_size : 0) != len ||
+	    bpf_ntohs(udp->len) != (__u16)(len - sizeof(*ip))) /* as udp_tunnel_xmit_skb() has it */
 		in->held = REASON_TRUNCATED; /* padding, or a lie */
 	else if (ip_checksum(ip) || (udp->check && !(skb && checksum_verified(skb))))
 		in->held = REASON_OUTER_CHECKSUM; /* the kernel can, and we cannot */
@@ -224,7 +224,8 @@ static __always_inline enum reason read_flow(const struct node *self, struct cur
 {
 	const struct iphdr *ip = in->inner.ip;
 	__u32 len = in->len - sizeof(struct ethhdr);
-	enum reason why = ip_obstacle(ip, len);
+	__u32 gso_size = skb ? skb->gso_size : 0;
+	enum reason why = ip_obstacle(ip, len, gso_size);
 
 	if (why)
 		return why;
@@ -234,14 +235,14 @@ static __always_inline enum reason read_flow(const struct node *self, struct cur
 	if (!in->endpoint)
 		return REASON_NO_ENDPOINT;
 	in->tos = ecn_decapsulate(in->outer_tos, ip->tos);
-	why = take_flow(cur, DIR_IN, in->endpoint->ifindex, &in->inner);
+	why = take_flow(cur, DIR_IN, in->endpoint->ifindex, len, &in->inner);
 	if (why)
 		return why;
 	/* Whatever path it takes, conntrack sees it. After XDP has, from_wire does this. */
 	if (in->inner.l4.control && skb)
 		forget_flow(&in->inner.key);
 	/* A peer may have a larger MTU. The bridge would refuse it and send ICMP. */
-	return oversize(self, &in->inner, len, skb ? skb->gso_size : 0) ? REASON_OVERSIZE : REASON_NONE;
+	return oversize(self, &in->inner, len, gso_size) ? REASON_OVERSIZE : REASON_NONE;
 }
 
 /* Is there no such interface any more? What is redirected there would be lost, while the

@@ -98,7 +98,7 @@ static __always_inline enum reason read_frame(const struct node *self, struct cu
 		return REASON_NOT_OVERLAY;
 	if (self->bypass == BYPASS_OFF)
 		return REASON_BYPASS_OFF;
-	why = ip_obstacle(ip, len);
+	why = ip_obstacle(ip, len, skb->gso_size);
 	if (why)
 		return why;
 	/* ip_rcv() would drop it; we would forward it, damage and all. */
@@ -106,7 +106,7 @@ static __always_inline enum reason read_frame(const struct node *self, struct cu
 		return REASON_INNER_CHECKSUM;
 	why = check_sender(skb, eth, ip);
 	if (!why)
-		why = take_flow(cur, DIR_OUT, skb->ifindex, &out->inner);
+		why = take_flow(cur, DIR_OUT, skb->ifindex, len, &out->inner);
 	if (why)
 		return why;
 	/* Whatever path it takes, conntrack sees it. */
@@ -135,6 +135,10 @@ static __always_inline enum reason encap(struct __sk_buff *skb, const struct nod
 	struct overlay_header header = {};
 	struct peer_stats *stats;
 
+	/* Segments in one packet. The kernel path has them cut apart in front of the vxlan device
+	 * (gso_max_size); here an uplink might take them as they are, with a length modulo 2^16. */
+	if (len + OUTER_LEN > IP_MAX_LEN)
+		return REASON_OUTER_LENGTH;
 	/* Copied before the packet moves: adjust_room invalidates `ip`. Written with
 	 * store_bytes, not through pointers: a program that writes through pointers
 	 * gets a prologue that copies every cloned skb, and local TCP sends clones. */

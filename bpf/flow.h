@@ -87,9 +87,10 @@ struct inner {
 	struct approval approval;
 };
 
-/* The flow of `inner->ip`, through the port `ifindex`. Why it cannot be bypassed, or NONE. */
+/* The flow of `inner->ip`, of `len` bytes, through the port `ifindex`. Why it cannot be bypassed,
+ * or NONE. */
 static __always_inline enum reason take_flow(struct cursor *cur, enum direction direction,
-					     __u32 ifindex, struct inner *inner)
+					     __u32 ifindex, __u32 len, struct inner *inner)
 {
 	const struct iphdr *ip = inner->ip;
 	struct flow_key *key = &inner->key;
@@ -98,7 +99,7 @@ static __always_inline enum reason take_flow(struct cursor *cur, enum direction 
 	if (why)
 		return why;
 	/* What stands in the padding behind the packet is no header. */
-	if (bpf_ntohs(ip->tot_len) < sizeof(*ip) + inner->l4.header_len)
+	if (len < sizeof(*ip) + inner->l4.header_len)
 		return REASON_TRUNCATED;
 	key->saddr = ip->saddr;
 	key->daddr = ip->daddr;

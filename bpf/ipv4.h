@@ -3,6 +3,8 @@
 #ifndef OVNET_IPV4_H
 #define OVNET_IPV4_H
 
+#include <linux/in.h>
+
 #include "checksum.h"
 #include "parse.h"
 #include "reason.h"
@@ -41,11 +43,21 @@ static __always_inline int same_ip(const struct iphdr *a, const struct iphdr *b)
 	return !differ;
 }
 
+#define IP_MAX_LEN 0xffff
+
+/* Total length of a packet that has `room` bytes from the IP header on. Segments in one packet
+ * may be more than the header can say, which then says 0 (BIG TCP; iph_totlen() of the kernel,
+ * which also wants them to be TCP's). */
+static __always_inline __u32 ip_total(const struct iphdr *ip, __u32 room, __u32 gso_size)
+{
+	return ip->tot_len || !gso_size ? bpf_ntohs(ip->tot_len) : room;
+}
+
 /* What cannot be bypassed for reasons that stand in the IP header alone.
  * `room` is how many bytes of packet there are from the IP header on. */
-static __always_inline enum reason ip_obstacle(const struct iphdr *ip, __u32 room)
+static __always_inline enum reason ip_obstacle(const struct iphdr *ip, __u32 room, __u32 gso_size)
 {
-	__u32 total = bpf_ntohs(ip->tot_len);
+	__u32 total = ip_total(ip, room, ip->protocol == IPPROTO_TCP ? gso_size : 0);
 
 	if (ip->version != 4)
 		return REASON_NOT_IPV4;

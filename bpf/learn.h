@@ -9,6 +9,7 @@
 /* The whole of a learning hook. */
 static __always_inline enum reason learn(struct __sk_buff *skb, enum direction direction)
 {
+	__u32 len = skb->len - sizeof(struct ethhdr);
 	struct cursor cur = cursor_of(skb, INNER_LEN);
 	struct node *self = this_node();
 	struct inner inner = {};
@@ -29,7 +30,7 @@ static __always_inline enum reason learn(struct __sk_buff *skb, enum direction d
 	/* Cheap and common: most of what a port sees is not the overlay's. */
 	if (direction == DIR_IN && !peer_of(self, ip->saddr))
 		return REASON_NOT_OVERLAY;
-	why = ip_obstacle(ip, skb->len - sizeof(*eth));
+	why = ip_obstacle(ip, len, skb->gso_size);
 	/* The TTL has been decremented on the way: 1 may still be delivered. */
 	if (why && why != REASON_TTL)
 		return why;
@@ -40,7 +41,7 @@ static __always_inline enum reason learn(struct __sk_buff *skb, enum direction d
 	if (direction == DIR_IN && endpoint->ifindex != skb->ifindex)
 		return REASON_CHANGED;
 	inner.ip = ip;
-	why = take_flow(&cur, direction, endpoint->ifindex, &inner);
+	why = take_flow(&cur, direction, endpoint->ifindex, len, &inner);
 	if (why)
 		return why;
 	if (inner.l4.control)

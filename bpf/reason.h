@@ -54,6 +54,7 @@ enum reason {
 	REASON_DELIVERED         = 32, /* decapsulated by XDP before */
 
 	/* Left to the kernel path, too. */
+	REASON_OUTER_LENGTH      = 33, /* segments, longer in the tunnel than its headers can say */
 	REASON_POLICY_ROUTED     = 37, /* its mark may lead it elsewhere than the peer's entry */
 
 	/* Dropped: ours, but wrong. */

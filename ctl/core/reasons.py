@@ -65,6 +65,7 @@ _TABLE: Final = (
     Reason(30, "peers_incomplete", _PASS, "from nobody known, but not all peers fit the map"),
     Reason(31, "inner_checksum", _PASS, "header checksum of a container's packet is wrong"),
     Reason(32, "delivered", _BYPASS, "decapsulated by XDP before, delivered to the container"),
+    Reason(33, "outer_length", _PASS, "segments that are longer in the tunnel than its headers can say"),
     Reason(37, "policy_routed", _PASS, "its mark may lead it another way (ip rule fwmark)"),
     Reason(40, "unknown_vtep", _DROP, "VXLAN from a host that is no peer"),
     Reason(41, "spoofed_source", _DROP, "inner source address is not the sending peer's"),

@@ -118,6 +118,7 @@ def in_wire(**ip: Any) -> bytes:
 NO_ETHERNET = node(flags=NODE_F_NO_ETHERNET)
 """Of a test run's packets the Ethernet header is there all the same, as of xfrm's over Ethernet. Those
 without one are in tests/netns/test_link_types.py."""
+SEGMENTS: dict[str, Any] = {"gso_size": 9, "gso_segs": 2}
 PRIORITY: dict[str, Any] = {"vlan": 3 << 13}
 """A tag of no VLAN beside the data."""
 
@@ -215,6 +216,13 @@ OUT = [
          {"encapsulated": True}),
     Case("offload of no known type", "from_container", "no_room", FRAME, approved(),
          {"gso_size": 100, "gso_segs": 3}),
+    # As far as that offload, which a test run cannot have: a length of 0 was understood.
+    Case("segments that say 0", "from_container", "no_room", sent(segment(ACK), TCP, total=0),
+         node(bypass=Bypass.ALWAYS), {"gso_size": 100, "gso_segs": 3}),
+    Case("UDP segments that say 0", "from_container", "truncated", sent(total=0),
+         node(bypass=Bypass.ALWAYS), {"gso_size": 100, "gso_segs": 3}),
+    Case("one packet that says 0", "from_container", "truncated", sent(segment(ACK), TCP, total=0),
+         node(bypass=Bypass.ALWAYS)),
     Case("tag beside the data", "from_container", "vlan", FRAME, approved(), {"vlan": 7}),
     Case("no agent yet", "from_container", "not_configured", FRAME, unconfigured),
 ]  # fmt: skip
@@ -306,6 +314,25 @@ IN = [
     Case("offload of no known type", "from_wire", "no_room",
          in_wire(l4=packets.tcp(bytes(20), 2000, 1000, flags=packets.ACK), proto=TCP),
          lambda datapath: datapath.approve(flow_in(TCP)), {"gso_size": 9, "gso_segs": 2}),
+    Case("segments that say 0 inside", "from_wire", "no_room", in_wire(l4=segment(ACK), proto=TCP, total=0),
+         node(bypass=Bypass.ALWAYS), SEGMENTS),
+    Case("segments that say 0 outside", "from_wire", "no_room",
+         wire(received(l4=segment(ACK), proto=TCP), total=0), node(bypass=Bypass.ALWAYS), SEGMENTS),
+    Case("segments that say 0 twice", "from_wire", "no_room",
+         wire(received(l4=segment(ACK), proto=TCP, total=0), total=0), node(bypass=Bypass.ALWAYS), SEGMENTS),
+    Case("segments with an outer UDP length of 0", "from_wire", "truncated",
+         wire(received(l4=segment(ACK), proto=TCP), total=0, udp_len=0), node(bypass=Bypass.ALWAYS),
+         SEGMENTS),
+    Case("UDP segments that say 0 outside", "from_wire", "udp_gso", wire(received(), total=0),
+         node(bypass=Bypass.ALWAYS), SEGMENTS),
+    Case("UDP segments that say 0 inside", "from_wire", "truncated", in_wire(total=0),
+         node(bypass=Bypass.ALWAYS), SEGMENTS),
+    Case("one packet that says 0 inside", "from_wire", "truncated",
+         in_wire(l4=segment(ACK), proto=TCP, total=0), node(bypass=Bypass.ALWAYS)),
+    Case("one packet that says 0 outside", "from_wire", "truncated",
+         wire(received(l4=segment(ACK), proto=TCP), total=0), node(bypass=Bypass.ALWAYS)),
+    Case("a stranger's segments that say 0", "from_wire", "unknown_vtep",
+         wire(received(l4=segment(ACK), proto=TCP), host=FOREIGN, total=0), run=SEGMENTS),
     Case("tag beside the data", "from_wire", "vlan", in_wire(), approved(), {"vlan": 7}),
     Case("no agent yet", "from_wire", "not_configured", in_wire(), unconfigured),
     Case("source outside the network", "from_wire", "foreign_source", in_wire(src=FOREIGN), approved()),
@@ -406,6 +433,8 @@ def learning(hook: str, direction: Direction) -> list[Case]:
         Case("cut", hook, "truncated", packet(), run={"cut": 33}),
         Case("total lies", hook, "truncated", packet(total=37), run=run),
         Case("SCTP", hook, "protocol", packet(bytes(12), SCTP), run=run),
+        Case("segments that say 0", hook, "changed", packet(segment(ACK), TCP, total=0), run=SEGMENTS),
+        Case("one packet that says 0", hook, "truncated", packet(segment(ACK), TCP, total=0)),
         Case("no agent yet", hook, "not_configured", packet(), unconfigured, run),
     ]
 
@@ -453,6 +482,7 @@ def test_an_lru_makes_room_by_itself() -> None:
 
 def test_every_reason_is_provoked() -> None:
     tested = {case.reason for case in CASES} | {"flows_full"}
+    tested |= {"outer_length"}  # takes 64 KB, of which a test run allows 16: tests/netns/test_same_way.py
     tested |= {"delivered"}  # takes two programs: test_xdp.py
     assert {row.label for row in REASONS.values()} - tested == set()
 

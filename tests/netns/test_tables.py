@@ -197,7 +197,7 @@ def test_hops_are_as_the_fib_says(place: Place) -> None:
     host.ip("route", "add", "10.7.0.0/16", "via", "192.168.77.1", "hoplimit", "9")
     stranger = IPv4Address("203.0.113.1")
     asked = (near, far, nowhere, spread, two, small, tunnel, limited, place.uplink.address, stranger)
-    assert fib.hops(place.rtnl, asked, place.uplink, 1500, 64) == {
+    assert fib.hops(place.rtnl, asked, place.uplink, 1500, ttl=64) == {
         near: Hop(eth0, near),
         far: Hop(eth0, IPv4Address("192.168.77.1")),
         nowhere: None,
@@ -209,13 +209,13 @@ def test_hops_are_as_the_fib_says(place: Place) -> None:
         place.uplink.address: None,
         stranger: None,
     }
-    assert fib.hops(place.rtnl, [near], place.uplink, 1500, 128) == {near: Hop(eth0, near, ttl=128)}
+    assert fib.hops(place.rtnl, [near], place.uplink, 1500, ttl=128) == {near: Hop(eth0, near, ttl=128)}
     several = [spread + number for number in range(32)]
-    found = fib.hops(place.rtnl, several, place.uplink, 1500, 64)
+    found = fib.hops(place.rtnl, several, place.uplink, 1500, ttl=64)
     assert found == {each: Hop(eth0, picked(host, each)) for each in several}
     assert len(set(found.values())) == 2, "not all peers behind one"
     hosts = [IPv4Address(int(near) - 50 + number % 100) for number in range(1000)]
-    assert set(fib.hops(place.rtnl, hosts, place.uplink, 1500, 64)) == set(hosts)
+    assert set(fib.hops(place.rtnl, hosts, place.uplink, 1500, ttl=64)) == set(hosts)
 
 
 def test_the_monitor_hears_of_what_others_remove_and_not_of_our_work(place: Place) -> None:

@@ -65,11 +65,13 @@ class Fib:
         _uplink: object,
         _mtu: int,
         ports: Sequence[tuple[int, int]] = (),
+        *,
+        ttl: int,
     ) -> dict[IPv4Address, Hop | None]:
         self.asked = ports
         if not self.answers:
             raise KernelError("rtnetlink: No buffer space available")
-        return {host: Hop(2, host) for host in hosts}
+        return {host: Hop(2, host, ttl=ttl) for host in hosts}
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ def partial(frame: bytes, *, gso: int = 0) -> Shot:
     """
     l4, proto = ETH_LEN + IP_LEN, frame[ETH_LEN + 9]
     offset = 16 if proto == packets.TCP else 6
-    pseudo = frame[26:34] + struct.pack("!BBH", 0, proto, len(frame) - l4)
+    pseudo = frame[26:34] + struct.pack("!BBI", 0, proto, len(frame) - l4)  # may need more than 16 bits
     half = ~checksum(pseudo) & 0xFFFF
     out = frame[: l4 + offset] + struct.pack("!H", half) + frame[l4 + offset + 2 :]
     kind = {packets.TCP: GSO_TCPV4, packets.UDP: GSO_UDP_L4}[proto] if gso else GSO_NONE
