@@ -6,18 +6,18 @@ import json
 import logging
 import os
 import shutil
+import signal
 import socket
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, Self
+from typing import Final, Self, TextIO
 
 from ctl.core.errors import KernelError
 from ctl.kernel.bpf import syscall
-from ctl.kernel.bpf.compile import ORDER_BYTES
+from ctl.kernel.bpf.compile import LACKING, ORDER_BYTES
 from ctl.kernel.bpf.maps import Maps
 from ctl.kernel.bpf.source import MAPS
 
@@ -58,10 +58,9 @@ class Bcc:
         with ExitStack() as undone:
             self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             undone.callback(self._orders.close)
-            # Files, for a pipe would hold up who writes more than it takes.
-            self._words = tempfile.TemporaryFile("w+", errors="replace")  # noqa: SIM115  closed in `close`
+            self._words = _memory("words")
             undone.callback(self._words.close)
-            with theirs, tempfile.TemporaryFile("w+") as handed:
+            with theirs, _memory("text") as handed:
                 handed.write(text)
                 handed.seek(0)
                 self._child = subprocess.Popen(
@@ -124,10 +123,24 @@ class Bcc:
             self._child.wait(_TIMEOUT_S)
         self._words.seek(0)
         lines = self._words.read().splitlines()
-        for line in lines:
-            log.error("compiler: %s", line)
-        last = next((line for line in reversed(lines) if line.strip()), "no message")
-        return KernelError(f"compiling the datapath failed: {last.strip()}")
+        code = self._child.returncode
+        if code != LACKING:  # its one line is all there is
+            for line in lines:
+                log.error("compiler: %s", line)
+        return KernelError(f"compiling the datapath failed: {_why(code, lines)}")
+
+
+def _why(code: int | None, lines: Sequence[str]) -> str:
+    """The one line that counts of a child that has ended with `code` (None: it has not) and said `lines`."""
+    if code is not None and code < 0:
+        remedy = ": is there memory for it (150 MB)?" if -code == signal.SIGKILL else ""
+        return f"{_PYTHON} died ({signal.strsignal(-code)}){remedy}"
+    return next((line.strip() for line in reversed(lines) if line.strip()), "no message")
+
+
+def _memory(name: str) -> TextIO:
+    """A file that needs no disk; a pipe would hold up who writes more than it takes."""
+    return open(os.memfd_create(f"ovnet-{name}"), "w+", errors="replace")
 
 
 def _refused(name: str, code: int, words: Sequence[str]) -> syscall.VerifierError:

@@ -10,7 +10,8 @@ programs, with the descriptors of our maps, in the order of MAPS. The answer is 
 descriptors of the programs, or `[program, errno, the verifier's last lines]` of the first one that
 the kernel refuses, and then nothing stays loaded.
 
-Exit: 0 when the other end is closed, or has no order for SECONDS; 1 with the compiler's words on stderr.
+Exit: 0 when the other end is closed, or has no order for SECONDS; 1 with the compiler's words on stderr;
+LACKING with one line there that names what this host has not, and the remedy.
 
 What BCC has no call for is done with bpf(2):
 - Flags of a program. Its load_func passes none, so from_wire_xdp for frames in several pieces is
@@ -25,17 +26,22 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import socket
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
+from ctl.core.errors import KernelError
 from ctl.kernel.bpf import syscall
 from ctl.kernel.bpf.source import MAPS, XDP, XDP_FRAGS, write_header_tree
 
+LACKING: Final = 3
+"""The exit code where BCC, the headers or a place for them are missing."""
 ORDER_BYTES: Final = 1 << 16
 """The size of the longest order or answer."""
 _FLAGS: Final = ["-Wall", "-Werror", "-Wno-unused-function", "-Wno-address-of-packed-member"]
@@ -57,18 +63,56 @@ def main() -> int:
 
 def compiled(text: str) -> Any:
     """The text as a bcc.BPF, with tables of its own. Exits with bcc's message if it refuses."""
-    import bcc
-
-    if not hasattr(bcc, "BPF"):
-        place = getattr(bcc, "__file__", None) or ", ".join(bcc.__path__)
-        sys.exit(f"{place} is not BCC's: remove it, and install python3-bpfcc")
-    with tempfile.TemporaryDirectory(prefix="ovnet-headers-") as tree:
-        write_header_tree(Path(tree))
+    bcc = imported()
+    with header_tree() as tree:
         os.environ["BCC_KERNEL_SOURCE"] = tree
         try:
             return bcc.BPF(text=text, cflags=_FLAGS)
         except Exception as error:  # noqa: BLE001  bcc raises bare Exception; its words went to stderr
             sys.exit(f"the datapath does not compile: {error}")
+
+
+def imported() -> Any:
+    """The module bcc. Exits if there is none for this Python, or another one of that name."""
+    try:
+        import bcc
+    except Exception as error:  # noqa: BLE001  made for another Python, or without its library, it raises anything
+        _lack(_unimportable(error))
+    if not hasattr(bcc, "BPF"):
+        place = getattr(bcc, "__file__", None) or ", ".join(bcc.__path__)
+        _lack(f"{place} is not BCC's: remove it, and install python3-bpfcc")
+    return bcc
+
+
+def _unimportable(error: Exception) -> str:
+    """Why there is no BCC, by what importing it has raised; one line."""
+    ours = f"{sys.executable} (Python {platform.python_version()})"
+    if isinstance(error, ModuleNotFoundError) and error.name == "bcc":
+        return f"no BCC for {ours}: install python3-bpfcc"
+    found = find_spec("bcc")
+    words = " ".join(str(error).split()) or type(error).__name__
+    return (
+        f"{found.origin if found else 'BCC'} does not work with {ours}: {words}: "
+        "if it is not python3-bpfcc's remove it, and install that anew"
+    )
+
+
+@contextmanager
+def header_tree() -> Iterator[str]:
+    """A directory that bcc takes for a kernel tree. Exits if it cannot be made."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="ovnet-headers-") as tree:
+            write_header_tree(Path(tree))
+            yield tree
+    except KernelError as error:
+        _lack(str(error))
+    except OSError as error:
+        _lack(f"cannot gather the headers: {error}: make room in TMPDIR, or reinstall linux-libc-dev")
+
+
+def _lack(what: str) -> NoReturn:
+    print(what, file=sys.stderr)
+    sys.exit(LACKING)
 
 
 def obey(unit: Any, orders: socket.socket) -> bool:
