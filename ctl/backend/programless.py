@@ -61,7 +61,7 @@ class ProgramlessBackend:
         """Nothing on the uplink is in the way."""
 
     @staticmethod
-    def tunnel(_site: Site) -> None:
+    def tunnel(_network: Network, _uplink: Uplink) -> None:
         """No VXLAN is taken."""
 
     def lost(self) -> frozenset[Change]:

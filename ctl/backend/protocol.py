@@ -41,7 +41,7 @@ class Encapsulation(Protocol):
     def identity(self, host: IPv4Address, network: Network, /) -> tuple[MacAddress | None, int | None]:
         """The VTEP's MAC and the VNI that the lease of a node with this address says; None: it has none."""
 
-    def tunnel(self, site: Site, /) -> Tunnel | None:
+    def tunnel(self, network: Network, uplink: Uplink, /) -> Tunnel | None:
         """What the firewall has to guard; None: nothing."""
 
 

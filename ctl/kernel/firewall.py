@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
+from ctl.core.errors import KernelError
 from ctl.kernel import iptables
 from ctl.kernel.command import find, run, succeeds
 
@@ -118,6 +119,22 @@ def elements(verb: str, hosts: Collection[IPv4Address]) -> str:
     return f"{verb} element ip {TABLE} {SENDERS} {{ {', '.join(map(str, hosts))} }}\n" if hosts else ""
 
 
+def _replacing(table: str) -> str:
+    """Declared, deleted, made anew: all in one transaction, whether it was there or not."""
+    return f"table ip {TABLE}\ndelete table ip {TABLE}\n{table}"
+
+
+def check(network: IPv4Network, *, masquerade: bool, tunnel: Tunnel | None, bridge: str) -> None:
+    """KernelError if this kernel does not take a table like ours. Changes nothing."""
+    table = ruleset(network, network, masquerade=masquerade, tunnel=tunnel, bridge=bridge)
+    if not find("nft"):
+        raise KernelError("nft is not installed: install nftables")
+    try:
+        run("nft", "--check", "--file", "-", text=_replacing(table))
+    except KernelError as error:
+        raise KernelError(f"{error}: the kernel needs nftables with NAT, masquerade and counters") from error
+
+
 class Firewall:
     """Our rules in this network namespace, and how the kernel last showed them."""
 
@@ -143,10 +160,9 @@ class Firewall:
         wanted = ruleset(network, own, masquerade=masquerade, tunnel=tunnel, bridge=bridge)
         changed = wanted != self._applied or _show() != self._shown
         if changed:
-            # Declared, deleted, made anew: all in one transaction, whether it was there or not.
             # What is in the set goes in with it: no packet of a peer meets the rule without.
             inside = elements("add", tunnel.senders or ()) if tunnel else ""
-            run("nft", "-f", "-", text=f"table ip {TABLE}\ndelete table ip {TABLE}\n{wanted}{inside}")
+            run("nft", "-f", "-", text=_replacing(wanted) + inside)
             self._applied, self._shown = wanted, _show()
         accepted = iptables.ensure(network, bridge)
         self.unseen = accepted.wrong

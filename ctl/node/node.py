@@ -117,6 +117,13 @@ class Node:
         self._check_bridge(self._netlink.links())
         if network.backend == "vxlan":
             self._netlink.check_port(network.port)
+        sysctl.check(sysctl.FORWARDING)
+        firewall.check(
+            network.network,
+            tunnel=backend.tunnel(network, self._uplink),
+            masquerade=self._settings.ip_masq,
+            bridge=self._settings.bridge,
+        )
         backend.preflight(self._uplink)
         self._takeover.look(network, self._uplink)
         self.findings.surroundings = self.surroundings()
@@ -289,8 +296,8 @@ class Node:
         if self._firewall.ensure(
             network.network,
             holding.lease.subnet,
+            tunnel=backend.tunnel(network, self._uplink),
             masquerade=self._settings.ip_masq,
-            tunnel=backend.tunnel(self._site(holding)),
             bridge=self._settings.bridge,
         ):
             self.findings.count("firewall", 1)

@@ -66,7 +66,7 @@ class Fib:
         _mtu: int,
         ports: Sequence[tuple[int, int]] = (),
         *,
-        ttl: int,
+        ttl: int = 64,
     ) -> dict[IPv4Address, Hop | None]:
         self.asked = ports
         if not self.answers:

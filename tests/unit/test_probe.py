@@ -6,6 +6,7 @@ import errno
 import os
 import platform
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -76,6 +77,15 @@ def failing(code: int) -> Callable[[], None]:
     return attempt
 
 
+@pytest.fixture
+def uid_map(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Stands for /proc/self/uid_map, outside of all user namespaces."""
+    path = tmp_path / "uid_map"
+    path.write_text("         0          0 4294967295\n")
+    monkeypatch.setattr(probe, "_UID_MAP", path)
+    return path
+
+
 @pytest.mark.parametrize(
     ("code", "named"),
     [
@@ -86,10 +96,26 @@ def failing(code: int) -> Callable[[], None]:
         (errno.ENOSYS, f"this kernel ({platform.release()}) has no bpf(2): run one with CONFIG_BPF_SYSCALL"),
     ],
 )
-def test_a_bpf_that_may_not_be_called_is_named_with_the_remedy(code: int, named: str) -> None:
-    said = probe.forbidden(failing(code))
-    assert said.startswith(named) and said.endswith("or run with --bypass=off") and "\n" not in said
+def test_a_bpf_that_may_not_be_called_is_named_with_the_remedy(
+    code: int, named: str, uid_map: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_map", failing(code))
+    with pytest.raises(KernelError) as caught:
+        probe.check()
+    said = str(caught.value)
+    assert said.startswith(named) and said.endswith(", or run with --bypass=off") and "\n" not in said
 
 
-def test_a_bpf_that_fails_otherwise_is_left_to_loading() -> None:
-    assert probe.forbidden(failing(errno.ENOMEM)) == probe.forbidden(lambda: None) == ""
+def test_in_a_user_namespace_no_profile_is_blamed(uid_map: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uid_map.write_text("         0       1000          1\n")
+    monkeypatch.setattr(probe, "_map", failing(errno.EPERM))
+    with pytest.raises(KernelError, match=r"^bpf\(2\) is forbidden in a user namespace .* --bypass=off$"):
+        probe.check()
+
+
+@pytest.mark.parametrize("attempt", [failing(errno.ENOMEM), lambda: None])
+def test_a_bpf_that_fails_otherwise_is_left_to_loading(
+    attempt: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "_map", attempt)
+    assert probe.forbidden() == ""

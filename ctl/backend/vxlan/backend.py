@@ -21,7 +21,7 @@ from ctl.backend.vxlan.peering import Peering, Shortcut
 from ctl.backend.vxlan.ports import Ports
 from ctl.backend.vxlan.uplink_hook import UplinkHook
 from ctl.core.abi import LAYOUT
-from ctl.core.errors import AgentError, Failures, ForeignProgram
+from ctl.core.errors import AgentError, Failures, ForeignProgram, KernelError
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import Change, Devices, Link, Removed, Uplink
 from ctl.core.losing import Way
@@ -61,6 +61,9 @@ class VxlanBackend:
         self._ahead: Bcc | None = None
         """The compiler's child, at work since `preflight`; None: nothing to compile, or it was used."""
 
+        self._blind = False
+        """Whether it does without maps, as this host has no place for them."""
+
     @staticmethod
     def identity(host: IPv4Address, network: Network) -> tuple[MacAddress | None, int | None]:
         """(VTEP MAC, VNI) to publish."""
@@ -68,8 +71,8 @@ class VxlanBackend:
 
     def preflight(self, uplink: Uplink) -> None:
         """KernelError if the kernel is too old or forbids it, or a program is in our place on the uplink."""
-        sysctl.check(sysctl.FORWARDING)
         if self._settings.bypass is Bypass.OFF:
+            self._blind = self._is_blind()
             return
         probe.check()
         bpffs.check(str(self._settings.bpffs))
@@ -83,6 +86,17 @@ class VxlanBackend:
         if maps.newer_layout(self._settings.bpffs) is None:
             self._ahead = loader.compile_ahead(self._settings.bpffs)
 
+    def _is_blind(self) -> bool:
+        """Whether there can be no maps here. Without eBPF they are only looked into: it is told, no more."""
+        try:
+            if why := probe.forbidden():
+                raise KernelError(why)
+            bpffs.check(str(self._settings.bpffs))
+        except KernelError as error:
+            log.warning("no maps, so that ovctl map and metrics have nothing of packets to show: %s", error)
+            return True
+        return False
+
     def lost(self) -> frozenset[Change]:
         """Programs of uplink and vxlan device that someone took off; what goes wrong, or is right again."""
         off = frozenset({Change.FILTERS} if self._ports.detached(self.device) else ())
@@ -95,9 +109,8 @@ class VxlanBackend:
         lost = self._losses.look(self.device, self.maps)
         return {way: losses.line(way, packets, network, uplink) for way, packets in lost.items()}
 
-    def tunnel(self, site: Site) -> firewall.Tunnel:
+    def tunnel(self, network: Network, uplink: Uplink) -> firewall.Tunnel:
         """VXLAN is taken of peers, from the uplink and for our own address only."""
-        network, uplink = site.network, site.uplink
         return firewall.Tunnel(
             network.port,
             network.vni,
@@ -156,7 +169,9 @@ class VxlanBackend:
         if self._settings.bypass is not Bypass.OFF:
             _refuse_unreadable(site.uplink.link)  # it may be another one by now
         self._sysctls(site)
-        if self.maps is not None or not self._left_to_newer(site):
+        if self._blind:
+            self._take_programs_off(site)
+        elif self.maps is not None or not self._left_to_newer(site):
             self._open_maps(site)
             self._load_programs()
         return frozenset({Change.MAPS} if self.maps is not before else ())
@@ -208,10 +223,13 @@ class VxlanBackend:
         if self._findings.problems.get(Concern.PINS) != (text,):
             log.warning("%s", text)
         self._findings.problems[Concern.PINS] = (text,)
+        self._take_programs_off(site)
+        return True
+
+    def _take_programs_off(self, site: Site) -> None:
         links = self._netlink.links()
         self._hook.reconcile(links, site.uplink.link.ifindex, None)
         apply_counted("filters", self._filters, diff({}, self._filters.read_on(links)), self._findings)
-        return True
 
     def _sysctls(self, site: Site) -> None:
         """Conntrack has to be lenient only while it does not see everything."""

@@ -13,6 +13,7 @@ import platform
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 from ctl.core.errors import KernelError
@@ -43,6 +44,10 @@ FEATURES: Final = (
     Feature("BPF_F_ADJ_ROOM_ENCAP_L2_ETH", (5, 13), flags=ENCAP_FLAGS),
 )
 
+_UID_MAP: Final = Path("/proc/self/uid_map")
+_FIRST_UIDS: Final = ["0", "0", "4294967295"]
+"""What is in there in the first user namespace."""
+
 _NO_SUCH: Final = ("invalid func", "unknown func", "cannot use helper")
 """The verifier's words for a helper that is not there, or not for classifiers."""
 
@@ -56,8 +61,8 @@ _PACKET: Final = (
 
 def check() -> None:
     """KernelError that names what this kernel lacks, or forbids, and what to do."""
-    if why := forbidden(_map):
-        raise KernelError(why)
+    if why := forbidden():
+        raise KernelError(f"{why}, or run with --bypass=off")
     if lacking := missing(has):
         words = ", ".join(f"{each.name} (Linux {_dotted(each.since)})" for each in lacking)
         raise KernelError(
@@ -66,25 +71,27 @@ def check() -> None:
         )
 
 
-def forbidden(attempt: Callable[[], None]) -> str:
-    """Why bpf(2) may not be used at all, if `attempt`, which uses it, says so; else empty.
+def forbidden() -> str:
+    """Why bpf(2) may not be used at all, and what to do; empty if it may.
 
-    The agent has the capability, or it would not have come here: so it is a seccomp profile (Docker's,
-    before 23, allows it to CAP_SYS_ADMIN only), or a security module.
+    The agent has the capability, or it would not have come here: so it has it in a user namespace
+    only, or it is a seccomp profile (Docker's, before 23, allows it to CAP_SYS_ADMIN only), or a
+    security module.
     """
-    remedy = "or run with --bypass=off"
     try:
-        attempt()
+        _map()
     except OSError as error:
+        if error.errno == errno.EPERM and _UID_MAP.read_text().split() != _FIRST_UIDS:
+            return (
+                "bpf(2) is forbidden in a user namespace (a rootless container): run outside of it, as root"
+            )
         if error.errno == errno.EPERM:
             return (
                 "bpf(2) is forbidden here, whatever the capabilities: allow it in the seccomp profile "
-                f"(Docker before 23: --cap-add SYS_ADMIN, or --security-opt seccomp=unconfined), {remedy}"
+                "(Docker before 23: --cap-add SYS_ADMIN, or --security-opt seccomp=unconfined)"
             )
         if error.errno == errno.ENOSYS:
-            return (
-                f"this kernel ({platform.release()}) has no bpf(2): run one with CONFIG_BPF_SYSCALL, {remedy}"
-            )
+            return f"this kernel ({platform.release()}) has no bpf(2): run one with CONFIG_BPF_SYSCALL"
     return ""
 
 
