@@ -44,6 +44,20 @@ die() {
     exit 1
 }
 
+# Why a command failed, by its log: the line that begins like this, else the last one. What may be the
+# matter is asked where it does not say.
+reason() { # <log> <how the line begins> <question> [where the log stays]
+    local line where=${4:+ (all of it: ${4-})}
+    if grep -qs -e 'No space left on device' -e "have enough free space" "$1"; then
+        echo "the disk is full: make room, and run it again"
+        return
+    fi
+    line=$(grep -s -m 1 "^$2" "$1" || tail -n 1 "$1" 2>/dev/null) || true
+    line=${line#"$2"}
+    # A full disk has no room for words either.
+    if [[ -n $line ]]; then echo "$line$where; $3"; else echo "without a word; is the disk full?"; fi
+}
+
 # What the stamp stands for: this place and these inputs.
 fingerprint() {
     echo "$PWD"
@@ -104,11 +118,11 @@ disable_new_units() {
 apt_step() { # <what> <apt-get arguments>
     local what=$1 log why
     shift
-    log=$(mktemp)
+    log=$(mktemp) || die "no temporary file: make room in ${TMPDIR:-/tmp}, and run it again"
     if ! DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 "$@" >"$log" 2>&1; then
-        why=$(grep -m 1 '^E: ' "$log" || tail -n 1 "$log")
+        why=$(reason "$log" 'E: ' "is a mirror reachable, and this system's list of mirrors right?")
         rm -f "$log"
-        die "$what failed: ${why#E: }; is a mirror reachable, and this system's list of mirrors right?"
+        die "$what failed: $why"
     fi
     rm -f "$log"
 }
@@ -180,26 +194,30 @@ make_venv() {
         [[ -z $first || $first -ef $python ]] || first=", with this system's BCC; not of $first, which is first in PATH"
         say "venv: new, of $python${first##/*}"
         why=$("$python" -m venv --clear --system-site-packages "$venv" 2>&1) ||
-            die "cannot create $PWD/$venv: $(tail -n 1 <<<"$why")"
+            die "cannot create $PWD/$venv: $(tail -n 1 <<<"$why"); is the disk full?"
     fi
 }
 
 # pip in a virtual environment, whatever a pip.conf says of user's sites. One line if it fails.
 pip_install() { # <directory of the environment> <what...>
-    local place=$1 log=$1/pip.log why
+    local place=$1 log=$1/pip.log
     shift
-    PIP_USER=0 "$place/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >"$log" 2>&1 && return
-    if grep -q externally-managed "$log"; then
+    { PIP_USER=0 "$place/bin/python" -m pip install --quiet --disable-pip-version-check "$@" >"$log" 2>&1; } \
+        2>/dev/null && return
+    if grep -qs externally-managed "$log"; then
         die "$PWD/$place is no virtual environment (any more): remove it and try again"
     fi
-    why=$(grep -m 1 '^ERROR: ' "$log" || tail -n 1 "$log")
-    die "pip install ${*: -1} failed: ${why#ERROR: } (all of it: $PWD/$log); is PyPI reachable?"
+    die "pip install ${*: -1} failed: $(reason "$log" 'ERROR: ' 'is PyPI reachable?' "$PWD/$log")"
 }
 
 install_python() {
-    local what=.
+    local what=. each
     [[ $mode == run ]] || what='.[dev]'
     say "python: pip install -e $what"
+    # Of an upgrade that does not come to its end no stamp is left either.
+    for each in "$venv"/.ready-*; do
+        [[ ! -e $each || $(<"$each") == "$(fingerprint)" ]] || rm -f "$each"
+    done
     pip_install "$venv" -e "$what"
 }
 
@@ -250,5 +268,5 @@ check_python
 make_venv
 install_python
 check
-fingerprint >"$stamp"
+fingerprint >"$stamp" || die "cannot write $PWD/$stamp: is the disk full?"
 say "done: $PWD/$venv"

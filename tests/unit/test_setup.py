@@ -10,7 +10,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[2]
 TOOLS = ("bash", "cat", "dirname", "grep", "head", "mktemp", "rm", "sed", "sha256sum", "tail", "touch",
-         "chmod", "mkdir")  # fmt: skip
+         "chmod", "mkdir", "find")  # fmt: skip
 DEBIAN = "ID=debian\nVERSION_ID=13\n"
 JAMMY = 'ID=ubuntu\nID_LIKE=debian\nVERSION_ID="22.04"\n'
 NOBLE = 'ID=ubuntu\nID_LIKE=debian\nVERSION_ID="24.04"\n'
@@ -29,6 +29,14 @@ mkdir -p .venv/bin
 printf '#!/bin/sh\necho "%s"\nexit 1\n' >.venv/bin/python
 chmod +x .venv/bin/python
 """
+FULL = "ERROR: Could not install packages due to an OSError: [Errno 28] No space left on device"
+INSTALLS = r"""
+mkdir -p .venv/bin
+printf "command = $0 -m venv --clear --system-site-packages $PWD/.venv\n" >.venv/pyvenv.cfg
+printf '#!/bin/sh\ncase "$*" in *pip*) exit "${PIP:-0}" ;; esac\n' >.venv/bin/python
+chmod +x .venv/bin/python
+"""
+"""An environment in which pip works, unless it is told otherwise."""
 APT = r"""
 echo "$*" >>"$ASKED"
 case "$*" in *install*) echo 'Err:1 http://deb.debian.org'; echo "E: Unable to fetch $7"; exit 100 ;; esac
@@ -196,3 +204,47 @@ def test_a_python_that_is_too_old_is_one_line(system: System) -> None:
     assert said[-1].endswith(
         "is Python 3.9.2, and 3.11 is the oldest that will do: this release of fedora is too old"
     )
+
+
+@pytest.mark.parametrize(
+    ("said_by_pip", "named"),
+    [(FULL, "the disk is full: make room, and run it again"), ("", "without a word; is the disk full?")],
+    ids=["pip says so", "there was no room for words"],
+)
+def test_a_full_disk_is_one_line_and_the_next_run_begins_anew(
+    system: System, said_by_pip: str, named: str
+) -> None:
+    system.is_(FEDORA)
+    system.node_is_there()
+    pip = PIP % said_by_pip if said_by_pip else PIP.replace('echo "%s"', ":")
+    code, said = system.set_up(VENV=pip)
+    assert (code, said[-1]) == (1, f"setup: error: pip install . failed: {named}")
+    half = system.checkout / ".venv/half"
+    half.touch()
+    assert system.set_up(VENV=INSTALLS)[0] == 0
+    assert not half.exists()
+
+
+def test_a_full_disk_is_named_also_where_apt_says_it(system: System) -> None:
+    system.is_(DEBIAN)
+    system.has(
+        "apt-get", "echo 'E: You don'\\''t have enough free space in /var/cache/apt/archives/.'; exit 100"
+    )
+    assert system.set_up()[1][-1] == (
+        "setup: error: apt-get update failed: the disk is full: make room, and run it again"
+    )
+
+
+def test_an_upgrade_that_was_interrupted_is_begun_anew_and_one_that_was_not_is_kept(system: System) -> None:
+    system.is_(FEDORA)
+    system.node_is_there()
+    assert system.set_up(VENV=INSTALLS)[0] == 0
+    mark = system.checkout / ".venv/mark"
+    mark.touch()
+    assert system.set_up(VENV=INSTALLS) == (0, []), "there is nothing to do"
+    with (system.checkout / "pyproject.toml").open("a") as file:
+        file.write("# newer\n")
+    assert system.set_up(PIP="1")[0] == 1
+    assert mark.exists(), "what there was serves until there is something else"
+    assert system.set_up(VENV=INSTALLS)[0] == 0
+    assert not mark.exists()
