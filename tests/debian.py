@@ -17,10 +17,11 @@ from subprocess import CompletedProcess
 from typing import Final
 
 import ctl
+from tests.bootstrap import minimal
 from tests.host import Agent, Host
 from tests.lab import Lab, remove_cgroup, run, wait_until
 from tests.namespace import REPOSITORY
-from tests.screen import expect, heading, tell
+from tests.screen import expect, heading
 from tests.stream import traffic
 from tests.systemd import TARGETS, cgroup2
 
@@ -80,7 +81,7 @@ class System:
         self.host = host
         self.root = host.lab.dir / f"root-{suite}"
         self.root.mkdir()
-        run(["tar", "-C", str(self.root), "-xf", str(bootstrapped(suite))], seconds=300)
+        run(["tar", "-C", str(self.root), "-xf", str(minimal(suite))], seconds=300)
         self._holder = host.spawn(
             [
                 "unshare",
@@ -149,22 +150,6 @@ class System:
             text = text.replace(f"\n#{key} = ", f'\n{key} = "{value}"\n# was: ')
             expect(text != before, f"ovnet.toml has {key}, commented out")
         file.write_text(text)
-
-
-def bootstrapped(suite: str) -> Path:
-    """A minimal system as a tar, made once."""
-    archive = PLACE / f"{suite}.tar"
-    if not archive.exists():
-        PLACE.mkdir(parents=True, exist_ok=True)
-        tree = PLACE / f"{suite}.tree"
-        tell(f"debootstrap {suite}")
-        run(["rm", "-rf", str(tree)], seconds=300)
-        run(["debootstrap", "--variant=minbase", "--include=ca-certificates", suite, str(tree)], seconds=1800)
-        partial = archive.with_suffix(".part")
-        run(["tar", "-C", str(tree), "-cf", str(partial), "."], seconds=300)
-        partial.rename(archive)
-        run(["rm", "-rf", str(tree)], seconds=300)
-    return archive
 
 
 def built(version: str) -> Path:

@@ -31,11 +31,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn, TextIO
 
+from tests.bootstrap import contained, minimal, removed, started
 from tests.namespace import REPOSITORY
 
 SUITES: Final = {"bookworm": True, "trixie": True, "forky": False}
 """Debian's, and whether it is supported: of one that is not yet released, a failure is a warning."""
-MIRROR: Final = os.environ.get("MIRROR", "http://deb.debian.org/debian")
 PLACE: Final = REPOSITORY / "build" / "distros"
 HOME: Final = "root/ovnet"
 """Where the checkout lies in a fresh system."""
@@ -133,47 +133,10 @@ class Reader:
 # --- A fresh system -------------------------------------------------------------------------
 
 
-def base(suite: str) -> Path:
-    """The suite as debootstrap has made it, as a tar; made if it is not there."""
-    target = PLACE / f"{suite}.tar"
-    if not target.exists():
-        say(f"{suite}: debootstrap from {MIRROR}")
-        root = PLACE / f"{suite}.new"
-        with removed(root), (PLACE / f"{suite}.debootstrap.log").open("w") as log:
-            # An older debootstrap does not know a newer suite; all since 2013 are made alike.
-            known = Path("/usr/share/debootstrap/scripts", suite).exists()
-            argv = ["debootstrap", "--variant=minbase", "--include=ca-certificates,git,make",
-                    suite, str(root), MIRROR, *([] if known else ["sid"])]  # fmt: skip
-            contained(argv, log)
-            half = target.with_suffix(".half")
-            contained(["tar", "-C", str(root), "-cf", str(half), "."], log)
-            half.rename(target)
-    return target
-
-
-def contained(argv: Sequence[str], log: TextIO) -> None:
-    """Run to the end in namespaces of its own; CalledProcessError if it fails."""
-    with started(argv, log) as child:
-        child.wait()
-    if child.returncode:
-        raise subprocess.CalledProcessError(child.returncode, argv)
-
-
-@contextmanager
-def removed(root: Path) -> Iterator[None]:
-    """`root` is not there before, and not afterwards."""
-    remove = ["rm", "-rf", "--one-file-system", str(root)]
-    subprocess.run(remove, check=True)
-    try:
-        yield
-    finally:
-        subprocess.run(remove, check=True, start_new_session=True)
-
-
 @contextmanager
 def fresh(suite: str, log: TextIO) -> Iterator[Path]:
     """A new system of the suite, with this checkout in it."""
-    tar, root = base(suite), PLACE / f"{suite}.root"
+    tar, root = minimal(suite), PLACE / f"{suite}.root"
     with removed(root):
         root.mkdir()
         contained(["tar", "-C", str(root), "-xf", str(tar)], log)
@@ -191,6 +154,10 @@ def furnish(root: Path, log: TextIO) -> None:
     for certificate in Path("/usr/local/share/ca-certificates").glob("*.crt"):
         shutil.copy(certificate, root / "usr/local/share/ca-certificates")
     contained(entering(root, "update-ca-certificates"), log)
+    contained(
+        entering(root, "apt-get -qq update && apt-get -qq install --yes --no-install-recommends git make"),
+        log,
+    )
     listed = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=REPOSITORY, check=True, capture_output=True, text=True,
@@ -224,25 +191,6 @@ def environment(outer: Mapping[str, str]) -> list[str]:
         "PIP_CERT=/etc/ssl/certs/ca-certificates.crt",
         *(f"{name}={value}" for name, value in outer.items() if handed.fullmatch(name)),
     ]  # fmt: skip
-
-
-@contextmanager
-def started(argv: Sequence[str], output: TextIO | int) -> Iterator[subprocess.Popen[str]]:
-    """A process with a mount and a process namespace of its own, which end with it and with us."""
-    with subprocess.Popen(
-        ["env", "--default-signal", "setpriv", "--pdeathsig", "KILL",
-         "unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", *argv],
-        stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-        text=True, errors="replace", start_new_session=True,
-    ) as child:  # fmt: skip
-        try:
-            yield child
-        finally:
-            if child.poll() is None:
-                # The first process of the namespace: the others die with it, before the child can end.
-                first = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
-                for pid in [int(pid) for pid in first] or [child.pid]:
-                    os.kill(pid, signal.SIGKILL)
 
 
 def attempt(root: Path, part: str, log: TextIO) -> str:

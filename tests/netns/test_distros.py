@@ -7,7 +7,7 @@ import subprocess
 from contextlib import suppress
 from pathlib import Path
 
-from tests.distros import started
+from tests.bootstrap import started
 
 DAEMON = r"""
 mount -t tmpfs tmpfs "$1"

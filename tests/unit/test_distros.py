@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from tests.bootstrap import debootstrap
 from tests.distros import Outcome, Reader, entering, environment, judge, table
 
 PARTS = ("setup", "bpf")
@@ -64,3 +67,18 @@ def test_packages_and_wheels_of_each_suite_are_kept_beside_it() -> None:
     assert argv[3:6] == ["enter", "/b/trixie.root", argv[5]]
     assert argv[5].endswith("/trixie.kept")
     assert argv[-1].splitlines()[1:] == ["make demo", "exit $?"]
+
+
+def test_each_distribution_is_made_from_its_own_mirror(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MIRROR", raising=False)
+    monkeypatch.setattr(Path, "exists", lambda path: path.name in ("trixie", "noble"))
+    root = Path("/somewhere")
+    assert debootstrap("trixie", root)[-4:] == [
+        "--components=main", "trixie", "/somewhere", "http://deb.debian.org/debian",
+    ]  # fmt: skip
+    assert debootstrap("forky", root)[-1] == "sid", "a suite that this debootstrap does not know"
+    assert debootstrap("noble", root)[-4:] == [
+        "--components=main,universe", "noble", "/somewhere", "http://archive.ubuntu.com/ubuntu",
+    ]  # fmt: skip
+    monkeypatch.setenv("MIRROR", "http://mirror/")
+    assert debootstrap("resolute", root)[-2:] == ["http://mirror/", "gutsy"]
