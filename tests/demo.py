@@ -20,6 +20,7 @@ from ipaddress import IPv4Network
 from tests.docker import DockerContainer, Dockerd, flags_from_lease
 from tests.host import METRICS_PORT, Agent
 from tests.lab import CommandFailed, Container, Host, Lab, TimedOut, wait_until
+from tests.picture import drawn
 from tests.screen import ClaimFailed, expect, heading, show, tell
 from tests.story import Story
 from tests.stream import UdpStream
@@ -280,10 +281,11 @@ def main() -> int:
                        help="containers by dockerd on both hosts")  # fmt: skip
     which.add_argument("--story", action="store_const", dest="kind", const=Story,
                        help="the backends one after the other, and what is on the wire")  # fmt: skip
+    parser.add_argument("--picture", action="store_true", help="make docs/demo.svg of it")
     args = parser.parse_args()
     if os.geteuid() != 0:
         sys.exit("demo: needs root, for network namespaces and BPF: run it as root")
-    return run(args.kind)
+    return drawn(lambda: run(args.kind)) if args.picture else run(args.kind)
 
 
 if __name__ == "__main__":
