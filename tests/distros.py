@@ -1,6 +1,6 @@
 """A new user's first day on Debian's suites, each a fresh system: `make distros`.
 
-    python -m tests.distros [SUITE...] [--only setup]     bookworm, trixie and forky by default
+    python -m tests.distros [SUITE...] [--only setup]     bookworm, trixie and forky by default; Ubuntu's too
 
 `scripts/setup.sh distros` has put debootstrap there. Each suite gets a system of its own below
 build/distros/, which sees this machine's kernel, its network and what it needs to reach a mirror
@@ -31,7 +31,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Final, NoReturn, TextIO
 
-from tests.bootstrap import contained, minimal, removed, started
+from tests.bootstrap import UBUNTU, contained, minimal, removed, started
 from tests.namespace import REPOSITORY
 
 SUITES: Final = {"bookworm": True, "trixie": True, "forky": False}
@@ -278,7 +278,9 @@ def _stop(number: int, _frame: FrameType | None) -> NoReturn:
 
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="tests.distros", description=__doc__)
-    parser.add_argument("suite", nargs="*", default=list(SUITES), help="of Debian")
+    parser.add_argument(
+        "suite", nargs="*", default=list(SUITES), help="of Debian, or of Ubuntu: " + ", ".join(UBUNTU)
+    )
     parser.add_argument("--only", action="append", choices=[part.replace(" ", "-") for part in PARTS])
     args = parser.parse_args(arguments)
     if os.geteuid():
