@@ -37,7 +37,8 @@ mkdir /opt/ovnet
 mount --bind "$checkout" /opt/ovnet
 # What other labs have mounted below /run is not for this namespace to keep alive.
 tac /proc/self/mounts | while read -r _ place _; do
-    case $place in /run/?*) umount -l "$place" ;; esac
+    # One that has gone meanwhile is unmounted.
+    case $place in /run/?*) umount -l "$place" || ! grep -qF " $place " /proc/self/mounts ;; esac
 done
 for part in run etc var/lib; do mount --bind "$root/$part" "/$part"; done
 export container=ovlab SYSTEMD_UNIT_PATH=/run/units SYSTEMD_GENERATOR_PATH=/run/generators

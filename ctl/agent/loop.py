@@ -213,8 +213,8 @@ class Agent:
             log.error("%s", outcome.error)
         if before.error and not self._reconciles.error:
             log.info("reconciled again")
+        self._publish()  # first: who is told that it is ready may look at once
         self._tell_readiness(outcome.error, was_ready=was_ready)
-        self._publish()
         self._aside(Concern.CNI, self._tell_runtimes, None)
 
     def _tell_readiness(self, error: str, *, was_ready: bool) -> None:

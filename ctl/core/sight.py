@@ -7,7 +7,7 @@ from typing import Final
 
 LEAST: Final = 5
 """Packets that have to pass before it counts that a program has not seen them."""
-LATELY_S: Final = 30.0
+LATELY_S: Final = 15.0
 """Seconds for which a count that has grown is said to grow."""
 
 

@@ -51,6 +51,8 @@ class Standing:
         """Of the last look; None: there has been none."""
         self._kept = ""
         """What is in the file; empty: that is not known."""
+        self._failed = False
+        """Whether it could not be written the last time, and that was said."""
 
     @property
     def uplink(self) -> Uplink:
@@ -75,15 +77,18 @@ class Standing:
             log.warning("uplink is now %s with %s: %s", after.link.name, after.address, _why(found, before))
 
     def keep(self) -> None:
-        """Have the next life of the agent begin with the same address. AgentError."""
+        """Have the next life of the agent begin with the same address. A disk that is full stops nothing."""
         assert self._memory is not None, "find() comes first"
         text = json.dumps({"asked": self._request(), "address": str(self._memory.own)}) + "\n"
         if text != self._kept:
             try:
                 statedir.write_atomically(self._file, text)
             except OSError as error:
-                raise AgentError(f"cannot write {self._file}: {error.strerror}") from error
-            self._kept = text
+                if not self._failed:
+                    log.error("cannot write %s: %s", self._file, error.strerror)
+                self._failed = True
+            else:
+                self._kept, self._failed = text, False
 
     def _take(self, found: Decision, host: Host) -> None:
         self._memory = found.memory

@@ -153,6 +153,19 @@ def test_programs_that_were_exchanged_are_judged_anew(world: World) -> None:
     assert world.look() == frozenset()
 
 
+def test_what_went_by_while_a_program_was_off_tells_nothing_of_it(world: World) -> None:
+    world.packets = (0, 0)
+    world.look()
+    world.packets = (50, 50)
+    world.lookout.forget()  # found to be off, and put back
+    world.look()
+    assert world.lines(Concern.BLIND) == ()
+    world.packets = (100, 100)
+    world.seen = {hook: {"flow_unknown": 50} for hook in PLACES}
+    world.look()
+    assert world.lines(Concern.BLIND) == ()
+
+
 def test_it_looks_every_few_seconds_however_often_it_is_asked(world: World) -> None:
     world.packets = (100, 100)
     assert world.look(EVERY_S / 2) == frozenset()

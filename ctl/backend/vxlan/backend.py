@@ -99,8 +99,10 @@ class VxlanBackend:
 
     def lost(self) -> frozenset[Change]:
         """Programs of uplink and vxlan device that someone took off; what goes wrong, or is right again."""
-        off = frozenset({Change.FILTERS} if self._ports.detached(self.device) else ())
-        return off | self._lookout.look(self.device, self._ports.uplink, self.maps)
+        if self._ports.detached(self.device):
+            self._lookout.forget()
+            return frozenset({Change.FILTERS})
+        return self._lookout.look(self.device, self._ports.uplink, self.maps)
 
     def losing(self, network: Network, uplink: Uplink) -> Mapping[Way, str]:
         """Where packets that programs leave to the kernel path are lost; none are counted without."""

@@ -117,6 +117,11 @@ class Lookout:
                 log.warning("%s", line)
         return frozenset(_LOOKS[each] for each in changed)
 
+    def forget(self) -> None:
+        """A program was taken off, or others came: what went by until it is back tells nothing of it."""
+        for sight in self._sights.values():
+            sight.forget()
+
     def _look_at_rules(self, now: float) -> None:
         growing = self._growth.looked(self._dropped(), now)
         for concern, meanings in ((Concern.RULES, _RULES), (Concern.ASTRAY, _ASTRAY)):
