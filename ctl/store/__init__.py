@@ -62,20 +62,9 @@ def _etcd_options(url: str, settings: Settings | None) -> EtcdOptions:
         settings.etcd_certfile,
         settings.etcd_cafile,
         settings.etcd_username,
-        settings.etcd_password or _read_password(settings.etcd_password_file),
+        settings.etcd_password,
+        settings.etcd_password_file,
     )
-
-
-def _read_password(path: str) -> str:
-    """The file's first line; "" without a file."""
-    if not path:
-        return ""
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.readline().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"etcd password file {path}: {reason}") from error
 
 
 def _path(url: str, rest: str) -> str:

@@ -19,6 +19,7 @@ from tests.conformance.conftest import Opener
 from tests.conformance.test_etcd_watch import lease, watched
 from tests.etcd import SERVERS, Etcd, free_ports
 from tests.namespace import REPOSITORY
+from tests.pki import Certificates
 from tests.process import run, wait_until
 
 SECONDS = 40.0
@@ -171,31 +172,6 @@ def test_a_password_file_that_is_not_there_is_exit_2() -> None:
 # --- TLS -----------------------------------------------------------------------
 
 
-class Certificates:
-    """A CA and what it signed."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        directory.mkdir()
-        self._openssl("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-                      "-days", "2", "-subj", "/CN=ca", "-keyout", "ca.key", "-out", "ca.pem")  # fmt: skip
-        self._sign("server", "subjectAltName=IP:127.0.0.1")
-        self._sign("client", "extendedKeyUsage=clientAuth")
-
-    def path(self, name: str) -> str:
-        return str(self.directory / name)
-
-    def _sign(self, name: str, extension: str) -> None:
-        (self.directory / "ext").write_text(extension + "\n")
-        self._openssl("req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-                      "-subj", f"/CN={name}", "-keyout", f"{name}.key", "-out", f"{name}.csr")  # fmt: skip
-        self._openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key",
-                      "-CAcreateserial", "-days", "2", "-extfile", "ext", "-out", f"{name}.pem")  # fmt: skip
-
-    def _openssl(self, *arguments: str) -> None:
-        run(["openssl", *arguments], cwd=self.directory)
-
-
 @pytest.fixture(scope="module")
 def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
     return Certificates(tmp_path_factory.mktemp("ovlab-tls") / "ours")
@@ -293,6 +269,81 @@ def test_a_connection_closed_in_the_tls_handshake_is_named(reset: bool) -> None:
             f"ovctl: error: etcd unreachable: https://127.0.0.1:{port}: "
             "TLS: closed in the handshake; a server without TLS?\n"
         )
+
+
+# --- Renewed while the node runs ----------------------------------------------
+
+
+def test_certificates_that_are_renewed_in_place_are_used_when_etcd_is_back(
+    own_etcd: Etcd, opened: Opener, tmp_path: Path
+) -> None:
+    """CA, certificate and key all become others, as when a CA ends; nobody restarts the node."""
+    old, new = Certificates(tmp_path / "old"), Certificates(tmp_path / "new")
+    served, ours = Certificates.copy(old, tmp_path / "served"), Certificates.copy(old, tmp_path / "ours")
+    own_etcd.scheme = "https"
+    own_etcd.flags += [
+        "--cert-file", served.path("server.pem"), "--key-file", served.path("server.key"),
+        "--client-cert-auth", "--trusted-ca-file", served.path("ca.pem"),
+    ]  # fmt: skip
+    own_etcd.ctl_flags = _ctl(old)
+    own_etcd.start()
+    store = opened(
+        own_etcd.url,
+        cafile=ours.path("ca.pem"), certfile=ours.path("client.pem"), keyfile=ours.path("client.key"),
+    )  # fmt: skip
+    member = own_etcd.members[0]
+    with watched(store) as seen:
+        store.put(lease(1), None)
+        seen.has(1)
+        member.kill()
+        served.become(new)
+        own_etcd.ctl_flags = _ctl(new)
+        member.start()
+        wait_until(member.healthy, SECONDS, "etcd is back")
+        says(store, "certificate is not trusted")
+        ours.become(new)
+        seen.has(1)
+        store.put(lease(2), None)
+        seen.has(1, 2)
+
+
+def says(store: EtcdStore, text: str) -> None:
+    """Returns when that is why nothing can be read."""
+
+    def said() -> bool:
+        try:
+            store.snapshot()
+        except StoreError as error:
+            return text in str(error)
+        return False
+
+    wait_until(said, SECONDS, text)
+
+
+def _ctl(certificates: Certificates) -> list[str]:
+    files = {"--cacert": "ca.pem", "--cert": "client.pem", "--key": "client.key"}
+    return [word for flag, name in files.items() for word in (flag, certificates.path(name))]
+
+
+def test_a_password_that_is_changed_in_its_file_is_used_at_the_next_log_in(
+    guarded: Etcd, opened: Opener, tmp_path: Path
+) -> None:
+    file = tmp_path / "password"
+    file.write_text("hunter2\n")
+    store = opened(guarded.url, username="node", password_file=str(file))
+    with watched(store) as seen:
+        store.put(lease(1), None)
+        seen.has(1)
+        run(guarded.ctl_argv("user", "passwd", "node", "--interactive=false"), stdin="hunter3\n")
+        member = guarded.members[0]
+        member.kill()  # its tokens go with it
+        member.start()
+        wait_until(member.healthy, SECONDS, "etcd is back")
+        says(store, "authentication failed")
+        file.write_text("hunter3\n")
+        seen.has(1)
+        store.put(lease(2), None)
+        seen.has(1, 2)
 
 
 # --- A full disk ---------------------------------------------------------------

@@ -7,7 +7,7 @@ from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from ctl.settings.endpoint import Endpoint
-from ctl.store.etcd.http import Channel
+from ctl.store.connection.http import Channel, Request
 from tests.lab import Lab
 
 PORT = 2379
@@ -36,14 +36,14 @@ def test_a_request_does_not_wait_on_a_connection_from_an_address_that_is_gone(la
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     channel = Channel(Endpoint(b.address, PORT, tls=False), None)
-    ask = partial(a.call, lambda: channel.post("/", {}, {}, 5.0))
+    ask = partial(a.call, lambda: channel.ask(Request("/", "POST", body=b"{}"), 5.0).body)
     try:
-        assert ask() == ask() == (200, a.address.encode())
+        assert ask() == ask() == a.address.encode()
         kept = channel._connection
         assert kept is not None
         a.ip("addr", "del", f"{a.address}/24", "dev", "eth0")
         a.ip("addr", "add", "192.168.77.99/24", "dev", "eth0")
-        assert ask() == (200, b"192.168.77.99")
+        assert ask() == b"192.168.77.99"
         assert channel._connection is not kept
     finally:
         channel.close()

@@ -8,7 +8,6 @@ lost is simply made again elsewhere.
 from __future__ import annotations
 
 import json
-import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +16,9 @@ from typing import Final, TypeVar
 
 from ctl.core.errors import ConfigError, StoreAway, StoreDenied, StoreError
 from ctl.settings.endpoint import ETCD_PREFIX, Endpoint
-from ctl.store.etcd.http import TRANSPORT_ERRORS, Channel, HandshakeClosed, Json, Stream, tls_context
+from ctl.store.connection.http import TRANSPORT_ERRORS, Channel, Json, Stream, is_refusal, post, reason
+from ctl.store.connection.tls import Trust, trust_files
+from ctl.store.etcd.login import Login
 
 T = TypeVar("T")
 
@@ -33,6 +34,8 @@ class EtcdOptions:
     cafile: str = ""
     username: str = ""
     password: str = field(default="", repr=False)
+    password_file: str = ""
+    """Where the password is, if it is not given."""
 
 
 class Compacted(StoreError):
@@ -108,14 +111,17 @@ class EtcdClient:
     def __init__(self, options: EtcdOptions, *, timeout: float = 5.0, deadline: float = 10.0) -> None:
         if bool(options.certfile) != bool(options.keyfile):
             raise ConfigError("etcd: a client certificate needs both --etcd-certfile and --etcd-keyfile")
-        self._options = options
+        self._login = Login(options.username, options.password, options.password_file)
         self._timeout, self._deadline = timeout, deadline
         self._token = ""
         self._lock = threading.Lock()
-        context: ssl.SSLContext | None = None
+        self._trust: Trust | None = None
+        """How members that speak TLS are known; None: there are none."""
         if any(endpoint.tls for endpoint in options.endpoints):
-            context = tls_context(options.cafile, options.certfile, options.keyfile)
-        self._channels = [Channel(endpoint, context) for endpoint in options.endpoints]
+            self._trust = trust_files("etcd", options.cafile, options.certfile, options.keyfile)
+        self._channels = [
+            Channel(endpoint, self._trust if endpoint.tls else None) for endpoint in options.endpoints
+        ]
 
     def call(self, path: str, body: Json) -> Json:
         """The answer to a unary call, from whichever endpoint gives one."""
@@ -131,7 +137,7 @@ class EtcdClient:
             try:
                 return self._ask(channel, path, body, until)
             except TRANSPORT_ERRORS as error:
-                raise StoreAway(f"etcd {endpoint}: {_reason(error)}") from error
+                raise StoreAway(f"etcd {endpoint}: {self._reason(error)}") from error
 
     def stream(self, path: str, body: Json) -> Stream:
         """An endless answer, from the first endpoint that begins one."""
@@ -164,21 +170,27 @@ class EtcdClient:
                 failures.append(str(error).removeprefix("etcd "))
                 tls_only = False
             except TRANSPORT_ERRORS as error:
-                failures.append(f"{channel.endpoint}: {_reason(error)}")
-                tls_only &= _is_refusal(error)
+                failures.append(f"{channel.endpoint}: {self._reason(error)}")
+                tls_only &= is_refusal(error)
             else:
                 self._channels.remove(channel)
                 self._channels.insert(0, channel)
                 return result
         raise (StoreDenied if tls_only else StoreAway)(f"etcd unreachable: {'; '.join(failures)}")
 
+    def _reason(self, error: BaseException) -> str:
+        """A transport failure in a few words; with what is wrong with our own files, if it is about TLS."""
+        words = reason(error, ca="--etcd-cafile", certificate="--etcd-certfile")
+        trouble = self._trust.trouble if self._trust and is_refusal(error) else ""
+        return f"{words}; {trouble}" if trouble else words
+
     # --- One endpoint ----------------------------------------------------------
 
     def _ask(self, channel: Channel, path: str, body: Json, until: float) -> Json:
         for _ in self._logins():
-            status, data = channel.post(path, body, self._headers(channel, until), self._left(until))
+            answer = channel.ask(post(path, body, self._headers(channel, until)), self._left(until))
             try:
-                return parse_answer(channel.endpoint, status, data)
+                return parse_answer(channel.endpoint, answer.status, answer.body)
             except _TokenInvalid as error:
                 refused = error
                 self._token = ""
@@ -188,7 +200,7 @@ class EtcdClient:
         for _ in self._logins():
             # Without this header a member that lost its leader stays silent for ever.
             headers = {**self._headers(channel, until), "Grpc-Metadata-hasleader": "true"}
-            stream = channel.open(path, body, headers, self._left(until))
+            stream = channel.open(post(path, body, headers), self._left(until))
             if stream.status == 200:
                 return stream
             try:
@@ -202,48 +214,25 @@ class EtcdClient:
 
     def _logins(self) -> Iterator[int]:
         """A token may have gone with its member, or with its time: once more with a new one."""
-        return iter(range(2 if self._options.username else 1))
+        return iter(range(2 if self._login.username else 1))
 
     def _left(self, until: float) -> float:
         return max(min(self._timeout, until - time.monotonic()), 0.1)
 
     def _headers(self, channel: Channel, until: float) -> dict[str, str]:
-        if self._options.username and not self._token:
+        if self._login.username and not self._token:
             self._token = self._log_in(channel, until)
         return {"Authorization": self._token} if self._token else {}
 
     def _log_in(self, channel: Channel, until: float) -> str:
         """A token; "" where the cluster does without (authentication is off)."""
-        body = {"name": self._options.username, "password": self._options.password}
-        status, data = channel.post("/v3/auth/authenticate", body, {}, self._left(until))
+        body = {"name": self._login.username, "password": self._login.password()}
+        answer = channel.ask(post("/v3/auth/authenticate", body, {}), self._left(until))
         try:
-            return str(parse_answer(channel.endpoint, status, data).get("token", ""))
+            return str(parse_answer(channel.endpoint, answer.status, answer.body).get("token", ""))
         except StoreError as error:
             if "authentication is not enabled" in str(error):
                 return ""
             if isinstance(error, (StoreDenied, StoreAway)):
                 raise
-            raise StoreError(f"log in as {self._options.username}: {error}") from error
-
-
-def _is_refusal(error: BaseException) -> bool:
-    """Whether TLS failed over certificates or settings, which waiting does not mend."""
-    return isinstance(error, ssl.SSLError) and not isinstance(
-        error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, TimeoutError)
-    )
-
-
-def _reason(error: BaseException) -> str:
-    """A transport failure in a few words, on one line."""
-    if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted ({error.verify_message}); see --etcd-cafile"
-    if isinstance(error, ssl.SSLError):
-        words = (error.reason or str(error)).lower().replace("_", " ")
-        return f"TLS: {words}" + ("; see --etcd-certfile" if "alert" in words else "")
-    if isinstance(error, HandshakeClosed):
-        return str(error)
-    if isinstance(error, TimeoutError):
-        return "timed out"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror.lower()
-    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            raise StoreError(f"log in as {self._login.username}: {error}") from error

@@ -6,9 +6,9 @@ from base64 import b64decode
 from collections.abc import Mapping
 from typing import Any, Final
 
+from ctl.store.connection.http import Json
 from ctl.store.etcd.cache import Listing
 from ctl.store.etcd.client import Compacted, EtcdClient
-from ctl.store.etcd.http import Json
 from ctl.store.etcd.schema import Entry, Schema, encode, integer
 
 PAGE: Final = 1000

@@ -21,10 +21,10 @@ from ctl.core.lease import holder, in_words, rank
 from ctl.core.model import Lease, Network, Snapshot
 from ctl.core.ports import Closing
 from ctl.core.wire import format_network, parse_network
+from ctl.store.connection.http import Json
 from ctl.store.etcd.cache import Cache
 from ctl.store.etcd.client import EtcdClient, EtcdOptions
 from ctl.store.etcd.grants import Grants
-from ctl.store.etcd.http import Json
 from ctl.store.etcd.list import read_list
 from ctl.store.etcd.schema import Entry, Schema, encode, integer
 from ctl.store.etcd.watch import Pace, Watch

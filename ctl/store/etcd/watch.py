@@ -24,9 +24,9 @@ from typing import Any, Final
 from ctl.core.errors import StoreAway, StoreError
 from ctl.core.model import Snapshot
 from ctl.process.backoff import BackOff
+from ctl.store.connection.http import TRANSPORT_ERRORS, Json, Stream
 from ctl.store.etcd.cache import Cache, Event, Listing
 from ctl.store.etcd.client import Compacted, EtcdClient, classify, stream_error
-from ctl.store.etcd.http import TRANSPORT_ERRORS, Json, Stream
 from ctl.store.etcd.list import read_list
 from ctl.store.etcd.schema import Entry, Schema, encode, integer
 

@@ -1,4 +1,4 @@
-"""How long a member of etcd may keep whoever asks it, names included."""
+"""How long a server may keep whoever asks it, names included."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from contextlib import closing, suppress
 import pytest
 
 from ctl.settings.endpoint import Endpoint
-from ctl.store.etcd import names as etcd_names
-from ctl.store.etcd.http import Channel
-from ctl.store.etcd.names import Name
+from ctl.store.connection import names
+from ctl.store.connection.http import Channel, Request
+from ctl.store.connection.names import Name
+from ctl.store.connection.tls import trust_files
 
 NAME = "etcd.example"
 PACE_S = 0.01
@@ -93,20 +94,21 @@ def resolver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Resolver]:
     made.answers.set()
 
 
-def post(channel: Channel, timeout: float) -> tuple[int, bytes]:
-    return channel.post("/v3/kv/range", {}, {}, timeout)
+def ask(channel: Channel, timeout: float) -> tuple[int, bytes]:
+    answer = channel.ask(Request("/v3/kv/range", "POST", body=b"{}"), timeout)
+    return answer.status, answer.body
 
 
 def test_an_answer_that_comes_a_byte_now_and_then_is_late(member: Member) -> None:
     member.trickles = True
     with closing(Channel(member.endpoint, None)) as channel, pytest.raises(TimeoutError):
-        post(channel, 20 * PACE_S)
+        ask(channel, 20 * PACE_S)
 
 
 def test_a_stream_that_begins_a_byte_now_and_then_is_late(member: Member) -> None:
     member.trickles = True
     with closing(Channel(member.endpoint, None)) as channel, pytest.raises(TimeoutError):
-        channel.open("/v3/watch", {}, {}, 20 * PACE_S)
+        channel.open(Request("/v3/watch"), 20 * PACE_S)
 
 
 def test_a_name_that_nobody_resolves_takes_no_longer_than_the_call_may(resolver: Resolver) -> None:
@@ -115,7 +117,7 @@ def test_a_name_that_nobody_resolves_takes_no_longer_than_the_call_may(resolver:
         closing(Channel(Endpoint(NAME), None)) as channel,
         pytest.raises(socket.gaierror, match="name resolution timed out"),
     ):
-        post(channel, 0.05)
+        ask(channel, 0.05)
 
 
 def test_an_answer_that_comes_as_the_wait_for_it_ends_is_heard(
@@ -143,12 +145,12 @@ def test_an_answer_that_comes_as_the_wait_for_it_ends_is_heard(
 def test_a_member_is_found_again_while_names_are_not_resolved(
     member: Member, resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(etcd_names, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(names, "PATIENCE_S", 0.0)
     with closing(Channel(Endpoint(NAME, member.endpoint.port), None)) as channel:
-        assert post(channel, 5) == (200, b"{}")
+        assert ask(channel, 5) == (200, b"{}")
         channel.close()
         resolver.answers.clear()
-        assert post(channel, 5) == (200, b"{}")
+        assert ask(channel, 5) == (200, b"{}")
 
 
 def test_tls_asks_for_the_name_whatever_its_address(
@@ -162,10 +164,12 @@ def test_tls_asks_for_the_name_whatever_its_address(
 
     monkeypatch.setattr(ssl.SSLContext, "wrap_socket", refuse)
     with (
-        closing(Channel(Endpoint(NAME, member.endpoint.port, tls=True), None)) as channel,
+        closing(
+            Channel(Endpoint(NAME, member.endpoint.port, tls=True), trust_files("etcd", "", "", ""))
+        ) as channel,
         pytest.raises(ssl.SSLCertVerificationError),
     ):
-        post(channel, 5)
+        ask(channel, 5)
     assert asked == [NAME]
 
 
@@ -181,7 +185,7 @@ def test_a_name_that_does_not_answer_is_asked_for_once(resolver: Resolver) -> No
 def test_an_answer_that_came_too_late_serves_the_next_call(
     resolver: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(etcd_names, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(names, "PATIENCE_S", 0.0)
     resolver.answers.clear()
     name = Name(NAME, 1)
     with pytest.raises(socket.gaierror):

@@ -1,8 +1,8 @@
-"""HTTP to one member of etcd: requests with a deadline, and endless responses.
+"""HTTP to one server: requests with a deadline, and endless responses.
 
-etcd's JSON gateway over the standard library's http.client. An agent imports that module
-already (for its metrics server), so it costs no memory; `requests` would cost every agent
-10 MB and etcd3gw 15 MB, and both start slower. What a client library would add, failover,
+Over the standard library's http.client. An agent imports that module already (for its metrics
+server), so it costs no memory; `requests` would cost every agent 10 MB, and clients of etcd or
+Kubernetes 15 to 60 MB, and all start slower. What a client library would add, failover,
 authentication and a watch that notices being cut off, they do not have either.
 """
 
@@ -16,12 +16,13 @@ import socket
 import ssl
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
-from ctl.core.errors import ConfigError
 from ctl.process.timed import TimedSocket
 from ctl.settings.endpoint import Endpoint
-from ctl.store.etcd.names import Address, Name
+from ctl.store.connection.names import Address, Name
+from ctl.store.connection.tls import Trust
 
 Json = dict[str, Any]
 
@@ -31,7 +32,7 @@ KEEPALIVE: Final = ((socket.TCP_KEEPIDLE, 5), (socket.TCP_KEEPINTVL, 3), (socket
 READ_BYTES: Final = 1 << 16
 
 TRANSPORT_ERRORS: Final = (OSError, http.client.HTTPException)
-"""The exceptions by which a member shows that it is away, or no etcd."""
+"""The exceptions by which a server shows that it is away, or no server of that kind."""
 
 
 class HandshakeClosed(ConnectionError):
@@ -41,23 +42,29 @@ class HandshakeClosed(ConnectionError):
     """
 
 
-def tls_context(cafile: str, certfile: str, keyfile: str) -> ssl.SSLContext:
-    """Verifying context; "" means the system's CAs, and no client certificate. ConfigError names the file."""
-    context = ssl.create_default_context()
-    for what, files in (("CA", (cafile,)), ("client certificate", (certfile, keyfile))):
-        if not files[0]:
-            continue
-        try:
-            if what == "CA":
-                # Ours alone: whoever names a CA means that one and not the public ones.
-                context = ssl.create_default_context(cafile=cafile)
-            else:
-                # A key with a passphrase would make OpenSSL ask the terminal.
-                context.load_cert_chain(certfile, keyfile, password="")
-        except (OSError, ValueError) as error:
-            reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-            raise ConfigError(f"etcd {what} {' and '.join(files)}: {reason}") from error
-    return context
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of a server."""
+
+    path: str
+    method: str = "GET"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The whole of what it answered."""
+
+    status: int
+    body: bytes
+    headers: http.client.HTTPMessage
+
+
+def post(path: str, body: Json, headers: Mapping[str, str]) -> Request:
+    """A request that carries a JSON object."""
+    data = json.dumps(body, separators=(",", ":")).encode()
+    return Request(path, "POST", {"Content-Type": "application/json", **headers}, data)
 
 
 class _Connection(http.client.HTTPConnection):
@@ -75,10 +82,9 @@ class _Connection(http.client.HTTPConnection):
         """Whether another request can be sent, as far as this end knows."""
         return self.sock is not None and _is_ours(self.timed.socket)
 
-    def send_json(self, path: str, body: Json, headers: Mapping[str, str]) -> None:
-        data = json.dumps(body, separators=(",", ":")).encode()
+    def send_request(self, request: Request) -> None:
         try:
-            self.request("POST", path, data, {"Content-Type": "application/json", **headers})
+            self.request(request.method, request.path, request.body, dict(request.headers))
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
             # In TLS 1.3 a client's certificate is refused after the handshake: the alert that
             # says so may lie unread in front of the end that the write ran into.
@@ -94,46 +100,45 @@ class Channel:
     name's look-up, the connection, the request and its answer. Raises TRANSPORT_ERRORS.
     """
 
-    def __init__(self, endpoint: Endpoint, context: ssl.SSLContext | None) -> None:
+    def __init__(self, endpoint: Endpoint, trust: Trust | None, server_name: str = "") -> None:
+        """`trust` None: no TLS. `server_name`: whose certificate it has to show; "": its host's."""
         self.endpoint = endpoint
         self._name = Name(endpoint.host, endpoint.port)
-        self._context = context
+        self._trust, self._server_name = trust, server_name or endpoint.host
         self._connection: _Connection | None = None
 
-    def post(self, path: str, body: Json, headers: Mapping[str, str], timeout: float) -> tuple[int, bytes]:
-        """Status and body of the answer. Sent twice if an idle connection turns out to be closed."""
+    def ask(self, request: Request, timeout: float) -> Answer:
+        """The answer. Sent twice if an idle connection turns out to be closed."""
         until = time.monotonic() + timeout
         if self._connection is not None and not self._connection.usable():
             self.close()  # it would take a whole timeout to find out
         if self._connection is not None:
             self._connection.timed.allow(timeout)
             with contextlib.suppress(ConnectionError, ssl.SSLEOFError):
-                return self._post(self._connection, path, body, headers)
+                return self._ask(self._connection, request)
         self._connection = self._connect(until)
-        return self._post(self._connection, path, body, headers)
+        return self._ask(self._connection, request)
 
-    def _post(
-        self, connection: _Connection, path: str, body: Json, headers: Mapping[str, str]
-    ) -> tuple[int, bytes]:
+    def _ask(self, connection: _Connection, request: Request) -> Answer:
         done = False
         try:
-            connection.send_json(path, body, headers)
+            connection.send_request(request)
             response = connection.getresponse()
             data = response.read()
             done = True
-            return response.status, data
+            return Answer(response.status, data, response.headers)
         finally:
             if not done:
                 self.close()
 
-    def open(self, path: str, body: Json, headers: Mapping[str, str], timeout: float) -> Stream:
+    def open(self, request: Request, timeout: float) -> Stream:
         """A request whose answer goes on: on a connection of its own.
 
         The answer has `timeout` to begin, and to say something as long again.
         """
         connection = self._connect(time.monotonic() + timeout)
         try:
-            connection.send_json(path, body, headers)
+            connection.send_request(request)
             response = connection.getresponse()
             connection.timed.allow(timeout)
             return Stream(self.endpoint, connection, connection.timed, response)
@@ -144,18 +149,17 @@ class Channel:
     def _connect(self, until: float) -> _Connection:
         sock = connect(self._name.addresses(_left(until)), until)
         try:
-            if self.endpoint.tls:
-                sock = self._shake_hands(sock, until)
+            if self._trust is not None:
+                sock = self._shake_hands(sock, self._trust.now(), until)
             return _Connection(self.endpoint, sock, _left(until))
         except BaseException:
             sock.close()
             raise
 
-    def _shake_hands(self, sock: socket.socket, until: float) -> ssl.SSLSocket:
-        context = self._context or ssl.create_default_context()
+    def _shake_hands(self, sock: socket.socket, context: ssl.SSLContext, until: float) -> ssl.SSLSocket:
         sock.settimeout(_left(until))
         try:
-            return context.wrap_socket(sock, server_hostname=self.endpoint.host)
+            return context.wrap_socket(sock, server_hostname=self._server_name)
         except (ssl.SSLEOFError, ssl.SSLZeroReturnError, ConnectionError):
             raise HandshakeClosed("TLS: closed in the handshake; a server without TLS?") from None
 
@@ -163,6 +167,29 @@ class Channel:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether TLS failed over certificates or settings, which waiting does not mend."""
+    return isinstance(error, ssl.SSLError) and not isinstance(
+        error, (ssl.SSLEOFError, ssl.SSLZeroReturnError, TimeoutError)
+    )
+
+
+def reason(error: BaseException, *, ca: str, certificate: str) -> str:
+    """A transport failure in a few words, on one line; `ca` and `certificate`: where those are set."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"its certificate is not trusted ({error.verify_message}); see {ca}"
+    if isinstance(error, ssl.SSLError):
+        words = (error.reason or str(error)).lower().replace("_", " ")
+        return f"TLS: {words}" + (f"; see {certificate}" if "alert" in words else "")
+    if isinstance(error, HandshakeClosed):
+        return str(error)
+    if isinstance(error, TimeoutError):
+        return "timed out"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror.lower()
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def connect(addresses: Sequence[Address], until: float) -> socket.socket:
@@ -208,7 +235,7 @@ def _is_ours(sock: socket.socket) -> bool:
 
 
 class Stream:
-    """An answer of one JSON object per line, that never ends by itself."""
+    """An answer of lines, that need not end by itself."""
 
     def __init__(
         self,
@@ -218,7 +245,7 @@ class Stream:
         response: http.client.HTTPResponse,
     ) -> None:
         self.endpoint = endpoint
-        self.status = response.status
+        self.status, self.headers = response.status, response.headers
         self._connection, self._timed, self._response = connection, timed, response
         for option, value in KEEPALIVE:
             timed.socket.setsockopt(socket.IPPROTO_TCP, option, value)
@@ -228,21 +255,24 @@ class Stream:
         """The whole of an answer that is an error, and so does end."""
         return self._response.read()
 
-    def patient(self) -> None:
-        """From now on silence is no failure."""
-        self._timed.allow(None)
+    def patient(self, seconds: float | None = None) -> None:
+        """From now on silence is no failure, for so long; None: however long."""
+        self._timed.allow(seconds)
 
-    def __iter__(self) -> Iterator[Json]:
-        """The objects as they come. ValueError on what is no JSON object; ends when the member closes."""
+    def lines(self) -> Iterator[bytes]:
+        """The lines as they come, whole and not empty; ends when the server closes."""
         rest = b""
         while data := self._response.read1(READ_BYTES):
             *lines, rest = (rest + data).split(b"\n") if b"\n" in data else (rest + data,)
-            for line in lines:
-                if line.strip():
-                    value = json.loads(line)
-                    if not isinstance(value, dict):
-                        raise ValueError("not a JSON object")
-                    yield value
+            yield from filter(bytes.strip, lines)
+
+    def __iter__(self) -> Iterator[Json]:
+        """The lines as JSON objects. ValueError on what is none."""
+        for line in self.lines():
+            value = json.loads(line)
+            if not isinstance(value, dict):
+                raise ValueError("not a JSON object")
+            yield value
 
     def abort(self) -> None:
         """End it, from any thread: whoever reads it sees its end."""

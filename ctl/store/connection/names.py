@@ -1,4 +1,4 @@
-"""The addresses behind a member's name, found in a given time.
+"""The addresses behind a server's name, found in a given time.
 
 The resolver knows no time limit: with DNS away it takes half a minute, in which a node
 would look at nothing else. So it is asked in a thread, and where it is slow, the addresses
@@ -45,7 +45,7 @@ class Name:
         if self._numeric:
             return self._numeric
         if self._asking is None or not self._asking.is_alive():
-            self._asking = threading.Thread(target=self._ask, name="etcd-name", daemon=True)
+            self._asking = threading.Thread(target=self._ask, name="store-name", daemon=True)
             self._asked = time.monotonic()
             self._asking.start()
         if self._known:

@@ -1,0 +1,58 @@
+"""What is read from files that others renew while we run: certificates, keys, CAs, tokens, passwords.
+
+A certificate lives for a year, or for an hour, and so do CAs and tokens: whoever renews them writes the
+files anew, or swaps a symbolic link to them as kubelet does. So what was made of files is asked for each
+time that it is used for something new (a connection, a log-in), which costs a stat for each of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Generic, TypeVar
+
+from ctl.core.errors import ConfigError
+
+T = TypeVar("T")
+
+Look = tuple[int, int, int, int, int]
+"""What tells a file from what it was: device, inode, size, and when content and inode were changed, ns."""
+
+
+def look(path: str) -> Look | None:
+    """A file as it is now, symbolic links followed; None: it is not there."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+class Followed(Generic[T]):
+    """A value that is as its files are. `load` makes it, or raises ConfigError. One thread's at a time."""
+
+    def __init__(self, load: Callable[[], T], files: Iterable[str]) -> None:
+        """ConfigError if the files cannot be used as they are; "" is none."""
+        self._load, self._files = load, tuple(filter(None, files))
+        self._looked = self._look()
+        self._value = load()
+        self.trouble = ""
+        """Why the files as they are now cannot be used, one line; empty: they can."""
+
+    def now(self) -> T:
+        """The value; the same object for as long as the files are the same.
+
+        Files that cannot be used (half of a pair is written, one is missing for a moment) change nothing,
+        and are tried again the next time.
+        """
+        looked = self._look()
+        self.trouble = ""
+        if looked != self._looked:
+            try:
+                self._value, self._looked = self._load(), looked
+            except ConfigError as error:
+                self.trouble = str(error)
+        return self._value
+
+    def _look(self) -> tuple[Look | None, ...]:
+        return tuple(map(look, self._files))
