@@ -9,6 +9,7 @@ at start, every `resync_interval`, and after any failure. When a pass begins is 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,7 +22,7 @@ from ctl.agent.mailbox import Mailbox
 from ctl.agent.schedule import MIN_GAP_S, Schedule
 from ctl.agent.steps import NOTHING, Part, Pass
 from ctl.cluster.membership import Membership
-from ctl.core.errors import OvnetError, StoreAway
+from ctl.core.errors import OvnetError, StoreAway, StoreError, Unassigned
 from ctl.core.findings import Concern
 from ctl.core.host import EVERYTHING, Change
 from ctl.core.model import Network
@@ -37,6 +38,9 @@ log = logging.getLogger(__name__)
 
 NETWORK_POLL_S: Final = 1.0
 """How often a store without a network is asked for one, while the agent waits to start."""
+
+UNASSIGNED_POLL_S: Final = 2.0
+"""How often a store that gives out the subnets is asked for ours, at the least, while the agent waits."""
 
 T = TypeVar("T")
 
@@ -130,12 +134,13 @@ class Agent:
             except StoreAway as error:
                 if str(error) != said:
                     log.error("store: %s; waiting for it", error)
-                said = str(error)
+                said, unassigned = str(error), isinstance(error, Unassigned)
             else:
                 self._starting.goes_on()
                 return result
             self._starting.waits(f"waiting for the store: {said}")
-            self.mailbox.take(back_off.failed(self._steady()))
+            most = UNASSIGNED_POLL_S if unassigned else math.inf
+            self.mailbox.take(min(back_off.failed(self._steady()), most))
         return None
 
     def _wait_for_network(self) -> Network | None:
@@ -222,6 +227,7 @@ class Agent:
             log.info("ready: %s", self._settings.node_name)
             notify("READY=1")
             self._starting.goes_on()
+            self._tell_store()
         elif error and not was_ready:
             self._starting.waits(f"not ready: {error}")
 
@@ -235,6 +241,13 @@ class Agent:
         elif self._schedule.ready:
             network, lease = membership.network, membership.holding.lease
             self._runtimes.admit(SubnetEnv(network.network, lease.subnet, findings.mtu, settings.ip_masq))
+
+    def _tell_store(self) -> None:
+        """That this node is in service. Once, and no more than a hint: what fails is only said."""
+        try:
+            self._store.in_service()
+        except StoreError as error:
+            log.warning("cannot tell that this node is in service: %s", error)
 
     def _aside(self, concern: Concern, look: Callable[[], T], otherwise: T) -> T:
         """What `look` returns. A failure is a problem, said once by `concern`; the next turn looks again."""

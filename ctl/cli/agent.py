@@ -93,7 +93,7 @@ def _run(settings: Settings) -> int:
     with (
         statedir.Lock(settings.state_dir) as lock,
         Netlink() as netlink,
-        contextlib.closing(open_store(settings)) as store,
+        contextlib.closing(open_store(settings, patient=True)) as store,
     ):
         node = Node(settings, netlink)
         node.find_uplink()

@@ -13,9 +13,20 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 from typing import Final
 
-from ctl.core.errors import LeaseConflict
+from ctl.core.errors import LeaseConflict, Unassigned
 from ctl.core.host import Identity, Surroundings
-from ctl.core.lease import NOTHING_AROUND, Keep, Pick, Replace, choose, holder, in_words, renew_at
+from ctl.core.lease import (
+    NOTHING_AROUND,
+    Keep,
+    Pick,
+    Replace,
+    choose,
+    holder,
+    in_words,
+    named,
+    renew_at,
+    take,
+)
 from ctl.core.model import Lease, Network
 from ctl.core.ports import LeaseStore
 
@@ -80,8 +91,12 @@ class LeaseHolder:
         self, network: Network, previous: IPv4Network | None, around: Surroundings
     ) -> Lease | None:
         """One attempt; None if it only made room for the next."""
+        assigned = self._store.assigned(self.identity.node)
         leases = self._store.snapshot().leases
-        choice = choose(network, leases, self.identity.host, previous, self._pick, around)
+        if assigned is None:
+            choice = choose(network, leases, self.identity.host, previous, self._pick, around)
+        else:
+            choice = take(assigned, leases, self.identity.node, around)
         if isinstance(choice, Keep):
             return self._write(choice.lease, self._clock())
         if isinstance(choice, Replace):
@@ -140,7 +155,10 @@ class LeaseHolder:
         our host address.
         """
         held = self._held()
+        assigned = self._assigned(held)
         leases = self._store.snapshot().leases
+        if assigned is not None:
+            return named(leases, assigned, self.identity.node)
         stored = holder(leases, held.subnet)
         if stored is None:
             return None
@@ -157,6 +175,18 @@ class LeaseHolder:
                 f" give one of them another (--public-ip)"
             )
         return stored
+
+    def _assigned(self, held: Lease) -> IPv4Network | None:
+        """Our subnet if it is not for us to choose. LeaseConflict if it is none or another one now."""
+        try:
+            assigned = self._store.assigned(self.identity.node)
+        except Unassigned as error:
+            raise LeaseConflict(f"lost {in_words(held)}: {error}") from error
+        if assigned not in (None, held.subnet):
+            raise LeaseConflict(
+                f"lost {in_words(held)}: the node has {assigned} now: drain it and restart this agent"
+            )
+        return assigned
 
     def _create(self, subnet: IPv4Network, now: float) -> Lease:
         lease = Lease(subnet, self.identity.host, expires_at=now + self._ttl)

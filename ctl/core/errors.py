@@ -7,6 +7,7 @@
     |  |- LeaseConflict         1: another node holds what we want to write
     |  |- StoreDenied           2: the store refuses our credentials; waiting does not help
     |  `- StoreAway             4: the store does not answer; waiting may help
+    |     `- Unassigned         4: it answers, and has no subnet for this node (yet)
     |- NetworkExhausted         1: no free subnet
     |- AgentError               1: the agent's own preconditions (root, lock)
     |- AgentUnreachable         4: no agent runs for this state directory
@@ -65,6 +66,10 @@ class StoreDenied(StoreError):
 
 class StoreAway(StoreError):
     """A store on the network does not answer now."""
+
+
+class Unassigned(StoreAway):
+    """The store gives out the subnets, and this node has none (yet)."""
 
 
 class NetworkExhausted(OvnetError):

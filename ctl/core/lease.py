@@ -132,6 +132,26 @@ def choose(
     return Create(_pick_free(network, leases, pick, around))
 
 
+def named(leases: Iterable[Lease], subnet: IPv4Network, node: str) -> Lease | None:
+    """The lease on `subnet` with the name of `node`, whatever address is in it; None: there is none."""
+    return next((lease for lease in leases if lease.subnet == subnet and lease.node == node), None)
+
+
+def take(assigned: IPv4Network, leases: Iterable[Lease], node: str, around: Surroundings) -> Keep | Create:
+    """What the node of that name should do where the store gives out the subnets, and has given it this one.
+
+    Names are sure there, so nothing else makes a lease ours. ConfigError if it covers what this host needs.
+    """
+    for ground in around.underlay:
+        if ground.network.overlaps(assigned):
+            raise ConfigError(
+                f"the subnet of this node, {assigned}, covers the underlay ({ground}), and the other hosts"
+                " would be lost: give the cluster a range without them"
+            )
+    ours = named(leases, assigned, node)
+    return Create(assigned) if ours is None else Keep(ours)
+
+
 def _off_the_underlay(lease: Lease, around: Surroundings) -> Lease:
     """`lease`; ConfigError if its bridge would take the place of the link to the other hosts."""
     for ground in around.underlay:

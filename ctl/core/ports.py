@@ -62,6 +62,15 @@ class LeaseStore(Closing, Protocol):
     def watch(self, changed: Callable[[], None]) -> Closing:
         """Call `changed` from a thread of the store's own, soon after any change."""
 
+    def assigned(self, node: str) -> IPv4Network | None:
+        """The subnet that the store has for the node of this name; None: nodes choose for themselves.
+
+        Unassigned if it has none for it now.
+        """
+
+    def in_service(self) -> None:
+        """Tell whoever waits for it that this node carries packets from now on."""
+
 
 @dataclass(frozen=True, slots=True)
 class Holding:

@@ -164,7 +164,7 @@ def _backend(fields: Fields) -> dict[str, Any]:
     }
 
 
-def _network(text: str) -> Network:
+def _network(text: str, given: int | None) -> Network:
     fields = _object(text)
     if not _boolean(fields, "EnableIPv4", True) or _boolean(fields, "EnableIPv6", False):
         raise ValueError("only IPv4 is supported: EnableIPv4 must be true and EnableIPv6 false")
@@ -173,6 +173,8 @@ def _network(text: str) -> Network:
     network = _cidr(_string(fields, "Network"), "Network")
     if any(network.subnet_of(each) for each in NO_HOSTS):
         raise ValueError(f"Network {network} is no network of hosts")
+    if given is not None:
+        return _assigned(network, given, fields)
     length = _subnet_len(network, _integer(fields, "SubnetLen", 1, 30, 0))
     first, size = int(network.network_address), 1 << (32 - length)
     # The first subnet is left out: its base is the network's own address, which some
@@ -184,14 +186,25 @@ def _network(text: str) -> Network:
     return Network(network, length, low, high, **_backend(fields))
 
 
-def parse_network(text: str, source: str = "network config") -> Network:
+def _assigned(network: IPv4Network, length: int, fields: Fields) -> Network:
+    """The network where others give out its subnets: any of them, the first and an only one too."""
+    length = max(length, network.prefixlen)
+    first, size = int(network.network_address), 1 << (32 - length)
+    last = first + network.num_addresses - size
+    return Network(
+        network, length, IPv4Network((first, length)), IPv4Network((last, length)), **_backend(fields)
+    )
+
+
+def parse_network(text: str, source: str = "network config", *, subnet_len: int | None = None) -> Network:
     """The network config from its JSON, with flannel's defaults and checks.
 
-    Any backend type is taken as it stands: whether a node can run it, its agent says.
-    ConfigError names `source` and the key.
+    `subnet_len`: somebody else gives out the subnets, ours of that length; SubnetLen, SubnetMin and SubnetMax
+    are not looked at then, as flannel does not on Kubernetes. Any backend type is taken as it stands: whether
+    a node can run it, its agent says. ConfigError names `source` and the key.
     """
     try:
-        return _network(text)
+        return _network(text, subnet_len)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
 
@@ -249,7 +262,7 @@ def parse_attributes(
     fields = _object(text)
     host = _public_ip(fields)
     backend = _word(fields, "BackendType") or "udp"
-    mac, vni = _backend_data(fields, backend)
+    mac, vni = backend_data(fields.get("backenddata"), backend)
     return Lease(subnet, host, mac, vni, backend, _node(fields), expires_at, revision)
 
 
@@ -267,9 +280,19 @@ def _node(fields: Fields) -> str:
     return name if isinstance(name, str) and name.isprintable() and len(name) <= 253 else ""
 
 
-def _backend_data(fields: Fields, backend: str) -> tuple[MacAddress | None, int | None]:
-    """(VTEP MAC, VNI). Only vxlan's data has a meaning for us; others may be of any JSON type."""
-    data = fields.get("backenddata")
+def decode(text: str) -> Any:
+    """JSON as Go reads it: the names of fields are in lower case. ValueError."""
+    try:
+        return _DECODER.decode(text)
+    except RecursionError as error:
+        raise ValueError(f"not JSON: {error}") from error
+
+
+def backend_data(data: Any, backend: str) -> tuple[MacAddress | None, int | None]:
+    """(VTEP MAC, VNI) of decoded BackendData; a VNI that is missing is 0. ValueError.
+
+    Only vxlan's has a meaning for us; others may be of any JSON type.
+    """
     if backend != "vxlan" or data is None:
         return None, None
     if not isinstance(data, dict):

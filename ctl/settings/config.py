@@ -20,11 +20,14 @@ from ctl.core.errors import ConfigError
 from ctl.core.model import Bypass, HookMode
 from ctl.settings import values
 from ctl.settings.endpoint import (
+    ANNOTATION_PREFIX,
     ETCD_ENDPOINTS,
     ETCD_PREFIX,
+    NET_CONFIG,
     Endpoint,
     format_store_url,
     is_etcd,
+    is_kubernetes,
     parse_endpoints,
     parse_store_url,
 )
@@ -58,7 +61,13 @@ class Settings:
     etcd_username: str
     etcd_password: str = field(repr=False)
     etcd_password_file: str
+    kube_annotation_prefix: str
+    """What the names of a Node's annotations begin with, a `/` or `-` at its end."""
+    net_config_path: Path
+    """The network's config, where the store is Kubernetes."""
+    set_node_network_unavailable: bool
     node_name: str
+    """For people; in Kubernetes the Node's, "" where nobody has said which that is."""
     iface: str
     """The uplink's name or one of its IPv4 addresses; "" leaves the choice to the next two."""
     iface_regex: str
@@ -170,7 +179,36 @@ SETTINGS: Final = (
     ),
     Setting("etcd_password_file", values.optional_file, "", "file whose first line is the password", "FILE"),
     Setting(
-        "node_name", values.node_name, "", "this node's name, for people (default: the host name)", "NAME"
+        "kube_annotation_prefix",
+        values.annotation_prefix,
+        ANNOTATION_PREFIX,
+        "what the names of the Nodes' annotations begin with",
+        "PREFIX",
+        flannel=True,
+    ),
+    Setting(
+        "net_config_path",
+        values.path,
+        NET_CONFIG,
+        "the network's config, where the store is Kubernetes",
+        "FILE",
+        flannel=True,
+    ),
+    Setting(
+        "set_node_network_unavailable",
+        values.boolean,
+        "true",
+        "clear the Node's condition NetworkUnavailable when the node is ready",
+        "BOOL",
+        (bool,),
+        flannel=True,
+    ),
+    Setting(
+        "node_name",
+        values.node_name,
+        "",
+        "this node's name, for people (default: the host name); Kubernetes: the Node's (default: $NODE_NAME)",
+        "NAME",
     ),
     Setting(
         "iface",
@@ -292,7 +330,12 @@ SETTINGS: Final = (
 
 BY_NAME: Final[Mapping[str, Setting]] = {setting.name: setting for setting in SETTINGS}
 
-STORE_SETTINGS: Final = ("store", *(name for name in BY_NAME if name.startswith("etcd_")))
+STORE_SETTINGS: Final = (
+    "store",
+    *(name for name in BY_NAME if name.startswith("etcd_")),
+    "kube_annotation_prefix",
+    "net_config_path",
+)
 """The settings that a command needs which opens the store and is no agent."""
 
 
@@ -412,6 +455,9 @@ def resolve(
     if is_etcd(settled["store"]):
         settled["etcd_endpoints"] = parse_store_url(settled["store"]) or settled["etcd_endpoints"]
         settled["store"] = format_store_url(settled["etcd_endpoints"])
+    if is_kubernetes(settled["store"]):
+        # A host's name is often not its Node's: nothing is guessed.
+        hostname = environ.get("NODE_NAME", "")
     settled["node_name"] = settled["node_name"] or hostname
     settled["subnet_file"] = settled["subnet_file"] or settled["state_dir"] / "subnet.env"
     return Settings(**settled)

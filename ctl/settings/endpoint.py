@@ -1,8 +1,10 @@
-"""Addresses of etcd members, and the store URLs that name them. Pure.
+"""Addresses of servers, and the store URLs that name them. Pure.
 
 http://10.0.0.1:2379,https://etcd.example:2379    a list of endpoints, as flannel's flag takes it
 etcd://10.0.0.1:2379,10.0.0.2                     the same as a store's URL, without TLS
 etcds://10.0.0.1:2379                             with TLS
+kubernetes:                                       the cluster in which this process is a pod
+kubernetes:///etc/ovnet/kubeconfig                the cluster that a kubeconfig names
 """
 
 from __future__ import annotations
@@ -18,11 +20,15 @@ ETCD_ENDPOINTS: Final = "http://127.0.0.1:4001,http://127.0.0.1:2379"
 """Where flannel looks for etcd if it is not told."""
 ETCD_PREFIX: Final = "/coreos.com/network"
 """Where in etcd flannel keeps its keys if it is not told."""
+ANNOTATION_PREFIX: Final = "flannel.alpha.coreos.com"
+"""What flannel's annotations of a Node begin with if it is not told, before a slash."""
+NET_CONFIG: Final = "/etc/kube-flannel/net-conf.json"
+"""Where flannel looks for the network's config on Kubernetes if it is not told."""
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a member of etcd answers HTTP."""
+    """Where a server answers HTTP."""
 
     host: str
     port: int = DEFAULT_PORT
@@ -89,3 +95,19 @@ def format_store_url(endpoints: tuple[Endpoint, ...]) -> str:
     if len(kinds) > 1:
         return "etcd:" + ",".join(map(str, endpoints))
     return ("etcds://" if True in kinds else "etcd://") + ",".join(each.authority for each in endpoints)
+
+
+def is_kubernetes(url: str) -> bool:
+    """Whether a store's URL means Kubernetes."""
+    return url.partition(":")[0] == "kubernetes"
+
+
+def kubeconfig_path(url: str) -> str:
+    """The kubeconfig that a URL of Kubernetes names; "": this process is a pod. ValueError if it is wrong."""
+    rest = url.partition(":")[2]
+    if not rest.strip("/"):
+        return ""
+    path = "/" + rest.removeprefix("//").lstrip("/")
+    if not rest.startswith("///") or "\0" in path:
+        raise ValueError(f"{url!r} is neither kubernetes: (in a pod) nor kubernetes:///PATH of a kubeconfig")
+    return path

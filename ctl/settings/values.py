@@ -11,7 +11,7 @@ from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 
 from ctl.core.model import Bypass, HookMode, host_address
-from ctl.settings.endpoint import ETCD_PREFIX, is_etcd, parse_store_url
+from ctl.settings.endpoint import ETCD_PREFIX, is_etcd, is_kubernetes, kubeconfig_path, parse_store_url
 
 
 def integer(low: int, high: int) -> Callable[[str], int]:
@@ -137,6 +137,8 @@ def store_url(text: str) -> str:
     """A store's URL; of etcd's, the endpoints are looked at too."""
     if is_etcd(text):
         parse_store_url(text)
+    elif is_kubernetes(text):
+        kubeconfig_path(text)
     elif not re.match(r"[a-z0-9+]+:", text):
         raise ValueError(f"{text!r} is no store URL (such as sqlite:///var/lib/ovnet/store.db)")
     return text
@@ -157,3 +159,16 @@ def etcd_prefix(text: str) -> str:
     if not text.strip("/") or not text.isprintable():
         raise ValueError(f"{text!r} is no key prefix such as {ETCD_PREFIX}")
     return text
+
+
+def annotation_prefix(text: str) -> str:
+    """What annotations' names begin with, as flannel makes it of its flag: `DOMAIN/` or `DOMAIN/NAME-`."""
+    domain, slash, name = text.partition("/")
+    if "/" in name:
+        raise ValueError(f"{text!r} has more than one '/'")
+    if name and not name.endswith("-"):
+        name += "-"
+    label = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
+    if not re.fullmatch(rf"{label}([.]{label})+", domain) or not re.fullmatch(r"([a-z0-9_-]+-)?", name):
+        raise ValueError(f"{text!r} is no prefix of annotations such as flannel.alpha.coreos.com")
+    return f"{domain}/{name}"

@@ -9,23 +9,30 @@ from typing import TYPE_CHECKING
 from ctl.core.errors import ConfigError
 from ctl.core.ports import LeaseStore
 from ctl.settings.config import Settings
-from ctl.settings.endpoint import is_etcd, parse_store_url
+from ctl.settings.endpoint import is_etcd, is_kubernetes, kubeconfig_path, parse_store_url
 
 if TYPE_CHECKING:
     from ctl.store.etcd.client import EtcdOptions
 
 
 def open_store(
-    where: Settings | str, clock: Callable[[], float] = time.time, *, create: bool = False
+    where: Settings | str,
+    clock: Callable[[], float] = time.time,
+    *,
+    create: bool = False,
+    patient: bool = False,
 ) -> LeaseStore:
     """The store that `where` names; only the chosen kind's module is imported.
 
     memory:                  of this process, for tests; every call gives an empty one
     sqlite:///PATH           a file that the nodes of one machine share (PATH is absolute)
     etcd://HOST:PORT,...     etcd v3 with flannel's keys; etcds:// with TLS
+    kubernetes:              the cluster that this process is a pod of, with flannel's annotations
+    kubernetes:///PATH       the cluster that a kubeconfig names
     Settings hold, besides the URL, how etcd is to be spoken to; a URL alone means the defaults.
     `create` makes the file and its directory if they are missing; `clock` gives seconds
-    since the epoch. ConfigError on a bad URL, StoreError if it cannot be opened.
+    since the epoch; `patient`: who has just started is refused for a while before that is
+    believed. ConfigError on a bad URL, StoreError if it cannot be opened.
     """
     url = where if isinstance(where, str) else where.store
     scheme, _, rest = url.partition(":")
@@ -41,7 +48,11 @@ def open_store(
         from ctl.store.etcd.store import EtcdStore
 
         return EtcdStore(_etcd_options(url, None if isinstance(where, str) else where), clock)
-    raise ConfigError(f"{url}: unknown kind of store; use sqlite:///PATH or etcd://HOST:PORT,...")
+    if is_kubernetes(url):
+        return _kubernetes(url, where, clock, patient=patient)
+    raise ConfigError(
+        f"{url}: unknown kind of store; use sqlite:///PATH, etcd://HOST:PORT,... or kubernetes:"
+    )
 
 
 def _etcd_options(url: str, settings: Settings | None) -> EtcdOptions:
@@ -65,6 +76,31 @@ def _etcd_options(url: str, settings: Settings | None) -> EtcdOptions:
         settings.etcd_password,
         settings.etcd_password_file,
     )
+
+
+def _kubernetes(url: str, where: Settings | str, clock: Callable[[], float], *, patient: bool) -> LeaseStore:
+    import os
+    from functools import partial
+
+    from ctl.store.connection.files import Followed
+    from ctl.store.kubernetes.access import in_cluster
+    from ctl.store.kubernetes.kubeconfig import read_kubeconfig
+    from ctl.store.kubernetes.store import KubernetesOptions, KubernetesStore
+
+    try:
+        path = kubeconfig_path(url)
+    except ValueError as error:
+        raise ConfigError(f"store URL: {error}") from error
+    load = partial(read_kubeconfig, path) if path else partial(in_cluster, os.environ)
+    options = KubernetesOptions()
+    if not isinstance(where, str):
+        options = KubernetesOptions(
+            where.kube_annotation_prefix,
+            where.net_config_path,
+            where.node_name,
+            where.set_node_network_unavailable,
+        )
+    return KubernetesStore(Followed(load, (path,)), options, clock, patient=patient)
 
 
 def _path(url: str, rest: str) -> str:

@@ -12,9 +12,10 @@ from ctl.core.errors import LeaseConflict
 from ctl.core.lease import holder, in_words, rank
 from ctl.core.model import Lease, Network, Snapshot
 from ctl.core.ports import Closing
+from ctl.store.choosing import Choosing
 
 
-class MemoryStore:
+class MemoryStore(Choosing):
     """A LeaseStore in a dictionary, safe to share between threads."""
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:

@@ -46,6 +46,9 @@ def test_a_node_that_is_told_nothing_goes_by_these_defaults() -> None:
         etcd_username="",
         etcd_password="",
         etcd_password_file="",
+        kube_annotation_prefix="flannel.alpha.coreos.com/",
+        net_config_path=Path("/etc/kube-flannel/net-conf.json"),
+        set_node_network_unavailable=True,
         node_name="host",
         iface="",
         iface_regex="",
@@ -86,6 +89,9 @@ VALUES = {
     "etcd_username": ("a", "b", "c"),
     "etcd_password": ("a", "b", "c"),
     "etcd_password_file": ("/a", "/b", "/c"),
+    "kube_annotation_prefix": ("a.b", "c.d/e", "f.g"),
+    "net_config_path": ("/a", "/b", "/c"),
+    "set_node_network_unavailable": ("false", "true", "false"),
     "node_name": ("a", "b", "c"),
     "iface": ("eth0", "eth1", "10.0.0.1"),
     "iface_regex": ("eth.", "^10[.]", "a|b"),
@@ -151,12 +157,22 @@ def test_a_variable_that_is_empty_means_the_default_where_there_is_one() -> None
     assert (found.public_ip, found.iface, found.node_name) == (None, "", "host")
 
 
+def test_a_node_of_kubernetes_is_named_by_its_pod_and_never_by_its_host() -> None:
+    kube = ("--store", "kubernetes:")
+    assert settings(*kube).node_name == ""
+    assert settings(*kube, environ={"NODE_NAME": "n1"}).node_name == "n1"
+    assert settings(*kube, "--node-name", "n2", environ={"NODE_NAME": "n1"}).node_name == "n2"
+    assert settings(environ={"NODE_NAME": "n1"}).node_name == "host"
+
+
 def test_addresses_are_parsed() -> None:
     assert settings("--public-ip", "192.0.2.7").public_ip == IPv4Address("192.0.2.7")
 
 
 BAD = [
     ("store", "store.db", "no store URL"),
+    ("store", "kubernetes://host", "of a kubeconfig"),
+    ("kube_annotation_prefix", "x", "no prefix of annotations"),
     ("node_name", "a\nb", "no node name"),
     ("iface", "eth0/1", "no interface name"),
     ("iface", "sixteen-letters-", "no interface name"),

@@ -21,6 +21,7 @@ from ctl.core.lease import holder, in_words, rank
 from ctl.core.model import Lease, Network, Snapshot
 from ctl.core.ports import Closing
 from ctl.core.wire import format_network, parse_network
+from ctl.store.choosing import Choosing
 from ctl.store.connection.http import Json
 from ctl.store.etcd.cache import Cache
 from ctl.store.etcd.client import EtcdClient, EtcdOptions
@@ -30,7 +31,7 @@ from ctl.store.etcd.schema import Entry, Schema, encode, integer
 from ctl.store.etcd.watch import Pace, Watch
 
 
-class EtcdStore:
+class EtcdStore(Choosing):
     """A LeaseStore in the etcd that `options` name. Any thread may call it.
 
     Nothing is asked of etcd before the first call. ConfigError on unusable options.

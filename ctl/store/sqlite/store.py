@@ -21,6 +21,7 @@ from ctl.core.lease import in_words
 from ctl.core.model import Lease, Network, Snapshot
 from ctl.core.ports import Closing
 from ctl.core.wire import format_attributes, format_network, parse_attributes, parse_network
+from ctl.store.choosing import Choosing
 from ctl.store.sqlite.file import FileId, connect, explain, file_id, make_file, set_up
 
 POLL_SECONDS: Final = 0.2
@@ -30,7 +31,7 @@ _Row = tuple[str, str, str, float | None, int]
 _COLUMNS: Final = "subnet, attributes, node, expires_at, revision"
 
 
-class SqliteStore:
+class SqliteStore(Choosing):
     """A LeaseStore in the file at `path`. Any thread may call it.
 
     `create` makes the file and its directory. `timeout`: seconds to wait for another

@@ -1,0 +1,16 @@
+"""What stores have in common in which nodes choose their subnets themselves."""
+
+from __future__ import annotations
+
+from ctl.core.model import IPv4Network
+
+
+class Choosing:
+    """A part of a LeaseStore."""
+
+    def assigned(self, _node: str) -> IPv4Network | None:
+        """None: each chooses."""
+        return None
+
+    def in_service(self) -> None:
+        """Nobody waits for it."""

@@ -1,0 +1,254 @@
+"""The lease store in Kubernetes, shared with flannel: its annotations, their meaning.
+
+- A Node is a lease. Kubernetes gives it its subnet, and it lives as long as the Node: nothing is chosen,
+  renewed or contended for.
+- Only our own Node's annotations are written, and one of its conditions, through `nodes/status`: that is
+  what flannel's role allows. A patch carries the Node's uid, so that it cannot meet a Node that was
+  created anew, and only what differs; where nothing does there is no request.
+- The network's config is a file, mounted from a ConfigMap.
+- While a watch runs, reads come from its cache and cost no request.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Final
+from urllib.parse import quote
+
+from ctl.core.errors import ConfigError, LeaseConflict, Unassigned
+from ctl.core.lease import holder, in_words
+from ctl.core.model import Lease, Network, Snapshot
+from ctl.core.ports import Closing
+from ctl.core.wire import parse_network
+from ctl.settings.endpoint import ANNOTATION_PREFIX, NET_CONFIG
+from ctl.store.connection.files import Followed
+from ctl.store.kubernetes.access import Access
+from ctl.store.kubernetes.cache import Cache
+from ctl.store.kubernetes.client import ApiClient, Missing
+from ctl.store.kubernetes.list import NODES, read_list
+from ctl.store.kubernetes.schema import Entry, Schema
+from ctl.store.kubernetes.watch import Pace, Watch, entry_of
+
+NO_NODE: Final = (
+    "kubernetes: which Node this is has not been said: set NODE_NAME (fieldRef: spec.nodeName) or --node-name"
+)
+LENGTH: Final = 24
+"""The length of subnets for who asks from outside of a node; kube-controller-manager's own default."""
+
+
+@dataclass(frozen=True, slots=True)
+class KubernetesOptions:
+    """How to take part in a cluster."""
+
+    prefix: str = f"{ANNOTATION_PREFIX}/"
+    """Of annotations, to its last character."""
+    net_config: Path = Path(NET_CONFIG)
+    node: str = ""
+    """Our Node's name; "" for who only looks."""
+    clear_unavailable: bool = True
+    """Whether the condition NetworkUnavailable is ours to clear."""
+
+
+class KubernetesStore:
+    """A LeaseStore in the cluster that `access` leads to. Any thread may call it.
+
+    Nothing is asked of the API before the first call. ConfigError on unusable files. `clock` gives seconds
+    since the epoch; `patient`: see ApiClient.
+    """
+
+    def __init__(
+        self,
+        access: Followed[Access],
+        options: KubernetesOptions,
+        clock: Callable[[], float] = time.time,
+        *,
+        pace: Pace | None = None,
+        timeout: float = 5.0,
+        patient: bool = False,
+    ) -> None:
+        self._client = ApiClient(access, options.node, timeout=timeout, patient=patient)
+        self._schema = Schema(options.prefix, options.node)
+        self._options, self._clock = options, clock
+        self._pace = pace or Pace()
+        self._watch: Watch | None = None
+        self._length = 0
+        """Length of the subnet that our Node had when we first looked; 0: we have not."""
+        self._host = ""
+        """The address that we have published an administrator's for; "": we have published our own."""
+        self._lease: Lease | None = None
+        """Our own as it was written last; None: it was not."""
+
+    # --- Network ---------------------------------------------------------------
+
+    def read_network(self) -> Network | None:
+        subnet = None
+        if self._options.node:
+            subnet = self._length_of_ours()
+        path = self._options.net_config
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+            raise ConfigError(
+                f"{path}: {reason}: mount flannel's ConfigMap there, or set --net-config-path"
+            ) from error
+        network = parse_network(text, str(path), subnet_len=self._length or LENGTH)
+        if subnet is not None and not subnet.subnet_of(network.network):
+            raise ConfigError(
+                f"{path}: Network {network.network} does not contain {subnet}, the podCIDR of node"
+                f" {self._options.node}: it has to be kube-controller-manager's --cluster-cidr"
+            )
+        return network
+
+    def _length_of_ours(self) -> IPv4Network | None:
+        """Our Node's subnet; None: it has gone, but we know how long it was. Unassigned."""
+        try:
+            subnet = self.assigned(self._options.node)
+        except Unassigned:
+            if not self._length:
+                raise
+            return None
+        self._length = self._length or subnet.prefixlen
+        return subnet
+
+    def write_network(self, network: Network, *, replace: bool = False) -> None:
+        raise ConfigError(
+            "kubernetes: the network is net-conf.json of flannel's ConfigMap: change it there, and restart"
+            " the agents"
+        )
+
+    # --- Leases ----------------------------------------------------------------
+
+    def snapshot(self, *, fresh: bool = False) -> Snapshot:
+        if self._watch is not None:
+            if fresh:
+                self._watch.refresh()
+            return self._ours_as_known(self._watch.read(Cache.snapshot))
+        cache = Cache(self._options.node)
+        cache.load(read_list(self._client, self._schema, {}))
+        return self._ours_as_known(cache.snapshot())
+
+    def _ours_as_known(self, found: Snapshot) -> Snapshot:
+        """Where an administrator has another address published in place of ours, ours is still ours."""
+        ours = self._lease
+        if ours is None or not self._host:
+            return found
+        leases = tuple(
+            replace(each, host=ours.host) if each.node == ours.node and str(each.host) == self._host else each
+            for each in found.leases
+        )
+        return replace(found, leases=leases)
+
+    def put(self, lease: Lease, expected: Lease | None) -> Lease:
+        if not lease.node or lease.node != self._options.node:
+            raise ConfigError(
+                "kubernetes: a node publishes its own lease, of the subnet that it is given: there is nothing"
+                " to reserve"
+            )
+        own = self._own()
+        if own.subnet != lease.subnet:
+            raise LeaseConflict(
+                f"{lease.subnet} is not the podCIDR of node {own.name}, which has {own.subnet}"
+            )
+        if expected is None:
+            self._require_free(lease.subnet, own.name)
+        wanted = self._schema.annotations(lease, own.annotations)
+        if wanted:
+            own = self._patch(own, {"metadata": {"uid": own.uid, "annotations": wanted}})
+        overwrite = own.annotations.get("public-ip-overwrite", "")
+        self._host = overwrite if overwrite != str(lease.host) else ""
+        self._lease = replace(lease, expires_at=None, revision=own.version)
+        return self._lease
+
+    def _require_free(self, subnet: IPv4Network, node: str) -> None:
+        leases = [each for each in self.snapshot().leases if each.node != node]
+        other = holder(leases, subnet)
+        if other is not None:
+            raise LeaseConflict(f"{subnet} is taken: {in_words(other)} has a podCIDR that overlaps ours")
+
+    def delete(self, lease: Lease) -> None:
+        raise ConfigError(f"kubernetes: a lease is a Node: kubectl delete node {lease.node or 'NAME'}")
+
+    def watch(self, changed: Callable[[], None]) -> Closing:
+        watch = self._watch = Watch(self._client, self._schema, changed, self._pace)
+        watch.start()  # only now: its callback reads what is ours
+        return _Watching(self, watch)
+
+    def ended(self, watch: Watch) -> None:
+        """`watch` is closed: its cache grows old from now on."""
+        if self._watch is watch:
+            self._watch = None
+
+    def close(self) -> None:
+        """Close the connections; another call opens them again."""
+        self._client.close()
+
+    # --- Our Node --------------------------------------------------------------
+
+    def assigned(self, node: str) -> IPv4Network:
+        if not node:
+            raise ConfigError(NO_NODE)
+        own = self._own()
+        if own.subnet is None:
+            raise Unassigned(
+                f"node {node} has no podCIDR for IPv4: kube-controller-manager needs"
+                " --allocate-node-cidrs=true and --cluster-cidr (kubeadm: --pod-network-cidr)"
+            )
+        return own.subnet
+
+    def in_service(self) -> None:
+        if not self._options.clear_unavailable:
+            return
+        now = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        condition = {
+            "type": "NetworkUnavailable",
+            "status": "False",
+            "lastHeartbeatTime": now,
+            "lastTransitionTime": now,
+            "reason": "FlannelIsUp",
+            "message": "Flannel is running on this node",
+        }
+        self._patch(self._own(), {"status": {"conditions": [condition]}})
+
+    def _own(self) -> Entry:
+        """Our Node, as it is known. Unassigned if there is none."""
+        name = self._options.node
+        if self._watch is not None:
+            entry = self._watch.read(lambda cache: cache.entries.get(name))
+        else:
+            try:
+                entry = entry_of(self._schema, self._client.get(f"{NODES}/{quote(name)}"))
+            except Missing:
+                entry = None
+        if entry is None:
+            raise Unassigned(
+                f"there is no node {name} in the API (not registered yet, deleted, or another name)"
+            )
+        return entry
+
+    def _patch(self, own: Entry, body: dict[str, object]) -> Entry:
+        """Write to our Node's status, as flannel does. LeaseConflict if it is another Node by now."""
+        try:
+            answer = self._client.patch(f"{NODES}/{quote(own.name)}/status", body)
+        except Missing as error:
+            raise LeaseConflict(str(error)) from error
+        entry = entry_of(self._schema, answer)
+        if self._watch is not None:
+            self._watch.learn(entry)
+        return entry
+
+
+class _Watching:
+    """A watch of a store's, for the one who asked for it."""
+
+    def __init__(self, store: KubernetesStore, watch: Watch) -> None:
+        self._store, self._watch = store, watch
+
+    def close(self) -> None:
+        self._store.ended(self._watch)
+        self._watch.close()

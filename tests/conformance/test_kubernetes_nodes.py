@@ -1,0 +1,213 @@
+"""Nodes in network namespaces whose store is the twin of the Kubernetes API, over TLS, with a kubeconfig."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.host import Agent, Container, Host
+from tests.kube.nodes import PREFIX, node, published
+from tests.kube.state import merge
+from tests.kube.twin import Twin, User
+from tests.lab import Lab
+from tests.pki import Certificates
+from tests.process import wait_until
+from tests.stream import UdpStream
+
+SECONDS = 60.0
+API = "192.168.77.252"
+NET_CONF = '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'
+
+
+@dataclass
+class Cluster:
+    """A lab with an API server on a host of its own."""
+
+    lab: Lab
+    twin: Twin
+    hosts: dict[str, Host] = field(default_factory=dict)
+    containers: dict[str, Container] = field(default_factory=dict)
+
+    @property
+    def token(self) -> Path:
+        return self.lab.dir / "token"
+
+    def host(self, name: str) -> Host:
+        if name not in self.hosts:
+            self.hosts[name] = self.lab.host(name)
+        return self.hosts[name]
+
+    def agent(self, name: str, *, wait: bool = True) -> Agent:
+        env = {"OVNET_NET_CONFIG_PATH": str(self.lab.dir / "net-conf.json"), "OVNET_RESYNC_INTERVAL": "5"}
+        return self.host(name).agent(wait=wait, env=env)
+
+    def stands(self, name: str) -> dict[str, str]:
+        """Flannel's annotations of a Node."""
+        found: dict[str, str] = self.twin.state.object(name)["metadata"]["annotations"]
+        return {key.removeprefix(PREFIX): value for key, value in found.items() if key.startswith(PREFIX)}
+
+    def peers(self, name: str) -> set[str]:
+        """The peers' subnets that a node has routes to."""
+        lines = self.host(name).ip("route", "show", "proto", "147").splitlines()
+        return {line.split()[0] for line in lines}
+
+    def knows(self, name: str, *subnets: str) -> None:
+        wait_until(
+            lambda: self.peers(name) == set(subnets),
+            SECONDS,
+            lambda: f"{name} has routes to {self.peers(name)}",
+        )
+
+
+def made(lab: Lab) -> Cluster:
+    """An API server with TLS, what a node needs to reach it, and the Nodes a and b."""
+    place = lab.host("api", API)
+    certificates = Certificates(lab.dir / "pki", [API])
+    twin = Twin(address=API, certificates=certificates, inside=place.call)
+    lab.at_close(twin.stop)
+    twin.start()
+    cluster = Cluster(lab, twin)
+    cluster.token.write_text("node")
+    (lab.dir / "net-conf.json").write_text(NET_CONF)
+    kubeconfig = lab.dir / "kubeconfig"
+    kubeconfig.write_text(
+        f"current-context: lab\n"
+        f"contexts: [{{name: lab, context: {{cluster: lab, user: node}}}}]\n"
+        f"clusters: [{{name: lab, cluster: {{server: '{twin.url}', certificate-authority: pki/ca.pem}}}}]\n"
+        f"users: [{{name: node, user: {{tokenFile: {cluster.token}}}}}]\n"
+    )
+    lab.store_url = f"kubernetes://{kubeconfig}"
+    return cluster
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Cluster]:
+    with Lab() as lab:
+        cluster = made(lab)
+        for third, name in enumerate("ab", start=1):
+            cluster.twin.state.create(node(name, f"10.244.{third}.0/24"))
+        agents = [cluster.agent(name, wait=False) for name in "ab"]
+        for agent in agents:
+            agent.wait_ready()
+        cluster.knows("a", "10.244.2.0/24")
+        cluster.knows("b", "10.244.1.0/24")
+        cluster.containers = {name: cluster.host(name).container("one") for name in "ab"}
+        yield cluster
+
+
+@pytest.fixture
+def cluster(shared: Cluster) -> Iterator[Cluster]:
+    """The module's; its API is up, and has the two Nodes with their agents."""
+    yield shared
+    for container in shared.containers.values():
+        container.stop_processes()
+
+
+def ping(cluster: Cluster) -> None:
+    one, other = cluster.containers["a"], cluster.containers["b"]
+    one.run("ping", "-c3", "-i0.05", "-W2", other.address)
+
+
+def test_containers_reach_each_other_and_the_nodes_are_as_flannel_has_them(cluster: Cluster) -> None:
+    ping(cluster)
+    for third, name in enumerate("ab", start=1):
+        host = cluster.host(name)
+        mac = json.loads(host.ip("-j", "link", "show", "ovnet.1"))[0]["address"]
+        assert cluster.stands(name) == {
+            "backend-data": f'{{"VNI":1,"VtepMAC":"{mac}"}}',
+            "backend-type": "vxlan", "kube-subnet-manager": "true", "public-ip": host.address,
+        }  # fmt: skip
+        assert f"FLANNEL_SUBNET=10.244.{third}.1/24\n" in (host.state_dir / "subnet.env").read_text()
+        conditions = cluster.twin.state.object(name)["status"]["conditions"]
+        assert [each["reason"] for each in conditions if each["type"] == "NetworkUnavailable"] == [
+            "FlannelIsUp"
+        ]
+
+
+def test_a_node_of_flannels_becomes_a_peer_and_goes_with_its_node(cluster: Cluster) -> None:
+    cluster.twin.state.create(node("f", "10.244.9.0/24", annotations=published("192.168.77.99")))
+    cluster.knows("a", "10.244.2.0/24", "10.244.9.0/24")
+    fdb = cluster.host("a").run("bridge", "fdb", "show", "dev", "ovnet.1").stdout
+    assert "02:00:00:00:00:02 dst 192.168.77.99" in fdb
+    cluster.twin.state.delete("f")
+    cluster.knows("a", "10.244.2.0/24")
+
+
+def test_nothing_is_lost_while_the_api_is_away_and_what_changed_is_followed_afterwards(
+    cluster: Cluster,
+) -> None:
+    one, other = cluster.containers["a"], cluster.containers["b"]
+    stream = UdpStream(one, other, other.address, rate=500)
+    cluster.twin.stop()
+    wait_until(lambda: not store_is_up(cluster.host("a")), SECONDS, "a has noticed")
+    cluster.twin.state.create(node("f", "10.244.9.0/24", annotations=published("192.168.77.99")))
+    cluster.twin.state.forget()
+    cluster.twin.start()
+    cluster.knows("a", "10.244.2.0/24", "10.244.9.0/24")
+    wait_until(lambda: store_is_up(cluster.host("a")), SECONDS, "a says that it is back")
+    sent, tally = stream.finish()
+    assert (tally.received, tally.duplicates) == (sent, 0)
+    cluster.twin.state.delete("f")
+    cluster.knows("a", "10.244.2.0/24")
+
+
+def store_is_up(host: Host) -> bool:
+    return "\novnet_store_up 1" in host.http("http://127.0.0.1:9475/metrics")[1]
+
+
+def test_a_token_that_is_rotated_is_used_without_a_restart(cluster: Cluster) -> None:
+    users = cluster.twin.users
+    users["next"] = User(users["node"].name)
+    cluster.token.write_text("next")
+    del users["node"]
+    cluster.twin.hang_up()
+    cluster.twin.state.create(node("f", "10.244.9.0/24", annotations=published("192.168.77.99")))
+    cluster.knows("a", "10.244.2.0/24", "10.244.9.0/24")
+    cluster.twin.state.delete("f")
+    cluster.knows("a", "10.244.2.0/24")
+
+
+def test_a_node_waits_for_its_podcidr_and_is_not_ready_until_then(cluster: Cluster) -> None:
+    cluster.twin.state.create(node("c"))
+    agent = cluster.agent("c", wait=False)
+    wait_until(lambda: "node c has no podCIDR for IPv4" in agent.log(), SECONDS, agent.log)
+    assert agent.poll() is None and not agent.ready()
+    cluster.twin.state.patch("c", merge, {"spec": {"podCIDR": "10.244.3.0/24"}}, status=False)
+    agent.wait_ready()
+    cluster.knows("a", "10.244.2.0/24", "10.244.3.0/24")
+    assert agent.stop() == 0
+    cluster.twin.state.delete("c")
+    cluster.knows("a", "10.244.2.0/24")
+
+
+def test_our_node_deleted_and_created_again_is_published_again(cluster: Cluster) -> None:
+    b = cluster.host("b")
+    published_before = cluster.stands("b")
+    cluster.twin.state.delete("b")
+    cluster.knows("a")
+    wait_until(lambda: "there is no node b" in b.ovctl("status", check=False).stderr, SECONDS, "b says so")
+    cluster.twin.state.create(node("b", "10.244.2.0/24"))
+    wait_until(lambda: published_before == cluster.stands("b"), SECONDS, "published again")
+    cluster.knows("a", "10.244.2.0/24")
+    wait_until((b.state_dir / "subnet.env").exists, SECONDS, "b takes containers again")
+    ping(cluster)
+
+
+def test_ovctl_lists_the_nodes_and_reserves_nothing(cluster: Cluster) -> None:
+    a = cluster.host("a")
+    env = {"OVNET_NET_CONFIG_PATH": str(cluster.lab.dir / "net-conf.json")}
+    leases = a.json("lease", "list")
+    assert [(each["node"], each["subnet"], each["reserved"]) for each in leases] == [
+        ("a", "10.244.1.0/24", True), ("b", "10.244.2.0/24", True),
+    ]  # fmt: skip
+    refused = a.ovctl("lease", "reserve", "10.244.7.0/24", "--host", "10.0.0.1", check=False, env=env)
+    assert (refused.returncode, refused.stderr.count("\n")) == (
+        2,
+        1,
+    ) and "nothing to reserve" in refused.stderr
+    refused = a.ovctl("lease", "release", "10.244.2.0/24", check=False)
+    assert refused.returncode == 2 and "kubectl delete node b" in refused.stderr

@@ -1,0 +1,633 @@
+"""The store in Kubernetes on a twin of its API that does what real ones do to their clients."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ctl.cluster.leasing import LeaseHolder
+from ctl.core.errors import ConfigError, LeaseConflict, StoreAway, StoreDenied, StoreError, Unassigned
+from ctl.core.host import Identity
+from ctl.core.model import Lease
+from ctl.settings.endpoint import Endpoint
+from ctl.store.connection.files import Followed
+from ctl.store.kubernetes.access import Access
+from ctl.store.kubernetes.client import STRATEGIC_MERGE
+from ctl.store.kubernetes.schema import Schema
+from ctl.store.kubernetes.store import KubernetesOptions, KubernetesStore
+from ctl.store.kubernetes.watch import Pace
+from tests.etcd import Wire
+from tests.kube.nodes import PREFIX, node, now, published
+from tests.kube.state import merge
+from tests.kube.twin import FLANNEL, Twin, User
+from tests.process import wait_until
+from tests.unit.stores import MAC
+
+SECONDS = 40.0
+QUICK = Pace(watch=20.0, probe=0.5, spread=0.0, back_off=(0.02, 0.2))
+NET_CONF = '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'
+IDENTITY = Identity(IPv4Address("10.0.0.1"), MAC, 1, "n1")
+
+Opener = Callable[..., KubernetesStore]
+
+
+@pytest.fixture
+def twin() -> Iterator[Twin]:
+    with Twin() as made:
+        made.state.create(node("n1", "10.244.1.0/24"))
+        yield made
+
+
+@pytest.fixture
+def opened(twin: Twin, tmp_path: Path) -> Iterator[Opener]:
+    """`opened(...)`: a store for the node n1, with flannel's rights; closed after the test."""
+    stores: list[KubernetesStore] = []
+    net_config = tmp_path / "net-conf.json"
+    net_config.write_text(NET_CONF)
+    token = tmp_path / "token"
+    token.write_text("node")
+
+    def open_one(
+        *, port: int = 0, name: str = "n1", pace: Pace = QUICK, timeout: float = 2.0, patient: bool = False
+    ) -> KubernetesStore:
+        access = Access("test", Endpoint("127.0.0.1", port or twin.port), tokenfile=str(token))
+        options = KubernetesOptions(PREFIX, net_config, name)
+        stores.append(
+            KubernetesStore(
+                Followed(lambda: access, ()), options, pace=pace, timeout=timeout, patient=patient
+            )
+        )
+        return stores[-1]
+
+    yield open_one
+    for store in stores:
+        store.close()
+
+
+class Seen:
+    """What the callback of a watch finds, as an agent's would."""
+
+    def __init__(self, store: KubernetesStore) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self.nodes: dict[str, str] = {}
+        """Address by name."""
+        self.error = ""
+        self.calls = 0
+
+    def __call__(self) -> None:
+        with self._lock:
+            self.calls += 1
+            try:
+                self.nodes = {each.node: str(each.host) for each in self._store.snapshot().leases}
+                self.error = ""
+            except StoreError as error:
+                self.error = str(error)
+
+    def has(self, **nodes: str) -> None:
+        """Returns when exactly these are known, and nothing is wrong."""
+        wait_until(
+            lambda: self.calls and self.nodes == nodes and not self.error, SECONDS,
+            lambda: f"{nodes}; seen {list(self.nodes.items())[:5]}, error {self.error!r}",
+        )  # fmt: skip
+
+    def says(self, text: str) -> None:
+        wait_until(lambda: text in self.error, SECONDS, lambda: f"{text!r} in {self.error!r}")
+
+
+@contextmanager
+def watched(store: KubernetesStore) -> Iterator[Seen]:
+    seen = Seen(store)
+    watch = store.watch(seen)
+    try:
+        yield seen
+    finally:
+        watch.close()
+
+
+def join(twin: Twin, name: str, third: int, host: str) -> None:
+    twin.state.create(node(name, f"10.244.{third}.0/24", annotations=published(host)))
+
+
+def annotate(twin: Twin, name: str, **values: str | None) -> None:
+    change = {PREFIX + key.replace("_", "-"): value for key, value in values.items()}
+    twin.state.patch(name, merge, {"metadata": {"annotations": change}}, status=False)
+
+
+def lease(**more: Any) -> Lease:
+    return replace(Lease(IPv4Network("10.244.1.0/24"), IPv4Address("10.0.0.1"), MAC, 1, node="n1"), **more)
+
+
+# --- Following -----------------------------------------------------------------
+
+
+def test_nodes_that_come_change_and_go_are_followed(twin: Twin, opened: Opener) -> None:
+    join(twin, "n2", 2, "10.0.0.2")
+    with watched(opened()) as seen:
+        seen.has(n2="10.0.0.2")
+        join(twin, "n3", 3, "10.0.0.3")
+        seen.has(n2="10.0.0.2", n3="10.0.0.3")
+        annotate(twin, "n2", public_ip="10.0.0.22")
+        seen.has(n2="10.0.0.22", n3="10.0.0.3")
+        twin.state.delete("n3")
+        seen.has(n2="10.0.0.22")
+        annotate(twin, "n2", kube_subnet_manager=None)
+        seen.has()
+
+
+def join_many(twin: Twin, count: int) -> None:
+    for number in range(count):
+        high, low = divmod(number, 250)
+        written = published(f"10.1.{high}.{1 + low}")
+        twin.state.create(node(f"m{number}", f"10.{100 + high}.{low}.0/24", annotations=written))
+
+
+def test_a_list_of_several_pages_is_one_state_and_costs_a_request_for_each(
+    twin: Twin, opened: Opener
+) -> None:
+    join_many(twin, 1201)
+    store = opened()
+    with watched(store) as seen:
+        wait_until(lambda: len(seen.nodes) == 1201, SECONDS, lambda: f"{len(seen.nodes)} nodes are seen")
+        wait_until(lambda: twin.of("watch"), SECONDS, "it watches")
+        assert [len(twin.of(verb)) for verb in ("list", "watch", "get")] == [3, 1, 0]
+        assert store.snapshot().leases[0].node == "m0"
+
+
+def test_heartbeats_are_not_parsed_and_wake_nobody(
+    twin: Twin, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    join(twin, "n2", 2, "10.0.0.2")
+    read: list[str] = []
+    original = Schema.read
+
+    def counting(self: Schema, found: Any, mark: int = 0) -> Any:
+        read.append(found["metadata"]["name"])
+        return original(self, found, mark)
+
+    with watched(opened()) as seen:
+        seen.has(n2="10.0.0.2")
+        monkeypatch.setattr(Schema, "read", counting)
+        calls = seen.calls
+        for beat in range(200):
+            condition = {"type": "Ready", "status": "True", "lastHeartbeatTime": f"{now()}-{beat}"}
+            twin.state.patch("n2", merge, {"status": {"conditions": [condition]}}, status=True)
+        join(twin, "n3", 3, "10.0.0.3")
+        seen.has(n2="10.0.0.2", n3="10.0.0.3")
+        assert read == ["n3"]
+        assert seen.calls == calls + 1
+
+
+# --- A watch that loses nothing ---------------------------------------------------
+
+
+def test_a_watch_that_ends_at_its_time_goes_on_where_it_was(twin: Twin, opened: Opener) -> None:
+    with watched(opened()) as seen:
+        join(twin, "n2", 2, "10.0.0.2")
+        seen.has(n2="10.0.0.2")
+        twin.expire_watches()
+        join(twin, "n3", 3, "10.0.0.3")
+        seen.has(n2="10.0.0.2", n3="10.0.0.3")
+        twin.expire_watches()
+        twin.state.delete("n2")
+        seen.has(n3="10.0.0.3")
+        assert len(full_lists(twin)) == 1
+
+
+def full_lists(twin: Twin) -> list[str]:
+    return [each.path for each in twin.of("list") if "limit=500" in each.path]
+
+
+def test_what_was_deleted_while_the_history_was_gone_is_not_kept(twin: Twin, opened: Opener) -> None:
+    """An API server that is restarted answers 410: its history begins with its own first list."""
+    join(twin, "n2", 2, "10.0.0.2")
+    join(twin, "n3", 3, "10.0.0.3")
+    with watched(opened()) as seen:
+        seen.has(n2="10.0.0.2", n3="10.0.0.3")
+        twin.stop()
+        twin.state.delete("n2")
+        join(twin, "n4", 4, "10.0.0.4")
+        twin.state.forget()
+        twin.start()
+        seen.has(n3="10.0.0.3", n4="10.0.0.4")
+
+
+def test_a_history_that_is_compacted_under_a_running_watch_is_listed_anew(twin: Twin, opened: Opener) -> None:
+    join(twin, "n2", 2, "10.0.0.2")
+    with watched(opened()) as seen:
+        seen.has(n2="10.0.0.2")
+        twin.faults.silent = True
+        twin.state.delete("n2")
+        twin.state.forget()
+        twin.faults.silent = False
+        seen.has()
+
+
+def test_a_list_whose_history_goes_between_two_pages_begins_anew(twin: Twin, opened: Opener) -> None:
+    join_many(twin, 501)
+    original, calls = twin.state.page, []
+
+    def forgetful(limit: int = 0, token: str = "", *more: Any) -> bytes:
+        calls.append(token)
+        page = original(limit, token, *more)
+        if len(calls) == 1:
+            twin.state.forget()
+            twin.state.version += 1
+            twin.state.floor += 1
+        return page
+
+    twin.state.page = forgetful  # type: ignore[method-assign,assignment]
+    assert len(opened().snapshot().leases) == 501
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize("size", [0, 1, 20, 400])
+def test_an_event_that_is_cut_off_in_the_middle_is_told_again(twin: Twin, opened: Opener, size: int) -> None:
+    with watched(opened()) as seen:
+        wait_until(lambda: twin.of("watch"), SECONDS, "it watches")
+        twin.faults.cut_after = size
+        join(twin, "n2", 2, "10.0.0.2")
+        seen.has(n2="10.0.0.2")
+        assert twin.faults.cut_after is None
+
+
+def test_a_watch_that_says_nothing_tells_what_it_kept_back_when_its_time_is_over(
+    twin: Twin, opened: Opener
+) -> None:
+    """The server answers, and the stream is up: only its end helps, so it is not asked for for ever."""
+    with watched(opened(pace=replace(QUICK, watch=0.5))) as seen:
+        seen.has()
+        twin.faults.silent = True
+        join(twin, "n2", 2, "10.0.0.2")
+        twin.faults.silent = False
+        twin.expire_watches()
+        seen.has(n2="10.0.0.2")
+
+
+def test_a_server_that_hangs_is_noticed_and_survived(twin: Twin, opened: Opener) -> None:
+    with Wire(twin.port) as wire, watched(opened(port=wire.port, timeout=0.5)) as seen:
+        seen.has()
+        wire.freeze()
+        join(twin, "n2", 2, "10.0.0.2")
+        seen.says("timed out")
+        wire.mend()
+        seen.has(n2="10.0.0.2")
+
+
+def test_an_api_that_is_away_is_said_once_and_what_is_known_is_kept(twin: Twin, opened: Opener) -> None:
+    join(twin, "n2", 2, "10.0.0.2")
+    store = opened()
+    with watched(store) as seen:
+        seen.has(n2="10.0.0.2")
+        twin.stop()
+        seen.says("kubernetes unreachable: http://127.0.0.1:")
+        calls = seen.calls
+        with pytest.raises(StoreAway, match="connection refused"):
+            store.snapshot()
+        assert seen.calls == calls
+        assert seen.nodes == {"n2": "10.0.0.2"}
+        twin.start()
+        seen.has(n2="10.0.0.2")
+        assert len(full_lists(twin)) == 1  # the list that it had is still good
+
+
+def test_an_etcd_restored_from_a_backup_is_believed(twin: Twin, opened: Opener) -> None:
+    """Its versions are smaller: a watch from ours on stays silent, and no error tells of it."""
+    join(twin, "n2", 2, "10.0.0.2")
+    saved = twin.state.save()
+    join(twin, "n3", 3, "10.0.0.3")
+    with watched(opened()) as seen:
+        seen.has(n2="10.0.0.2", n3="10.0.0.3")
+        twin.stop()
+        twin.state.restore(saved)
+        twin.start()
+        seen.has(n2="10.0.0.2")
+        join(twin, "n4", 4, "10.0.0.4")
+        seen.has(n2="10.0.0.2", n4="10.0.0.4")
+
+
+def test_what_no_watch_has_told_the_full_list_makes_good(twin: Twin, opened: Opener) -> None:
+    pace = replace(QUICK, full_list=0.2, per_node=0.0, probe=0.1)
+    with watched(opened(pace=pace)) as seen:
+        seen.has()
+        twin.faults.silent = True
+        join(twin, "n2", 2, "10.0.0.2")
+        seen.has(n2="10.0.0.2")
+
+
+STATUS = {"kind": "Status", "status": "Failure"}
+REFUSALS: list[tuple[int, dict[str, str], bytes]] = [
+    (429, {"Retry-After": "1"}, b"too many"),
+    (500, {}, json.dumps({**STATUS, "code": 500, "message": "etcdserver: leader changed"}).encode()),
+    (502, {}, b"<html>bad gateway</html>"),
+    (503, {"Retry-After": "1"}, json.dumps({**STATUS, "code": 503, "message": "not yet"}).encode()),
+    (504, {}, json.dumps({**STATUS, "code": 504, "message": "Timeout: Too large resource version"}).encode()),
+    (401, {}, json.dumps({**STATUS, "code": 401, "message": "Unauthorized"}).encode()),
+    (403, {}, json.dumps({**STATUS, "code": 403, "message": "nodes is forbidden"}).encode()),
+    (200, {}, b"<html>log in</html>"),
+]
+
+
+@pytest.mark.parametrize("answer", REFUSALS, ids=lambda answer: f"{answer[0]}")
+def test_a_refusal_is_said_and_is_not_the_end(
+    twin: Twin, opened: Opener, answer: tuple[int, dict[str, str], bytes]
+) -> None:
+    join(twin, "n2", 2, "10.0.0.2")
+    twin.faults.answers = [answer, answer]
+    with watched(opened(patient=True)) as seen:
+        wait_until(lambda: seen.error or seen.nodes, SECONDS, "it is said")
+        seen.has(n2="10.0.0.2")
+        twin.faults.answers = [answer]
+        twin.hang_up()
+        join(twin, "n3", 3, "10.0.0.3")
+        seen.has(n2="10.0.0.2", n3="10.0.0.3")
+
+
+def test_a_watch_refused_with_a_line_of_its_stream_is_asked_for_again(twin: Twin, opened: Opener) -> None:
+    line = (
+        json.dumps({"type": "ERROR", "object": {**STATUS, "code": 500, "message": "no progress"}}).encode()
+        + b"\n"
+    )
+    with watched(opened()) as seen:
+        seen.has()
+        twin.faults.answers = [(200, {}, line)]
+        twin.hang_up()
+        join(twin, "n2", 2, "10.0.0.2")
+        seen.has(n2="10.0.0.2")
+
+
+# --- Who we are ------------------------------------------------------------------
+
+
+def test_a_token_that_is_rotated_is_used_at_once_when_the_old_one_is_refused(
+    twin: Twin, opened: Opener, tmp_path: Path
+) -> None:
+    store = opened()
+    store.snapshot()
+    twin.users["second"] = twin.users.pop("node")
+    (tmp_path / "token").write_text("second")
+    assert store.put(lease(), None).host == IPv4Address("10.0.0.1")
+    with watched(store) as seen:
+        seen.has(n1="10.0.0.1")
+        twin.users["third"] = twin.users.pop("second")
+        twin.hang_up()
+        seen.says("Unauthorized (credentials of the test)")
+        (tmp_path / "token").write_text("third")
+        seen.has(n1="10.0.0.1")
+
+
+@pytest.mark.parametrize("verb", ["list nodes", "watch nodes", "get nodes", "patch nodes/status"])
+def test_a_rule_that_is_missing_is_named(twin: Twin, opened: Opener, verb: str) -> None:
+    twin.users["node"] = User("system:serviceaccount:kube-flannel:flannel", FLANNEL - {verb})
+    store = opened()
+    word, _, resource = verb.partition(" ")
+    said = f'cannot {word} resource "{resource}"'
+    if verb == "watch nodes":
+        with watched(store) as seen:
+            seen.says(said)
+    else:
+        with pytest.raises(StoreDenied, match=said):
+            store.snapshot()
+            store.put(lease(), None)
+
+
+def test_flannels_rights_are_enough_and_no_other_are_asked_for(twin: Twin, opened: Opener) -> None:
+    store = opened()
+    store.put(lease(), None)
+    store.in_service()
+    with watched(store) as seen:
+        seen.has(n1="10.0.0.1")
+    assert {each.verb for each in twin.asked if each.user} <= {"get", "list", "watch", "patch"}
+    assert all(each.path.startswith("/api/v1/nodes/n1/status") for each in twin.of("patch"))
+
+
+# --- Our own Node ----------------------------------------------------------------
+
+
+def stands(twin: Twin, name: str = "n1") -> dict[str, str]:
+    """Flannel's annotations of a Node."""
+    found: dict[str, str] = twin.state.object(name)["metadata"]["annotations"]
+    return {key.removeprefix(PREFIX): value for key, value in found.items() if key.startswith(PREFIX)}
+
+
+def test_what_is_published_is_flannels_and_the_same_again_is_no_request(twin: Twin, opened: Opener) -> None:
+    store = opened()
+    assert store.assigned("n1") == IPv4Network("10.244.1.0/24")
+    stored = store.put(lease(expires_at=5.0), None)
+    assert stored.expires_at is None
+    assert stands(twin) == {
+        "backend-data": f'{{"VNI":1,"VtepMAC":"{MAC}"}}',
+        "backend-type": "vxlan", "kube-subnet-manager": "true", "public-ip": "10.0.0.1",
+    }  # fmt: skip
+    (patch,) = twin.of("patch")
+    assert patch.content == STRATEGIC_MERGE and patch.body is not None
+    assert set(patch.body["metadata"]) == {"uid", "annotations"}
+    again = opened()
+    again.put(lease(), None)
+    again.put(lease(), again.snapshot().leases[0])
+    assert len(twin.of("patch")) == 1
+
+
+def test_only_what_differs_is_patched(twin: Twin, opened: Opener) -> None:
+    store = opened()
+    stored = store.put(lease(), None)
+    store.put(replace(stored, host=IPv4Address("10.0.0.9")), stored)
+    body = twin.of("patch")[-1].body
+    assert body is not None and body["metadata"]["annotations"] == {f"{PREFIX}public-ip": "10.0.0.9"}
+
+
+def test_a_node_created_anew_is_not_written_to_as_the_old_one(twin: Twin, opened: Opener) -> None:
+    store = opened()
+    with watched(store) as seen:
+        store.put(lease(), None)
+        seen.has(n1="10.0.0.1")
+        twin.faults.silent = True  # so that the store does not know yet
+        twin.state.delete("n1")
+        twin.state.create(node("n1", "10.244.7.0/24"))
+        with pytest.raises(LeaseConflict, match="field is immutable"):
+            store.put(lease(host=IPv4Address("10.0.0.8")), None)
+        assert stands(twin) == {}
+
+
+def test_a_node_without_a_podcidr_waits_for_one(twin: Twin, opened: Opener) -> None:
+    twin.state.create(node("n2"))
+    store = opened(name="n2")
+    for look in (store.read_network, lambda: store.assigned("n2")):
+        with pytest.raises(Unassigned, match=r"node n2 has no podCIDR .*--allocate-node-cidrs=true"):
+            look()
+    twin.state.patch("n2", merge, {"spec": {"podCIDR": "10.244.2.0/24"}}, status=False)
+    network = store.read_network()
+    assert network is not None and network.subnet_len == 24
+    assert store.assigned("n2") == IPv4Network("10.244.2.0/24")
+
+
+def test_a_node_that_nobody_has_registered_waits_and_one_without_a_name_is_refused(opened: Opener) -> None:
+    with pytest.raises(Unassigned, match="there is no node n9 in the API"):
+        opened(name="n9").assigned("n9")
+    with pytest.raises(ConfigError, match="set NODE_NAME"):
+        opened(name="").assigned("")
+
+
+def test_a_podcidr_outside_of_the_network_is_refused_before_anything_is_published(
+    twin: Twin, opened: Opener
+) -> None:
+    twin.state.create(node("n2", "10.42.2.0/24"))
+    with pytest.raises(
+        ConfigError, match=r"Network 10.244.0.0/16 does not contain 10.42.2.0/24, the podCIDR of node n2"
+    ):
+        opened(name="n2").read_network()
+    assert twin.of("patch") == []
+
+
+def test_the_network_is_a_file_and_is_written_by_nobody(opened: Opener, tmp_path: Path) -> None:
+    store = opened()
+    network = store.read_network()
+    assert network is not None
+    with pytest.raises(ConfigError, match="ConfigMap"):
+        store.write_network(network)
+    (tmp_path / "net-conf.json").write_text(NET_CONF.replace("vxlan", "host-gw"))
+    changed = store.read_network()
+    assert changed is not None and (network.backend, changed.backend) == ("vxlan", "host-gw")
+    (tmp_path / "net-conf.json").unlink()
+    with pytest.raises(
+        ConfigError, match="net-conf.json: No such file or directory: mount flannel's ConfigMap"
+    ):
+        store.read_network()
+
+
+def test_leases_of_others_are_nobodys_to_write(twin: Twin, opened: Opener) -> None:
+    join(twin, "n2", 2, "10.0.0.2")
+    store = opened()
+    (other,) = store.snapshot().leases
+    with pytest.raises(ConfigError, match="nothing to reserve"):
+        store.put(other, other)
+    with pytest.raises(ConfigError, match="kubectl delete node n2"):
+        store.delete(other)
+    assert twin.of("patch") == []
+
+
+def test_a_subnet_that_another_node_holds_is_not_published(twin: Twin, opened: Opener) -> None:
+    """Kubernetes does not refuse a podCIDR that another Node has."""
+    join(twin, "other", 1, "10.0.0.2")
+    with pytest.raises(
+        LeaseConflict, match=r"10.244.1.0/24 of other at 10.0.0.2 has a podCIDR that overlaps ours"
+    ):
+        opened().put(lease(), None)
+    assert stands(twin) == {}
+
+
+def test_the_condition_is_cleared_as_flannel_does_and_others_stay(twin: Twin, opened: Opener) -> None:
+    opened().in_service()
+    conditions = {each["type"]: each for each in twin.state.object("n1")["status"]["conditions"]}
+    assert set(conditions) == {"Ready", "NetworkUnavailable"}
+    told = conditions["NetworkUnavailable"]
+    assert (told["status"], told["reason"]) == ("False", "FlannelIsUp")
+    assert told["message"] == "Flannel is running on this node"
+
+
+# --- With a holder of leases, as the agent has it -----------------------------------
+
+
+def holder(store: KubernetesStore) -> LeaseHolder:
+    return LeaseHolder(store, IDENTITY, ttl=100.0, margin=10.0)
+
+
+def network_of(store: KubernetesStore) -> Any:
+    return store.read_network()
+
+
+def test_a_node_takes_the_subnet_that_it_is_given_and_no_other(twin: Twin, opened: Opener) -> None:
+    store = opened()
+    with watched(store) as seen:
+        held = holder(store)
+        acquired = held.acquire(network_of(store), IPv4Network("10.244.77.0/24"))
+        assert acquired.subnet == IPv4Network("10.244.1.0/24")
+        seen.has(n1="10.0.0.1")
+        assert held.keep().subnet == acquired.subnet and held.next_renewal() == float("inf")
+        assert len(twin.of("patch")) == 1
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"public_ip": "10.9.9.9"},
+        {"public_ip": None, "kube_subnet_manager": None},
+        {"backend_data": '{"VNI":1,"VtepMAC":"02:00:00:00:00:99"}'},
+        {"backend_data": "garbage"},
+    ],
+)
+def test_annotations_changed_by_hand_are_put_back(
+    twin: Twin, opened: Opener, damage: dict[str, str | None]
+) -> None:
+    store = opened()
+    with watched(store) as seen:
+        held = holder(store)
+        held.acquire(network_of(store))
+        before = stands(twin)
+        annotate(twin, "n1", **damage)
+        wait_until(
+            lambda: seen.nodes != {"n1": "10.0.0.1"} or "backend_data" in damage, SECONDS, "it is seen"
+        )
+        wait_until(lambda: not _complaint(held) and stands(twin) == before, SECONDS, "put back")
+
+
+def test_an_administrators_address_is_published_once_and_fought_over_by_nobody(
+    twin: Twin, opened: Opener
+) -> None:
+    annotate(twin, "n1", public_ip_overwrite="203.0.113.7")
+    store = opened()
+    with watched(store) as seen:
+        held = holder(store)
+        assert held.acquire(network_of(store)).host == IPv4Address("10.0.0.1")
+        wait_until(lambda: "n1" in seen.nodes, SECONDS, "it is published")
+        assert stands(twin)["public-ip"] == "203.0.113.7"
+        for _ in range(3):
+            held.keep()
+        assert len(twin.of("patch")) == 1
+
+
+def test_our_node_deleted_and_back_with_its_subnet_is_published_again(twin: Twin, opened: Opener) -> None:
+    store = opened()
+    with watched(store) as seen:
+        held = holder(store)
+        held.acquire(network_of(store))
+        seen.has(n1="10.0.0.1")
+        twin.state.delete("n1")
+        seen.has()
+        with pytest.raises(LeaseConflict, match=r"lost 10.244.1.0/24 of n1 .*there is no node n1"):
+            held.keep()
+        twin.state.create(node("n1", "10.244.1.0/24"))
+        wait_until(lambda: not _complaint(held), SECONDS, "it is ours again")
+        assert stands(twin)["public-ip"] == "10.0.0.1"
+
+
+def test_our_node_back_with_another_subnet_is_refused_and_the_old_one_is_not_published(
+    twin: Twin, opened: Opener
+) -> None:
+    store = opened()
+    with watched(store) as seen:
+        held = holder(store)
+        held.acquire(network_of(store))
+        seen.has(n1="10.0.0.1")
+        twin.state.delete("n1")
+        twin.state.create(node("n1", "10.244.8.0/24"))
+        said = r"the node has 10.244.8.0/24 now: drain it and restart"
+        wait_until(lambda: said in _complaint(held), SECONDS, said)
+        assert stands(twin) == {}
+
+
+def _complaint(held: LeaseHolder) -> str:
+    """Why the lease cannot be kept; empty: it is."""
+    try:
+        held.keep()
+    except StoreError as error:
+        return str(error)
+    return ""

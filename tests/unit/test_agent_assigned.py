@@ -1,0 +1,120 @@
+"""An agent on a store that gives out the subnets: Kubernetes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network
+
+import pytest
+
+from ctl.agent.loop import Agent
+from ctl.core.errors import StoreError, Unassigned
+from ctl.core.host import EVERYTHING
+from ctl.core.model import Network
+from tests.unit.world import NETWORK, Claims, FlakyStore, MemoryKernel, Posts, World, made
+
+SUBNET = NETWORK.subnet_min
+OTHER = IPv4Network("172.17.200.0/24")
+
+
+class AssigningStore(FlakyStore):
+    """It has a subnet for each node, or none."""
+
+    subnet: IPv4Network | None = SUBNET
+    told = 0
+    """How often a node has said that it is in service."""
+    deaf = False
+
+    def assigned(self, node: str) -> IPv4Network:
+        if self.subnet is None:
+            raise Unassigned(f"node {node} has no podCIDR")
+        return self.subnet
+
+    def read_network(self) -> Network | None:
+        self.assigned("a")
+        return super().read_network()
+
+    def in_service(self) -> None:
+        self.told += 1
+        if self.deaf:
+            raise StoreError("cannot patch")
+
+
+@pytest.fixture
+def store(world: World) -> AssigningStore:
+    found = AssigningStore(world.clock)
+    found.write_network(NETWORK)
+    return found
+
+
+def agent_on(world: World, store: AssigningStore) -> Agent:
+    kernel = MemoryKernel(replace(world.kernel.identity, node="a"), world.clock)
+    return made(world.settings, store, kernel, Claims())
+
+
+def conflict(agent: Agent) -> str:
+    """Why it is fenced; empty: it is not, and ready."""
+    report = agent.report
+    assert report is not None and report.lease is not None
+    assert report.ready is not bool(report.lease.conflict)
+    return report.lease.conflict
+
+
+def test_it_waits_for_a_subnet_and_takes_that_one(world: World, store: AssigningStore) -> None:
+    store.subnet = None
+    agent = agent_on(world, store)
+    posts = agent.mailbox
+    assert isinstance(posts, Posts)
+
+    def assign() -> None:
+        if len(posts.waits) == 20:
+            store.subnet = OTHER
+
+    posts.said = assign
+    assert agent.start()
+    assert [lease.subnet for lease in store.snapshot().leases] == [OTHER]
+    assert max(posts.waits) <= 2.0
+
+
+def test_a_lease_of_another_life_is_taken_over_whatever_address_is_in_it(
+    world: World, store: AssigningStore
+) -> None:
+    first = agent_on(world, store)
+    assert first.start()
+    (lease,) = store.snapshot().leases
+    store.put(replace(lease, host=IPv4Address("10.9.9.9")), lease)
+    assert agent_on(world, store).start()
+    (lease,) = store.snapshot().leases
+    assert (lease.subnet, lease.host) == (SUBNET, world.kernel.identity.host)
+
+
+def test_a_subnet_that_is_taken_away_or_becomes_another_fences(world: World, store: AssigningStore) -> None:
+    agent = agent_on(world, store)
+    assert agent.start()
+    agent.reconcile(EVERYTHING)
+    store.subnet = None
+    agent.reconcile(EVERYTHING)
+    assert "has no podCIDR" in conflict(agent)
+    store.subnet = OTHER
+    agent.reconcile(EVERYTHING)
+    assert "the node has 172.17.200.0/24 now" in conflict(agent)
+    assert [lease.subnet for lease in store.snapshot().leases] == [SUBNET]
+    store.subnet = SUBNET
+    agent.reconcile(EVERYTHING)
+    assert not conflict(agent)
+
+
+@pytest.mark.parametrize("deaf", [False, True])
+def test_it_says_once_that_it_is_in_service_and_is_ready_all_the_same(
+    world: World, store: AssigningStore, deaf: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.deaf = deaf
+    agent = agent_on(world, store)
+    assert agent.start()
+    assert store.told == 0
+    for _ in range(3):
+        agent.reconcile(EVERYTHING)
+    assert store.told == 1
+    assert agent.report is not None and agent.report.ready
+    said = [record.getMessage() for record in caplog.records if "in service" in record.getMessage()]
+    assert said == (["cannot tell that this node is in service: cannot patch"] if deaf else [])
