@@ -181,6 +181,18 @@ def test_a_token_that_is_missing_or_empty_for_a_moment_is_the_one_before(tmp_pat
     assert bearer(credentials) == "Bearer one"
 
 
+def test_a_token_that_is_refused_is_read_again_whatever_its_file_looks_like(tmp_path: Path) -> None:
+    """Its size and times may be the same, where the clock of the file system is coarse."""
+    file = tmp_path / "token"
+    file.write_text("one")
+    credentials = Credentials(Access("test", PLAIN, tokenfile=str(file)))
+    assert bearer(credentials) == "Bearer one" and not credentials.refused()
+    file.write_text("two")
+    assert credentials.refused() and bearer(credentials) == "Bearer two"
+    file.unlink()
+    assert not credentials.refused() and bearer(credentials) == "Bearer two"
+
+
 def test_a_token_that_is_none_is_an_error_at_the_start(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("\n")
@@ -264,3 +276,12 @@ def test_certificates_in_the_kubeconfig_itself_are_used(tmp_path: Path) -> None:
     mixed["clusters"][0]["cluster"] = {"server": "https://a"}
     with pytest.raises(ConfigError, match="client certificate"):
         Credentials(read_kubeconfig(written(tmp_path, json.dumps(mixed))))
+
+
+def test_a_certificate_of_a_plugin_that_cannot_be_used_is_one_line(tmp_path: Path) -> None:
+    printed = credential(clientCertificateData="c", clientKeyData="k")
+    secure = Endpoint("127.0.0.1", 1, tls=True)
+    credentials = Credentials(Access("test", secure, plugin=plugin(tmp_path, f"echo '{printed}'")))
+    with pytest.raises(StoreDenied, match=r"client certificate: .*\(of exec ") as caught:
+        credentials.headers()
+    assert "\n" not in str(caught.value)

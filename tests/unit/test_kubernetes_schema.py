@@ -296,7 +296,8 @@ def test_fields_in_another_order_are_parsed_as_well() -> None:
     listed = json.dumps(
         {"metadata": {"resourceVersion": "3"}, "items": [turned["object"]] * 2}, indent=1
     ).encode()
-    metadata, items = scan.items(listed)
+    metadata, found = scan.items(listed)
+    items = list(found)
     assert metadata == {"resourceVersion": "3"} and len(items) == 2
     assert scan.parse(items[0], 1)["metadata"]["name"] == "n2"
 
@@ -308,7 +309,8 @@ def test_what_is_no_list_is_an_error(body: bytes) -> None:
 
 
 def test_an_empty_list_has_no_nodes() -> None:
-    assert scan.items(b'{"metadata":{"resourceVersion":"5"},"items":[]}') == ({"resourceVersion": "5"}, [])
+    metadata, found = scan.items(b'{"metadata":{"resourceVersion":"5"},"items":[]}')
+    assert (metadata, list(found)) == ({"resourceVersion": "5"}, [])
 
 
 # --- The cache ------------------------------------------------------------------

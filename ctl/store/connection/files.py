@@ -34,7 +34,8 @@ class Followed(Generic[T]):
     def __init__(self, load: Callable[[], T], files: Iterable[str]) -> None:
         """ConfigError if the files cannot be used as they are; "" is none."""
         self._load, self._files = load, tuple(filter(None, files))
-        self._looked = self._look()
+        self._looked: tuple[Look | None, ...] | None = self._look()
+        """The files as they were when the value was made; None: it is to be made again in any case."""
         self._value = load()
         self.trouble = ""
         """Why the files as they are now cannot be used, one line; empty: they can."""
@@ -53,6 +54,10 @@ class Followed(Generic[T]):
             except ConfigError as error:
                 self.trouble = str(error)
         return self._value
+
+    def doubt(self) -> None:
+        """The value has turned out to be wrong: `now` reads the files again, whatever they look like."""
+        self._looked = None
 
     def _look(self) -> tuple[Look | None, ...]:
         return tuple(map(look, self._files))

@@ -16,7 +16,7 @@ from http.client import HTTPMessage
 from typing import Any, Final, TypeVar
 
 from ctl import __version__
-from ctl.core.errors import LeaseConflict, StoreAway, StoreDenied, StoreError
+from ctl.core.errors import ConfigError, LeaseConflict, StoreAway, StoreDenied, StoreError
 from ctl.store.connection.files import Followed
 from ctl.store.connection.http import TRANSPORT_ERRORS, Answer, Channel, Request, Stream, is_refusal, reason
 from ctl.store.kubernetes.access import Access
@@ -27,6 +27,8 @@ Json = dict[str, Any]
 
 STRATEGIC_MERGE: Final = "application/strategic-merge-patch+json"
 """Annotations merge by name, conditions by type: flannel's way to patch, for Kubernetes' own types only."""
+CLOSE_S: Final = 1.0
+"""How long a call of another thread is waited for at the end, seconds."""
 REFUSAL_S: Final = 30.0
 """For how long a refusal is taken for an API server that has only just started: it refuses everybody then,
 until it has read who may do what."""
@@ -124,8 +126,12 @@ class ApiClient:
             return self._with_credentials(lambda: self._open(path))
 
     def close(self) -> None:
-        with self._lock:
-            self._channel.close()
+        """A call that waits for a server that hangs is left alone: the process is about to end."""
+        if self._lock.acquire(timeout=CLOSE_S):
+            try:
+                self._channel.close()
+            finally:
+                self._lock.release()
 
     # --- One attempt -----------------------------------------------------------
 
@@ -175,18 +181,26 @@ class ApiClient:
                 result = attempt()
         except (Unauthorized, StoreDenied) as error:
             raise self._judge(error) from error
+        except StoreError:
+            self._refused = None  # it knows us, whatever else is wrong
+            raise
         except TRANSPORT_ERRORS as error:
             raise self._away(error) from error
         self._refused = None
         return result
 
     def _renew(self) -> None:
-        """Go by what is written now, if that is something else."""
+        """Go by what is written now, if that is something else, and can be used."""
         access = self._follow.now()
-        if access is not self._access:
-            self._channel.close()
-            self._access = access
-            self._credentials, self._channel = self._connect(access)
+        if access is self._access:
+            return
+        try:
+            renewed = self._connect(access)
+        except ConfigError:
+            return  # half of it is written: the next call looks again
+        self._channel.close()
+        self._access = access
+        self._credentials, self._channel = renewed
 
     def _connect(self, access: Access) -> tuple[Credentials, Channel]:
         credentials = Credentials(access)

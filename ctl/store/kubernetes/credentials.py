@@ -36,31 +36,30 @@ class Credentials:
 
     def __init__(self, access: Access, clock: Callable[[], float] = time.time) -> None:
         self._access, self._clock = access, clock
-        self._file = self._follow_token()
+        file = access.tokenfile
+        self._file = Followed(lambda: _read_token(file), (file,)) if file else None
         self._printed: Access = replace(access, plugin=None)
         """The access with what the plugin printed last."""
         self._until = 0.0
         """Until when that is good, seconds since the epoch; 0: it never was asked, or is refused."""
+        self._sent = ""
+        """The token that was used last; "": none was."""
         self.trust: Trust | None = self._follow_tls() if access.endpoint.tls else None
         """How the server is known; None: without TLS."""
 
     def headers(self) -> dict[str, str]:
         """For a request. StoreDenied if a plugin fails."""
         self._ask_plugin()
-        token = self._file.now() if self._file else self._printed.token
+        token = self._sent = self._file.now() if self._file else self._printed.token
         return {"Authorization": f"Bearer {token}"} if token else {}
 
     def refused(self) -> bool:
         """The API takes them no longer: look for others at once. Whether there may be some."""
         self._until = 0.0
-        if self._file is not None:
-            before, self._file = self._file.now(), self._follow_token()
-            return self._file is not None and self._file.now() != before
-        return self._access.plugin is not None
-
-    def _follow_token(self) -> Followed[str] | None:
-        file = self._access.tokenfile
-        return Followed(lambda: _read_token(file), (file,)) if file else None
+        if self._file is None:
+            return self._access.plugin is not None
+        self._file.doubt()
+        return self._file.now() != self._sent
 
     def _follow_tls(self) -> Trust:
         access = self._printed
@@ -83,7 +82,10 @@ class Credentials:
         )
         self._until = _end(status.get("expirationTimestamp"))
         if self._printed.certdata and self._access.endpoint.tls:
-            self.trust = self._follow_tls()
+            try:
+                self.trust = self._follow_tls()
+            except ConfigError as error:
+                raise StoreDenied(f"{error} (of exec {plugin.argv[0]})") from error
 
 
 def _read_token(file: str) -> str:

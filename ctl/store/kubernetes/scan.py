@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -25,6 +26,7 @@ _STRINGS: Final = re.compile(rb'(?:"(?:[^"\\]++|\\.)*+"[:,]?)*+\}')
 """What an object of strings is like behind its brace."""
 _ITEMS: Final = b'"items":['
 _ITEM: Final = b'{"metadata":{"name":'
+_NEXT: Final = b"}," + _ITEM
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def parse(text: bytes, depth: int) -> dict[str, Any]:
     return whole
 
 
-def items(body: bytes) -> tuple[dict[str, Any], list[bytes]]:
+def items(body: bytes) -> tuple[dict[str, Any], Iterator[bytes]]:
     """A list's own metadata, and the text of each Node in it. ValueError if it is no list of Nodes."""
     found = _split(body)
     if found is not None:
@@ -86,25 +88,28 @@ def items(body: bytes) -> tuple[dict[str, Any], list[bytes]]:
     whole = json.loads(body)
     if not isinstance(whole, dict) or not isinstance(whole.get("metadata"), dict):
         raise ValueError("not a list of the Kubernetes API")
-    return whole["metadata"], [json.dumps(each).encode() for each in whole.get("items") or ()]
+    return whole["metadata"], (json.dumps(each).encode() for each in whole.get("items") or ())
 
 
-def _split(body: bytes) -> tuple[dict[str, Any], list[bytes]] | None:
-    begin, end = body.find(_ITEMS), body.rfind(b"]")
-    if begin < 0 or body.find(_STATUS, 0, begin) >= 0:
+def _split(body: bytes) -> tuple[dict[str, Any], Iterator[bytes]] | None:
+    begin, end = body.find(_ITEMS) + len(_ITEMS), body.rfind(b"]")
+    if begin < len(_ITEMS) or body.find(_STATUS, 0, begin) >= 0:
         return None
     try:
-        metadata = json.loads(body[: begin + len(_ITEMS)] + b"]}")["metadata"]
+        metadata = json.loads(body[:begin] + b"]}")["metadata"]
     except (ValueError, KeyError, TypeError):
         return None
-    listed = body[begin + len(_ITEMS) : end]
-    if not listed.strip():
-        return metadata, []
-    parts = listed.split(b"}," + _ITEM)
-    if not listed.startswith(_ITEM) or len(parts) != listed.count(_STATUS):
+    count = body.count(_STATUS, begin, end)
+    if not count and not body[begin:end].strip():
+        return metadata, iter(())
+    if not body.startswith(_ITEM, begin) or body.count(_NEXT, begin, end) != count - 1:
         return None
-    last = len(parts) - 1
-    return metadata, [
-        (_ITEM if index else b"") + part + (b"" if index == last else b"}")
-        for index, part in enumerate(parts)
-    ]
+    return metadata, _pieces(body, begin, end)
+
+
+def _pieces(body: bytes, begin: int, end: int) -> Iterator[bytes]:
+    """One at a time: all of a page, cut up, would be 6 MB more, of which the heap keeps what it had."""
+    while (following := body.find(_NEXT, begin, end)) >= 0:
+        yield body[begin : following + 1]
+        begin = following + 2
+    yield body[begin:end]
