@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from ctl.store.kubernetes.store import KubernetesOptions, KubernetesStore
 from ctl.store.kubernetes.watch import Pace
 from tests.etcd import Wire
 from tests.kube.nodes import PREFIX, node, now, published
-from tests.kube.state import merge
+from tests.kube.state import ApiError, merge
 from tests.kube.twin import FLANNEL, Twin, User
 from tests.process import wait_until
 from tests.unit.stores import MAC
@@ -252,10 +253,10 @@ def test_a_list_whose_history_goes_between_two_pages_begins_anew(twin: Twin, ope
 @pytest.mark.parametrize("size", [0, 1, 20, 400])
 def test_an_event_that_is_cut_off_in_the_middle_is_told_again(twin: Twin, opened: Opener, size: int) -> None:
     with watched(opened()) as seen:
-        wait_until(lambda: twin.of("watch"), SECONDS, "it watches")
+        streams(twin, seen)
         twin.faults.cut_after = size
         join(twin, "n2", 2, "10.0.0.2")
-        seen.has(n2="10.0.0.2")
+        seen.has(n2="10.0.0.2", n9="10.0.0.9")
         assert twin.faults.cut_after is None
 
 
@@ -264,22 +265,28 @@ def test_a_watch_that_says_nothing_tells_what_it_kept_back_when_its_time_is_over
 ) -> None:
     """The server answers, and the stream is up: only its end helps, so it is not asked for for ever."""
     with watched(opened(pace=replace(QUICK, watch=0.5))) as seen:
-        seen.has()
-        twin.faults.silent = True
+        streams(twin, seen)
+        twin.silence_running()
         join(twin, "n2", 2, "10.0.0.2")
-        twin.faults.silent = False
-        twin.expire_watches()
-        seen.has(n2="10.0.0.2")
+        seen.has(n2="10.0.0.2", n9="10.0.0.9")
 
 
 def test_a_server_that_hangs_is_noticed_and_survived(twin: Twin, opened: Opener) -> None:
+    """The stream is up, and nothing passes: only asking finds out."""
     with Wire(twin.port) as wire, watched(opened(port=wire.port, timeout=0.5)) as seen:
-        seen.has()
+        streams(twin, seen)
         wire.freeze()
         join(twin, "n2", 2, "10.0.0.2")
         seen.says("timed out")
         wire.mend()
-        seen.has(n2="10.0.0.2")
+        seen.has(n2="10.0.0.2", n9="10.0.0.9")
+
+
+def streams(twin: Twin, seen: Seen) -> None:
+    """Returns when a watch has told of something: of the node n9, which is there from now on."""
+    wait_until(lambda: twin.of("watch"), SECONDS, "it watches")
+    join(twin, "n9", 9, "10.0.0.9")
+    wait_until(lambda: "n9" in seen.nodes, SECONDS, "the watch tells")
 
 
 def test_an_api_that_is_away_is_said_once_and_what_is_known_is_kept(twin: Twin, opened: Opener) -> None:
@@ -321,6 +328,37 @@ def test_what_no_watch_has_told_the_full_list_makes_good(twin: Twin, opened: Ope
         twin.faults.silent = True
         join(twin, "n2", 2, "10.0.0.2")
         seen.has(n2="10.0.0.2")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_a_watch_ends_where_a_fresh_list_does(twin: Twin, opened: Opener, seed: int) -> None:
+    chosen = random.Random(seed)
+
+    def change() -> None:
+        name = f"m{chosen.randrange(12)}"
+        try:
+            twin.state.object(name)
+        except ApiError:
+            join(twin, name, 20 + int(name[1:]), f"10.0.1.{chosen.randrange(1, 250)}")
+        else:
+            if chosen.random() < 0.5:
+                twin.state.delete(name)
+            else:
+                annotate(twin, name, public_ip=f"10.0.1.{chosen.randrange(1, 250)}")
+
+    def cut() -> None:
+        twin.faults.cut_after = chosen.randrange(600)
+
+    accidents = [twin.hang_up, twin.expire_watches, twin.restart, twin.state.forget, cut]
+    with watched(opened(pace=replace(QUICK, watch=0.3))) as seen:
+        for _ in range(25):
+            for _ in range(chosen.randrange(4)):
+                change()
+            chosen.choice(accidents)()
+            wait_until(lambda: twin.running, SECONDS, "it runs")
+        twin.faults.cut_after = None
+        with_marks = {each.node: str(each.host) for each in opened().snapshot().leases}
+        seen.has(**with_marks)
 
 
 STATUS = {"kind": "Status", "status": "Failure"}

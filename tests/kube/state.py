@@ -61,6 +61,11 @@ class State:
             except KeyError:
                 raise missing(name) from None
 
+    def names(self) -> set[str]:
+        """Of all Nodes."""
+        with self.changed:
+            return set(self._nodes)
+
     def object(self, name: str) -> Json:
         """A copy of a Node."""
         with self.changed:

@@ -68,6 +68,8 @@ class Faults:
     """What the next requests for Nodes get, in turn, whatever they ask for."""
     silent: bool = False
     """Watches stay open, and say nothing."""
+    silent_before: int = 0
+    """The same of those that began before this one."""
     bookmarks: bool = True
     cut_after: int | None = None
     """The next event is sent up to so many bytes, and the connection ends."""
@@ -94,6 +96,8 @@ class Twin:
         }
         """By token."""
         self.asked: list[Asked] = []
+        self.watches = 0
+        """How many have begun so far."""
         self.epoch = 0
         """A watch of an earlier one ends."""
         self.running = False
@@ -156,6 +160,11 @@ class Twin:
         self.stop()
         self.state.forget()
         self.start()
+
+    def silence_running(self) -> None:
+        """The watches that run now say nothing any more."""
+        with self.state.changed:
+            self.faults.silent_before = self.watches + 1
 
     def expire_watches(self) -> None:
         """Close all watches in order, as at their time."""
@@ -326,10 +335,14 @@ class _Handler(BaseHTTPRequestHandler):
         twin, state, selected = self.twin, self.twin.state, _selected(query)
         epoch, until = twin.epoch, time.monotonic() + float(query.get("timeoutSeconds", "1800"))
         position = int(query.get("resourceVersion") or state.version)
+        with state.changed:
+            twin.watches += 1
+            serial = twin.watches
         bookmark = time.monotonic() + BOOKMARK_S
         while epoch == twin.epoch and (left := until - time.monotonic()) > 0:
+            silent = twin.faults.silent or serial < twin.faults.silent_before
             try:
-                events = list(state.since(position)) if not twin.faults.silent else []
+                events = list(state.since(position)) if not silent else []
             except ApiError as error:
                 yield json.dumps({"type": "ERROR", "object": error.status}).encode()
                 return
@@ -338,14 +351,14 @@ class _Handler(BaseHTTPRequestHandler):
                 if selected(event.name):
                     yield f'{{"type":"{event.kind}","object":'.encode() + nodes.alone(event.item) + b"}"
             wanted = query.get("allowWatchBookmarks") in ("1", "true") and twin.faults.bookmarks
-            if wanted and not twin.faults.silent and time.monotonic() >= bookmark:
+            if wanted and not silent and time.monotonic() >= bookmark:
                 with state.changed:
                     told = not state.history or state.history[-1].version <= position
                     position = max(position, state.version) if told else position
                 bookmark = time.monotonic() + BOOKMARK_S
                 yield _bookmark(position)
             with state.changed:
-                if epoch == twin.epoch and (twin.faults.silent or state.version <= position):
+                if epoch == twin.epoch and (silent or state.version <= position):
                     state.changed.wait(min(left, 0.2))
 
 
