@@ -61,6 +61,10 @@ class Settings:
     etcd_username: str
     etcd_password: str = field(repr=False)
     etcd_password_file: str
+    kube_subnet_mgr: bool
+    """Flannel's way to say that the store is Kubernetes."""
+    kubeconfig_file: str
+    """The kubeconfig for that; "" in a pod."""
     kube_annotation_prefix: str
     """What the names of a Node's annotations begin with, a `/` or `-` at its end."""
     net_config_path: Path
@@ -178,6 +182,23 @@ SETTINGS: Final = (
         secret=True,
     ),
     Setting("etcd_password_file", values.optional_file, "", "file whose first line is the password", "FILE"),
+    Setting(
+        "kube_subnet_mgr",
+        values.boolean,
+        "false",
+        "given without a store, Kubernetes is the store",
+        "BOOL",
+        (bool,),
+        flannel=True,
+    ),
+    Setting(
+        "kubeconfig_file",
+        values.optional_file,
+        "",
+        "with kube-subnet-mgr: the cluster's kubeconfig (default: that of the pod)",
+        "FILE",
+        flannel=True,
+    ),
     Setting(
         "kube_annotation_prefix",
         values.annotation_prefix,
@@ -333,6 +354,8 @@ BY_NAME: Final[Mapping[str, Setting]] = {setting.name: setting for setting in SE
 STORE_SETTINGS: Final = (
     "store",
     *(name for name in BY_NAME if name.startswith("etcd_")),
+    "kube_subnet_mgr",
+    "kubeconfig_file",
     "kube_annotation_prefix",
     "net_config_path",
 )
@@ -450,8 +473,11 @@ def resolve(
                 settled[name] = BY_NAME[name].parse(text)
             except ValueError as error:
                 raise ConfigError(f"{source}: {error}") from error
-    if "etcd_endpoints" in given and "store" not in given:
-        settled["store"] = "etcd:"  # as flannel's users write it
+    # As flannel's users write it.
+    if "store" not in given and settled["kube_subnet_mgr"]:
+        settled["store"] = f"kubernetes://{settled['kubeconfig_file']}"
+    elif "store" not in given and "etcd_endpoints" in given:
+        settled["store"] = "etcd:"
     if is_etcd(settled["store"]):
         settled["etcd_endpoints"] = parse_store_url(settled["store"]) or settled["etcd_endpoints"]
         settled["store"] = format_store_url(settled["etcd_endpoints"])

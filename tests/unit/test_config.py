@@ -46,6 +46,8 @@ def test_a_node_that_is_told_nothing_goes_by_these_defaults() -> None:
         etcd_username="",
         etcd_password="",
         etcd_password_file="",
+        kube_subnet_mgr=False,
+        kubeconfig_file="",
         kube_annotation_prefix="flannel.alpha.coreos.com/",
         net_config_path=Path("/etc/kube-flannel/net-conf.json"),
         set_node_network_unavailable=True,
@@ -89,6 +91,8 @@ VALUES = {
     "etcd_username": ("a", "b", "c"),
     "etcd_password": ("a", "b", "c"),
     "etcd_password_file": ("/a", "/b", "/c"),
+    "kube_subnet_mgr": ("true", "false", "true"),
+    "kubeconfig_file": ("/a", "/b", "/c"),
     "kube_annotation_prefix": ("a.b", "c.d/e", "f.g"),
     "net_config_path": ("/a", "/b", "/c"),
     "set_node_network_unavailable": ("false", "true", "false"),
@@ -163,6 +167,14 @@ def test_a_node_of_kubernetes_is_named_by_its_pod_and_never_by_its_host() -> Non
     assert settings(*kube, environ={"NODE_NAME": "n1"}).node_name == "n1"
     assert settings(*kube, "--node-name", "n2", environ={"NODE_NAME": "n1"}).node_name == "n2"
     assert settings(environ={"NODE_NAME": "n1"}).node_name == "host"
+
+
+def test_flannels_flags_for_kubernetes_name_the_store_where_no_other_is_named() -> None:
+    assert settings("--kube-subnet-mgr").store == "kubernetes://"
+    assert settings("--kube-subnet-mgr", "--kubeconfig-file", "/k").store == "kubernetes:///k"
+    assert settings(environ={"FLANNELD_KUBE_SUBNET_MGR": "true", "NODE_NAME": "n"}).node_name == "n"
+    assert settings("--kube-subnet-mgr", "--store", "memory:").store == "memory:"
+    assert settings("--kubeconfig-file", "/k").store == settings().store
 
 
 def test_addresses_are_parsed() -> None:
