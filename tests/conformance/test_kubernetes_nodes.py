@@ -42,8 +42,18 @@ class Cluster:
         return self.hosts[name]
 
     def agent(self, name: str, *, wait: bool = True) -> Agent:
-        env = {"OVNET_NET_CONFIG_PATH": str(self.lab.dir / "net-conf.json"), "OVNET_RESYNC_INTERVAL": "5"}
+        self.conflist(name).parent.mkdir(parents=True, exist_ok=True)
+        env = {**self.env, "OVNET_RESYNC_INTERVAL": "5", "OVNET_CNI_CONF": str(self.conflist(name))}
         return self.host(name).agent(wait=wait, env=env)
+
+    @property
+    def env(self) -> dict[str, str]:
+        """What commands need besides a host's own."""
+        return {"OVNET_NET_CONFIG_PATH": str(self.lab.dir / "net-conf.json")}
+
+    def conflist(self, name: str) -> Path:
+        """What a node tells its container runtime."""
+        return self.lab.dir / "net.d" / name / "10-flannel.conflist"
 
     def stands(self, name: str) -> dict[str, str]:
         """Flannel's annotations of a Node."""
@@ -113,6 +123,20 @@ def cluster(shared: Cluster) -> Iterator[Cluster]:
     shared.knows("b", "10.244.1.0/24")
 
 
+def runtime_subnet(cluster: Cluster, name: str) -> str:
+    """From which subnet a container runtime takes addresses; empty: it takes no containers."""
+    try:
+        plugins = json.loads(cluster.conflist(name).read_text())["plugins"]
+    except FileNotFoundError:
+        return ""
+    return str(plugins[0]["ipam"]["ranges"][0][0]["subnet"])
+
+
+def takes_containers(cluster: Cluster, name: str, subnet: str) -> None:
+    """Returns when the node does, with addresses of this subnet."""
+    wait_until(lambda: runtime_subnet(cluster, name) == subnet, SECONDS, f"{name} takes containers")
+
+
 def ping(cluster: Cluster) -> None:
     one, other = cluster.containers["a"], cluster.containers["b"]
     one.run("ping", "-c3", "-i0.05", "-W2", other.address)
@@ -128,6 +152,7 @@ def test_containers_reach_each_other_and_the_nodes_are_as_flannel_has_them(clust
             "backend-type": "vxlan", "kube-subnet-manager": "true", "public-ip": host.address,
         }  # fmt: skip
         assert f"FLANNEL_SUBNET=10.244.{third}.1/24\n" in (host.state_dir / "subnet.env").read_text()
+        takes_containers(cluster, name, f"10.244.{third}.0/24")
         conditions = cluster.twin.state.object(name)["status"]["conditions"]
         assert [each["reason"] for each in conditions if each["type"] == "NetworkUnavailable"] == [
             "FlannelIsUp"
@@ -198,16 +223,18 @@ def test_our_node_deleted_and_created_again_is_published_again(cluster: Cluster)
     cluster.twin.state.delete("b")
     cluster.knows("a")
     wait_until(lambda: "there is no node b" in b.ovctl("status", check=False).stderr, SECONDS, "b says so")
+    assert runtime_subnet(cluster, "b") == ""
     cluster.twin.state.create(node("b", "10.244.2.0/24"))
     wait_until(lambda: published_before == cluster.stands("b"), SECONDS, "published again")
     cluster.knows("a", "10.244.2.0/24")
-    wait_until((b.state_dir / "subnet.env").exists, SECONDS, "b takes containers again")
+    takes_containers(cluster, "b", "10.244.2.0/24")
+    assert (b.state_dir / "subnet.env").exists()
     ping(cluster)
 
 
 def test_ovctl_lists_the_nodes_and_reserves_nothing(cluster: Cluster) -> None:
     a = cluster.host("a")
-    env = {"OVNET_NET_CONFIG_PATH": str(cluster.lab.dir / "net-conf.json")}
+    env = cluster.env
     leases = a.json("lease", "list")
     assert [(each["node"], each["subnet"], each["reserved"]) for each in leases] == [
         ("a", "10.244.1.0/24", True), ("b", "10.244.2.0/24", True),
@@ -219,3 +246,9 @@ def test_ovctl_lists_the_nodes_and_reserves_nothing(cluster: Cluster) -> None:
     ) and "nothing to reserve" in refused.stderr
     refused = a.ovctl("lease", "release", "10.244.2.0/24", check=False)
     assert refused.returncode == 2 and "kubectl delete node b" in refused.stderr
+
+
+def test_what_compares_store_and_kernel_finds_them_alike(cluster: Cluster) -> None:
+    a = cluster.host("a")
+    assert a.ovctl("map", "diff", env=cluster.env, check=False).returncode == 0
+    assert "answers, 2 leases" in a.ovctl("doctor", "--no-probe", env=cluster.env, check=False).stdout
