@@ -31,6 +31,8 @@ class Cluster:
     twin: Twin
     hosts: dict[str, Host] = field(default_factory=dict)
     containers: dict[str, Container] = field(default_factory=dict)
+    agents: dict[str, Agent] = field(default_factory=dict)
+    """The newest of each host."""
 
     @property
     def token(self) -> Path:
@@ -44,7 +46,8 @@ class Cluster:
     def agent(self, name: str, *, wait: bool = True) -> Agent:
         self.conflist(name).parent.mkdir(parents=True, exist_ok=True)
         env = {**self.env, "OVNET_RESYNC_INTERVAL": "5", "OVNET_CNI_CONF": str(self.conflist(name))}
-        return self.host(name).agent(wait=wait, env=env)
+        self.agents[name] = self.host(name).agent(wait=wait, env=env)
+        return self.agents[name]
 
     @property
     def env(self) -> dict[str, str]:
@@ -186,6 +189,22 @@ def test_nothing_is_lost_while_the_api_is_away_and_what_changed_is_followed_afte
     assert (tally.received, tally.duplicates) == (sent, 0)
 
 
+def test_an_agent_that_starts_while_the_api_is_away_waits_and_the_node_goes_on(cluster: Cluster) -> None:
+    a = cluster.host("a")
+    env = (a.state_dir / "subnet.env").read_text()
+    cluster.agents["a"].stop()
+    cluster.twin.stop()
+    agent = cluster.agent("a", wait=False)
+    wait_until(lambda: "kubernetes unreachable" in agent.log(), SECONDS, agent.log)
+    assert agent.poll() is None and not agent.ready()
+    ping(cluster)
+    assert (a.state_dir / "subnet.env").read_text() == env
+    assert runtime_subnet(cluster, "a") == "10.244.1.0/24"
+    cluster.twin.restart()
+    agent.wait_ready()
+    ping(cluster)
+
+
 def store_is_up(host: Host) -> bool:
     return "\novnet_store_up 1" in host.http("http://127.0.0.1:9475/metrics")[1]
 
@@ -230,6 +249,13 @@ def test_our_node_deleted_and_created_again_is_published_again(cluster: Cluster)
     takes_containers(cluster, "b", "10.244.2.0/24")
     assert (b.state_dir / "subnet.env").exists()
     ping(cluster)
+
+
+def test_an_agent_that_is_not_told_its_node_ends_with_one_line(cluster: Cluster) -> None:
+    done = cluster.host("d").ovctl("agent", check=False, env={**cluster.env, "OVNET_NODE_NAME": ""})
+    errors = [line for line in done.stderr.splitlines() if not line.startswith(("INFO", "WARNING"))]
+    assert done.returncode == 2 and len(errors) == 1 and "set NODE_NAME" in errors[0], done.stderr
+    assert "ovnet" not in cluster.host("d").ip("link")
 
 
 def test_ovctl_lists_the_nodes_and_reserves_nothing(cluster: Cluster) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from ctl.settings.endpoint import Endpoint
 from ctl.store.connection import names
-from ctl.store.connection.http import Channel, Request
+from ctl.store.connection.http import Channel, Request, reason
 from ctl.store.connection.names import Name
 from ctl.store.connection.tls import trust_files
 
@@ -171,6 +171,21 @@ def test_tls_asks_for_the_name_whatever_its_address(
     ):
         ask(channel, 5)
     assert asked == [NAME]
+
+
+@pytest.mark.parametrize(
+    ("why", "where"),
+    [
+        ("unable to get local issuer certificate", "--etcd-cafile"),
+        ("certificate has expired", "--etcd-cafile"),
+        ("certificate is not yet valid", "this host's clock"),
+    ],
+)
+def test_a_certificate_that_is_not_trusted_is_said_with_where_to_look(why: str, where: str) -> None:
+    error = ssl.SSLCertVerificationError(1, "certificate verify failed")
+    error.verify_message = why
+    said = reason(error, ca="--etcd-cafile", certificate="--etcd-certfile")
+    assert said == f"its certificate is not trusted ({why}); see {where}"
 
 
 def test_a_name_that_does_not_answer_is_asked_for_once(resolver: Resolver) -> None:

@@ -179,7 +179,8 @@ def is_refusal(error: BaseException) -> bool:
 def reason(error: BaseException, *, ca: str, certificate: str) -> str:
     """A transport failure in a few words, on one line; `ca` and `certificate`: where those are set."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"its certificate is not trusted ({error.verify_message}); see {ca}"
+        where = "this host's clock" if "not yet valid" in error.verify_message else ca
+        return f"its certificate is not trusted ({error.verify_message}); see {where}"
     if isinstance(error, ssl.SSLError):
         words = (error.reason or str(error)).lower().replace("_", " ")
         return f"TLS: {words}" + (f"; see {certificate}" if "alert" in words else "")
