@@ -56,7 +56,9 @@ def run(args: argparse.Namespace) -> int:
         logging.warning("%s", doubt)
     faulthandler.enable()  # the watchdog's SIGABRT then shows where each thread stands
     require_capabilities()
-    return _run(settings)
+    from ctl.store import with_node_name
+
+    return _run(with_node_name(settings))
 
 
 def require_capabilities() -> None:

@@ -12,7 +12,9 @@ from ctl.settings.config import Settings
 from ctl.settings.endpoint import is_etcd, is_kubernetes, kubeconfig_path, parse_store_url
 
 if TYPE_CHECKING:
+    from ctl.store.connection.files import Followed
     from ctl.store.etcd.client import EtcdOptions
+    from ctl.store.kubernetes.access import Access
 
 
 def open_store(
@@ -79,19 +81,8 @@ def _etcd_options(url: str, settings: Settings | None) -> EtcdOptions:
 
 
 def _kubernetes(url: str, where: Settings | str, clock: Callable[[], float], *, patient: bool) -> LeaseStore:
-    import os
-    from functools import partial
-
-    from ctl.store.connection.files import Followed
-    from ctl.store.kubernetes.access import in_cluster
-    from ctl.store.kubernetes.kubeconfig import read_kubeconfig
     from ctl.store.kubernetes.store import KubernetesOptions, KubernetesStore
 
-    try:
-        path = kubeconfig_path(url)
-    except ValueError as error:
-        raise ConfigError(f"store URL: {error}") from error
-    load = partial(read_kubeconfig, path) if path else partial(in_cluster, os.environ)
     options = KubernetesOptions()
     if not isinstance(where, str):
         options = KubernetesOptions(
@@ -100,7 +91,38 @@ def _kubernetes(url: str, where: Settings | str, clock: Callable[[], float], *, 
             where.node_name,
             where.set_node_network_unavailable,
         )
-    return KubernetesStore(Followed(load, (path,)), options, clock, patient=patient)
+    return KubernetesStore(_access(url), options, clock, patient=patient)
+
+
+def _access(url: str) -> Followed[Access]:
+    """How to reach a cluster, as it is written now."""
+    import os
+    from functools import partial
+
+    from ctl.store.connection.files import Followed
+    from ctl.store.kubernetes.access import in_cluster
+    from ctl.store.kubernetes.kubeconfig import read_kubeconfig
+
+    try:
+        path = kubeconfig_path(url)
+    except ValueError as error:
+        raise ConfigError(f"store URL: {error}") from error
+    return Followed(partial(read_kubeconfig, path) if path else partial(in_cluster, os.environ), (path,))
+
+
+def with_node_name(settings: Settings) -> Settings:
+    """`settings` with this Node's name, where only a pod can tell it. ConfigError if nothing does."""
+    if settings.node_name or not is_kubernetes(settings.store):
+        return settings
+    import os
+    from dataclasses import replace
+
+    from ctl.store.kubernetes.client import ApiClient
+    from ctl.store.kubernetes.whoami import node_name
+
+    access = _access(settings.store)
+    name = node_name(access.now(), lambda: ApiClient(access, "", patient=True), os.environ)
+    return replace(settings, node_name=name)
 
 
 def _path(url: str, rest: str) -> str:

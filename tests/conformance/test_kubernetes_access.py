@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from ctl.core.errors import ConfigError, StoreDenied, StoreError
+from ctl.settings.endpoint import Endpoint
+from ctl.store.connection.files import Followed
+from ctl.store.kubernetes.access import Access
+from ctl.store.kubernetes.client import ApiClient
+from ctl.store.kubernetes.whoami import node_name
 from tests.conformance.test_etcd_access import ovctl, refused
 from tests.etcd import free_ports
 from tests.kube.nodes import node, published
@@ -119,3 +126,74 @@ def test_the_network_is_shown_as_the_file_has_it(
     shown = ovctl("network", "show", "--store", url, "--net-config-path", str(config), "-o", "json")
     found = json.loads(shown.stdout)
     assert (found["network"], found["backend"]) == ("10.99.0.0/16", "host-gw")
+
+
+# --- Which Node this is --------------------------------------------------------------
+
+
+def plain(twin: Twin, tokenfile: Path) -> Access:
+    return Access("test", Endpoint("127.0.0.1", twin.port), tokenfile=str(tokenfile))
+
+
+def asked(access: Access, *, patient: bool = True, **environ: str) -> str:
+    """The Node's name, found without a pause."""
+    return node_name(
+        access, lambda: ApiClient(Followed(lambda: access, ()), "", patient=patient), environ, lambda _: None
+    )
+
+
+def token(directory: Path, claims: object) -> Path:
+    """A file with a token that the twin takes for a node's, if it has no claims."""
+    file = directory / "token"
+    payload = base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=")
+    file.write_text(f"head.{payload}.signature" if claims else "node")
+    return file
+
+
+def test_a_pods_token_tells_its_node_and_nobody_is_asked(tmp_path: Path) -> None:
+    claims = {"kubernetes.io": {"namespace": "kube-flannel", "node": {"name": "n7", "uid": "u"}}}
+    with Twin() as twin:
+        assert asked(plain(twin, token(tmp_path, claims))) == "n7"
+        assert twin.asked == []
+
+
+@pytest.mark.parametrize(
+    "claims", [None, {}, [], {"kubernetes.io": {"pod": {"name": "p"}}}, {"kubernetes.io": 7}]
+)
+def test_where_the_token_does_not_tell_the_pod_does(tmp_path: Path, claims: object) -> None:
+    with Twin() as twin:
+        file = token(tmp_path, claims)
+        twin.users[file.read_text()] = User("system:serviceaccount:kube-flannel:flannel")
+        twin.state.pods[("kube-flannel", "ds-1")] = {"spec": {"nodeName": "n7"}}
+        twin.faults.answers = []
+        assert asked(plain(twin, file), POD_NAME="ds-1", POD_NAMESPACE="kube-flannel") == "n7"
+
+
+def test_an_api_that_is_away_is_waited_for_and_a_pod_that_is_not_there_is_an_error(tmp_path: Path) -> None:
+    twin = Twin()
+    twin.start()
+    access = plain(twin, token(tmp_path, None))
+    twin.stop()
+    twin.state.pods[("ns", "p")] = {"spec": {"nodeName": "n7"}}
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 3:
+            twin.start()
+
+    def client() -> ApiClient:
+        return ApiClient(Followed(lambda: access, ()), "", patient=True)
+
+    try:
+        assert node_name(access, client, {"POD_NAME": "p", "POD_NAMESPACE": "ns"}, sleep) == "n7"
+        assert len(waits) == 3
+        with pytest.raises(StoreError, match='pods "q" not found'):
+            asked(access, POD_NAME="q", POD_NAMESPACE="ns")
+        twin.users["node"] = User("flannel", FLANNEL - {"get pods"})
+        with pytest.raises(StoreDenied, match='cannot get resource "pods"'):
+            asked(access, patient=False, POD_NAME="p", POD_NAMESPACE="ns")
+        with pytest.raises(ConfigError, match="set NODE_NAME"):
+            asked(access, POD_NAME="p")
+    finally:
+        twin.stop()

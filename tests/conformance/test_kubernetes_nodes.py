@@ -43,9 +43,9 @@ class Cluster:
             self.hosts[name] = self.lab.host(name)
         return self.hosts[name]
 
-    def agent(self, name: str, *, wait: bool = True) -> Agent:
+    def agent(self, name: str, *, wait: bool = True, **more: str) -> Agent:
         self.conflist(name).parent.mkdir(parents=True, exist_ok=True)
-        env = {**self.env, "OVNET_RESYNC_INTERVAL": "5", "OVNET_CNI_CONF": str(self.conflist(name))}
+        env = {**self.env, "OVNET_RESYNC_INTERVAL": "5", "OVNET_CNI_CONF": str(self.conflist(name)), **more}
         self.agents[name] = self.host(name).agent(wait=wait, env=env)
         return self.agents[name]
 
@@ -221,7 +221,10 @@ def test_a_token_that_is_rotated_is_used_without_a_restart(cluster: Cluster) -> 
 
 def test_a_node_waits_for_its_podcidr_and_is_not_ready_until_then(cluster: Cluster) -> None:
     cluster.twin.state.create(node("c"))
-    agent = cluster.agent("c", wait=False)
+    # Told as by flannel's own manifest: which pod it is, and not which Node.
+    cluster.twin.state.pods[("kube-flannel", "ds-c")] = {"spec": {"nodeName": "c"}}
+    names = {"OVNET_NODE_NAME": "", "POD_NAME": "ds-c", "POD_NAMESPACE": "kube-flannel"}
+    agent = cluster.agent("c", wait=False, **names)
     wait_until(lambda: "node c has no podCIDR for IPv4" in agent.log(), SECONDS, agent.log)
     assert agent.poll() is None and not agent.ready()
     cluster.twin.state.patch("c", merge, {"spec": {"podCIDR": "10.244.3.64/26"}}, status=False)

@@ -49,6 +49,8 @@ class State:
         self.history: list[Event] = []
         self._nodes: dict[str, Json] = {}
         self._items: dict[str, bytes] = {}
+        self.pods: dict[tuple[str, str], Json] = {}
+        """Pods by namespace and name."""
         self._lists: dict[str, tuple[int, list[str], dict[str, bytes]]] = {}
         """Snapshots that lists go on with, by token."""
 

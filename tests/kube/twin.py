@@ -248,6 +248,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.twin.asked.append(Asked("get", path, "", None))
             self._answer(200, json.dumps(known[path]).encode())
             return
+        if "/pods/" in path:
+            self._pod(path)
+            return
         parts = path.removeprefix("/api/v1/nodes").strip("/").split("/")
         if not path.startswith("/api/v1/nodes") or len(parts) > 2 or parts[1:] not in ([], ["status"]):
             raise ApiError(404, "NotFound", "the server could not find the requested resource")
@@ -291,6 +294,16 @@ class _Handler(BaseHTTPRequestHandler):
                 )
             self._answer(200, nodes.alone(state.patch(name, PATCHES[content], given, status=status)))
 
+    def _pod(self, path: str) -> None:
+        namespace, _, name = path.removeprefix("/api/v1/namespaces/").partition("/pods/")
+        user = self._user()
+        self.twin.asked.append(Asked("get", path, user.name, None))
+        self._allow(user, "get", "pods", name)
+        pod = self.twin.state.pods.get((namespace, name))
+        if pod is None:
+            raise ApiError(404, "NotFound", f'pods "{name}" not found')
+        self._answer(200, json.dumps(pod).encode())
+
     def _user(self) -> User:
         token = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
         if token in self.twin.users:
@@ -302,9 +315,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _allow(self, user: User, verb: str, resource: str, name: str) -> None:
         if not user.rights & {"*", f"{verb} {resource}"}:
-            which = f' "{name}"' if name else ""
+            which = resource.partition("/")[0] + (f' "{name}"' if name else "")
             raise ApiError(
-                403, "Forbidden", f'nodes{which} is forbidden: User "{user.name}" cannot {verb} resource'
+                403, "Forbidden", f'{which} is forbidden: User "{user.name}" cannot {verb} resource'
                 f' "{resource}" in API group "" at the cluster scope',
             )  # fmt: skip
 

@@ -34,9 +34,7 @@ from ctl.store.kubernetes.list import NODES, read_list
 from ctl.store.kubernetes.schema import Entry, Schema
 from ctl.store.kubernetes.watch import Pace, Watch, entry_of
 
-NO_NODE: Final = (
-    "kubernetes: which Node this is has not been said: set NODE_NAME (fieldRef: spec.nodeName) or --node-name"
-)
+NO_NODE: Final = "kubernetes: which Node this is has not been said: set NODE_NAME or --node-name"
 LENGTH: Final = 24
 """The length of subnets for who asks from outside of a node; kube-controller-manager's own default."""
 
