@@ -495,6 +495,27 @@ def test_a_node_created_anew_is_not_written_to_as_the_old_one(twin: Twin, opened
         assert stands(twin) == {}
 
 
+@pytest.mark.parametrize("back", [True, False])
+def test_a_node_that_is_another_one_by_now_is_asked_for_once(twin: Twin, opened: Opener, back: bool) -> None:
+    """Before the watch tells: a holder that tries again and again must not flood the API."""
+    store = opened()
+    with watched(store) as seen:
+        held = holder(store)
+        held.acquire(network_of(store))
+        seen.has(n1="10.0.0.1")
+        twin.faults.silent = True
+        twin.state.delete("n1")
+        if back:
+            twin.state.create(node("n1", "10.244.7.0/24"))
+        before = len(twin.of("patch"))
+        held.identity = replace(IDENTITY, host=IPv4Address("10.0.0.8"))
+        said = "the node has 10.244.7.0/24 now" if back else "there is no node n1"
+        assert said in _complaint(held)
+        assert len(twin.of("patch")) == before + 1
+        twin.faults.silent = False
+        assert said in _complaint(held)
+
+
 def test_a_node_without_a_podcidr_waits_for_one(twin: Twin, opened: Opener) -> None:
     twin.state.create(node("n2"))
     store = opened(name="n2")

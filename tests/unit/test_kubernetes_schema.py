@@ -361,6 +361,12 @@ def test_an_event_from_before_our_own_write_changes_nothing() -> None:
     assert cache.put(entry("own", 2, uid="another", version=15))
 
 
+def test_the_end_of_a_node_that_was_created_anew_meanwhile_removes_nothing() -> None:
+    cache = loaded(entry("a", 1, uid="new"))
+    assert not cache.remove("a", "old") and "a" in cache.entries
+    assert cache.remove("a", "new") and not cache.remove("a", "new")
+
+
 # --- net-conf.json --------------------------------------------------------------
 
 

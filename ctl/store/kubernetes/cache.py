@@ -62,12 +62,14 @@ class Cache:
             self._touch()
         return changed
 
-    def remove(self, name: str) -> bool:
-        """A Node is deleted; whether it was known."""
-        known = self.entries.pop(name, None)
-        if known is not None:
-            self._touch()
-        return known is not None
+    def remove(self, name: str, uid: str = "") -> bool:
+        """A Node is deleted, the one with this uid; whether it was known. "": whichever has the name."""
+        known = self.entries.get(name)
+        if known is None or (uid and known.uid != uid):
+            return False  # the one of this name that we know was created after it
+        del self.entries[name]
+        self._touch()
+        return True
 
     def _touch(self) -> None:
         self._changes += 1

@@ -219,25 +219,31 @@ class KubernetesStore:
         if self._watch is not None:
             entry = self._watch.read(lambda cache: cache.entries.get(name))
         else:
-            try:
-                entry = entry_of(self._schema, self._client.get(f"{NODES}/{quote(name)}"))
-            except Missing:
-                entry = None
+            entry = self._asked(name)
         if entry is None:
             raise Unassigned(
                 f"there is no node {name} in the API (not registered yet, deleted, or another name)"
             )
         return entry
 
+    def _asked(self, name: str) -> Entry | None:
+        """A Node, as the API has it now; None: there is none."""
+        try:
+            return entry_of(self._schema, self._client.get(f"{NODES}/{quote(name)}"))
+        except Missing:
+            return None
+
     def _patch(self, own: Entry, body: dict[str, object]) -> Entry:
         """Write to our Node's status, as flannel does. LeaseConflict if it is another Node by now."""
         try:
             answer = self._client.patch(f"{NODES}/{quote(own.name)}/status", body)
-        except Missing as error:
+        except (Missing, LeaseConflict) as error:
+            if self._watch is not None:  # which has not told us yet
+                self._watch.learn(own.name, self._asked(own.name))
             raise LeaseConflict(str(error)) from error
         entry = entry_of(self._schema, answer)
         if self._watch is not None:
-            self._watch.learn(entry)
+            self._watch.learn(own.name, entry)
         return entry
 
 

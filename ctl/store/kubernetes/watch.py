@@ -117,10 +117,13 @@ class Watch:
                 raise StoreAway(f"kubernetes {self._client.where}: has not answered yet")
             return look(self._cache)
 
-    def learn(self, entry: Entry) -> None:
-        """What the API has answered to something that we have written."""
+    def learn(self, name: str, entry: Entry | None) -> None:
+        """What the API has just said of a Node; None: there is none of this name."""
         with self._progress:
-            self._cache.put(entry)
+            if entry is None:
+                self._cache.remove(name)
+            else:
+                self._cache.put(entry)
 
     def refresh(self) -> None:
         """List everything and correct the cache by it. StoreError."""
@@ -246,7 +249,7 @@ class Watch:
                 return False
             entry = self._schema.read(node, mark)
             if kind == "DELETED":
-                return self._cache.remove(entry.name)
+                return self._cache.remove(entry.name, entry.uid)
             return self._cache.put(entry)
 
     def _lost(self, error: StoreError) -> None:
