@@ -341,6 +341,27 @@ def test_of_two_nodes_with_one_podcidr_ours_is_ours() -> None:
     assert [lease.node for lease in found.leases] == ["own"]
 
 
+@given(st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 3), st.sampled_from("12"), st.booleans())))
+def test_a_cache_kept_by_events_is_what_a_list_would_make_it(
+    events: list[tuple[str, int, str, bool]],
+) -> None:
+    """A Node comes or changes (its subnet, its uid), or goes; some subnets are those of several."""
+    kept = Cache("c")
+    for version, (name, third, uid, goes) in enumerate(events, start=1):
+        if goes:
+            kept.remove(name)
+        else:
+            kept.put(entry(name, third, uid=uid, version=version, born=uid))
+        kept.snapshot()
+    listed = Cache("c")
+    listed.load(Listing("10", kept.entries))
+    assert kept.snapshot().leases == listed.snapshot().leases
+    assert kept.snapshot().problems == listed.snapshot().problems
+    subnets = [lease.subnet for lease in kept.snapshot().leases]
+    assert subnets == sorted(set(subnets))
+    assert len(subnets) + len(kept.snapshot().problems) == len(kept.entries)
+
+
 def test_a_snapshot_is_the_same_object_until_something_changes() -> None:
     cache = loaded(entry("a", 1))
     before = cache.snapshot()
