@@ -8,9 +8,10 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from ctl.agent.loop import Agent
-from ctl.core.errors import StoreError, Unassigned
-from ctl.core.host import EVERYTHING
-from ctl.core.model import Network
+from ctl.core.errors import ConfigError, StoreError, Unassigned
+from ctl.core.host import EVERYTHING, Ground, Surroundings
+from ctl.core.lease import Create, Keep, take
+from ctl.core.model import Lease, Network
 from tests.unit.world import NETWORK, Claims, FlakyStore, MemoryKernel, Posts, World, made
 
 SUBNET = NETWORK.subnet_min
@@ -118,3 +119,19 @@ def test_it_says_once_that_it_is_in_service_and_is_ready_all_the_same(
     assert agent.report is not None and agent.report.ready
     said = [record.getMessage() for record in caplog.records if "in service" in record.getMessage()]
     assert said == (["cannot tell that this node is in service: cannot patch"] if deaf else [])
+
+
+def test_a_subnet_that_covers_the_hosts_own_link_is_refused() -> None:
+    """Nothing is chosen there, so nothing can be chosen that is clear of it."""
+    link = Ground(IPv4Network("172.17.0.0/22"), "eth0")
+    around = Surroundings(underlay=(link,))
+    with pytest.raises(ConfigError, match=r"the subnet of this node, 172.17.1.0/24, covers the underlay"):
+        take(IPv4Network("172.17.1.0/24"), [], "a", around)
+    assert take(OTHER, [], "a", around) == Create(OTHER)
+
+
+def test_only_our_name_makes_a_lease_ours() -> None:
+    here, there = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
+    ours, others = Lease(OTHER, there, node="a"), Lease(SUBNET, here, node="b")
+    assert take(OTHER, [others, ours], "a", Surroundings()) == Keep(ours)
+    assert take(SUBNET, [others, ours], "a", Surroundings()) == Create(SUBNET)
