@@ -89,6 +89,8 @@ class Agent:
         self._report_file = ReportFile(settings.state_dir)
         self._starting = Starting()
         self._drops = DropLog()
+        self._untold = ""
+        """Why the store could not be told that this node is in service; empty: it could, or has not to be."""
         self._watching: Closing | None = None
         """The store's watch, from `start` to the end of `run`."""
 
@@ -220,6 +222,8 @@ class Agent:
             log.info("reconciled again")
         self._publish()  # first: who is told that it is ready may look at once
         self._tell_readiness(outcome.error, was_ready=was_ready)
+        if Part.STORE in outcome.parts:
+            self._tell_store()
         self._aside(Concern.CNI, self._tell_runtimes, None)
 
     def _tell_readiness(self, error: str, *, was_ready: bool) -> None:
@@ -227,7 +231,6 @@ class Agent:
             log.info("ready: %s", self._settings.node_name)
             notify("READY=1")
             self._starting.goes_on()
-            self._tell_store()
         elif error and not was_ready:
             self._starting.waits(f"not ready: {error}")
 
@@ -243,11 +246,16 @@ class Agent:
             self._runtimes.admit(SubnetEnv(network.network, lease.subnet, findings.mtu, settings.ip_masq))
 
     def _tell_store(self) -> None:
-        """That this node is in service. Once, and no more than a hint: what fails is only said."""
+        """That this node is in service, once it is: no more than a hint, so what fails is only said, once."""
+        before, self._untold = self._untold, ""
+        if not self._schedule.ready or not self._joined.report.up:
+            return
         try:
             self._store.in_service()
         except StoreError as error:
-            log.warning("cannot tell that this node is in service: %s", error)
+            self._untold = str(error)
+            if self._untold != before:
+                log.warning("cannot tell that this node is in service: %s", error)
 
     def _aside(self, concern: Concern, look: Callable[[], T], otherwise: T) -> T:
         """What `look` returns. A failure is a problem, said once by `concern`; the next turn looks again."""

@@ -69,7 +69,10 @@ class LeaseStore(Closing, Protocol):
         """
 
     def in_service(self) -> None:
-        """Tell whoever waits for it that this node carries packets from now on."""
+        """Tell whoever waits for it that this node carries packets, if he has not heard it yet.
+
+        To be called again and again: it costs nothing where there is nothing to tell.
+        """
 
 
 @dataclass(frozen=True, slots=True)

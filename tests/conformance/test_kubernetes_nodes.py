@@ -11,7 +11,7 @@ import pytest
 
 from tests.host import Agent, Container, Host
 from tests.kube.nodes import PREFIX, node, published
-from tests.kube.state import merge
+from tests.kube.state import merge, strategic
 from tests.kube.twin import Twin, User
 from tests.lab import Lab
 from tests.pki import Certificates
@@ -160,6 +160,17 @@ def test_containers_reach_each_other_and_the_nodes_are_as_flannel_has_them(clust
         assert [each["reason"] for each in conditions if each["type"] == "NetworkUnavailable"] == [
             "FlannelIsUp"
         ]
+
+
+def test_a_node_that_somebody_calls_unavailable_is_called_available_again(cluster: Cluster) -> None:
+    told = {"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"}
+    cluster.twin.state.patch("a", strategic, {"status": {"conditions": [told]}}, status=True)
+
+    def reasons() -> list[str]:
+        conditions = cluster.twin.state.object("a")["status"]["conditions"]
+        return [each["reason"] for each in conditions if each["type"] == "NetworkUnavailable"]
+
+    wait_until(lambda: reasons() == ["FlannelIsUp"], SECONDS, lambda: f"{reasons()}")
 
 
 def test_a_node_of_flannels_becomes_a_peer_and_goes_with_its_node(cluster: Cluster) -> None:

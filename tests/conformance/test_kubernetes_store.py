@@ -27,7 +27,7 @@ from ctl.store.kubernetes.store import KubernetesOptions, KubernetesStore
 from ctl.store.kubernetes.watch import Pace
 from tests.etcd import Wire
 from tests.kube.nodes import PREFIX, node, now, published
-from tests.kube.state import ApiError, merge
+from tests.kube.state import ApiError, merge, strategic
 from tests.kube.twin import FLANNEL, Twin, User
 from tests.process import wait_until
 from tests.unit.stores import MAC
@@ -590,6 +590,34 @@ def test_the_condition_is_cleared_as_flannel_does_and_others_stay(twin: Twin, op
     told = conditions["NetworkUnavailable"]
     assert (told["status"], told["reason"]) == ("False", "FlannelIsUp")
     assert told["message"] == "Flannel is running on this node"
+
+
+def test_the_condition_is_cleared_again_when_somebody_sets_it(twin: Twin, opened: Opener) -> None:
+    store = opened()
+    with watched(store) as seen:
+        store.in_service()
+        store.in_service()
+        assert len(twin.of("patch")) == 1
+        streams(twin, seen)
+        set_unavailable(twin, "n1")
+        wait_until(lambda: cleared(store, twin), SECONDS, "cleared again")
+        wait_until(lambda: not store._watch or not store._watch.unavailable(), SECONDS, "heard of it")
+        before = len(twin.of("patch"))
+        store.in_service()
+        set_unavailable(twin, "n9")
+        store.in_service()
+        assert len(twin.of("patch")) == before
+
+
+def set_unavailable(twin: Twin, name: str) -> None:
+    told = {"type": "NetworkUnavailable", "status": "True", "reason": "NoRouteCreated"}
+    twin.state.patch(name, strategic, {"status": {"conditions": [told]}}, status=True)
+
+
+def cleared(store: KubernetesStore, twin: Twin) -> bool:
+    store.in_service()
+    conditions = twin.state.object("n1")["status"]["conditions"]
+    return [each["status"] for each in conditions if each["type"] == "NetworkUnavailable"] == ["False"]
 
 
 # --- With a holder of leases, as the agent has it -----------------------------------

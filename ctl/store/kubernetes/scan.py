@@ -20,6 +20,7 @@ _HEAD: Final = re.compile(
     rb'"metadata":\{"name":"([^"\\]+)","uid":"([^"\\]+)","resourceVersion":"([0-9]+)"'
 )
 _STATUS: Final = b',"status":{'
+_UNAVAILABLE: Final = b'"type":"NetworkUnavailable","status":"True"'
 _SPEC: Final = b'"spec":{'
 _ANNOTATIONS: Final = b',"annotations":{'
 _STRINGS: Final = re.compile(rb'(?:"(?:[^"\\]++|\\.)*+"[:,]?)*+\}')
@@ -57,6 +58,11 @@ def glance(text: bytes) -> Glance | None:
         written = text[begin : end.end()]
     name, uid, version = head.groups()
     return Glance(name.decode(), version.decode(), hash((uid, written, text[spec:status])) or 1)
+
+
+def says_unavailable(text: bytes) -> bool:
+    """Whether a Node has the condition that no network is there for its pods."""
+    return _UNAVAILABLE in text
 
 
 def parse(text: bytes, depth: int) -> dict[str, Any]:

@@ -78,6 +78,8 @@ class KubernetesStore:
         """Length of the subnet that our Node had when we first looked; 0: we have not."""
         self._host = ""
         """The address that we have published an administrator's for; "": we have published our own."""
+        self._told = False
+        """Whether we have said that our Node has a network."""
         self._lease: Lease | None = None
         """Our own as it was written last; None: it was not."""
 
@@ -200,7 +202,8 @@ class KubernetesStore:
         return own.subnet
 
     def in_service(self) -> None:
-        if not self._options.clear_unavailable:
+        again = self._watch is not None and self._watch.unavailable()
+        if not self._options.clear_unavailable or (self._told and not again):
             return
         now = datetime.fromtimestamp(self._clock(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         condition = {
@@ -212,6 +215,7 @@ class KubernetesStore:
             "message": "Flannel is running on this node",
         }
         self._patch(self._own(), {"status": {"conditions": [condition]}})
+        self._told = True
 
     def _own(self) -> Entry:
         """Our Node, as it is known. Unassigned if there is none."""

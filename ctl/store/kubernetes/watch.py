@@ -79,6 +79,8 @@ class Watch:
         """Whether the server may have another history than the one that the cache is of."""
         self._error: StoreError | None = None
         """Why nothing can be read from the API; None if something can."""
+        self._unavailable = False
+        """Whether our Node is said to have no network."""
         self._stream: Stream | None = None
         self._heard = time.monotonic()
         self._closing = threading.Event()
@@ -124,6 +126,11 @@ class Watch:
                 self._cache.remove(name)
             else:
                 self._cache.put(entry)
+
+    def unavailable(self) -> bool:
+        """Whether somebody has said, since the watch began, that our Node has no network."""
+        with self._progress:
+            return self._unavailable
 
     def refresh(self) -> None:
         """List everything and correct the cache by it. StoreError."""
@@ -227,20 +234,29 @@ class Watch:
     def _take(self, line: bytes) -> None:
         """An event. One that changes nothing of ours (a heartbeat) is not parsed."""
         seen = scan.glance(line)
+        if seen and seen.name == self._schema.own and self._is_unavailable(line):
+            self._notify()
         with self._progress:
             known = self._cache.entries.get(seen.name) if seen else None
             if seen and known and known.mark == seen.mark:
                 self._cache.reached(seen.version)
                 return
         event = scan.parse(line, 2)
-        if self._apply(event, line, seen.mark if seen else 0):
+        if self._apply(event, seen.mark if seen else 0):
             self._notify()
 
-    def _apply(self, event: dict[str, Any], line: bytes, mark: int) -> bool:
+    def _is_unavailable(self, line: bytes) -> bool:
+        """Whether our Node is said to have no network, and was not before."""
+        before, now = self._unavailable, scan.says_unavailable(line)
+        with self._progress:
+            self._unavailable = now
+        return now and not before
+
+    def _apply(self, event: dict[str, Any], mark: int) -> bool:
         """Whether it has changed anything. Gone or another StoreError if it says that the watch is over."""
         kind, node = event.get("type"), event.get("object")
         if not isinstance(node, dict):
-            raise ValueError(f"an event without an object: {line[:80]!r}")
+            raise ValueError(f"an event without an object: {kind!r}")
         if kind == "ERROR":
             raise status_error(self._client.where, node, 0)
         version = str((node.get("metadata") or {}).get("resourceVersion", ""))
