@@ -18,8 +18,10 @@ from ctl.cluster.leasing import LeaseHolder
 from ctl.core.errors import ConfigError, LeaseConflict, StoreAway, StoreDenied, StoreError, Unassigned
 from ctl.core.host import Identity
 from ctl.core.model import Lease
+from ctl.process.backoff import BackOff
 from ctl.settings.endpoint import Endpoint
 from ctl.store.connection.files import Followed
+from ctl.store.kubernetes import watch as watch_module
 from ctl.store.kubernetes.access import Access
 from ctl.store.kubernetes.client import STRATEGIC_MERGE
 from ctl.store.kubernetes.schema import Schema
@@ -287,6 +289,41 @@ def streams(twin: Twin, seen: Seen) -> None:
     wait_until(lambda: twin.of("watch"), SECONDS, "it watches")
     join(twin, "n9", 9, "10.0.0.9")
     wait_until(lambda: "n9" in seen.nodes, SECONDS, "the watch tells")
+
+
+def test_a_server_that_is_busy_is_there_and_its_stream_is_kept(twin: Twin, opened: Opener) -> None:
+    with watched(opened(pace=replace(QUICK, probe=0.1))) as seen:
+        streams(twin, seen)
+        twin.faults.busy = True
+        wait_until(lambda: len(twin.of("get", "/version")) > 2, SECONDS, "it is asked")
+        join(twin, "n2", 2, "10.0.0.2")
+        seen.has(n2="10.0.0.2", n9="10.0.0.9")
+        assert twin.watches == 1
+
+
+def test_a_failure_that_takes_long_is_no_success(
+    twin: Twin, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a server that is slow from load would be asked for everything again without a pause."""
+    waits: list[float] = []
+
+    class Noting(BackOff):
+        def failed(self, now: float) -> float:
+            waits.append(super().failed(now))
+            return waits[-1]
+
+        def succeeded(self) -> None:
+            waits.clear()
+            super().succeeded()
+
+    monkeypatch.setattr(watch_module, "BackOff", Noting)
+    twin.faults.delay = 0.3
+    twin.faults.answers = [(500, {}, b"slow")] * 3
+    with watched(opened(pace=replace(QUICK, back_off=(0.01, 0.1)))) as seen:
+        wait_until(lambda: twin.watches, SECONDS, "it watches at last")
+        assert len(waits) == 3 and waits[2] > waits[0]
+        twin.faults.delay = 0.0
+        seen.has()
 
 
 def test_an_api_that_is_away_is_said_once_and_what_is_known_is_kept(twin: Twin, opened: Opener) -> None:

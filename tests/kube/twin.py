@@ -68,6 +68,8 @@ class Faults:
     """What the next requests for Nodes get, in turn, whatever they ask for."""
     silent: bool = False
     """Watches stay open, and say nothing."""
+    busy: bool = False
+    """Whatever is asked gets 503."""
     silent_before: int = 0
     """The same of those that began before this one."""
     bookmarks: bool = True
@@ -244,6 +246,10 @@ class _Handler(BaseHTTPRequestHandler):
             "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": []},
             "/api/v1": RESOURCES,
         }  # fmt: skip
+        if self.twin.faults.busy:
+            self.twin.asked.append(Asked("get", path, "", None))
+            self._answer(503, b"busy", {"Retry-After": "1"})
+            return
         if path in known:
             self.twin.asked.append(Asked("get", path, "", None))
             self._answer(200, json.dumps(known[path]).encode())

@@ -82,6 +82,8 @@ class Watch:
         self._unavailable = False
         """Whether our Node is said to have no network."""
         self._stream: Stream | None = None
+        self._opened: float | None = None
+        """When the stream of this round began, seconds of the steady clock; None: it has not."""
         self._heard = time.monotonic()
         self._closing = threading.Event()
         self._threads = [
@@ -156,7 +158,7 @@ class Watch:
     def _follow(self) -> None:
         back_off = BackOff(*self._pace.back_off)
         while not self._closing.is_set():
-            started, least = time.monotonic(), 0.0
+            self._opened, least = None, 0.0
             try:
                 self._round()
             except Gone:
@@ -164,13 +166,16 @@ class Watch:
             except StoreError as error:
                 self._lost(error)
                 least = error.wait * random.uniform(1, 1.2) if isinstance(error, Busy) else 0.0
-            now = time.monotonic()
-            if now - started >= min(self._pace.back_off[1], self._pace.watch):
+            if self._lasted() >= min(self._pace.back_off[1], self._pace.watch):
                 back_off.succeeded()
                 wait = random.uniform(0, self._pace.back_off[0])
             else:
-                wait = back_off.failed(now)
+                wait = back_off.failed(time.monotonic())
             self._closing.wait(max(wait, least))
+
+    def _lasted(self) -> float:
+        """For how many seconds this round had a stream."""
+        return time.monotonic() - self._opened if self._opened is not None else 0.0
 
     def _put_off(self) -> float:
         """Seconds until the list is read, after all nodes have lost their place at once."""
@@ -203,7 +208,7 @@ class Watch:
         )
         with self._progress:
             self._stream = stream
-        self._heard = time.monotonic()
+        self._heard = self._opened = time.monotonic()
         self._doubted = True  # until it tells something, and unless it is cut off
         try:
             if not self._closing.is_set():
@@ -292,6 +297,8 @@ class Watch:
                 if self._error is None and time.monotonic() - listed >= self._list_every():
                     listed = time.monotonic()
                     self.refresh()
+            except Busy:
+                asked = time.monotonic()  # it is there
             except StoreError:
                 # Whether it has really gone, the other thread finds out by opening a new stream.
                 asked = time.monotonic()
