@@ -482,8 +482,8 @@ def test_a_second_look_at_the_same_host_changes_nothing(
     asked: UplinkChoice, then: Host, later: list[Host]
 ) -> None:
     first = decide_first(asked, then)
-    assume(first.memory is not None)
-    assert first.memory
+    if first.memory is None:  # as often as not: too many to be assumed away
+        return
     state, now = first.memory, 0.0
     for each in later:
         now += HOLD_S
