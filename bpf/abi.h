@@ -24,6 +24,10 @@ enum hook {
 	HOOK_FROM_WIRE      = 2, /* tc ingress of the uplink */
 	HOOK_TO_CONTAINER   = 3, /* tc egress of a port */
 	HOOK_FROM_WIRE_XDP  = 4, /* XDP of the uplink, before from_wire */
+	/* No places of their own, but counted as such: the tunnel gear, behind what to_overlay and
+	 * from_wire have left to the kernel path. */
+	HOOK_TUNNEL_OUT     = 5,
+	HOOK_TUNNEL_IN      = 6,
 	HOOK_MAX            = 8,
 };
 
@@ -31,6 +35,7 @@ enum bypass_mode {
 	BYPASS_OFF     = 0,
 	BYPASS_LEARNED = 1,
 	BYPASS_ALWAYS  = 2,
+	BYPASS_TUNNEL  = 3, /* nothing bypasses: the tunnel gear alone */
 };
 
 enum direction {
@@ -114,8 +119,10 @@ struct node {
 	__u8   uplink_mac[6];   /* XDP has no pkt_type to tell it what is for this host */
 	__u8   pad[2];
 	__u32  routing_marks;   /* bits of a mark by which `ip rule` may lead a packet elsewhere */
+	__u32  tunnel_ifindex;  /* the vxlan device; 0: the tunnel gear is off */
+	__u8   rest[4];
 };
-_Static_assert(sizeof(struct node) == 88, "struct node is ABI");
+_Static_assert(sizeof(struct node) == 96, "struct node is ABI");
 
 /* Not all peers fit the maps: who is in none of them may be a peer all the same. */
 #define NODE_F_PEERS_INCOMPLETE (1U << 0)
@@ -134,7 +141,7 @@ struct counter {
 };
 _Static_assert(sizeof(struct counter) == 24, "struct counter is ABI");
 
-/* peer_stats: host IP of a peer, per CPU -> traffic that bypassed */
+/* peer_stats: host IP of a peer, per CPU -> traffic that eBPF carried */
 struct peer_stats {
 	__u64 rx_packets;
 	__u64 rx_bytes;

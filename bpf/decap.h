@@ -66,6 +66,7 @@ struct arrival {
 	int    tos;       /* that the inner packet is to have; -1: none will do */
 	enum reason held; /* why only the kernel path may take it, if its source is right */
 	__u8 outer_tos;
+	__u8 believed;    /* its source is right, and nothing but the tunnel is in its way */
 };
 
 /* Priority tags that we look behind: the kernel takes any number of them off. */
@@ -212,9 +213,11 @@ static __always_inline enum reason read_inner(const struct node *self, struct cu
 	/* The device drops what is not for its MAC, and its own MAC as a loop. */
 	if (!same_mac(eth->h_dest, self->vtep_mac) || same_mac(eth->h_source, self->vtep_mac))
 		return REASON_INNER_MAC;
-	if (self->bypass == BYPASS_OFF || self->flags & NODE_F_OTHERS_BEHIND)
-		return REASON_BYPASS_OFF;
-	return REASON_NONE;
+	/* Programs behind ours have to see the packet, as it came. */
+	in->believed = !in->held && in->link_len && !(self->flags & NODE_F_OTHERS_BEHIND);
+	if (bypasses(self) && !(self->flags & NODE_F_OTHERS_BEHIND))
+		return REASON_NONE;
+	return in->held ? in->held : REASON_BYPASS_OFF;
 }
 
 /* Of such a packet, what follows. NONE if it is for a container that we know: then there is
@@ -282,25 +285,35 @@ static __always_inline void credit(struct peer_stats *stats, __u32 packets, __u3
 	stats->rx_bytes += bytes;
 }
 
+/* Take the tunnel off a packet behind `link_len` bytes of the link's header, and put `header` in
+ * the place of that and of the inner IP header. NONE, or why not: NO_ROOM, and nothing has changed. */
+static __always_inline enum reason unwrap(struct __sk_buff *skb, struct ipv4_header *header,
+					  __u32 link_len)
+{
+	if (bpf_skb_adjust_room(skb, -(int)TUNNEL_LEN, BPF_ADJ_ROOM_MAC, DECAP_FLAGS))
+		return REASON_NO_ROOM;
+	/* Ethernet to the container, on whatever it came. */
+	if (!link_len && bpf_skb_change_head(skb, sizeof(struct ethhdr), 0))
+		return REASON_ABORTED;
+	/* The level that the NIC verified was the tunnel's. */
+	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
+	return bpf_skb_store_bytes(skb, 0, header, sizeof(*header), 0) ? REASON_ABORTED : REASON_NONE;
+}
+
 static __always_inline enum reason decap(struct __sk_buff *skb, const struct arrival *in)
 {
 	const struct endpoint *endpoint = in->endpoint;
 	struct ipv4_header header = {};
+	enum reason why;
 
 	/* Copied before the packet moves: adjust_room invalidates `ip`. */
 	route(&header, in);
 	__builtin_memcpy(header.eth.h_dest, endpoint->mac, ETH_ALEN);
 	__builtin_memcpy(header.eth.h_source, endpoint->bridge_mac, ETH_ALEN);
 	header.eth.h_proto = bpf_htons(ETH_P_IP);
-	if (bpf_skb_adjust_room(skb, -(int)TUNNEL_LEN, BPF_ADJ_ROOM_MAC, DECAP_FLAGS))
-		return REASON_NO_ROOM;
-	/* Ethernet to the container, on whatever it came. */
-	if (!in->link_len && bpf_skb_change_head(skb, sizeof(struct ethhdr), 0))
-		return REASON_ABORTED;
-	/* The level that the NIC verified was the tunnel's. */
-	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
-	if (bpf_skb_store_bytes(skb, 0, &header, sizeof(header), 0))
-		return REASON_ABORTED;
+	why = unwrap(skb, &header, in->link_len);
+	if (why)
+		return why;
 	bpf_redirect_peer(endpoint->ifindex, 0);
 	return REASON_DECAP;
 }
@@ -338,13 +351,14 @@ static __always_inline int perhaps_ours(struct __sk_buff *skb, const struct node
 	return proto == bpf_htons(ETH_P_IP) && is_vxlan_at(skb, self, sizeof(struct ethhdr));
 }
 
-/* `start`: of the packet, as much of it as could be had. */
-static __always_inline enum reason wire_to_container(struct __sk_buff *skb, struct cursor start)
+/* `start`: of the packet, as much of it as could be had; `in`: what has been read of it, empty
+ * before. */
+static __always_inline enum reason wire_to_container(struct __sk_buff *skb, struct cursor start,
+						     struct arrival *in)
 {
 	struct cursor cur = start;
 	struct node *self = this_node();
 	__u32 packets = packets_of(skb);
-	struct arrival in = {};
 	enum reason why;
 
 	if (!self)
@@ -356,33 +370,33 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb, stru
 	/* Seen because the interface is promiscuous; ip_rcv() would not take it. */
 	if (skb->pkt_type != PACKET_HOST)
 		return REASON_NOT_OVERLAY;
-	in.link_len = find_link_len(skb, self, start);
-	why = read_outer(self, &cur, skb->len, skb, &in);
+	in->link_len = find_link_len(skb, self, start);
+	why = read_outer(self, &cur, skb->len, skb, in);
 	if (!why)
-		why = read_inner(self, &cur, &in);
+		why = read_inner(self, &cur, in);
 	/* The kernel may have the memory a moment later, and let in what was not checked. */
 	if (why == REASON_TRUNCATED && !is_linear(skb, &start, ARRIVING_LEN) && perhaps_ours(skb, self))
 		return REASON_UNREADABLE;
 	if (why)
 		return why;
-	why = read_flow(self, &cur, skb, &in);
+	why = read_flow(self, &cur, skb, in);
 	/* In one test: after two, each way out of read_flow() sets all that would follow. */
-	if (why || in.held)
-		return in.held ? in.held : why;
+	if (why || in->held)
+		return in->held ? in->held : why;
 	/* adjust_room leaves SKB_GSO_UDP_TUNNEL set, for which the container's UDP drops
 	 * segments; its TCP does not mind. */
-	if (in.inner.ip->protocol == IPPROTO_UDP && skb->gso_size)
+	if (in->inner.ip->protocol == IPPROTO_UDP && skb->gso_size)
 		why = REASON_UDP_GSO;
 	else
-		why = admit(self, &in, skb);
+		why = admit(self, in, skb);
 	if (!why)
-		why = decap(skb, &in);
+		why = decap(skb, in);
 	if (why != REASON_DECAP) {
-		bpf_set_hash(skb, flow_hash(&in.inner.key, self->flow_seed));
+		bpf_set_hash(skb, flow_hash(&in->inner.key, self->flow_seed));
 		return why;
 	}
-	use_approval(&in.inner, packets);
-	credit(in.stats, packets, in.len);
+	use_approval(&in->inner, packets);
+	credit(in->stats, packets, in->len);
 	return why;
 }
 

@@ -42,6 +42,34 @@ static __always_inline void fill_header(struct overlay_header *header, const str
 	header->inner_eth.h_proto = bpf_htons(ETH_P_IP);
 }
 
+/* Put the tunnel around a frame of `len` bytes; `header->inner_ip` is filled already. NONE, or
+ * why not: then nothing has changed. Written with store_bytes, not through pointers: a program
+ * that writes through pointers gets a prologue that copies every cloned skb, and local TCP
+ * sends clones. */
+static __always_inline enum reason wrap(struct __sk_buff *skb, const struct node *self,
+					const struct peer *peer, __u32 hash, __u32 len,
+					struct overlay_header *header)
+{
+	/* Segments in one packet. The kernel has them cut apart in front of the vxlan device
+	 * (gso_max_size); here an uplink might take them as they are, with a length modulo 2^16. */
+	if (len + OUTER_LEN > IP_MAX_LEN)
+		return REASON_OUTER_LENGTH;
+	fill_header(header, self, peer, hash, len);
+	if (bpf_skb_adjust_room(skb, TUNNEL_LEN, BPF_ADJ_ROOM_MAC, ENCAP_FLAGS))
+		return REASON_NO_ROOM;
+	return bpf_skb_store_bytes(skb, 0, header, sizeof(*header), 0) ? REASON_ABORTED : REASON_NONE;
+}
+
+static __always_inline void credit_sent(__be32 host, __u32 packets, __u32 bytes)
+{
+	struct peer_stats *stats = stats_of(host);
+
+	if (stats) {
+		stats->tx_packets += packets;
+		stats->tx_bytes += bytes;
+	}
+}
+
 /* Hand the finished packet to the uplink; the neighbour code writes the outer MACs. */
 static __always_inline void send_to(const struct peer *peer)
 {
@@ -96,7 +124,7 @@ static __always_inline enum reason read_frame(const struct node *self, struct cu
 	out->peer = peer_of(self, ip->daddr);
 	if (!out->peer)
 		return REASON_NOT_OVERLAY;
-	if (self->bypass == BYPASS_OFF)
+	if (!bypasses(self))
 		return REASON_BYPASS_OFF;
 	why = ip_obstacle(ip, len, skb->gso_size);
 	if (why)
@@ -133,32 +161,20 @@ static __always_inline enum reason encap(struct __sk_buff *skb, const struct nod
 	const struct flow *flow = out->inner.approval.flow;
 	__u32 len = skb->len, packets = packets_of(skb);
 	struct overlay_header header = {};
-	struct peer_stats *stats;
+	enum reason why;
 
-	/* Segments in one packet. The kernel path has them cut apart in front of the vxlan device
-	 * (gso_max_size); here an uplink might take them as they are, with a length modulo 2^16. */
-	if (len + OUTER_LEN > IP_MAX_LEN)
-		return REASON_OUTER_LENGTH;
-	/* Copied before the packet moves: adjust_room invalidates `ip`. Written with
-	 * store_bytes, not through pointers: a program that writes through pointers
-	 * gets a prologue that copies every cloned skb, and local TCP sends clones. */
+	/* Copied before the packet moves: adjust_room invalidates `ip`. */
 	header.inner_ip = *out->inner.ip;
 	ip_decrease_ttl(&header.inner_ip);
-	fill_header(&header, self, out->peer, out->hash, len);
-	if (bpf_skb_adjust_room(skb, TUNNEL_LEN, BPF_ADJ_ROOM_MAC, ENCAP_FLAGS))
-		return REASON_NO_ROOM;
-	if (bpf_skb_store_bytes(skb, 0, &header, sizeof(header), 0))
-		return REASON_ABORTED;
+	why = wrap(skb, self, out->peer, out->hash, len, &header);
+	if (why)
+		return why;
 	use_approval(&out->inner, packets);
 	/* As with the mark: the uplink's qdiscs go by both. */
 	skb->mark = mark_of(skb, flow);
 	if (flow)
 		skb->priority = flow->priority;
-	stats = stats_of(out->peer->host);
-	if (stats) {
-		stats->tx_packets += packets;
-		stats->tx_bytes += len;
-	}
+	credit_sent(out->peer->host, packets, len);
 	send_to(out->peer);
 	return REASON_ENCAP;
 }

@@ -38,7 +38,7 @@ static __always_inline int finish(struct __sk_buff *skb, enum hook hook, __u32 b
 
 	if (verdict == VERDICT_PASS)
 		return TC_ACT_UNSPEC;
-	if (verdict == VERDICT_BYPASS)
+	if (verdict == VERDICT_BYPASS || verdict == VERDICT_TUNNEL)
 		return TC_ACT_REDIRECT;
 	if (counter)
 		report_drop(skb, hook, reason, counter);

@@ -143,6 +143,12 @@ static __always_inline struct flow_key place_of(const struct flow_key *key)
 	return place;
 }
 
+/* Does anything bypass in this node's mode? */
+static __always_inline int bypasses(const struct node *self)
+{
+	return self->bypass == BYPASS_LEARNED || self->bypass == BYPASS_ALWAYS;
+}
+
 /* Is its flow approved? NONE, or why not. Nothing is changed: the kernel may yet refuse to
  * change the packet, and then gets it as it came. */
 static __always_inline enum reason check_approval(const struct node *self, struct inner *inner)

@@ -57,6 +57,15 @@ enum reason {
 	REASON_OUTER_LENGTH      = 33, /* segments, longer in the tunnel than its headers can say */
 	REASON_POLICY_ROUTED     = 37, /* its mark may lead it elsewhere than the peer's entry */
 
+	/* Carried by the kernel path, but for the tunnel header, which eBPF puts on and takes off. */
+	REASON_TUNNEL_ENCAP      = 34,
+	REASON_TUNNEL_DECAP      = 35,
+
+	/* Left to the kernel path, tunnel header and all. */
+	REASON_NOT_LOCAL         = 36, /* may leave this node again, with the tunnel's marks on it */
+	REASON_NO_NEIGHBOUR      = 38, /* next hop's MAC address not known: ARP is the kernel's */
+	REASON_SUPER_PACKET      = 39, /* several segments in one, or TCP that stays in order with such */
+
 	/* Dropped: ours, but wrong. */
 	REASON_UNKNOWN_VTEP      = 40,
 	REASON_SPOOFED_SOURCE    = 41, /* inner source is not that VTEP's */
@@ -64,6 +73,9 @@ enum reason {
 	REASON_OUTER_OPTIONS     = 43,
 	REASON_TAGGED            = 44, /* a VLAN tag that the kernel would look behind */
 	REASON_UNREADABLE        = 45, /* perhaps VXLAN for us, and no memory to look */
+
+	/* Left to the kernel path, too: all numbers below those of drops are taken. */
+	REASON_NO_DEVICE         = 46, /* the vxlan device is not (or no longer) there */
 
 	/* Impossible. */
 	REASON_ABORTED           = 60,
@@ -75,6 +87,7 @@ enum reason {
 enum verdict {
 	VERDICT_PASS,   /* left to the kernel path, exactly as it came but for a signature */
 	VERDICT_BYPASS, /* carried by eBPF */
+	VERDICT_TUNNEL, /* its tunnel header is eBPF's, all else the kernel path's */
 	VERDICT_DROP,
 	VERDICT_ABORT,  /* dropped, and a bug */
 };
@@ -83,9 +96,11 @@ static __always_inline enum verdict verdict_of(enum reason reason)
 {
 	if (reason == REASON_ENCAP || reason == REASON_DECAP || reason == REASON_DELIVERED)
 		return VERDICT_BYPASS;
+	if (reason == REASON_TUNNEL_ENCAP || reason == REASON_TUNNEL_DECAP)
+		return VERDICT_TUNNEL;
 	if (reason == REASON_ABORTED)
 		return VERDICT_ABORT;
-	return reason >= REASON_UNKNOWN_VTEP ? VERDICT_DROP : VERDICT_PASS;
+	return reason >= REASON_UNKNOWN_VTEP && reason <= REASON_UNREADABLE ? VERDICT_DROP : VERDICT_PASS;
 }
 
 #endif

@@ -156,14 +156,14 @@ static __always_inline enum reason deliver(struct __sk_buff *skb, const struct d
 	return REASON_DELIVERED;
 }
 
-static __always_inline enum reason from_wire_or_xdp(struct __sk_buff *skb)
+static __always_inline enum reason from_wire_or_xdp(struct __sk_buff *skb, struct arrival *in)
 {
 	struct cursor cur = cursor(skb->data_meta, skb->data);
 	struct delivery *note = take(&cur, sizeof(*note));
 
 	if (note && is_ours(note))
 		return deliver(skb, note);
-	return wire_to_container(skb, cursor_of(skb, ARRIVING_LEN));
+	return wire_to_container(skb, cursor_of(skb, ARRIVING_LEN), in);
 }
 
 /* There is bpf_xdp_load_bytes() only from 5.18 on. */

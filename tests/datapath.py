@@ -27,7 +27,11 @@ from ctl.kernel.bpf.child import Bcc
 from ctl.kernel.bpf.maps import Maps, Spec, specs
 from ctl.kernel.bpf.source import XDP, source
 from tests import packets
+from tests.lab import Lab
+from tests.namespace import Namespace
 
+STAGES: Final = {Hook.TO_OVERLAY: Hook.TUNNEL_OUT, Hook.FROM_WIRE: Hook.TUNNEL_IN}
+"""Where the second part of a program counts."""
 PROBES: Final = Path(__file__).parent / "bpf" / "probes.c"
 EXTRA: Final = ("probe_aborted", "probe_unpulled")
 """Probes of from_wire in a state that no test run can bring about."""
@@ -57,6 +61,8 @@ PEER: Final = PeerEntry(
     IPv4Address("192.168.50.2"), PEER_MAC, NODE.port, NODE.vni, LO, IPv4Address("192.168.50.2")
 )
 PEER_SUBNET: Final = IPv4Network("10.1.2.0/24")
+UPLINK: Final = 78
+"""Ifindex of an interface by which PEER is reached, in the namespace of `underlay`."""
 THIRD: Final = replace(PEER, host=IPv4Address("192.168.50.3"), next_hop=None)
 THIRD_SUBNET: Final = IPv4Network("10.1.3.0/24")
 NOBODY: Final = IPv4Address("10.1.77.1")
@@ -72,6 +78,18 @@ REMOTE: Final = IPv4Address("10.1.2.9")
 MAC: Final = MacAddress.parse("02:02:00:00:00:05")
 BRIDGE_MAC: Final = MacAddress.parse("02:02:00:00:00:01")
 ENDPOINT: Final = EndpointEntry(LO, MAC, BRIDGE_MAC)
+
+
+def underlay(lab: Lab) -> Namespace:
+    """A namespace in which the FIB has PEER as the maps say, and the next hop's MAC address."""
+    made = lab.namespace("underlay")
+    made.sysctl("net.ipv4.ip_forward", "1")
+    made.ip("link", "set", "lo", "up")
+    made.ip("link", "add", "name", "uplink", "index", str(UPLINK), "type", "bridge")
+    made.ip("address", "add", f"{NODE.host}/24", "dev", "uplink")
+    made.ip("link", "set", "uplink", "up")
+    made.ip("neigh", "add", str(PEER.next_hop), "lladdr", "02:03:00:00:00:02", "dev", "uplink")
+    return made
 
 
 class Action(IntEnum):
@@ -106,6 +124,8 @@ class Result:
     """skb->mark and skb->priority afterwards; not of XDP."""
     note: bytes = b""
     """Metadata in front of the packet; only of XDP."""
+    gear: str = ""
+    """What the tunnel gear said of it then; empty: it was not asked."""
 
     @property
     def tunnel(self) -> packets.Tunnel:
@@ -218,7 +238,7 @@ class Datapath:
     ) -> Result:
         """One packet; anything from `hash` on asks for the program's probe.
 
-        Fails unless exactly one counter rose, and that by one packet.
+        Fails unless exactly one counter rose (and one of the tunnel gear's), and that by one packet.
         """
         probed = bool(hash or cut or vlan or encapsulated)
         name = f"probe_{program}" if probed and not program.startswith("probe_") else program
@@ -226,16 +246,16 @@ class Datapath:
         before = self._counters[:]
         result, out, ctx_out, _ = syscall.prog_test_run(self.fd(name), packet, ctx=ctx)
         hook = Hook.FROM_WIRE if program in EXTRA else Hook[program.removeprefix("probe_").upper()]
-        reason, counted = self._counted(before, hook, max(gso_segs, 1))
+        reason, counted, gear = self._counted(before, hook, max(gso_segs, 1))
         signed, mark, priority = (_word(ctx_out, at) for at in (_CB + 16, _MARK, _PRIORITY))
-        return Result(Action(result), reason, out, counted, signed, mark, priority)
+        return Result(Action(result), reason, out, counted, signed, mark, priority, gear=gear)
 
     def xdp(self, packet: bytes, *, meta: bytes = b"", program: str = XDP) -> Result:
         """One packet through a program for XDP, with metadata of someone's already in front of it."""
         before = self._counters[:]
         ctx = struct.pack("=6I", len(meta), len(meta) + len(packet), 0, 0, 0, 0)
         result, out, ctx_out, _ = syscall.prog_test_run(self.fd(program), meta + packet, ctx=ctx)
-        reason, counted = self._counted(before, Hook.FROM_WIRE_XDP, 1)
+        reason, counted, _ = self._counted(before, Hook.FROM_WIRE_XDP, 1)
         (start,) = struct.unpack_from("=I", ctx_out)
         return Result(XdpAction(result), reason, out[start:], counted, 0, note=out[:start])
 
@@ -246,15 +266,18 @@ class Datapath:
         before = self._counters[:]
         ctx = _context(struct.unpack("=5I", note), 0, gso_size, gso_segs, mark=vlan)
         result, out, _, _ = syscall.prog_test_run(self.fd("probe_delivery"), packet, ctx=ctx)
-        reason, counted = self._counted(before, Hook.FROM_WIRE, max(gso_segs, 1))
-        return Result(Action(result), reason, out, counted, 0)
+        reason, counted, gear = self._counted(before, Hook.FROM_WIRE, max(gso_segs, 1))
+        return Result(Action(result), reason, out, counted, 0, gear=gear)
 
-    def _counted(self, before: bytes, hook: Hook, packets: int) -> tuple[str, tuple[int, int]]:
-        """The reason of a packet that `hook` has just seen, with packets and bytes."""
-        index, counted = _difference(before, self._counters[:])
-        assert index // abi.REASON_MAX == hook, f"{hook.label} counted at another hook: {index}"
-        assert counted[0] == packets
-        return REASONS[index % abi.REASON_MAX].label, counted
+    def _counted(self, before: bytes, hook: Hook, packets: int) -> tuple[str, tuple[int, int], str]:
+        """The reason of a packet that `hook` has just seen, packets and bytes; the tunnel gear's reason."""
+        found = {Hook(at // abi.REASON_MAX): (REASONS[at % abi.REASON_MAX].label, counted)
+                 for at, counted in _differences(before, self._counters[:])}  # fmt: skip
+        gear = found.pop(STAGES[hook], ("", None)) if hook in STAGES else ("", None)
+        assert list(found) == [hook], f"{hook.label} counted at other hooks: {found}"
+        assert found[hook][1][0] == packets
+        assert gear[1] in (None, found[hook][1]), "the gear counts another packet"
+        return *found[hook], gear[0]
 
 
 def _specs(peers: int, endpoints: int, flows: int) -> dict[str, Spec]:
@@ -294,16 +317,18 @@ def _context(cb: tuple[int, ...], ifindex: int, gso_size: int, gso_segs: int, *,
     return bytes(raw)
 
 
-def _difference(before: bytes, after: bytes) -> tuple[int, tuple[int, int]]:
-    """The one counter that changed: its index, packets and bytes."""
+def _differences(before: bytes, after: bytes) -> list[tuple[int, tuple[int, int]]]:
+    """The counters that changed: index, packets and bytes. One for each hook at the most."""
     old, new = memoryview(before).cast("Q"), memoryview(after).cast("Q")
     packets_before, packets_after = old[::3].tolist(), new[::3].tolist()
     changed = [
         i for i, pair in enumerate(zip(packets_before, packets_after, strict=True)) if pair[0] != pair[1]
     ]
-    assert len(changed) == 1, f"counters that changed: {changed}"
-    index = changed[0]
-    return index, (packets_after[index] - packets_before[index], new[3 * index + 1] - old[3 * index + 1])
+    hooks = {index // abi.REASON_MAX for index in changed}
+    assert len(changed) == len(hooks) > 0, f"counters that changed: {changed}"
+    return [
+        (at, (packets_after[at] - packets_before[at], new[3 * at + 1] - old[3 * at + 1])) for at in changed
+    ]
 
 
 def flow_out(proto: int = packets.UDP, sport: int = 1000, dport: int = 2000, **changes: Any) -> FlowKey:

@@ -73,6 +73,7 @@ COLUMNS: Final[Mapping[str, tuple[Column | str, ...]]] = {
         Column("vtep_mac", "VTEP MAC"),
         "bypass",
         "hook",
+        "tunnel",
         Column("approval_ttl", "APPROVAL TTL", show=_age),
         Column("source_ports", "SOURCE PORTS", wide=True),
         Column("routing_marks", "ROUTING MARKS", wide=True, show=hex),
@@ -176,6 +177,7 @@ def node_rows(node: NodeEntry | None, name: DeviceName) -> list[Row]:
         "source_ports": list(node.source_ports),
         "bypass": node.bypass.value,
         "hook": "xdp" if node.flags & NODE_F_XDP else "tc",
+        "tunnel": name(node.tunnel_ifindex) if node.tunnel_ifindex else None,
         "approval_ttl": node.approval_ttl_ns / 1e9,
         "routing_marks": node.routing_marks,
     }

@@ -17,7 +17,7 @@ from ctl.cli.output import add_output_option, dumps, duration, say
 from ctl.core.abi import NodeEntry
 from ctl.core.errors import AgentError, AgentUnreachable, OvnetError
 from ctl.core.model import Bypass
-from ctl.core.report import AgentReport, Datapath, bypass_share, from_json, health
+from ctl.core.report import AgentReport, Datapath, Gears, from_json, gears, health
 from ctl.process import lockfile, statedir
 from ctl.settings.config import Settings, add_options
 
@@ -145,14 +145,30 @@ def as_json(status: Status, now: float) -> dict[str, Any]:
             "present": status.node is not None,
             "error": status.maps_error,
             "bypass_percent": {
-                way.name.lower(): _rounded(share.percent)
-                for way, share in bypass_share(status.datapath.counters).items()
+                way.name.lower(): _rounded(each.packets_percent["bypass"])
+                for way, each in gears(status.datapath.counters).items()
+            },
+            "gears": {
+                way.name.lower(): _gears(each) for way, each in gears(status.datapath.counters).items()
             },
             "maps": {
                 name: {"entries": entries, "capacity": capacity}
                 for name, (entries, capacity) in status.datapath.fill.items()
             },
         },
+    }
+
+
+def _gears(each: Gears) -> dict[str, dict[str, float | None]]:
+    """What each gear has carried in one direction, and its share."""
+    return {
+        name: {
+            "packets": counter.packets,
+            "bytes": counter.bytes,
+            "packets_percent": _rounded(each.packets_percent[name]),
+            "bytes_percent": _rounded(each.bytes_percent[name]),
+        }
+        for name, counter in each.by_name.items()
     }
 
 
@@ -231,16 +247,18 @@ def _datapath(status: Status) -> Iterable[tuple[str, str]]:
     yield "datapath", status.forwarding
     if status.node is None:
         return
-    shares = bypass_share(status.datapath.counters)
-    yield (
-        "by eBPF",
-        ", ".join(f"{way.name.lower()} {_percent(share.percent)}" for way, share in shares.items()),
-    )
+    for way, each in gears(status.datapath.counters).items():
+        yield way.name.lower(), _shares(each)
     yield "maps", ", ".join(_filled(name, *fill) for name, fill in sorted(status.datapath.fill.items()))
 
 
-def _percent(percent: float | None) -> str:
-    return "no packets yet" if percent is None else f"{percent:.1f} % of packets"
+def _shares(each: Gears) -> str:
+    packets, octets = each.packets_percent, each.bytes_percent
+    if None in packets.values():
+        return "no packets yet"
+    return ", ".join(
+        f"{name} {packets[name]:.1f} % of packets and {octets[name]:.1f} % of bytes" for name in packets
+    )
 
 
 def _filled(name: str, entries: int, capacity: int) -> str:

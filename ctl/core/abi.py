@@ -23,13 +23,17 @@ EVENT_BYTES: Final = 96
 
 
 class Hook(IntEnum):
-    """enum hook: the places where a program runs."""
+    """enum hook: the places where a program runs, and what is counted as one."""
 
     FROM_CONTAINER = 0
     TO_OVERLAY = 1
     FROM_WIRE = 2
     TO_CONTAINER = 3
     FROM_WIRE_XDP = 4
+    TUNNEL_OUT = 5
+    """The tunnel gear: second part of the program to_overlay."""
+    TUNNEL_IN = 6
+    """Second part of from_wire."""
 
     @property
     def label(self) -> str:
@@ -56,14 +60,14 @@ NODE_F_NO_ETHERNET: Final = 1 << 2
 NODE_F_OTHERS_BEHIND: Final = 1 << 3
 PEER_FLAGS: Final = {PEER_F_KERNEL_PATH: "kernel-path"}
 
-BYPASS_CODE: Final = {Bypass.OFF: 0, Bypass.LEARNED: 1, Bypass.ALWAYS: 2}
+BYPASS_CODE: Final = {Bypass.OFF: 0, Bypass.LEARNED: 1, Bypass.ALWAYS: 2, Bypass.TUNNEL: 3}
 BYPASS_NAME: Final = {code: mode for mode, code in BYPASS_CODE.items()}
 
 PEER: Final = struct.Struct("=4s6s2sII4sIB3x")
 ENDPOINT: Final = struct.Struct("=I6s6s")
 FLOW_KEY: Final = struct.Struct("=4s4s2s2sIBBBB")
 FLOW: Final = struct.Struct("=QQQIIB7x")
-NODE: Final = struct.Struct("=4s4s4s4s4s4s4sIII6s2sHHIQQI6s2xI")
+NODE: Final = struct.Struct("=4s4s4s4s4s4s4sIII6s2sHHIQQI6s2xII4x")
 COUNTER: Final = struct.Struct("=QQQ")
 PEER_STATS: Final = struct.Struct("=QQQQ")
 EVENT: Final = struct.Struct(f"=QIIHBB{EVENT_BYTES}sI")
@@ -223,6 +227,8 @@ class NodeEntry:
     """Frames to another one are none of XDP's business."""
     routing_marks: int = 0
     """Packets with one of these bits in their mark may be led elsewhere than `peers` says."""
+    tunnel_ifindex: int = 0
+    """The vxlan device; 0: the tunnel gear is off."""
 
     def pack(self) -> bytes:
         return NODE.pack(
@@ -244,6 +250,7 @@ class NodeEntry:
             self.flags,
             self.uplink_mac.packed,
             self.routing_marks,
+            self.tunnel_ifindex,
         )
 
     @classmethod
@@ -270,6 +277,7 @@ class NodeEntry:
             flags,
             uplink_mac,
             marks,
+            tunnel_ifindex,
         ) = NODE.unpack(raw)
         if not any(host):
             return None
@@ -290,6 +298,7 @@ class NodeEntry:
             flags,
             MacAddress(uplink_mac),
             marks,
+            tunnel_ifindex,
         )
 
 
@@ -312,7 +321,7 @@ class Counter:
 
 @dataclass(frozen=True, slots=True)
 class PeerStats:
-    """Value of `peer_stats`, summed over CPUs: packets that bypassed the kernel path."""
+    """Value of `peer_stats`, summed over CPUs: packets that eBPF carried, whole or but for netfilter."""
 
     rx_packets: int = 0
     rx_bytes: int = 0

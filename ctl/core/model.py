@@ -85,6 +85,8 @@ class Bypass(StrEnum):
     """Which packets eBPF may carry past the kernel path."""
 
     OFF = "off"
+    TUNNEL = "tunnel"
+    """None past it; eBPF only puts the tunnel header on and takes it off."""
     LEARNED = "learned"
     ALWAYS = "always"
 

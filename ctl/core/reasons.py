@@ -12,6 +12,8 @@ class Verdict(StrEnum):
 
     BYPASS = "bypass"
     """Carried by eBPF."""
+    TUNNEL = "tunnel"
+    """Carried by the kernel path but for the tunnel header, which is eBPF's."""
     PASS = "pass"
     """Left to the kernel path."""
     DROP = "drop"
@@ -66,13 +68,19 @@ _TABLE: Final = (
     Reason(31, "inner_checksum", _PASS, "header checksum of a container's packet is wrong"),
     Reason(32, "delivered", _BYPASS, "decapsulated by XDP before, delivered to the container"),
     Reason(33, "outer_length", _PASS, "segments that are longer in the tunnel than its headers can say"),
+    Reason(34, "tunnel_encap", Verdict.TUNNEL, "left netfilter, got its tunnel header, sent to the uplink"),
+    Reason(35, "tunnel_decap", Verdict.TUNNEL, "rid of its tunnel header, gone into netfilter"),
+    Reason(36, "not_local", _PASS, "not for this node's subnet: the device takes the tunnel off"),
     Reason(37, "policy_routed", _PASS, "its mark may lead it another way (ip rule fwmark)"),
+    Reason(38, "no_neighbour", _PASS, "next hop's MAC address is not known yet: the device asks"),
+    Reason(39, "super_packet", _PASS, "segments in one packet, or TCP data in order with them: the device's"),
     Reason(40, "unknown_vtep", _DROP, "VXLAN from a host that is no peer"),
     Reason(41, "spoofed_source", _DROP, "inner source address is not the sending peer's"),
     Reason(42, "outer_fragment", _DROP, "fragmented VXLAN (RFC 7348: VTEPs must not fragment)"),
     Reason(43, "outer_options", _DROP, "VXLAN with IPv4 options outside: no VTEP sends any"),
     Reason(44, "tagged", _DROP, "VXLAN for us with a tag inside, or several outside"),
     Reason(45, "unreadable", _DROP, "perhaps VXLAN for us, but there was no memory to look at it"),
+    Reason(46, "no_device", _PASS, "the vxlan device is not there"),
     Reason(60, "aborted", Verdict.ABORT, "the kernel refused a change half-way: a bug"),
 )
 

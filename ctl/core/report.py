@@ -145,18 +145,38 @@ class Datapath:
     fill: Fill = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """Overlay packets of one direction, by the path that carried them."""
+NOTHING: Final = Counter(0, 0)
 
-    bypass: int = 0
-    kernel: int = 0
+
+@dataclass(frozen=True, slots=True)
+class Gears:
+    """The overlay's traffic of one direction, by the gear that carried it."""
+
+    bypass: Counter = NOTHING
+    """By eBPF alone."""
+    tunnel: Counter = NOTHING
+    """By the kernel path but for the tunnel header, which was eBPF's."""
+    kernel: Counter = NOTHING
 
     @property
-    def percent(self) -> float | None:
-        """What eBPF carried, 0 to 100; None if nothing was carried at all."""
-        total = self.bypass + self.kernel
-        return 100 * self.bypass / total if total else None
+    def packets_percent(self) -> dict[str, float | None]:
+        """Share of each gear, 0 to 100; None if nothing was carried at all."""
+        return _percent({name: counter.packets for name, counter in self.by_name.items()})
+
+    @property
+    def bytes_percent(self) -> dict[str, float | None]:
+        """The same of bytes."""
+        return _percent({name: counter.bytes for name, counter in self.by_name.items()})
+
+    @property
+    def by_name(self) -> dict[str, Counter]:
+        """The gears, the quickest first."""
+        return {"bypass": self.bypass, "tunnel": self.tunnel, "kernel": self.kernel}
+
+
+def _percent(parts: Mapping[str, int]) -> dict[str, float | None]:
+    total = sum(parts.values())
+    return {name: 100 * part / total if total else None for name, part in parts.items()}
 
 
 def to_dict(report: AgentReport) -> dict[str, Any]:
@@ -231,25 +251,37 @@ _ELSEWHERE: Final = frozenset(
 )
 """Reasons of packets that are none of the overlay's, whichever path they take."""
 
-_ENTRANCE: Final = {Direction.OUT: Hook.FROM_CONTAINER, Direction.IN: Hook.FROM_WIRE}
-"""Each overlay packet passes one of these once per direction; the learning hooks see it again."""
+_PLACES: Final = {
+    Direction.OUT: (Hook.FROM_CONTAINER, Hook.TO_OVERLAY, Hook.TUNNEL_OUT),
+    Direction.IN: (Hook.FROM_WIRE, Hook.FROM_WIRE, Hook.TUNNEL_IN),
+}
+"""Where packets are counted that bypass, those that do not, and of these those of the tunnel gear."""
 
 
-def bypass_share(counters: Mapping[tuple[Hook, int], Counter]) -> dict[Direction, Share]:
+def gears(counters: Mapping[tuple[Hook, int], Counter]) -> dict[Direction, Gears]:
     """Who carried the overlay's packets since the maps were made; drops do not count.
 
-    Packets as they are on the wire: a TCP super-packet counts as its segments.
+    Packets as they are on the wire: a TCP super-packet counts as its segments. What a container sends
+    and netfilter drops was carried by none; what the host itself sends was.
     """
-    return {way: _share(counters, hook) for way, hook in _ENTRANCE.items()}
+    return {way: _gears(counters, *places) for way, places in _PLACES.items()}
 
 
-def _share(counters: Mapping[tuple[Hook, int], Counter], entrance: Hook) -> Share:
-    by_verdict = {Verdict.BYPASS: 0, Verdict.PASS: 0}
-    for (hook, number), counter in counters.items():
-        row = reason(number)
-        if hook == entrance and row.verdict in by_verdict and row.label not in _ELSEWHERE:
-            by_verdict[row.verdict] += counter.packets
-    return Share(by_verdict[Verdict.BYPASS], by_verdict[Verdict.PASS])
+def _gears(counters: Mapping[tuple[Hook, int], Counter], fast: Hook, slow: Hook, stage: Hook) -> Gears:
+    tunnel, left = _sum(counters, stage, Verdict.TUNNEL), _sum(counters, slow, Verdict.PASS)
+    # Read one after the other, while packets come: never below 0.
+    kernel = Counter(max(left.packets - tunnel.packets, 0), max(left.bytes - tunnel.bytes, 0))
+    return Gears(_sum(counters, fast, Verdict.BYPASS), tunnel, kernel)
+
+
+def _sum(counters: Mapping[tuple[Hook, int], Counter], where: Hook, verdict: Verdict) -> Counter:
+    rows = ((hook, reason(number), counter) for (hook, number), counter in counters.items())
+    found = [
+        counter
+        for hook, row, counter in rows
+        if hook == where and row.verdict is verdict and row.label not in _ELSEWHERE
+    ]
+    return Counter(sum(each.packets for each in found), sum(each.bytes for each in found))
 
 
 def _overdue(reconcile: ReconcileReport, now: float) -> list[str]:

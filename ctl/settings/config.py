@@ -264,7 +264,13 @@ SETTINGS: Final = (
         flannel=True,
     ),
     Setting("bridge", values.ifname, "ovnet0", "bridge of the containers; an existing one is adopted", "DEV"),
-    Setting("bypass", values.bypass, "learned", "what eBPF may carry: learned, always or off", "MODE"),
+    Setting(
+        "bypass",
+        values.bypass,
+        "learned",
+        "what eBPF may carry: learned, always, tunnel (nothing past netfilter) or off",
+        "MODE",
+    ),
     Setting(
         "hook",
         values.hook,

@@ -21,43 +21,53 @@ static __always_inline void prepare(struct __sk_buff *skb)
 		bpf_set_hash(skb, skb->cb[0]);
 }
 
-#define PROBE(name, hook, body)						\
+#define PROBE(name, program)						\
 int probe_##name(struct __sk_buff *skb)					\
 {									\
-	__u32 len, packets;						\
 	int action;							\
 									\
 	prepare(skb);							\
-	len = skb->len;							\
-	packets = packets_of(skb);						\
-	action = finish(skb, hook, len, packets, body);				\
+	action = program;						\
 	skb->cb[4] = skb->hash;						\
 	return action;							\
 }
 
-PROBE(from_container, HOOK_FROM_CONTAINER, container_to_wire(skb))
-PROBE(to_overlay, HOOK_TO_OVERLAY, learn(skb, DIR_OUT))
-PROBE(from_wire, HOOK_FROM_WIRE, wire_to_container(skb, cursor_of(skb, ARRIVING_LEN)))
+static __always_inline int without_a_byte(struct __sk_buff *skb)
+{
+	__u32 len = skb->len, packets = packets_of(skb);
+	struct arrival in = {};
+	enum reason why;
+
+	bpf_skb_change_type(skb, PACKET_HOST);
+	why = wire_to_container(skb, (struct cursor){}, &in);
+	return after_from_wire(skb, &in, len, packets, why);
+}
+
+PROBE(from_container, on_from_container(skb))
+PROBE(to_overlay, on_to_overlay(skb))
+PROBE(from_wire, on_from_wire(skb))
 /* As if no byte of the packet were linear, and pulling had failed: memory that is short and
  * packets in pieces are not to be had in a test run. For this host, whatever MAC its first bytes
  * would be. */
-PROBE(unpulled, HOOK_FROM_WIRE, (bpf_skb_change_type(skb, PACKET_HOST),
-				 wire_to_container(skb, (struct cursor){})))
-PROBE(to_container, HOOK_TO_CONTAINER, learn(skb, DIR_IN))
+PROBE(unpulled, without_a_byte(skb))
+PROBE(to_container, on_to_container(skb))
 
 /* from_wire on a packet with metadata: cb is the note, mark a VLAN to push beside the data. */
 int probe_delivery(struct __sk_buff *skb)
 {
-	__u32 len, words[5] = { skb->cb[0], skb->cb[1], skb->cb[2], skb->cb[3], skb->cb[4] };
+	__u32 len, packets, words[5] = { skb->cb[0], skb->cb[1], skb->cb[2], skb->cb[3], skb->cb[4] };
+	struct arrival in = {};
 	struct delivery note;
+	enum reason why;
 
 	__builtin_memcpy(&note, words, sizeof(note));
 	if (skb->mark)
 		bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), skb->mark);
 	len = skb->len;
-	return finish(skb, HOOK_FROM_WIRE, len, packets_of(skb),
-		      is_ours(&note) ? deliver(skb, &note) :
-				       wire_to_container(skb, cursor_of(skb, ARRIVING_LEN)));
+	packets = packets_of(skb);
+	why = is_ours(&note) ? deliver(skb, &note) :
+			       wire_to_container(skb, cursor_of(skb, ARRIVING_LEN), &in);
+	return after_from_wire(skb, &in, len, packets, why);
 }
 
 /* An exit that no packet can take: see tests/bpf/test_reasons.py. */

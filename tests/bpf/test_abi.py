@@ -37,6 +37,7 @@ from ctl.core.reasons import REASONS
 from ctl.kernel.bpf import syscall
 from ctl.kernel.bpf.maps import specs
 from ctl.kernel.bpf.source import MAPS, PROGRAMS, source
+from tests.datapath import STAGES
 from tests.process import run
 
 ROOT = Path(__file__).parents[2]
@@ -116,7 +117,7 @@ FLOW_FIELDS = {"approved_ns": host(8, 1), "last_seen_ns": host(8, 2), "packets":
 NODE = NodeEntry(
     IPv4Address("1.2.3.4"), IPv4Network("10.0.0.0/8"), IPv4Network("10.9.8.0/24"),
     (IPv4Address("10.5.6.0"), IPv4Address("10.7.8.255")), 0x112233, 44, 1450, MAC, 8472, (1000, 2000),
-    Bypass.ALWAYS, 1 << 40, 0xDEADBEEF00112233, 1, OTHER_MAC, 0x00FF0000,
+    Bypass.ALWAYS, 1 << 40, 0xDEADBEEF00112233, 1, OTHER_MAC, 0x00FF0000, 77,
 )  # fmt: skip
 NODE_FIELDS = {
     "host": bytes([1, 2, 3, 4]), "network": bytes([10, 0, 0, 0]), "network_mask": bytes([255, 0, 0, 0]),
@@ -126,7 +127,7 @@ NODE_FIELDS = {
     "port": (8472).to_bytes(2, "big"), "source_port_min": host(2, 1000), "source_port_max": host(2, 2000),
     "bypass": host(4, 2), "approval_ttl_ns": host(8, 1 << 40), "flow_seed": host(8, 0xDEADBEEF00112233),
     "flags": host(4, 1), "uplink_mac": OTHER_MAC.packed, "pad": bytes(2),
-    "routing_marks": host(4, 0x00FF0000),
+    "routing_marks": host(4, 0x00FF0000), "tunnel_ifindex": host(4, 77), "rest": bytes(4),
 }  # fmt: skip
 
 
@@ -236,7 +237,9 @@ def test_enums_are_the_same() -> None:
 
 
 def test_hooks_are_named_as_their_programs() -> None:
-    assert tuple(hook.label for hook in Hook) == PROGRAMS
+    """But for those that are the second part of one."""
+    assert tuple(hook.label for hook in Hook if hook not in STAGES.values()) == PROGRAMS
+    assert list(STAGES.values()) == [Hook.TUNNEL_OUT, Hook.TUNNEL_IN]
 
 
 def test_constants_are_the_same() -> None:

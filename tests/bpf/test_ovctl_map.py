@@ -260,13 +260,17 @@ def test_status_of_a_healthy_node(ovctl: Any, maps: Maps, node: Node) -> None:
     node.start()
     node.report(fresh())
     count(maps, abi.Hook.FROM_CONTAINER, 1, 9)
-    count(maps, abi.Hook.FROM_CONTAINER, 11, 1)
+    count(maps, abi.Hook.TO_OVERLAY, 3, 3)
+    count(maps, abi.Hook.TUNNEL_OUT, 34, 2)
     code, out, err = ovctl("status", f"--state-dir={node.home}")
     assert (code, err) == (0, "")
-    lines = dict(line.split(None, 1) for line in out.splitlines() if not line.startswith((" ", "by")))
+    lines = dict(line.split(None, 1) for line in out.splitlines() if not line.startswith(" "))
     assert lines["agent"].startswith("running, ready, pid 4711")
     assert lines["peers"] == "2 by eBPF, 1 by the kernel path only"
-    assert "by eBPF     out 90.0 % of packets, in no packets yet" in out
+    assert lines["out"].startswith("bypass 75.0 % of packets and ")
+    assert "tunnel 16.7 % of packets" in lines["out"]
+    assert "kernel 8.3 % of packets" in lines["out"]
+    assert lines["in"] == "no packets yet"
     assert "peers 2/4" in lines["maps"]
     assert lines["problem"] == "veth3: someone else's tc filter at prio 1"
 

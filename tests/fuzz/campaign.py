@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Final, Self
 
-from tests.datapath import Datapath
+from ctl.core.abi import Hook
+from tests.datapath import STAGES, Datapath, Result, underlay
 from tests.fuzz.check import check
 from tests.fuzz.mutator import Mutator, draw_world
 from tests.fuzz.trial import Trial, World
+from tests.lab import Lab
 
 REGRESSIONS: Final = Path(__file__).with_name("regressions.txt")
 WORLD_EVERY: Final = 1000
@@ -31,18 +35,18 @@ def rows() -> list[Trial]:
 
 def replay(trial: Trial) -> str:
     """The reason for which a trial leaves its program, alone on fresh maps. Broken if it breaks a rule."""
-    with Datapath() as datapath:
+    with Lab() as lab, Datapath() as datapath:
         trial.world.furnish(datapath)
-        return judged(datapath, trial)
+        return underlay(lab).call(lambda: judged(datapath, trial)).reason
 
 
-def judged(datapath: Datapath, trial: Trial) -> str:
+def judged(datapath: Datapath, trial: Trial) -> Result:
     try:
         result = trial.run(datapath)
         check(datapath, trial, result)
     except (AssertionError, ValueError, OSError) as error:
         raise Broken(f"{type(error).__name__}: {error}\n{trial}") from error
-    return result.reason
+    return result
 
 
 class Campaign:
@@ -54,16 +58,21 @@ class Campaign:
         self._rng = Random(seed)
         self._mutator = Mutator(self._rng)
         self._world = World()
-        self._datapath = Datapath()
+        self._stack = ExitStack()
+        self._datapath = self._stack.enter_context(Datapath())
+        self._place = underlay(self._stack.enter_context(Lab()))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._datapath.__exit__()
+        self._stack.close()
 
     def run(self, number: int, failed: Callable[[Broken], None] | None = None) -> None:
         """That many more. What breaks a rule is told to `failed`, or raised."""
+        self._place.call(partial(self._run, number, failed))
+
+    def _run(self, number: int, failed: Callable[[Broken], None] | None) -> None:
         for _ in range(number):
             if self.done % WORLD_EVERY == 0:
                 self._world = draw_world(self._rng)
@@ -71,12 +80,14 @@ class Campaign:
             trial = self._mutator.draw(self._world)
             self.done += 1
             try:
-                reason = judged(self._datapath, trial)
+                result = judged(self._datapath, trial)
             except Broken as broken:
                 broken.add_note(f"seed {self.seed}, packet {self.done}")
                 if not failed:
                     raise
                 failed(broken)
                 continue
-            self.seen[trial.program, reason] += 1
-            self._mutator.learn(trial, reason)
+            self.seen[trial.program, result.reason] += 1
+            if result.gear:
+                self.seen[STAGES[Hook[trial.program.upper()]].label, result.gear] += 1
+            self._mutator.learn(trial, f"{result.reason} {result.gear}".strip())

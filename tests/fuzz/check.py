@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv4Address
+
 from ctl.core.model import Bypass
 from ctl.core.reasons import REASONS, Verdict
 from tests import packets
@@ -24,6 +26,7 @@ from tests.fuzz.trial import Trial, World, flow_of, signature
 VERDICTS = {row.label: row.verdict for row in REASONS.values()}
 ACTIONS = {
     Verdict.BYPASS: Action.REDIRECT,
+    Verdict.TUNNEL: Action.REDIRECT,
     Verdict.PASS: Action.UNSPEC,
     Verdict.DROP: Action.SHOT,
     Verdict.ABORT: Action.SHOT,
@@ -45,11 +48,17 @@ def check(datapath: Datapath, trial: Trial, result: Result) -> None:
     if trial.program == "from_wire_xdp":
         check_xdp(datapath, trial.frame, result, trial.world)
         return
-    assert result.action == ACTIONS[VERDICTS[result.reason]], f"{result.action} for {result.reason}"
+    final = result.gear or result.reason
+    assert result.action == ACTIONS[VERDICTS[final]], f"{result.action} for {final}"
     # A test run makes no super-packets that adjust_room would take.
-    assert result.reason not in IMPOSSIBLE or trial.gso_size, result.reason
+    assert final not in IMPOSSIBLE or trial.gso_size, final
     check_source(trial, result.action == Action.SHOT)
-    if result.action != Action.REDIRECT:
+    check_gear(trial, result)
+    if result.gear == "tunnel_encap":
+        check_leaving(trial, result)
+    elif result.gear == "tunnel_decap":
+        check_let_in(trial, result)
+    elif result.action != Action.REDIRECT:
         assert result.packet == trial.frame, "changed and not redirected"
         assert result.mark == 0, "marked before netfilter has seen it"
     elif trial.program == "from_container":
@@ -58,6 +67,58 @@ def check(datapath: Datapath, trial: Trial, result: Result) -> None:
         check_decap(datapath, trial, result)
     if result.reason == "learned":
         check_learned(trial)
+
+
+def check_gear(trial: Trial, result: Result) -> None:
+    """The tunnel gear, if there is one, is asked about what has been left to the kernel path alone."""
+    asked = VERDICTS[result.reason] is Verdict.PASS and trial.world.tunnel
+    if trial.program == "to_overlay":
+        assert bool(result.gear) == bool(asked)
+    else:
+        assert not result.gear or (asked and trial.program == "from_wire")
+
+
+def check_leaving(trial: Trial, result: Result) -> None:
+    """The frame as netfilter let it go, in a right header to the peer that its address and its MAC say."""
+    tunnel, tos = result.tunnel, trial.frame[15]
+    assert tunnel.frame == trial.frame
+    assert trial.frame[:14] == PEER.vtep_mac.packed + NODE.vtep_mac.packed + b"\x08\0"
+    assert address(trial.frame, 30) in PEER_SUBNET, "the other peer has no next hop"
+    assert not trial.world.kernel_path
+    assert not trial.gso_size
+    assert len(trial.frame) - packets.ETH_LEN <= NODE.mtu
+    assert tunnel.ip.valid
+    assert (tunnel.ip.src, tunnel.ip.dst) == (NODE.host, PEER.host)
+    assert tunnel.ip.total == len(result.packet) - packets.ETH_LEN == tunnel.udp_len + packets.IP_LEN
+    assert (tunnel.dport, tunnel.vni, tunnel.flags) == (NODE.port, NODE.vni, packets.VXLAN_I)
+    assert tunnel.ip.tos == (2 if tos & 3 == 3 else tos & 3)
+
+
+def check_let_in(trial: Trial, result: Result) -> None:
+    """The frame as its peer sent it, congestion marks aside, to an address of this node's."""
+    tunnel, after = packets.Tunnel.parse(trial.frame), result.packet
+    before = tunnel.frame
+    assert kernel.comes_in(trial.frame), "the kernel's device would not have taken it so"
+    assert not (trial.world.kernel_path and tunnel.ip.src == PEER.host)
+    assert not (trial.vlan or trial.gso_size)
+    assert tunnel.ip.src == holder_of(address(before, 26)), "the check of sources would not have let it in"
+    assert address(before, 30) in NODE.subnet
+    assert after[15] & ~3 == before[15] & ~3
+    assert not (tunnel.ip.tos & 3 == 3 and after[15] & 3 != 3)
+    assert masked(after) == masked(before)
+    if before[14] == 0x45:  # what it was, right or wrong, its checksum is
+        assert bool(packets.checksum(after[14:34])) == bool(packets.checksum(before[14:34]))
+
+
+def address(frame: bytes, at: int) -> IPv4Address:
+    """Where an IPv4 header would have it, whatever else is wrong with that."""
+    return IPv4Address(frame[at : at + 4])
+
+
+def masked(frame: bytes) -> bytes:
+    """Without what a congestion mark changes."""
+    at = packets.ETH_LEN
+    return frame[: at + 1] + b"\0" + frame[at + 2 : at + 10] + b"\0\0" + frame[at + 12 :]
 
 
 def check_source(trial: Trial, dropped: bool) -> None:

@@ -67,6 +67,27 @@ def let_in(frame: bytes) -> bool:
     return flags == packets.VXLAN_I and vni == NODE.vni << 8 and is_packet(datagram[UDP_LEN + VXLAN_LEN :])
 
 
+def comes_in(frame: bytes) -> bool:
+    """Whether the device hands the inner frame to the IP stack: what is in it is that one's to judge."""
+    if not ours(frame) or frame[ETH_LEN] != 0x45:
+        return False
+    ip = frame[ETH_LEN:]
+    total, fragment = struct.unpack_from("!H2xH", ip, 2)
+    length, check = struct.unpack_from("!HH", ip, IP_LEN + 4)
+    flags, vni = struct.unpack_from("!II", ip, IP_LEN + UDP_LEN)
+    inner = ip[IP_LEN + UDP_LEN + VXLAN_LEN :]
+    return (
+        not packets.checksum(ip[:IP_LEN])
+        and total == len(ip) == length + IP_LEN
+        and not fragment & 0x3FFF
+        and not check
+        and (flags, vni) == (packets.VXLAN_I, NODE.vni << 8)
+        and len(inner) >= ETH_LEN + IP_LEN
+        and inner[:6] == NODE.vtep_mac.packed != inner[6:12]
+        and inner[12:14] == b"\x08\0"
+    )
+
+
 def is_packet(frame: bytes) -> bool:
     """Whether an inner frame is IPv4 as ip_rcv() takes it, or tagged."""
     if frame[12:14] != b"\x08\0":

@@ -74,8 +74,10 @@ def draw_wire(rng: Random) -> bytes:
 
 def draw_world(rng: Random) -> World:
     """Mostly the default mode."""
-    bypass = rng.choice((Bypass.LEARNED,) * 6 + (Bypass.ALWAYS,) * 2 + (Bypass.OFF,))
-    return World(bypass, int(rng.random() < 0.1), int(rng.random() < 0.1), int(rng.random() < 0.2))
+    bypass = rng.choice((Bypass.LEARNED,) * 6 + (Bypass.ALWAYS,) * 2 + (Bypass.TUNNEL,) * 2 + (Bypass.OFF,))
+    tunnel = bypass is not Bypass.OFF and rng.random() < 0.8
+    incomplete, kernel_path, no_ethernet = (int(rng.random() < chance) for chance in (0.1, 0.1, 0.2))
+    return World(bypass, incomplete, kernel_path, no_ethernet, int(tunnel))
 
 
 class Mutator:
@@ -137,11 +139,18 @@ def corpus(program: str) -> list[bytes]:
         else Ends(REMOTE, LOCAL, PEER_MAC, NODE.vtep_mac, 1000)
     )
     frames = [shot.frame for row in SENT for shot in row.send(ends)[:CORPUS_SHOTS]]
+    if program == "to_overlay":
+        frames = list(map(leaving, frames))
     return [
         wire(frame) if program in WIRE else frame
         for frame in frames
         if len(frame) < LARGEST - packets.OUTER_LEN
     ]
+
+
+def leaving(frame: bytes) -> bytes:
+    """The same with the MACs that it has at the vxlan device."""
+    return PEER_MAC.packed + NODE.vtep_mac.packed + frame[12:]
 
 
 def damaged(rng: Random, frame: bytes) -> bytes:
@@ -178,7 +187,10 @@ def new_frame(rng: Random, program: str) -> bytes:
     if rng.random() < 0.05:
         ip["fragment"] = rng.getrandbits(16)
     if DIRECTIONS[program] == DIRECTIONS["from_container"]:
-        return sent(l4, proto, **ip) if rng.random() < 0.8 else sent(l4, proto, dst=_address(rng), **ip)
+        out = sent(l4, proto, **ip) if rng.random() < 0.8 else sent(l4, proto, dst=_address(rng), **ip)
+        return leaving(out) if program == "to_overlay" else out
+    if rng.random() < 0.1:
+        ip["dst"] = _address(rng)
     inner = received(l4, proto, **ip) if rng.random() < 0.8 else received(l4, proto, src=_address(rng), **ip)
     return _around(rng, inner) if program in WIRE else inner
 

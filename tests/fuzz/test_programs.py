@@ -23,6 +23,10 @@ REACHED = {
     ("to_overlay", "changed"),
     ("to_container", "learned"),
     ("to_container", "changed"),
+    ("tunnel_out", "tunnel_encap"),
+    ("tunnel_out", "inner_mac"),
+    ("tunnel_in", "tunnel_decap"),
+    ("tunnel_in", "not_local"),
 }
 
 

@@ -16,7 +16,7 @@ from ctl.core.abi import (
 )
 from ctl.core.model import Bypass
 from tests import packets
-from tests.datapath import PEER, PEER_SUBNET, Datapath, Result, flow_hash, flow_in, flow_out
+from tests.datapath import LO, PEER, PEER_SUBNET, UPLINK, Datapath, Result, flow_hash, flow_in, flow_out
 
 PORTS: Final = (1000, 2000, 20000)
 DSCPS: Final = (0, 46)
@@ -38,14 +38,18 @@ class World:
     """1: only the kernel may send to PEER."""
     no_ethernet: int = 0
     """1: the uplink is no Ethernet. A test run's packets have the header all the same."""
+    tunnel: int = 0
+    """1: there is a vxlan device, and so the tunnel gear."""
 
     def furnish(self, datapath: Datapath) -> None:
         """The usual node in this world, with every flow of `approved_flows` approved."""
         flags = NODE_F_PEERS_INCOMPLETE if self.incomplete else 0
         flags |= NODE_F_NO_ETHERNET if self.no_ethernet else 0
-        datapath.furnish(approval_ttl_ns=FOREVER, bypass=self.bypass, flags=flags)
+        device = LO if self.tunnel else 0
+        datapath.furnish(approval_ttl_ns=FOREVER, bypass=self.bypass, flags=flags, tunnel_ifindex=device)
+        datapath.peer(PEER_SUBNET, replace(PEER, ifindex=UPLINK))
         if self.kernel_path:
-            datapath.peer(PEER_SUBNET, replace(PEER, flags=PEER_F_KERNEL_PATH))
+            datapath.peer(PEER_SUBNET, replace(PEER, ifindex=UPLINK, flags=PEER_F_KERNEL_PATH))
         for key in APPROVED:
             datapath.approve(key, mark=MARK)
 
@@ -142,7 +146,8 @@ class Trial:
         words = dict(word.split("=", 1) for word in line.split())
         try:
             names = ("incomplete", "kernel_path", "no_ethernet")
-            world = World(Bypass(words.pop("bypass")), *(int(words.pop(name)) for name in names))
+            known = {name: int(words.pop(name)) for name in names}
+            world = World(Bypass(words.pop("bypass")), **known, tunnel=int(words.pop("tunnel", "0")))
             program, frame = words.pop("program"), bytes.fromhex(words.pop("frame"))
             note = bytes.fromhex(words.pop("note", ""))
         except KeyError as error:

@@ -36,7 +36,7 @@ class Ward:
 @pytest.fixture(scope="module")
 def ward() -> Iterator[Ward]:
     with Lab() as lab:
-        a, b = lab.pair()
+        a, b = lab.host("a"), lab.host("b")  # on a switch, which can lose packets
         lab.init_network()
         for host in (a, b):
             host.agent("--resync-interval", "3600")
@@ -49,29 +49,32 @@ Fault = Callable[[Ward], AbstractContextManager[None]]
 
 
 @contextmanager
-def table(host: Host, rule: str) -> Iterator[None]:
-    """A rule of somebody's at the host's input from the underlay."""
-    hook = "type filter hook prerouting priority -300"
-    host.run("nft", "add", "table", "ip", "somebody")
-    hook = "{ type filter hook prerouting priority -300; }"
-    host.run("nft", "add", "chain", "ip", "somebody", "before", hook)
-    host.run("nft", "add", "rule", "ip", "somebody", "before", *rule.split())
+def lost_on_the_way(host: Host, rule: str) -> Iterator[None]:
+    """What is sent to a host and a rule fits does not arrive: the switch drops it.
+
+    Not a rule of the host's: eBPF takes VXLAN off the uplink before any, and hands it over behind any.
+    """
+    wire = host.lab.wire
+    wire.nft(
+        "table bridge somebody { chain between { type filter hook forward priority 0; "
+        f"ip daddr {host.address} {rule}; }}; }}"
+    )
     try:
         yield
     finally:
-        host.run("nft", "delete", "table", "ip", "somebody")
+        wire.run("nft", "delete", "table", "bridge", "somebody")
 
 
 def no_way_in(ward: Ward) -> AbstractContextManager[None]:
-    return table(ward.a, "udp dport 8472 drop")
+    return lost_on_the_way(ward.a, "udp dport 8472 drop")
 
 
 def no_way_out(ward: Ward) -> AbstractContextManager[None]:
-    return table(ward.b, "udp dport 8472 drop")
+    return lost_on_the_way(ward.b, "udp dport 8472 drop")
 
 
 def a_smaller_path(ward: Ward) -> AbstractContextManager[None]:
-    return table(ward.b, "ip length > 1400 drop")
+    return lost_on_the_way(ward.b, "ip length > 1400 drop")
 
 
 @contextmanager

@@ -26,10 +26,14 @@ def hook(name: str, priority: str, rule: str) -> str:
 
 CASES = {
     "out": ("a", hook("forward", "-300", 'iifname "ovnet0" drop'), "none came as far as ovnet.1"),
-    "in": ("b", hook("input", "-300", "udp dport 8472 drop"), "none reached a container"),
-    "answers": ("a", hook("output", "0", "udp dport 8472 drop"), "is UDP port 8472 let through"),
+    "in": ("b", hook("forward", "-300", 'iifname "ovnet.1" drop'), "none reached a container"),
+    "answers": (
+        "wire",
+        "table bridge theirs { chain c { type filter hook forward priority 0; udp dport 8472 drop; }; }",
+        "is UDP port 8472 let through",
+    ),
 }
-"""Where someone drops what, and what that node says."""
+"""Where someone drops what, and what node a says, or b of what comes in."""
 
 
 def losing(host: Host) -> dict[str, str]:
@@ -40,8 +44,8 @@ def losing(host: Host) -> dict[str, str]:
 @pytest.mark.parametrize("way", CASES)
 def test_what_is_lost_is_said_until_it_is_not(pair: Pair, way: str) -> None:
     where, rules, words = CASES[way]
-    host = {"a": pair.a, "b": pair.b}[where]
-    host.nft(rules)
+    host, place = {"a": (pair.a, pair.a), "b": (pair.b, pair.b), "wire": (pair.a, pair.lab.wire)}[where]
+    place.nft(rules)
     # Connections, one after the other: each is a SYN that nobody answers.
     knock = "import socket, sys\nwhile True:\n s = socket.socket(); s.settimeout(0.1)\n" + (
         " try: s.connect((sys.argv[1], 9))\n except OSError: pass\n s.close()"
@@ -52,6 +56,6 @@ def test_what_is_lost_is_said_until_it_is_not(pair: Pair, way: str) -> None:
     done = host.ovctl("status", check=False)
     assert done.returncode == 1 and words in done.stderr
     assert f'ovnet_losing_packets{{way="{way}"}} 1.0' in host.http("http://127.0.0.1:9475/metrics")[1]
-    host.nft("delete table inet theirs")
+    place.nft(f"delete table {rules.split()[1]} theirs")
     wait_until(lambda: not losing(host), NOTICED, lambda: f"it is over: {host.status()}")
     assert host.ovctl("status").returncode == 0

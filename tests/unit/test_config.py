@@ -191,7 +191,7 @@ BAD = [
     ("public_ip", "10.0.0", "not an IPv4 address"),
     ("public_ip", "224.0.0.1", "not a host's address"),
     ("bridge", "", "no interface name"),
-    ("bypass", "sometimes", "none of off, learned, always"),
+    ("bypass", "sometimes", "none of off, tunnel, learned, always"),
     ("approval_ttl", "0", "not between 0.1 and 3600 seconds"),
     ("approval_ttl", "nan", "not a number of seconds"),
     ("approval_ttl", "1e9", "not between"),

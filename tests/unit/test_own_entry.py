@@ -10,9 +10,13 @@ import pytest
 
 from ctl.backend.vxlan.own_entry import OwnEntry
 from ctl.core.abi import NODE_F_PEERS_INCOMPLETE, NodeEntry
+from ctl.core.host import NONE
 from ctl.kernel.bpf.maps import Maps
 from ctl.settings.config import resolve
 from tests.unit.test_peering import site
+
+DEVICE = 77
+"""Ifindex of the vxlan device."""
 
 
 class OneNode:
@@ -31,7 +35,7 @@ class OneNode:
 def says_complete(opened: OneNode, *, fits: bool, filled: bool) -> bool:
     """What the entry says after it was written so."""
     own = OwnEntry(resolve(argparse.Namespace(), {}, None))
-    own.write(cast(Maps, opened), site(), fits=fits, filled=filled, xdp=False, first=False, marks=0)
+    own.write(cast(Maps, opened), site(), DEVICE, fits=fits, filled=filled, xdp=False, first=False, marks=0)
     assert opened.entry is not None
     return not opened.entry.flags & NODE_F_PEERS_INCOMPLETE
 
@@ -57,3 +61,41 @@ def test_maps_are_called_complete_when_they_are_filled_or_were_so(
         flags = 0 if before else NODE_F_PEERS_INCOMPLETE
         opened.entry = replace(opened.entry, flags=flags)
     assert says_complete(opened, fits=fits, filled=filled) is complete
+
+
+@pytest.mark.parametrize(
+    ("mode", "device", "said"),
+    [
+        ("learned", DEVICE, DEVICE),
+        ("tunnel", DEVICE, DEVICE),
+        ("always", DEVICE, DEVICE),
+        ("off", DEVICE, 0),
+        ("learned", 0, 0),
+    ],
+)
+def test_the_tunnel_gear_is_on_where_there_is_a_device_and_programs_are_wanted(
+    mode: str, device: int, said: int
+) -> None:
+    opened = OneNode()
+    own = OwnEntry(resolve(argparse.Namespace(bypass=mode), {}, None))
+    own.write(cast(Maps, opened), site(), device, fits=True, filled=True, xdp=False, first=False, marks=0)
+    assert opened.entry is not None
+    assert opened.entry.tunnel_ifindex == said
+
+
+def test_on_an_uplink_without_ethernet_the_tunnel_gear_is_off() -> None:
+    opened, here = OneNode(), site()
+    wire = replace(here.uplink.link, type=NONE)
+    own = OwnEntry(resolve(argparse.Namespace(), {}, None))
+    own.write(
+        cast(Maps, opened),
+        replace(here, uplink=replace(here.uplink, link=wire)),
+        DEVICE,
+        fits=True,
+        filled=True,
+        xdp=False,
+        first=False,
+        marks=0,
+    )
+    assert opened.entry is not None
+    assert opened.entry.tunnel_ifindex == 0

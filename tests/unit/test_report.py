@@ -15,11 +15,11 @@ from ctl.core.model import Bypass
 from ctl.core.report import (
     FORMAT,
     AgentReport,
+    Gears,
     KernelPort,
     LeaseReport,
-    Share,
-    bypass_share,
     from_json,
+    gears,
     health,
     readiness,
     to_json,
@@ -157,25 +157,46 @@ def test_readiness_ignores_the_store_but_not_a_stuck_agent() -> None:
     assert readiness(None, NOW) == "no reconcile has finished yet"
 
 
-def test_share_counts_overlay_packets_at_the_entrances_only() -> None:
+COUNTERS = {
+    (Hook.FROM_CONTAINER, 1): Counter(90, 9000),  # encap
+    (Hook.FROM_CONTAINER, 11): Counter(12, 1200),  # flow_unknown: two of them stopped by netfilter
+    (Hook.FROM_CONTAINER, 5): Counter(1000, 10),  # not_overlay
+    (Hook.TO_OVERLAY, 3): Counter(10, 1000),  # learned: the same packets again
+    (Hook.TO_OVERLAY, 13): Counter(20, 500),  # no_endpoint: of the host itself
+    (Hook.TO_OVERLAY, 4): Counter(7, 7),  # not_ipv4
+    (Hook.TUNNEL_OUT, 34): Counter(25, 1200),  # tunnel_encap: the same packets again
+    (Hook.TUNNEL_OUT, 9): Counter(5, 300),  # oversize
+    (Hook.FROM_WIRE, 40): Counter(7, 70),  # unknown_vtep: a drop
+}
+
+
+def test_gears_are_told_apart_by_packets_and_bytes() -> None:
+    found = gears(COUNTERS)
+    assert found == {Direction.OUT: Gears(Counter(90, 9000), Counter(25, 1200), Counter(5, 300)),
+                     Direction.IN: Gears()}  # fmt: skip
+    assert found[Direction.OUT].packets_percent == {"bypass": 75, "tunnel": 125 / 6, "kernel": 25 / 6}
+    assert sum(filter(None, found[Direction.OUT].bytes_percent.values())) == pytest.approx(100)
+    assert found[Direction.IN].packets_percent == dict.fromkeys(("bypass", "tunnel", "kernel"))
+
+
+def test_what_comes_in_counts_where_it_is_delivered() -> None:
     counters = {
-        (Hook.FROM_CONTAINER, 1): Counter(90, 0),  # encap
-        (Hook.FROM_CONTAINER, 11): Counter(10, 0),  # flow_unknown
-        (Hook.FROM_CONTAINER, 5): Counter(1000, 0),  # not_overlay
-        (Hook.TO_OVERLAY, 3): Counter(10, 0),  # learned: the same packets again
-        (Hook.FROM_WIRE, 40): Counter(7, 0),  # unknown_vtep: a drop
-    }
-    shares = bypass_share(counters)
-    assert shares == {Direction.OUT: Share(90, 10), Direction.IN: Share(0, 0)}
-    xdp = {
         (Hook.FROM_WIRE_XDP, 2): Counter(30, 0),  # decap
-        (Hook.FROM_WIRE, 32): Counter(30, 0),  # delivered: the same packets again
+        (Hook.FROM_WIRE, 32): Counter(30, 3000),  # delivered: the same packets again
         (Hook.FROM_WIRE_XDP, 11): Counter(10, 0),
-        (Hook.FROM_WIRE, 11): Counter(10, 0),
+        (Hook.FROM_WIRE, 11): Counter(10, 900),
+        (Hook.FROM_WIRE, 20): Counter(50, 50),  # vxlan_header: another's VXLAN
+        (Hook.TUNNEL_IN, 35): Counter(6, 500),
+        (Hook.TUNNEL_IN, 29): Counter(4, 400),  # udp_gso
+        (Hook.TO_CONTAINER, 3): Counter(10, 900),
     }
-    assert bypass_share(counters | xdp)[Direction.IN] == Share(30, 10)
-    assert shares[Direction.OUT].percent == 90
-    assert shares[Direction.IN].percent is None
+    assert gears(counters)[Direction.IN] == Gears(Counter(30, 3000), Counter(6, 500), Counter(4, 400))
+
+
+def test_no_gear_has_carried_less_than_nothing() -> None:
+    """Counters are read one after the other, while packets come."""
+    late = {(Hook.FROM_WIRE, 11): Counter(10, 1000), (Hook.TUNNEL_IN, 35): Counter(11, 1100)}
+    assert gears(late)[Direction.IN].kernel == Counter(0, 0)
 
 
 def test_a_node_with_a_fault_in_its_traffic_is_not_healthy_though_it_is_ready() -> None:

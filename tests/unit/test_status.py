@@ -5,8 +5,10 @@ from dataclasses import replace
 import pytest
 
 from ctl.cli.status import Status, as_json, as_text
+from ctl.core.abi import Counter, Hook
 from ctl.core.model import Bypass
 from ctl.core.report import Datapath
+from tests.datapath import NODE
 from tests.samples import DATAPATH, EARLY, NOW, REPORT, report
 
 
@@ -45,6 +47,25 @@ def test_what_is_worth_knowing_is_shown_and_is_no_fault() -> None:
     status = Status(alive=True, report=report(warnings=(line,)))
     assert f"warning     {line}\n" in as_text(status, NOW)
     assert status.verdict(NOW) == (True, [])
+
+
+def test_the_three_gears_have_their_shares_of_packets_and_bytes() -> None:
+    datapath = Datapath({(Hook.FROM_CONTAINER, 1): Counter(90, 60), (Hook.TO_OVERLAY, 14): Counter(10, 40),
+                         (Hook.TUNNEL_OUT, 34): Counter(9, 30)})  # fmt: skip
+    status = Status(alive=True, report=REPORT, node=NODE, datapath=datapath)
+    assert (
+        "out         bypass 90.0 % of packets and 60.0 % of bytes, "
+        "tunnel 9.0 % of packets and 30.0 % of bytes, kernel 1.0 % of packets and 10.0 % of bytes\n"
+        "in          no packets yet\n"
+    ) in as_text(status, NOW)
+    found = as_json(status, NOW)["datapath"]
+    assert found["bypass_percent"] == {"out": 90.0, "in": None}
+    assert found["gears"]["out"]["tunnel"] == {
+        "packets": 9, "bytes": 30, "packets_percent": 9.0, "bytes_percent": 30.0,
+    }  # fmt: skip
+    assert found["gears"]["in"]["kernel"] == {
+        "packets": 0, "bytes": 0, "packets_percent": None, "bytes_percent": None,
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("wide", [False, True])

@@ -162,8 +162,10 @@ class VxlanBackend:
         """Say in the maps what is true of this node now. KernelError."""
         xdp = self._findings.hook is HookMode.XDP
         peering, first = self._peering, self._lookout.first
-        fits, filled = peering.fits(), peering.has_filled(opened)
-        self._own.write(opened, site, fits=fits, filled=filled, xdp=xdp, first=first, marks=peering.marks())
+        fits, filled, marks = peering.fits(), peering.has_filled(opened), peering.marks()
+        self._own.write(
+            opened, site, self.device, fits=fits, filled=filled, xdp=xdp, first=first, marks=marks
+        )
 
     def load(self, site: Site) -> frozenset[Change]:
         """Maps and programs: adopted, or made. The kernel path is in place already."""

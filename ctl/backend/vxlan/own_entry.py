@@ -14,6 +14,8 @@ from ctl.core.abi import (
     NODE_F_XDP,
     NodeEntry,
 )
+from ctl.core.host import Link
+from ctl.core.model import Bypass
 from ctl.kernel import sysctl
 from ctl.kernel.bpf.maps import Maps
 from ctl.settings.config import Settings
@@ -35,6 +37,7 @@ class OwnEntry:
         self,
         opened: Maps,
         site: Site,
+        device: int,
         *,
         fits: bool,
         filled: bool,
@@ -44,10 +47,11 @@ class OwnEntry:
     ) -> None:
         """Say what is true of the node now. KernelError.
 
-        `fits`: the maps have room for all peers, so that whoever is not in them is none. That is said of
-        maps that this process has `filled`; of those that it has adopted, if it was said before: what
-        they lacked then they lack still. `xdp`: XDP is what packets of the uplink meet first; `first`:
-        from_wire is before programs of others there. `marks`: bits of a packet's mark by which rules may
+        `device`: ifindex of the vxlan device, 0 if it is not made yet. `fits`: the maps have room for all
+        peers, so that whoever is not in them is none. That is said of maps that this process has
+        `filled`; of those that it has adopted, if it was said before: what they lacked then they lack
+        still. `xdp`: XDP is what packets of the uplink meet first; `first`: from_wire is before programs
+        of others there. `marks`: bits of a packet's mark by which rules may
         lead it elsewhere.
         """
         before, network, uplink = opened.node(), site.network, site.uplink.link
@@ -72,6 +76,14 @@ class OwnEntry:
             | (NODE_F_OTHERS_BEHIND if first else 0),
             uplink_mac=uplink.mac or NO_MAC,
             routing_marks=marks,
+            tunnel_ifindex=self._tunnel(uplink, device),
         )
         if entry != before:
             opened.write_node(entry)
+
+    def _tunnel(self, uplink: Link, device: int) -> int:
+        """The device that the tunnel gear is in place of; 0: none, then it is off.
+
+        What comes without an Ethernet header the device takes, as it sends what leaves so.
+        """
+        return device if self._settings.bypass is not Bypass.OFF and uplink.has_ethernet else 0

@@ -86,6 +86,16 @@ def carry(kernel: Site, ebpf: Site, row: Row, port: int) -> None:
     if row.out == "encap":  # then all packets of a flow have one port, on either path
         assert {flow: ports for flow, ports in seen.source_ports().items() if len(ports) > 1} == {}
     assert counted(seen, "b", "from_wire", row.into), seen.reasons()
+    check_gear(seen, row.into, "a")
+
+
+def check_gear(seen: Seen, into: str, *senders: str) -> None:
+    """What did not bypass got and lost its tunnel by eBPF, but for what the device alone can unpack."""
+    for name in senders:
+        assert set(+seen.counted[name, "tunnel_out"]) - {"not_ipv4"} == {"tunnel_encap"}, seen.reasons()
+    left = {"udp_gso", "ecn"} & {word for words in into.split() for word in words.split("|")}
+    left.add("super_packet")
+    assert set(+seen.counted["b", "tunnel_in"]) - left == {"tunnel_decap"}, seen.reasons()
 
 
 @pytest.mark.parametrize("number", range(len(SENT)), ids=[row.name for row in SENT])
@@ -115,6 +125,7 @@ def test_what_comes_off_the_wire_goes_as_by_the_kernel(kernel: Site, learned: Si
     act = partial(arrive, row=row, port=FIRST_PORT + 5000 + number)
     seen = compare(kernel, learned, act, from_a=False)
     assert counted(seen, "b", "from_wire", row.into), seen.reasons()
+    check_gear(seen, row.into)
 
 
 @pytest.fixture
