@@ -54,7 +54,9 @@ def check_gear(seen: Seen) -> None:
     """Nothing bypassed, and the device sent nothing and received only what it has to."""
     assert seen.counted["a", "from_container"]["encap"] == seen.counted["b", "from_wire"]["decap"] == 0
     out, into = seen.counted["a", "tunnel_out"], seen.counted["b", "tunnel_in"]
-    assert set(+out) - {"not_ipv4"} == {"tunnel_encap"}, seen.reasons()
+    # The first ones may find nobody's MAC address yet: they are the device's, which waits for it.
+    assert set(+out) - {"not_ipv4", "no_neighbour"} == {"tunnel_encap"}, (dict(+out), seen.reasons())
+    assert out["no_neighbour"] < 10, seen.reasons()
     assert set(+into) - LEFT == {"tunnel_decap"}, seen.reasons()
 
 
