@@ -60,6 +60,21 @@ def check_gear(seen: Seen) -> None:
     assert set(+into) - LEFT == {"tunnel_decap"}, seen.reasons()
 
 
+def compared(kernel: Site, tunnel: Site, act: Callable[[Site], Callable[[], None]], *, from_a: bool) -> Seen:
+    """What the tunnel gear's nodes showed, which has to be what the kernel path's did.
+
+    Of packets that come at once and open a flow conntrack keeps the first only, if another CPU was quicker
+    with the entry (insert_failed). That is no path's doing: then all are sent once more.
+    """
+    for _ in range(3):
+        by_kernel, ours = (site.exchange(act(site), from_a=from_a) for site in (kernel, tunnel))
+        found = ours.differences(by_kernel, ordered=False)
+        if not found:
+            break
+    assert found == [], ours.reasons()
+    return ours
+
+
 @pytest.mark.parametrize(
     ("mtu", "rows"), grouped(), ids=lambda value: str(value) if type(value) is int else ""
 )
@@ -71,9 +86,7 @@ def test_all_that_a_container_sends_goes_as_by_the_device(
         return partial(shoot, site.at_one, shots)
 
     with kernel.container_mtu(mtu), tunnel.container_mtu(mtu):
-        by_kernel, ours = (site.exchange(act(site)) for site in (kernel, tunnel))
-    assert ours.differences(by_kernel, ordered=False) == [], ours.reasons()
-    check_gear(ours)
+        check_gear(compared(kernel, tunnel, act, from_a=True))
 
 
 def test_all_that_comes_off_the_wire_goes_as_by_the_device(kernel: Site, tunnel: Site) -> None:
@@ -86,9 +99,7 @@ def test_all_that_comes_off_the_wire_goes_as_by_the_device(kernel: Site, tunnel:
 
         return all_of_them
 
-    by_kernel, ours = (site.exchange(act(site), from_a=False) for site in (kernel, tunnel))
-    assert ours.differences(by_kernel, ordered=False) == [], ours.reasons()
-    check_gear(ours)
+    check_gear(compared(kernel, tunnel, act, from_a=False))
 
 
 @pytest.mark.parametrize("row", KEPT, ids=lambda row: row.name)
