@@ -9,15 +9,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final
 
 from ctl.core.nat import Chains, Leaving, Rule, Verdict, parse_iptables, parse_nft, rewriting
 from ctl.kernel.command import find, run
 from ctl.kernel.firewall import TABLE
+from ctl.kernel.iptables import legacy_in_use
 
-_LEGACY_TABLES: Final = Path("/proc/thread-self/net/ip_tables_names")
-"""Legacy iptables' tables in this namespace. To list one that is not there would make it."""
 _MOST_CHAINS: Final = 50
 """More than these are not looked at."""
 
@@ -51,7 +49,7 @@ def complaints(packets: Iterable[Leaving]) -> Iterator[str]:
 def _bases() -> Iterator[Base]:
     for chain in _base_chains(_listed("nft", "-j", "list", "chains")):
         yield _nft_base(chain["family"], chain["table"], chain["name"])
-    if _in_legacy_use() and find("iptables-legacy"):
+    if legacy_in_use("nat") and find("iptables-legacy"):
         base = _followed("legacy iptables' nat POSTROUTING", "POSTROUTING", _by_iptables("iptables-legacy"))
         yield base
 
@@ -110,10 +108,3 @@ def _listed(*command: str) -> list[dict[str, Any]]:
     except (ValueError, KeyError, TypeError):
         return []
     return [each for each in found if isinstance(each, dict)]
-
-
-def _in_legacy_use() -> bool:
-    try:
-        return "nat" in _LEGACY_TABLES.read_text().split()
-    except OSError:
-        return False

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from contextlib import suppress
 from ipaddress import IPv4Interface
 from typing import Final
 
+from ctl.backend.told import told
 from ctl.core import bridge
 from ctl.core.errors import ConfigError, KernelError
 from ctl.core.findings import Concern, Findings
@@ -18,8 +18,6 @@ from ctl.kernel.netlink.session import Netlink, by_name, names
 from ctl.node import forwarding
 from ctl.process import statedir
 from ctl.settings.config import Settings
-
-log = logging.getLogger(__name__)
 
 
 class ContainerBridge:
@@ -54,7 +52,7 @@ class ContainerBridge:
         """Of our devices; of others' that do not it is said. What keeps the node from being ready, too."""
         ours = [*names({devices.tunnel}), *([] if self.adopted else [self._name])]
         forwarding.ensure(ours, self._saved)
-        told(self._findings, Concern.FORWARDING, forwarding.lacking(names({devices.uplink, *devices.hops})))
+        told(self._findings, Concern.FORWARDING, *forwarding.lacking(names({devices.uplink, *devices.hops})))
         silent = forwarding.lacking([self._name] if self.adopted else [])
         self._findings.problems[Concern.BRIDGE] = (self._wrong,) if self._wrong else silent
 
@@ -75,17 +73,7 @@ class ContainerBridge:
     def _note_lowered(self, mtu: int, links: Mapping[int, Link]) -> None:
         """Say what else is on an adopted bridge, and has to do with the MTU that we give it."""
         found = links.get(self.ifindex)
-        line = bridge.lowered(found, mtu, links) if found else ""
-        told(self._findings, Concern.BRIDGE_MTU, (line,) if line else ())
-
-
-def told(findings: Findings, concern: Concern, lines: tuple[str, ...]) -> None:
-    """Have `ovctl status` say these lines, and the log those that are new."""
-    before = findings.problems.get(concern, ())
-    for line in lines:
-        if line not in before:
-            log.warning("%s", line)
-    findings.problems[concern] = lines
+        told(self._findings, Concern.BRIDGE_MTU, bridge.lowered(found, mtu, links) if found else "")
 
 
 def _device(name: str, lease: Lease, mtu: int) -> BridgeDevice:

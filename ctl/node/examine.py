@@ -74,8 +74,8 @@ class Examination:
 
     def ways(self, peers: Sequence[Lease], step: Callable[[], None] = lambda: None) -> list[Way]:
         """The way to each of these peers, by FIB and echoes; a `step` for each request. KernelError."""
-        with Echo(source(self._site.network, self._site.lease)) as echo:
-            targets = {target(self._site.network, lease): lease for lease in peers}
+        with Echo(overlay_address(self._site.network, self._site.lease)) as echo:
+            targets = {overlay_address(self._site.network, lease): lease for lease in peers}
             small = echo.ask(targets, SMALL, TRIES, PATIENCE_S, step)
             there = [address for address, answers in small.items() if answers.round_trips]
             whole = echo.ask(there, self._report.mtu, TRIES, PATIENCE_S, step)
@@ -132,13 +132,8 @@ class Examination:
         return link.name if link else ""
 
 
-def source(network: Network, own: Lease) -> IPv4Address:
-    """The overlay address that a node speaks to the others from."""
-    return own.vtep_ip if network.backend == "vxlan" else own.gateway
-
-
-def target(network: Network, lease: Lease) -> IPv4Address:
-    """The overlay address at which a node answers the others, whether it has containers or not."""
+def overlay_address(network: Network, lease: Lease) -> IPv4Address:
+    """The one at which a node speaks to the others and answers them, whether it has containers or not."""
     return lease.vtep_ip if network.backend == "vxlan" else lease.gateway
 
 

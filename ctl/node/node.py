@@ -14,6 +14,7 @@ from typing import Final
 from ctl.backend.hostgw import HostGwBackend
 from ctl.backend.protocol import Backend
 from ctl.backend.site import Site
+from ctl.backend.told import told
 from ctl.backend.udp.backend import UdpBackend
 from ctl.backend.vxlan.backend import VxlanBackend
 from ctl.core.abi import Event
@@ -40,7 +41,7 @@ from ctl.kernel.netlink.monitor import Monitor
 from ctl.kernel.netlink.session import Netlink
 from ctl.kernel.netlink.surroundings import look_at_underlay
 from ctl.node import around
-from ctl.node.bridge import ContainerBridge, told
+from ctl.node.bridge import ContainerBridge
 from ctl.node.env import EnvFile
 from ctl.node.standing import Standing, known_as
 from ctl.node.takeover import Takeover
@@ -216,8 +217,8 @@ class Node:
             bridge=self._settings.bridge,
         ):
             self.findings.count("firewall", 1)
-        told(self.findings, Concern.LEGACY, self._firewall.unseen)
-        told(self.findings, Concern.FORWARD, forward.refusing(network.network, self._settings.bridge))
+        told(self.findings, Concern.LEGACY, *self._firewall.unseen)
+        told(self.findings, Concern.FORWARD, *forward.refusing(network.network, self._settings.bridge))
         self.findings.problems[Concern.FLANNELD] = self._takeover.remove_rules(network)
         self._look_for_clashes(network, backend, holding.lease.subnet)
 
@@ -229,8 +230,8 @@ class Node:
         ways = sorted(links[each].name for each in {devices.tunnel, *plainly} if each in links)
         bridge = self._settings.bridge
         found = around.look_for_clashes(network, own, self._leases, self.findings.surroundings, ways, bridge)
-        told(self.findings, Concern.CLASH, found.problems)
-        told(self.findings, Concern.OVERLAP, found.warnings)
+        told(self.findings, Concern.CLASH, *found.problems)
+        told(self.findings, Concern.OVERLAP, *found.warnings)
 
     def load_programs(self, holding: Holding) -> frozenset[Change]:
         """The backend's maps and programs, if it has any."""

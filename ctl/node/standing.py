@@ -14,6 +14,7 @@ from dataclasses import astuple
 from ipaddress import IPv4Address
 from typing import Final
 
+from ctl.backend.told import told
 from ctl.core.candidates import Host, UplinkChoice, rivals
 from ctl.core.errors import AgentError
 from ctl.core.findings import Concern, Findings
@@ -95,16 +96,9 @@ class Standing:
         if found.error:
             raise AgentError(found.error)
         self._findings.uplink = self.uplink
-        self._say(Concern.UPLINK, found.wrong)
-        self._say(Concern.NEWCOMER, found.newcomer)
-        self._say(Concern.ARP, _arp(self.uplink, rivals(host, self.uplink)))
-
-    def _say(self, concern: Concern, text: str) -> None:
-        """In the status, and once in the log."""
-        lines = (text,) if text else ()
-        if text and self._findings.problems.get(concern) != lines:
-            log.warning("%s", text)
-        self._findings.problems[concern] = lines
+        told(self._findings, Concern.UPLINK, found.wrong)
+        told(self._findings, Concern.NEWCOMER, found.newcomer)
+        told(self._findings, Concern.ARP, _arp(self.uplink, rivals(host, self.uplink)))
 
     def _request(self) -> list[str]:
         return ["" if each is None else str(each) for each in astuple(self._asked)]

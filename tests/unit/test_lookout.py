@@ -12,6 +12,7 @@ from ctl.backend.vxlan.lookout import EVERY_S, Lookout
 from ctl.core.abi import Counter, Hook
 from ctl.core.findings import UNHEALTHY, WARNINGS, Concern, Findings
 from ctl.core.host import Change, Filter, FilterKey
+from ctl.core.losing import Device
 from ctl.core.reasons import REASONS
 from ctl.kernel import firewall
 from ctl.kernel.firewall import Tunnel
@@ -72,7 +73,7 @@ class World:
 
 def started(monkeypatch: pytest.MonkeyPatch, *, tcx: bool) -> World:
     made = World(tcx=tcx)
-    monkeypatch.setattr(link, "packets", lambda *_: made.packets)
+    monkeypatch.setattr(link, "traffic", lambda *_: Device(*made.packets))
     made.look()
     return made
 

@@ -13,6 +13,7 @@ from typing import Final
 from ctl.backend.programless import remove_tunnels
 from ctl.backend.settle import apply_counted
 from ctl.backend.site import Site
+from ctl.backend.told import told
 from ctl.backend.vxlan import losses
 from ctl.backend.vxlan.device import device_name, vtep_mac, wanted_device
 from ctl.backend.vxlan.lookout import Lookout
@@ -224,9 +225,7 @@ class VxlanBackend:
             f"refused, the kernel path carries all; "
             f"run that version again, or remove {settings.bpffs}/v{newer}"
         )
-        if self._findings.problems.get(Concern.PINS) != (text,):
-            log.warning("%s", text)
-        self._findings.problems[Concern.PINS] = (text,)
+        told(self._findings, Concern.PINS, text)
         self._take_programs_off(site)
         return True
 

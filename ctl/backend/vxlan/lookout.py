@@ -17,6 +17,7 @@ from typing import Final
 from ctl.core.abi import Hook
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import Change, FilterKey
+from ctl.core.losing import Device
 from ctl.core.reasons import Verdict, reason
 from ctl.core.sight import Growth, Sight
 from ctl.kernel.bpf.maps import Maps
@@ -135,7 +136,8 @@ class Lookout:
         self._look_at_others(FilterKey(uplink, True))
         places = {Hook.FROM_WIRE: FilterKey(uplink, True), Hook.TO_OVERLAY: FilterKey(device, False)}
         before = _noticed(opened)
-        passed = dict(zip(places, self._packets(device), strict=True))
+        counted = self._counted(device)
+        passed = {Hook.FROM_WIRE: counted.rx, Hook.TO_OVERLAY: counted.tx}
         after = _noticed(opened)
         blind = {
             hook: why
@@ -152,12 +154,12 @@ class Lookout:
         text = _FIRST.format(others=" and ".join(self._others))
         self._findings.problems[Concern.OTHERS] = (text,) if self.first else ()
 
-    def _packets(self, device: int) -> tuple[int, int]:
-        """That came out of the tunnel and went into it; none without a device."""
+    def _counted(self, device: int) -> Device:
+        """What came out of the tunnel and went into it; nothing without a device."""
         if device:
             with suppress_missing():
-                return link.packets(self._rtnl, device)
-        return 0, 0
+                return link.traffic(self._rtnl, device)
+        return Device()
 
     def _sees(self, hook: Hook, place: FilterKey, opened: Maps | None, counts: tuple[int, int, int]) -> str:
         """One line if our program there does not see what passes; empty if it does, or is none."""

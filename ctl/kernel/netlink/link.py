@@ -6,7 +6,6 @@ takes 206 ms to unpack them (410 us each), `parse` 17. Names and numbers are pyr
 
 from __future__ import annotations
 
-import struct
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Any, Final
@@ -51,9 +50,6 @@ _ADDRESS, _IFNAME, _MTU, _LINK, _MASTER, _LINKINFO, _IFALIAS, _LINK_NETNSID, _XD
 _QDISC, _MAX_MTU = (number_of(ifinfmsg, f"IFLA_{name}") for name in ("QDISC", "MAX_MTU"))
 _ETH_MAX_MTU: Final = 65535
 """Of a veth, unless there is XDP at its other end: then by how much that takes (veth_xdp_set)."""
-_STATS64: Final = number_of(ifinfmsg, "IFLA_STATS64")
-_RX_TX: Final = struct.Struct("=QQ")
-"""The first two of struct rtnl_link_stats64: rx_packets, tx_packets."""
 _INFO_KIND: Final = number_of(ifinfmsg.ifinfo, "IFLA_INFO_KIND")
 _XDP_IDS: Final = tuple(
     number_of(ifinfmsg.xdp, f"IFLA_XDP_{mode}PROG_ID") for mode in ("", "DRV_", "SKB_", "HW_")
@@ -83,14 +79,6 @@ def one(rtnl: Rtnl, **which: int | str) -> Link:
     """An interface by its `index` or its `ifname`. Refused if there is none."""
     (found,) = rtnl.link(_GET, ext_mask=_SKIP_STATISTICS, **which)
     return parse(raw(found))
-
-
-def packets(rtnl: Rtnl, ifindex: int) -> tuple[int, int]:
-    """(received, sent) packets of an interface. Refused if there is none."""
-    (found,) = rtnl.link(_GET, index=ifindex)
-    stats = attributes(raw(found), _HEAD.size)[_STATS64]
-    received, sent = _RX_TX.unpack_from(stats)
-    return received, sent
 
 
 def parse(content: bytes) -> Link:
