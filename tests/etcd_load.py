@@ -54,11 +54,11 @@ class Load:
 
     def delete(self, *leases: Lease) -> None:
         """All of them in one transaction."""
-        keys = [encode(self._schema.key(each.subnet)) for each in leases]
+        keys = [encode(self._schema.key(each)) for each in leases]
         self._client.call("/v3/kv/txn", {"success": [{"request_delete_range": {"key": key}} for key in keys]})
 
     def _request(self, each: Lease) -> dict[str, Any]:
-        key, value = self._schema.key(each.subnet), self._schema.value(each)
+        key, value = self._schema.key(each), self._schema.value(each)
         return {"key": encode(key), "value": encode(value), "lease": self._grant}
 
     def close(self) -> None:

@@ -6,19 +6,25 @@ import math
 import re
 from dataclasses import dataclass, field
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network
-from typing import Final
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Final, TypeVar
 
 __all__ = [
     "END_UNKNOWN",
     "Bypass",
     "IPv4Address",
     "IPv4Network",
+    "IPv6Address",
+    "IPv6Lease",
+    "IPv6Network",
+    "IPv6Range",
     "Lease",
     "MacAddress",
     "Network",
     "Snapshot",
 ]
+
+Address = TypeVar("Address", IPv4Address, IPv6Address)
 
 VXLAN_OVERHEAD = 50
 """Bytes that VXLAN adds to an inner IPv4 packet: IP 20, UDP 8, VXLAN 8, Ethernet 14."""
@@ -42,11 +48,23 @@ Such a lease is live for as long as the store lists it."""
 NO_HOSTS: Final = (IPv4Network("127.0.0.0/8"), IPv4Network("224.0.0.0/4"))
 """Loopback and multicast: nobody is reached at such an address."""
 
+NO_IPV6_HOSTS: Final = (
+    IPv6Network("::/96"),
+    IPv6Network("::ffff:0:0/96"),
+    IPv6Network("fe80::/10"),
+    IPv6Network("ff00::/8"),
+)
+"""The same of IPv6 (RFC 4291, 2.4 and 2.5.5), and the addresses of a link, which others do not reach."""
 
-def host_address(address: IPv4Address) -> IPv4Address:
+
+def host_address(address: Address) -> Address:
     """`address`, if a host can have it and others reach it there. ValueError."""
     number = int(address)  # ten thousand leases are read like this
-    if number >> 24 == 127 or number >> 28 == 14 or number in (0, 2**32 - 1):
+    if isinstance(address, IPv4Address):
+        wrong = number >> 24 == 127 or number >> 28 == 14 or number in (0, 2**32 - 1)
+    else:
+        wrong = any(address in each for each in NO_IPV6_HOSTS)
+    if wrong:
         raise ValueError(f"{address} is not a host's address")
     return address
 
@@ -102,6 +120,16 @@ class HookMode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class IPv6Range:
+    """What a dual-stack network has of IPv6, and how it is cut. The names are those of Network."""
+
+    network: IPv6Network
+    subnet_len: int
+    subnet_min: IPv6Network
+    subnet_max: IPv6Network
+
+
+@dataclass(frozen=True, slots=True)
 class Network:
     """The big network and how it is cut. Made valid by `ctl.core.wire.parse_network`."""
 
@@ -116,6 +144,8 @@ class Network:
     """MTU of the underlay in bytes; None: that of each node's uplink."""
     direct_routing: bool = False
     """vxlan: peers on our own link are reached by plain routes."""
+    ipv6: IPv6Range | None = None
+    """None: the network has IPv4 only."""
 
     @property
     def pool(self) -> tuple[IPv4Address, IPv4Address]:
@@ -124,8 +154,22 @@ class Network:
 
 
 @dataclass(frozen=True, slots=True)
+class IPv6Lease:
+    """What a node's lease says of IPv6. The names are those of Lease."""
+
+    subnet: IPv6Network
+    host: IPv6Address | None = None
+    """Flannel's PublicIPv6; None: nobody has said it yet."""
+    vtep_mac: MacAddress | None = None
+    vni: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Lease:
-    """A subnet held by a node, as the store has it."""
+    """The subnets held by a node, as the store has them: they are acquired, kept and lost as one.
+
+    The IPv4 one is what tells a lease from others.
+    """
 
     subnet: IPv4Network
     host: IPv4Address
@@ -139,6 +183,8 @@ class Lease:
     """Seconds since the epoch; None: a reservation, which does not expire; or END_UNKNOWN."""
     revision: int = field(default=0, compare=False)
     """The store's version of this entry, for compare-and-swap; 0: not stored yet."""
+    ipv6: IPv6Lease | None = None
+    """None: the node has IPv4 only."""
 
     @property
     def gateway(self) -> IPv4Address:
@@ -157,7 +203,7 @@ class Lease:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The store's leases at one revision, sorted by subnet."""
+    """The store's leases at one revision, sorted by their IPv4 subnets."""
 
     leases: tuple[Lease, ...]
     revision: int

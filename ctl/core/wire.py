@@ -2,7 +2,7 @@
 
     network config     JSON, keys in any case as Go reads them
     lease attributes   JSON, byte for byte as Go writes it
-    lease key          10.5.52.0-24
+    lease key          10.5.52.0-24, with an IPv6 subnet 10.5.52.0-24&fd00:10:244:1::-64
     subnet.env         shell variables, read by the CNI plugin and Docker's set-up
 
 Parsers raise ValueError with a line that names the field; `parse_network`, whose text
@@ -15,15 +15,18 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
-from typing import Any, Final
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import Any, Final, Generic, TypeVar
 
 from ctl.core.errors import ConfigError
 from ctl.core.model import (
     BACKENDS,
     MIN_MTU,
     NO_HOSTS,
+    NO_IPV6_HOSTS,
     VXLAN_OVERHEAD,
+    IPv6Lease,
+    IPv6Range,
     Lease,
     MacAddress,
     Network,
@@ -101,45 +104,109 @@ def _boolean(fields: Fields, key: str, default: bool) -> bool:
     return value
 
 
-def _cidr(text: str, key: str) -> IPv4Network:
-    """`a.b.c.d/len`; host bits are cut off, as flannel does."""
+Net = TypeVar("Net", IPv4Network, IPv6Network)
+
+
+@dataclass(frozen=True, slots=True)
+class _Family(Generic[Net]):
+    """How a family's part of the config is written, and what flannel has for it where nothing is said."""
+
+    name: str
+    prefix: str
+    """What its keys begin with."""
+    kind: type[Net]
+    written: str
+    """A regular expression for a network."""
+    example: str
+    usual: int
+    """Prefix length of a subnet, where there is room for four of them."""
+    longest: int
+    """Of a subnet's: a bridge and a container need addresses."""
+    nobody: tuple[Net, ...]
+    """Networks in which no host is reached."""
+
+    @property
+    def bits(self) -> int:
+        return self.kind((0, 0)).max_prefixlen
+
+
+_IPV4: Final = _Family("IPv4", "", IPv4Network, r"[0-9.]+/[0-9]{1,2}", "10.77.0.0/16", 24, 30, NO_HOSTS)
+_IPV6: Final = _Family(
+    "IPv6", "IPv6", IPv6Network, r"[0-9a-fA-F:.]+/[0-9]{1,3}", "fd00:10:77::/48", 64, 126, NO_IPV6_HOSTS
+)
+
+
+def _cidr(text: str, key: str, family: _Family[Net]) -> Net:
+    """`address/length`; host bits are cut off, as flannel does."""
     try:
-        if not re.fullmatch(r"[0-9.]+/[0-9]{1,2}", text):
+        if not re.fullmatch(family.written, text):
             raise ValueError
-        return IPv4Network(text, strict=False)
+        return family.kind(text, strict=False)
     except ValueError:
-        raise ValueError(f"{key} {text!r} is not an IPv4 network such as 10.77.0.0/16") from None
+        raise ValueError(f"{key} {text!r} is not an {family.name} network such as {family.example}") from None
 
 
-def _subnet_len(network: IPv4Network, given: int) -> int:
-    """Flannel's rule: at least four subnets, and in each at least a /30."""
+def _subnet_len(network: Net, given: int, family: _Family[Net]) -> int:
+    """Flannel's rule: at least four subnets, and in each at least four addresses."""
     if given:
-        if not network.prefixlen + 2 <= given <= 30:
+        if not network.prefixlen + 2 <= given <= family.longest:
             raise ValueError(
-                f"SubnetLen {given} does not fit {network}: it must be between"
-                f" {network.prefixlen + 2} and 30, so that there are at least four subnets"
+                f"{family.prefix}SubnetLen {given} does not fit {network}: it must be between"
+                f" {network.prefixlen + 2} and {family.longest}, so that there are at least four subnets"
             )
         return given
-    if network.prefixlen > 28:
-        raise ValueError(f"Network {network} is too small: /28 is the smallest that holds four subnets")
-    return 24 if network.prefixlen <= 22 else network.prefixlen + 2
+    if network.prefixlen > family.longest - 2:
+        raise ValueError(
+            f"{family.prefix}Network {network} is too small:"
+            f" /{family.longest - 2} is the smallest that holds four subnets"
+        )
+    return family.usual if network.prefixlen <= family.usual - 2 else network.prefixlen + 2
 
 
-def _bound(fields: Fields, key: str, network: IPv4Network, length: int, default: int) -> IPv4Network:
+def _bound(fields: Fields, key: str, network: Net, length: int, default: int, family: _Family[Net]) -> Net:
     """SubnetMin or SubnetMax: an address in the network, on a subnet's boundary."""
-    text = _string(fields, key, "0.0.0.0")
+    text = _string(fields, key, str(family.kind((0, 0)).network_address))
     try:
-        address = IPv4Address(text)
+        address = type(network.network_address)(text)
     except ValueError:
-        raise ValueError(f"{key} {text!r} is not an IPv4 address") from None
+        raise ValueError(f"{key} {text!r} is not an {family.name} address") from None
     if not int(address):
-        return IPv4Network((default, length))
+        return family.kind((default, length))
     if address not in network:
-        raise ValueError(f"{key} {address} is not in Network {network}")
+        raise ValueError(f"{key} {address} is not in {family.prefix}Network {network}")
     try:
-        return IPv4Network((address, length))
+        return family.kind((int(address), length))
     except ValueError:
         raise ValueError(f"{key} {address} is not on a /{length} boundary") from None
+
+
+def _whole(fields: Fields, family: _Family[Net]) -> Net:
+    """Network, or IPv6Network: it has to be there."""
+    key = f"{family.prefix}Network"
+    if key.lower() not in fields:
+        raise ValueError(f"{key} is missing")
+    network = _cidr(_string(fields, key), key, family)
+    if any(network.subnet_of(each) for each in family.nobody):
+        raise ValueError(f"{key} {network} is no network of hosts")
+    return network
+
+
+def _cut(fields: Fields, network: Net, family: _Family[Net]) -> tuple[Net, int, Net, Net]:
+    """Network, length of a subnet, the first one and the last one."""
+    prefix = family.prefix
+    given = _integer(fields, f"{prefix}SubnetLen", 1, family.longest, 0)
+    length = _subnet_len(network, given, family)
+    first, size = int(network.network_address), 1 << (family.bits - length)
+    # The first subnet is left out: its base is the network's own address, which some
+    # systems take for a broadcast.
+    low = _bound(fields, f"{prefix}SubnetMin", network, length, first + size, family)
+    last = first + network.num_addresses - size
+    high = _bound(fields, f"{prefix}SubnetMax", network, length, last, family)
+    if int(low.network_address) > int(high.network_address):
+        raise ValueError(
+            f"{prefix}SubnetMin {low.network_address} is above {prefix}SubnetMax {high.network_address}"
+        )
+    return network, length, low, high
 
 
 def _backend(fields: Fields) -> dict[str, Any]:
@@ -166,24 +233,16 @@ def _backend(fields: Fields) -> dict[str, Any]:
 
 def _network(text: str, given: int | None) -> Network:
     fields = _object(text)
-    if not _boolean(fields, "EnableIPv4", True) or _boolean(fields, "EnableIPv6", False):
-        raise ValueError("only IPv4 is supported: EnableIPv4 must be true and EnableIPv6 false")
-    if "network" not in fields:
-        raise ValueError("Network is missing")
-    network = _cidr(_string(fields, "Network"), "Network")
-    if any(network.subnet_of(each) for each in NO_HOSTS):
-        raise ValueError(f"Network {network} is no network of hosts")
+    if not _boolean(fields, "EnableIPv4", True):
+        raise ValueError("a network without IPv4 is not supported: EnableIPv4 must be true")
+    dual = _boolean(fields, "EnableIPv6", False)
+    network = _whole(fields, _IPV4)
     if given is not None:
+        if dual:
+            raise ValueError("only IPv4 is supported where others give out subnets: EnableIPv6 must be false")
         return _assigned(network, given, fields)
-    length = _subnet_len(network, _integer(fields, "SubnetLen", 1, 30, 0))
-    first, size = int(network.network_address), 1 << (32 - length)
-    # The first subnet is left out: its base is the network's own address, which some
-    # systems take for a broadcast.
-    low = _bound(fields, "SubnetMin", network, length, first + size)
-    high = _bound(fields, "SubnetMax", network, length, first + network.num_addresses - size)
-    if low > high:
-        raise ValueError(f"SubnetMin {low.network_address} is above SubnetMax {high.network_address}")
-    return Network(network, length, low, high, **_backend(fields))
+    ipv6 = IPv6Range(*_cut(fields, _whole(fields, _IPV6), _IPV6)) if dual else None
+    return Network(*_cut(fields, network, _IPV4), **_backend(fields), ipv6=ipv6)
 
 
 def _assigned(network: IPv4Network, length: int, fields: Fields) -> Network:
@@ -216,14 +275,20 @@ def format_network(network: Network) -> str:
         backend["MTU"] = network.mtu
     if network.direct_routing:
         backend["DirectRouting"] = True
-    config = {
-        "Network": str(network.network),
-        "SubnetLen": network.subnet_len,
-        "SubnetMin": str(network.subnet_min.network_address),
-        "SubnetMax": str(network.subnet_max.network_address),
-        "Backend": backend,
+    config = _format_cut(network, _IPV4.prefix)
+    if network.ipv6 is not None:
+        config |= {"EnableIPv6": True, **_format_cut(network.ipv6, _IPV6.prefix)}
+    return json.dumps({**config, "Backend": backend}, separators=(",", ":"))
+
+
+def _format_cut(cut: Network | IPv6Range, prefix: str) -> dict[str, object]:
+    """A family's keys, which begin with `prefix`."""
+    return {
+        f"{prefix}Network": str(cut.network),
+        f"{prefix}SubnetLen": cut.subnet_len,
+        f"{prefix}SubnetMin": str(cut.subnet_min.network_address),
+        f"{prefix}SubnetMax": str(cut.subnet_max.network_address),
     }
-    return json.dumps(config, separators=(",", ":"))
 
 
 def _untyped(backend: str) -> bool:
@@ -237,24 +302,38 @@ def format_attributes(lease: Lease, *, with_node: bool = False) -> str:
     `with_node` puts the node's name into BackendData as a field `Node`. Flannel reads
     over it there, and drops it when it writes the lease itself.
     """
-    attributes: dict[str, object] = {"PublicIP": str(lease.host), "PublicIPv6": None}
+    ipv6 = lease.ipv6
+    host6 = str(ipv6.host) if ipv6 is not None and ipv6.host is not None else None
+    attributes: dict[str, object] = {"PublicIP": str(lease.host), "PublicIPv6": host6}
     if not _untyped(lease.backend):
         attributes["BackendType"] = lease.backend
-    data: dict[str, object] = {}
-    if lease.vtep_mac is not None and lease.vni is not None:
-        data = {"VNI": lease.vni, "VtepMAC": str(lease.vtep_mac)}
+    data = _format_data(lease)
     # Only beside data that flannel knows: without a MAC it could not read a vxlan lease.
     if with_node and lease.node and (data or lease.backend != "vxlan"):
         data["Node"] = lease.node
     if data:
         attributes["BackendData"] = data
+    if ipv6 is not None and (data6 := _format_data(ipv6)):
+        attributes["BackendV6Data"] = data6
     return json.dumps(attributes, separators=(",", ":"))
 
 
+def _format_data(lease: Lease | IPv6Lease) -> dict[str, object]:
+    """How the vxlan device of a family is reached; empty: it has none."""
+    if lease.vtep_mac is None or lease.vni is None:
+        return {}
+    return {"VNI": lease.vni, "VtepMAC": str(lease.vtep_mac)}
+
+
 def parse_attributes(
-    subnet: IPv4Network, text: str, *, expires_at: float | None = None, revision: int = 0
+    subnet: IPv4Network,
+    text: str,
+    *,
+    ipv6: IPv6Network | None = None,
+    expires_at: float | None = None,
+    revision: int = 0,
 ) -> Lease:
-    """The lease on `subnet` from its stored value.
+    """The lease on `subnet`, and on `ipv6` if it has that too, from its stored value.
 
     Unknown fields are ignored. A lease without BackendType is udp's; one without
     BackendData (a reservation that nobody uses yet) has no MAC. ValueError names the field.
@@ -263,7 +342,23 @@ def parse_attributes(
     host = _public_ip(fields)
     backend = _word(fields, "BackendType") or "udp"
     mac, vni = backend_data(fields.get("backenddata"), backend)
-    return Lease(subnet, host, mac, vni, backend, _node(fields), expires_at, revision)
+    part = None if ipv6 is None else _parse_ipv6(ipv6, fields, backend)
+    return Lease(subnet, host, mac, vni, backend, _node(fields), expires_at, revision, part)
+
+
+def _parse_ipv6(subnet: IPv6Network, fields: Fields, backend: str) -> IPv6Lease:
+    """What the value says of IPv6. What is missing is None, as in a reservation."""
+    host = None
+    if "publicipv6" in fields:
+        try:
+            host = host_address(IPv6Address(_string(fields, "PublicIPv6")))
+        except ValueError as error:
+            raise ValueError(f"PublicIPv6: {error}") from error
+    try:
+        mac, vni = backend_data(fields.get("backendv6data"), backend)
+    except ValueError as error:
+        raise ValueError(f"BackendV6Data: {error}") from error
+    return IPv6Lease(subnet, host, mac, vni)
 
 
 def _public_ip(fields: Fields) -> IPv4Address:
@@ -303,13 +398,37 @@ def backend_data(data: Any, backend: str) -> tuple[MacAddress | None, int | None
     return mac, _integer(data, "VNI", 0, MAX_VNI, 0)
 
 
-def format_key(subnet: IPv4Network) -> str:
-    """A lease's key, `10.5.52.0-24`."""
-    return f"{subnet.network_address}-{subnet.prefixlen}"
+def format_key(subnet: IPv4Network, ipv6: IPv6Network | None = None) -> str:
+    """A lease's key, `10.5.52.0-24` or `10.5.52.0-24&fd00:10:244:1::-64`."""
+    key = f"{subnet.network_address}-{subnet.prefixlen}"
+    return key if ipv6 is None else f"{key}&{ipv6.network_address}-{ipv6.prefixlen}"
 
 
-def parse_key(text: str) -> IPv4Network:
-    """The subnet of a lease's key. ValueError if it is none, or names an IPv6 subnet too."""
+def parse_key(text: str) -> tuple[IPv4Network, IPv6Network | None]:
+    """The subnets of a lease's key. ValueError if it is none."""
+    first, both, second = text.partition("&")
+    subnet = _parse_ipv4_key(first)
+    if not both:
+        return subnet, None
+    if not subnet.prefixlen:  # as flannel writes it where IPv4 is off: it would take all of the network
+        raise ValueError(f"{text!r} has no IPv4 subnet")
+    return subnet, _parse_ipv6_key(second)
+
+
+def _parse_ipv6_key(text: str) -> IPv6Network:
+    base, _, length = text.rpartition("-")
+    try:
+        if not re.fullmatch("[0-9a-fA-F:]+-[0-9]{1,3}", text):
+            raise ValueError
+        subnet = IPv6Network(f"{base}/{length}")
+    except ValueError:
+        raise ValueError(f"{text!r} is not an IPv6 subnet such as fd00:10:244:1::-64") from None
+    if text != f"{subnet.network_address}-{subnet.prefixlen}":
+        raise ValueError(f"{text!r} is {subnet}, written in another way")
+    return subnet
+
+
+def _parse_ipv4_key(text: str) -> IPv4Network:
     match = re.fullmatch(r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})-([0-9]{1,2})", text)
     if not match:
         raise ValueError(f"{text!r} is not a lease key such as 10.5.52.0-24")
@@ -330,13 +449,23 @@ class SubnetEnv:
     subnet: IPv4Network
     mtu: int
     ip_masq: bool
+    ipv6: tuple[IPv6Network, IPv6Network] | None = None
+    """Network and subnet; None: the node has IPv4 only."""
 
 
 def format_subnet_env(env: SubnetEnv) -> str:
     """The text of subnet.env. FLANNEL_SUBNET is the bridge's address and prefix length."""
+    ipv6 = ""
+    if env.ipv6 is not None:
+        network, subnet = env.ipv6
+        ipv6 = (
+            f"FLANNEL_IPV6_NETWORK={network}\n"
+            f"FLANNEL_IPV6_SUBNET={subnet.network_address + 1}/{subnet.prefixlen}\n"
+        )
     return (
         f"FLANNEL_NETWORK={env.network}\n"
         f"FLANNEL_SUBNET={env.subnet.network_address + 1}/{env.subnet.prefixlen}\n"
+        f"{ipv6}"
         f"FLANNEL_MTU={env.mtu}\n"
         f"FLANNEL_IPMASQ={str(env.ip_masq).lower()}\n"
     )
@@ -347,10 +476,14 @@ def docker_options(env: SubnetEnv) -> dict[str, str]:
 
     Either we masquerade or Docker does: twice would hide containers from the overlay.
     """
+    ipv6 = {}
+    if env.ipv6 is not None:  # which mk-docker-opts.sh leaves out
+        ipv6 = {"DOCKER_OPT_IPV6": f"--ipv6 --fixed-cidr-v6={env.ipv6[1]}"}
     return {
         "DOCKER_OPT_BIP": f"--bip={env.subnet.network_address + 1}/{env.subnet.prefixlen}",
         "DOCKER_OPT_IPMASQ": f"--ip-masq={str(not env.ip_masq).lower()}",
         "DOCKER_OPT_MTU": f"--mtu={env.mtu}",
+        **ipv6,
     }
 
 
@@ -361,16 +494,27 @@ def _decimal(text: str, key: str) -> int:
 
 
 def parse_subnet_env(text: str) -> SubnetEnv:
-    """subnet.env, ours or flannel's (whose IPv6 lines are left out). ValueError if incomplete."""
+    """subnet.env, ours or flannel's. ValueError if incomplete."""
     pairs = (line.partition("=") for line in text.splitlines())
     values = {key.strip(): value.strip().strip("\"'") for key, _, value in pairs}
     try:
         return SubnetEnv(
             # A list where flannel has several networks: the first is ours to compare with.
-            network=_cidr(values["FLANNEL_NETWORK"].partition(",")[0], "FLANNEL_NETWORK"),
-            subnet=_cidr(values["FLANNEL_SUBNET"], "FLANNEL_SUBNET"),
+            network=_cidr(values["FLANNEL_NETWORK"].partition(",")[0], "FLANNEL_NETWORK", _IPV4),
+            subnet=_cidr(values["FLANNEL_SUBNET"], "FLANNEL_SUBNET", _IPV4),
             mtu=_decimal(values["FLANNEL_MTU"], "FLANNEL_MTU"),
             ip_masq=values["FLANNEL_IPMASQ"] == "true",
+            ipv6=_env_ipv6(values),
         )
     except KeyError as error:
         raise ValueError(f"{error.args[0]} is missing") from error
+
+
+def _env_ipv6(values: Mapping[str, str]) -> tuple[IPv6Network, IPv6Network] | None:
+    """Network and subnet; None: the file does not name both, as of a node without IPv6."""
+    if "FLANNEL_IPV6_NETWORK" not in values or "FLANNEL_IPV6_SUBNET" not in values:
+        return None
+    return (
+        _cidr(values["FLANNEL_IPV6_NETWORK"].partition(",")[0], "FLANNEL_IPV6_NETWORK", _IPV6),
+        _cidr(values["FLANNEL_IPV6_SUBNET"], "FLANNEL_IPV6_SUBNET", _IPV6),
+    )

@@ -108,6 +108,11 @@ class Node:
         if network.backend not in BACKENDS:
             known = ", ".join(BACKENDS)
             raise ConfigError(f"the network's backend is {network.backend}: this agent runs {known}")
+        if network.ipv6 is not None:
+            raise ConfigError(
+                f"the network has IPv6 too ({network.ipv6.network}), and this version carries IPv4 only:"
+                " EnableIPv6 must be false"
+            )
         backend: Backend = BACKENDS[network.backend](self._settings, self._netlink, self.findings)
         self._inner_mtu(network, backend)
         self._bridge.check(self._uplink.link)

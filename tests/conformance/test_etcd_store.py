@@ -374,7 +374,9 @@ MALFORMED = [
     ("/subnets/172.17.4.0-240", GOOD, "lease key"),
     ("/subnets/172.17.4.0-33", GOOD, "33"),
     ("/subnets/172.17.4.0-024", GOOD, "lease key"),
-    ("/subnets/172.17.4.0-24&fd00:10:244:1::-64", GOOD, "lease key"),
+    ("/subnets/172.17.4.0-24&fd00:10:244:1::-640", GOOD, "IPv6 subnet"),
+    ("/subnets/172.17.4.0-24&fd00:10:244:1::-64", GOOD.replace("null", "7"), "PublicIPv6"),
+    ("/subnets/0.0.0.0-0&fd00:10:244:1::-64", GOOD, "no IPv4 subnet"),
     ("/subnets/x/172.17.4.0-24", GOOD, "lease key"),
     ("/subnets/", GOOD, "lease key"),
     ("/subnets", GOOD, "not below"),
@@ -412,13 +414,30 @@ def test_an_entry_that_does_not_parse_is_a_problem_and_touches_no_other(
 
 def test_a_subnet_whose_entry_does_not_parse_is_not_taken(etcd: Etcd, one: EtcdStore, prefix: str) -> None:
     etcd.ctl("put", key(prefix), "garbage")
-    etcd.ctl("put", f"{prefix}/subnets/172.17.4.0-24&fd00:10:244:1::-64", GOOD)
+    etcd.ctl("put", f"{prefix}/subnets/172.17.4.0-24&fd00:10:244:1::-64", "garbage")
     for third in (3, 4):
         with pytest.raises(LeaseConflict, match="is taken: etcd key"):
             one.put(lease(third), None)
     got = holder(one).acquire(NETWORK, IPv4Network("172.17.3.0/24"))
     assert got.subnet not in (IPv4Network("172.17.3.0/24"), IPv4Network("172.17.4.0/24"))
     assert etcd.value(key(prefix)) == "garbage"
+
+
+def test_a_lease_with_an_ipv6_subnet_is_a_lease_and_keeps_its_key_when_it_is_written(
+    etcd: Etcd, one: EtcdStore, prefix: str
+) -> None:
+    both = f"{prefix}/subnets/172.17.4.0-24&fd00:10:244:1::-64"
+    etcd.ctl("put", both, GOOD.replace('"PublicIPv6":null', '"PublicIPv6":"fd00::9"'))
+    (found,) = one.snapshot().leases
+    assert found.ipv6 is not None
+    assert (str(found.subnet), str(found.ipv6.subnet)) == ("172.17.4.0/24", "fd00:10:244:1::/64")
+    with pytest.raises(LeaseConflict, match="is taken: 172.17.4.0/24"):
+        one.put(lease(4), None)
+    written = one.put(replace(found, node="n"), found)
+    assert etcd.get(key(prefix, 4)) is None
+    assert '"PublicIPv6":"fd00::9"' in etcd.value(both)
+    one.delete(written)
+    assert etcd.get(both) is None
 
 
 def test_keys_beside_flannels_are_not_looked_at(etcd: Etcd, one: EtcdStore, prefix: str) -> None:

@@ -32,7 +32,7 @@ def raw(key: bytes, value: bytes, revision: int = 1, grant: int = 0) -> KeyValue
 
 
 def entry_of(lease: Lease, revision: int = 1, grant: int = 7) -> Entry:
-    return SCHEMA.decode(raw(SCHEMA.key(lease.subnet), SCHEMA.value(lease), revision, grant))
+    return SCHEMA.decode(raw(SCHEMA.key(lease), SCHEMA.value(lease), revision, grant))
 
 
 # --- Schema --------------------------------------------------------------------
@@ -50,7 +50,7 @@ def test_flannel_reads_what_is_written(lease: Lease) -> None:
     """Its regular expression, its JSON types; the name of the node is the one field it does not know."""
     import re
 
-    key = SCHEMA.key(lease.subnet).decode()
+    key = SCHEMA.key(lease).decode()
     match = re.search(r"(\d+\.\d+.\d+.\d+)-(\d+)(?:&([a-f\d:]+)-(\d+))?$", key)
     assert match is not None and match[3] is None
     assert IPv4Network(f"{match[1]}/{match[2]}") == lease.subnet
@@ -105,7 +105,7 @@ def test_any_key_and_value_is_a_lease_or_a_line(key: bytes, value: bytes, revisi
         assert entry.problem.isprintable() and len(entry.problem) <= 310
         entry.problem.encode()
     else:
-        assert SCHEMA.key(entry.lease.subnet) == key
+        assert SCHEMA.key(entry.lease) == key
         assert entry.lease.node.isprintable()
         entry.lease.node.encode()
         parse_attributes(entry.lease.subnet, SCHEMA.value(entry.lease).decode())
@@ -142,7 +142,7 @@ def test_events_lead_to_what_a_list_shows(
     truth: dict[bytes, Entry] = {}
     events: list[Event] = []
     for revision, (lease, gone, garbage) in enumerate(changes, 1):
-        key = SCHEMA.key(lease.subnet)
+        key = SCHEMA.key(lease)
         if gone:
             truth.pop(key, None)
             events.append(Event(key, revision, None))
@@ -169,8 +169,8 @@ def test_a_list_with_another_value_at_the_same_revision_is_news(one: Lease, othe
     """A cluster that was restored from a backup numbers anew: only whole values tell."""
     other = replace(other, subnet=one.subnet)
     cache = Cache(SCHEMA.config)
-    cache.load(listing({SCHEMA.key(one.subnet): entry_of(one)}, 5))
-    changed = cache.load(listing({SCHEMA.key(one.subnet): entry_of(other)}, 5))
+    cache.load(listing({SCHEMA.key(one): entry_of(one)}, 5))
+    changed = cache.load(listing({SCHEMA.key(one): entry_of(other)}, 5))
     assert changed == (SCHEMA.value(one) != SCHEMA.value(other))
     assert cache.snapshot({}).leases[0].host == other.host
 

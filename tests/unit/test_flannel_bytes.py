@@ -105,7 +105,7 @@ def text(seen: Seen) -> str:
 
 
 def test_its_subnet_is_one_that_we_would_hand_out(seen: Seen) -> None:
-    subnet = parse_key(seen.key)
+    subnet = parse_key(seen.key)[0]
     assert fits(parse_network(seen.config), subnet)
     assert format_key(subnet) == seen.key
 
@@ -113,14 +113,16 @@ def test_its_subnet_is_one_that_we_would_hand_out(seen: Seen) -> None:
 def test_our_subnet_env_is_its(seen: Seen) -> None:
     network, masq = parse_network(seen.config), seen.env.endswith("true")
     mtu = (network.mtu or UPLINK_MTU) - OVERHEAD[network.backend]
-    env = SubnetEnv(network.network, parse_key(seen.key), mtu, masq)
+    env = SubnetEnv(network.network, parse_key(seen.key)[0], mtu, masq)
     assert format_subnet_env(env) == text(seen)
     assert parse_subnet_env(text(seen)) == env
 
 
 def test_our_value_is_its(seen: Seen) -> None:
-    network, lease = parse_network(seen.config), parse_attributes(parse_key(seen.key), seen.value)
+    network, lease = parse_network(seen.config), parse_attributes(parse_key(seen.key)[0], seen.value)
     vxlan = network.backend == "vxlan"
-    ours = Lease(parse_key(seen.key), HOST, lease.vtep_mac, network.vni if vxlan else None, network.backend)
+    ours = Lease(
+        parse_key(seen.key)[0], HOST, lease.vtep_mac, network.vni if vxlan else None, network.backend
+    )
     assert lease == ours
     assert format_attributes(ours) == seen.value

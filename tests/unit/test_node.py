@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from ctl.core.errors import ConfigError
+from ctl.core.wire import parse_network
 from ctl.node.node import Node
 from ctl.settings.config import resolve
 
@@ -37,6 +39,13 @@ def test_a_node_can_be_made_without_a_kernel(node: Node) -> None:
     assert node.findings.uplink is None
     assert node.maps is None
     assert list(node.drops()) == []
+
+
+def test_a_network_with_ipv6_is_refused_before_the_kernel_is_asked_anything(node: Node) -> None:
+    ipv6 = '"EnableIPv6":true,"IPv6Network":"fd00:77::/48"'
+    network = parse_network(f'{{"Network":"172.17.0.0/16",{ipv6},"Backend":{{"Type":"vxlan"}}}}')
+    with pytest.raises(ConfigError, match=r"has IPv6 too \(fd00:77::/48\).* EnableIPv6 must be false"):
+        node.preflight(network)
 
 
 def test_a_node_that_was_never_here_has_no_previous_subnet(node: Node) -> None:

@@ -120,8 +120,31 @@ def test_the_last_of_equal_keys_wins_and_null_sets_nothing() -> None:
         ({"SubnetMin": "10.0.0.5"}, "SubnetMin 10.0.0.5 is not on a /24 boundary"),
         ({"SubnetMax": "x"}, "SubnetMax 'x' is not an IPv4 address"),
         ({"SubnetMin": "10.9.0.0", "SubnetMax": "10.8.0.0"}, "SubnetMin 10.9.0.0 is above SubnetMax"),
-        ({"EnableIPv6": True}, "only IPv4"),
-        ({"EnableIPv4": False}, "only IPv4"),
+        ({"EnableIPv4": False}, "without IPv4"),
+        ({"EnableIPv6": True}, "IPv6Network is missing"),
+        ({"EnableIPv6": True, "IPv6Network": 6}, "IPv6Network must be a string, not 6"),
+        ({"EnableIPv6": True, "IPv6Network": "10.5.0.0/16"}, "'10.5.0.0/16' is not an IPv6 network"),
+        ({"EnableIPv6": True, "IPv6Network": "fd00::/129"}, "is not an IPv6 network such as"),
+        ({"EnableIPv6": True, "IPv6Network": "fd00::/125"}, "/124 is the smallest"),
+        ({"EnableIPv6": True, "IPv6Network": "fe80::/64"}, "is no network of hosts"),
+        ({"EnableIPv6": True, "IPv6Network": "::ffff:10.5.0.0/112"}, "is no network of hosts"),
+        ({"EnableIPv6": True, "IPv6Network": "fd00::/48", "IPv6SubnetLen": 49}, "between 50 and 126"),
+        ({"EnableIPv6": True, "IPv6Network": "fd00::/48", "IPv6SubnetLen": "64"}, "IPv6SubnetLen must be"),
+        (
+            {"EnableIPv6": True, "IPv6Network": "fd00::/48", "IPv6SubnetMin": "10.5.0.0"},
+            "not an IPv6 address",
+        ),
+        ({"EnableIPv6": True, "IPv6Network": "fd00::/48", "IPv6SubnetMin": "fd01::"}, "not in IPv6Network"),
+        ({"EnableIPv6": True, "IPv6Network": "fd00::/48", "IPv6SubnetMax": "fd00::1"}, "/64 boundary"),
+        (
+            {
+                "EnableIPv6": True,
+                "IPv6Network": "fd00::/48",
+                "IPv6SubnetMin": "fd00:0:0:9::",
+                "IPv6SubnetMax": "fd00:0:0:8::",
+            },
+            "IPv6SubnetMin fd00:0:0:9:: is above IPv6SubnetMax fd00:0:0:8::",
+        ),
         ({"EnableIPv4": "yes"}, "EnableIPv4 must be true or false"),
         ({"Backend": "vxlan"}, "Backend must be an object"),
         ({"Backend": ["vxlan"]}, "Backend must be an object"),
@@ -310,7 +333,7 @@ def test_bad_attributes_name_the_field(text: str, complaint: str) -> None:
 
 @given(subnets())
 def test_a_key_survives(subnet: IPv4Network) -> None:
-    assert parse_key(format_key(subnet)) == subnet
+    assert parse_key(format_key(subnet)) == (subnet, None)
 
 
 @pytest.mark.parametrize(
@@ -326,7 +349,7 @@ def test_a_key_survives(subnet: IPv4Network) -> None:
             "10.5.052.0-24",
         ),
         *("10.5.52.0-024", "10.5.52.0-24 ", "10.5.52.0-24\n", "10.5.52.0-24\0", "10.5.52.0-2\u0664"),
-        *("10.5.52.0-24&fd00::-64", "10.5.52.0-24&", "&fd00::-64", "fd00::-64", "0.0.0.0-0&fd00::-64"),
+        *("10.5.52.0-24&fd00::1-64", "10.5.52.0-24&", "&fd00::-64", "fd00::-64", "0.0.0.0-0&fd00::-64"),
         *("999999999999.0.0.0-24", "1" * 100_000 + "-24", "10.5.52.0--1"),
     ],
     ids=range(20),

@@ -49,6 +49,8 @@ class Cache:
         self._ranks: list[Rank] = []
         self._leases: list[Lease] = []
         self._problems: dict[bytes, str] = {}
+        self._second: dict[bytes, Rank] = {}
+        """Leases on an IPv4 subnet for which there is another key: with an IPv6 subnet, or another one."""
         self._granted: dict[int, set[bytes]] = {}
         self._endings: dict[IPv4Network, Lease] = {}
         """Our own leases by subnet, as the last snapshot had them."""
@@ -65,14 +67,31 @@ class Cache:
         if not changed:
             return False
         self.entries = dict(listing.entries)
-        leases = [entry.lease for entry in self.entries.values() if entry.lease is not None]
-        leases.sort(key=rank)
-        self._leases, self._ranks = leases, [rank(lease) for lease in leases]
         self._problems = {entry.key: entry.problem for entry in self.entries.values() if entry.problem}
+        self._order()
         self._granted = {}
         for entry in self.entries.values():
             self._index(entry)
         return True
+
+    def _order(self) -> None:
+        """The leases by their rank; of two on one subnet the first by key."""
+        found: dict[Rank, Lease] = {}
+        self._second = {}
+        for entry in sorted(self.entries.values(), key=lambda entry: entry.key):
+            if entry.lease is None:
+                continue
+            if (ranked := rank(entry.lease)) in found:
+                self._put_second(entry, ranked)
+            else:
+                found[ranked] = entry.lease
+        self._ranks = sorted(found)
+        self._leases = [found[ranked] for ranked in self._ranks]
+
+    def _put_second(self, entry: Entry, ranked: Rank) -> None:
+        self._second[entry.key] = ranked
+        text = f"etcd key {entry.key.decode(errors='backslashreplace')}: another key has its IPv4 subnet too"
+        self._problems[entry.key] = text
 
     def take(self, events: Iterable[Event]) -> bool:
         """Take events in their order; whether any was news. Those that a list had already are not."""
@@ -100,7 +119,7 @@ class Cache:
         for grant, end in ends.items():
             for key in self._granted.get(grant, ()):
                 lease = self.entries[key].lease
-                if lease is not None:
+                if lease is not None and key not in self._second:
                     leases[bisect_left(self._ranks, rank(lease))] = self._ending(lease, end)
         return Snapshot(tuple(leases), self.revision, tuple(sorted(self._problems.values())))
 
@@ -121,17 +140,33 @@ class Cache:
             keys.discard(key)
             if not keys:
                 del self._granted[entry.grant]
-        if entry.lease is not None:
-            place = bisect_left(self._ranks, rank(entry.lease))
+        if self._second.pop(key, None) is None and entry.lease is not None:
+            place = bisect_left(self._ranks, ranked := rank(entry.lease))
             del self._ranks[place], self._leases[place]
+            self._follow(ranked)
+
+    def _follow(self, ranked: Rank) -> None:
+        """A subnet's lease has gone: another key's takes its place, if there is one."""
+        heirs = sorted(key for key, each in self._second.items() if each == ranked)
+        for key in heirs[:1]:
+            del self._second[key], self._problems[key]
+            self._seat(self.entries[key])
 
     def _remember(self, entry: Entry) -> None:
         self.entries[entry.key] = entry
         self._index(entry)
         if entry.problem:
             self._problems[entry.key] = entry.problem
-        if entry.lease is not None:
-            place = bisect_left(self._ranks, ranked := rank(entry.lease))
+        self._seat(entry)
+
+    def _seat(self, entry: Entry) -> None:
+        """Put an entry's lease among the others, if it is one."""
+        if entry.lease is None:
+            return
+        place = bisect_left(self._ranks, ranked := rank(entry.lease))
+        if self._ranks[place : place + 1] == [ranked]:
+            self._put_second(entry, ranked)
+        else:
             self._ranks.insert(place, ranked)
             self._leases.insert(place, entry.lease)
 

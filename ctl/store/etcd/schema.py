@@ -2,6 +2,7 @@
 
     <prefix>/config                      the network config
     <prefix>/subnets/10.5.52.0-24        a lease; without an etcd lease, a reservation
+    <prefix>/subnets/10.5.52.0-24&fd00:10:244:1::-64        one with an IPv6 subnet
 
 Everything else that begins with `<prefix>/subnets` is a problem to be told of: flanneld
 sees it too, and many releases of it drop all their peers over one such key. So this module
@@ -14,7 +15,6 @@ import re
 from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network
 from typing import Any, Final
 
 from ctl.core.model import END_UNKNOWN, Lease
@@ -68,8 +68,9 @@ class Schema:
         """The range that holds the config and all leases (and may hold more)."""
         return {"key": encode(self.config), "range_end": encode(self.end)}
 
-    def key(self, subnet: IPv4Network) -> bytes:
-        return self.subnets + b"/" + format_key(subnet).encode()
+    def key(self, lease: Lease) -> bytes:
+        ipv6 = None if lease.ipv6 is None else lease.ipv6.subnet
+        return self.subnets + b"/" + format_key(lease.subnet, ipv6).encode()
 
     def value(self, lease: Lease) -> bytes:
         return format_attributes(lease, with_node=True).encode()
@@ -92,9 +93,9 @@ class Schema:
     def _lease(self, key: bytes, value: bytes, revision: int, grant: int) -> Lease:
         if not key.startswith(self.subnets + b"/"):
             raise ValueError(f"not below {self.subnets.decode()}/: delete it, flanneld may drop its peers")
-        subnet = parse_key(key[len(self.subnets) + 1 :].decode())
+        subnet, ipv6 = parse_key(key[len(self.subnets) + 1 :].decode())
         expires_at = END_UNKNOWN if grant else None
-        return parse_attributes(subnet, value.decode(), expires_at=expires_at, revision=revision)
+        return parse_attributes(subnet, value.decode(), ipv6=ipv6, expires_at=expires_at, revision=revision)
 
 
 def _line(key: bytes, error: Exception) -> str:

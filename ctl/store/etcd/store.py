@@ -105,7 +105,7 @@ class EtcdStore(Choosing):
         return self._renew(lease, expected) or self._replace(lease, expected)
 
     def delete(self, lease: Lease) -> None:
-        key = self._schema.key(lease.subnet)
+        key = self._schema.key(lease)
         deletion = {"request_delete_range": {"key": encode(key)}}
         answer = self._transact(key, lease.revision, deletion)
         if not answer.get("succeeded"):
@@ -136,8 +136,8 @@ class EtcdStore(Choosing):
         """
         listing = self._watch.listing(self._written) if self._watch is not None and not self._stale else None
         listing = listing or read_list(self._client, self._schema, {})
-        self._require_free(lease.subnet, listing.entries.values())
-        key, value = self._schema.key(lease.subnet), self._schema.value(lease)
+        self._require_free(lease, listing.entries.values())
+        key, value = self._schema.key(lease), self._schema.value(lease)
         since = {"request_range": {**self._schema.span, "min_create_revision": str(listing.revision + 1)}}
         stored, answer = self._put(lease, key, 0, value, since)
         found = answer["responses"][1]["response_range"].get("kvs", ())
@@ -149,13 +149,14 @@ class EtcdStore(Choosing):
             raise LeaseConflict(f"{lease.subnet} is taken: {in_words(other)}")
         return stored
 
-    def _require_free(self, subnet: IPv4Network, entries: Collection[Entry]) -> None:
+    def _require_free(self, lease: Lease, entries: Collection[Entry]) -> None:
+        subnet = lease.subnet
         other = holder(sorted((each.lease for each in entries if each.lease), key=rank), subnet)
         if other is not None:
             self._stale = True
             raise LeaseConflict(f"{subnet} is taken: {in_words(other)}")
-        key = self._schema.key(subnet)
-        # The second: a subnet of a flannel that has an IPv6 one too.
+        key = self._schema.key(lease)
+        # The second: one with an IPv6 subnet.
         unread = [each for each in entries if each.key == key or each.key.startswith(key + b"&")]
         if unread:
             raise LeaseConflict(f"{subnet} is taken: {unread[0].problem}")
@@ -166,7 +167,7 @@ class EtcdStore(Choosing):
         """The same with a later end: a keep-alive, if the entry allows it. None: it has to be written."""
         if not _lasts(lease) or self._schema.value(lease) != self._schema.value(expected):
             return None
-        entry = self._range(self._schema.key(expected.subnet))
+        entry = self._range(self._schema.key(expected))
         if entry is None or entry.revision != expected.revision:
             self._stale = True
             raise LeaseConflict(_has_changed(expected, entry))
@@ -174,7 +175,7 @@ class EtcdStore(Choosing):
         return replace(lease, expires_at=grant.expires_at, revision=entry.revision) if grant else None
 
     def _replace(self, lease: Lease, expected: Lease) -> Lease:
-        key, value = self._schema.key(lease.subnet), self._schema.value(lease)
+        key, value = self._schema.key(lease), self._schema.value(lease)
         return self._put(lease, key, expected.revision, value)[0]
 
     def _ttl(self, lease: Lease) -> int:
