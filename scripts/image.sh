@@ -72,7 +72,7 @@ scripts/deb.sh >/dev/null
 docker info >/dev/null 2>&1 || start_daemon
 docker image inspect "$base" >/dev/null 2>&1 || make_base
 cp "dist/ovnet_${version}_all.deb" "$place/context/ovnet.deb"
-cp deploy/image/sbom.py "$place/context/"
+cp deploy/image/{sbom.py,flanneld.py,install-cni-plugins,install-conf} "$place/context/"
 docker build --quiet --no-cache --network host --file deploy/image/Containerfile --tag "ovnet:$version" \
     --build-arg "VERSION=$version" --build-arg "REVISION=$revision" --build-arg "EPOCH=$SOURCE_DATE_EPOCH" \
     "$place/context" >"$place/build.log" 2>&1 || die "docker build failed (all it said: $place/build.log)"

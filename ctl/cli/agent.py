@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from ctl.cli.settings import load
 from ctl.core.errors import AgentError
+from ctl.core.model import Bypass
 from ctl.settings.config import Settings, add_options, doubts
 
 if TYPE_CHECKING:
@@ -55,14 +56,17 @@ def run(args: argparse.Namespace) -> int:
     for doubt in doubts(settings):
         logging.warning("%s", doubt)
     faulthandler.enable()  # the watchdog's SIGABRT then shows where each thread stands
-    require_capabilities()
+    require_capabilities(settings.bypass)
     from ctl.store import with_node_name
 
     return _run(with_node_name(settings))
 
 
-def require_capabilities() -> None:
-    """AgentError if the kernel will not let us; checked first, before anything is changed."""
+def require_capabilities(bypass: Bypass = Bypass.LEARNED) -> None:
+    """AgentError if the kernel will not let us; checked first, before anything is changed.
+
+    Without programs none is wanted for them.
+    """
     effective = 0
     with open("/proc/self/status") as status:
         for line in status:
@@ -71,7 +75,8 @@ def require_capabilities() -> None:
     missing = [
         name
         for name, bit in _CAPABILITIES.items()
-        if not effective >> bit & 1 and not (name == "CAP_BPF" and effective >> _SYS_ADMIN & 1)
+        if not effective >> bit & 1
+        and not (name == "CAP_BPF" and (bypass is Bypass.OFF or effective >> _SYS_ADMIN & 1))
     ]
     if missing:
         raise AgentError(f"needs root, or {' and '.join(missing)}")

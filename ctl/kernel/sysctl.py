@@ -14,6 +14,9 @@ from ctl.core.model import DEFAULT_TTL
 from ctl.process import statedir
 
 _ROOT: Final = Path("/proc/sys")
+_WRITABLE: Final = Path("/host/proc/sys")
+"""Where a container may be given `net` of it to write: /proc/sys itself is read-only in most. What is
+written there is of the writer's network namespace, as here."""
 
 FORWARDING: Final = {"net/ipv4/ip_forward": "1"}
 """What forwarding needs. It is left on at teardown: other software on the host relies on it by then."""
@@ -48,14 +51,21 @@ def read(name: str) -> str | None:
     return None
 
 
+def _place(name: str) -> Path:
+    """The file to write a setting to: where it can be, if it can be anywhere."""
+    given = _WRITABLE / name
+    return given if os.access(given, os.W_OK) else _ROOT / name
+
+
 def check(wanted: Mapping[str, str]) -> None:
     """KernelError if something of `wanted` differs and may not be set, as in most containers."""
     for name, value in wanted.items():
-        if read(name) not in (None, value) and not os.access(_ROOT / name, os.W_OK):
+        if read(name) not in (None, value) and not os.access(_place(name), os.W_OK):
             raise KernelError(
                 f"{dotted(name)} must be {value}, which cannot be set here: "
                 f"set it outside (sysctl -w {dotted(name)}={value}), "
-                "or let the container (docker run --security-opt systempaths=unconfined)"
+                "or let the container (docker run --security-opt systempaths=unconfined; "
+                f"elsewhere the host's /proc/sys/net as {_WRITABLE}/net)"
             )
 
 
@@ -136,6 +146,6 @@ def _saved(path: Path) -> dict[str, str]:
 
 def _write(name: str, value: str) -> None:
     try:
-        (_ROOT / name).write_text(value)
+        _place(name).write_text(value)
     except OSError as error:
         raise KernelError(f"cannot set {dotted(name)} to {value}: {error.strerror}") from error

@@ -98,3 +98,19 @@ def test_what_cannot_be_set_is_refused_with_the_remedy(proc: Path, monkeypatch: 
 def test_what_can_be_set_is_not_refused_and_not_set_yet(proc: Path) -> None:
     sysctl.check(WANTED)
     assert values(proc) == {"a": "0", "c": "1"}
+
+
+def test_a_container_writes_where_it_was_given_its_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """/proc/sys itself is read-only there; what is read is the same."""
+    own, given = tmp_path / "own", tmp_path / "given"
+    for root in (own, given):
+        (root / "net/ipv4").mkdir(parents=True)
+        (root / "net/ipv4/ip_forward").write_text("0\n")
+    monkeypatch.setattr(sysctl, "_ROOT", own)
+    monkeypatch.setattr(sysctl, "_WRITABLE", given)
+    sysctl.check(sysctl.FORWARDING)
+    sysctl.ensure(sysctl.FORWARDING, tmp_path / "saved")
+    assert (given / "net/ipv4/ip_forward").read_text() == "1"
+    assert (own / "net/ipv4/ip_forward").read_text() == "0\n"
