@@ -270,6 +270,11 @@ class Node:
         _, backend = self._working
         return backend.lost()
 
+    def look_in(self) -> float:
+        """Seconds until `lost` has to be asked again, if the backend cannot wait for the next turn."""
+        _, backend = self._working
+        return backend.look_in()
+
     def losing(self) -> Mapping[Way, str]:
         """Where the backend loses all packets, a line each."""
         network, backend = self._working
