@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -261,3 +262,9 @@ def started(hosts: Iterable[Host], *flags: str) -> dict[str, Agent]:
     for agent in agents.values():
         agent.wait_ready()
     return agents
+
+
+def meet(one: Host, other: Host) -> None:
+    """Wait until each has heard of the other's lease as it is now: being ready is only about its own."""
+    for host, peer in ((one, other), (other, one)):
+        wait_until(partial(host.reaches, peer), 30, f"{host.name} reaches {peer.name}")

@@ -188,7 +188,8 @@ class Agent:
 
     def _posted(self) -> frozenset[Change]:
         """What is posted next. A first post counts at once; in a storm they are gathered."""
-        changes = self.mailbox.take(self._schedule.pause(self._steady(), self._joined.look_in()))
+        pause = self._schedule.pause(self._steady(), self._joined.look_in())
+        changes = self.mailbox.take(min(pause, self._events.look_in()))
         while changes and not self.mailbox.stopped:
             early = self._schedule.gather(self._steady())
             if early <= 0:

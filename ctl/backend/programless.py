@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
 from ipaddress import IPv4Address
@@ -67,6 +68,11 @@ class ProgramlessBackend:
     def lost(self) -> frozenset[Change]:
         """Nothing ends without an event."""
         return frozenset()
+
+    @staticmethod
+    def look_in() -> float:
+        """Nothing is looked for between two turns."""
+        return math.inf
 
     @staticmethod
     def losing(_network: Network, _uplink: Uplink) -> Mapping[Way, str]:

@@ -57,6 +57,9 @@ class Watched(Protocol):
     def lost(self) -> frozenset[Change]:
         """What has ended or come off without an event. Asked every few seconds: it must be cheap."""
 
+    def look_in(self) -> float:
+        """Seconds until `lost` has to be asked again, if that is before the next turn; inf: it is not."""
+
     def losing(self, network: Network, uplink: Uplink, /) -> Mapping[Way, str]:
         """Where all packets are lost at present, a line each. Asked as often."""
 

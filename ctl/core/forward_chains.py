@@ -10,12 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
-_CHAIN: Final = re.compile(r"\tchain (\S+) \{")
-_BASE: Final = re.compile(r"\t\ttype filter hook forward priority [^;]+;(?: policy (\w+);)?")
+from ctl.core.base_chains import Chain
+
 _REFUSAL: Final = re.compile(
     r"(counter( packets \d+ bytes \d+)? )?"
     r'(log( prefix "[^"]*")?( (level|flags|group) \S+)* )?'
@@ -27,28 +26,9 @@ _ADDRESSES: Final = re.compile(r"\b(\d{1,3}(?:\.\d{1,3}){3})(/\d{1,2})?(?:-(\d{1
 """An address, with the length of a prefix or the end of a range."""
 
 
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """A base chain at the hook `forward`."""
-
-    family: str
-    table: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.family} {self.table} {self.name}"
-
-
-def base_chains(listing: str) -> Iterator[Chain]:
-    """Those of `nft list chains` that see forwarded IPv4 packets and may refuse some."""
-    family = table = name = ""
-    for line in listing.splitlines():
-        if found := re.match(r"table (\S+) (\S+) \{", line):
-            family, table = found.groups()
-        elif found := _CHAIN.match(line):
-            name = found[1]
-        elif _BASE.match(line) and family in ("ip", "inet"):
-            yield Chain(family, table, name)
+def sees_forwarded(chain: Chain) -> bool:
+    """Whether a base chain sees forwarded IPv4 packets and may refuse some."""
+    return (chain.type, chain.hook) == ("filter", "forward") and chain.family in ("ip", "inet")
 
 
 def refuses(listing: str) -> bool:

@@ -17,7 +17,7 @@ from enum import StrEnum
 from typing import Final
 
 from ctl.core.abi import Counter, Hook
-from ctl.core.reasons import reason
+from ctl.core.reasons import total
 
 LOOK_S: Final = 15.0
 """Seconds between two looks."""
@@ -106,12 +106,9 @@ def _count(
     counters: Counters, hook: Hook, *, of: Collection[str] | None = None, without: Collection[str] = ()
 ) -> int:
     """Packets of a hook with these reasons (labels; None: all), but not with the others."""
-    labels = {number: reason(number).label for at, number in counters if at == hook}
-    return sum(
-        counters[hook, number].packets
-        for number, label in labels.items()
-        if label not in without and (of is None or label in of)
-    )
+    return total(
+        counters, hook, lambda row: row.label not in without and (of is None or row.label in of)
+    ).packets
 
 
 class Losing:

@@ -144,6 +144,9 @@ class Events(Protocol):
     def lost(self) -> frozenset[Change]:
         """What has ended or come off without an event. Asked every few seconds: it must be cheap."""
 
+    def look_in(self) -> float:
+        """Seconds until `lost` has to be asked again, if that is before the next turn; inf: it is not."""
+
     def drops(self) -> Iterable[Event]:
         """Samples of the packets that our programs have dropped since the last call."""
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
+
+from ctl.core.abi import Counter, Hook
 
 
 class Verdict(StrEnum):
@@ -91,3 +94,13 @@ REASONS: Final[dict[int, Reason]] = {reason.number: reason for reason in _TABLE}
 def reason(number: int) -> Reason:
     """The row of a number; one from a newer datapath is shown, not hidden."""
     return REASONS.get(number) or Reason(number, f"reason_{number}", Verdict.PASS, "unknown to this version")
+
+
+def total(
+    counters: Mapping[tuple[Hook, int], Counter], where: Hook, wanted: Callable[[Reason], bool]
+) -> Counter:
+    """The sum of a hook's counters, by hook and number of the reason, over the reasons that are wanted."""
+    found = [
+        counter for (hook, number), counter in counters.items() if hook is where and wanted(reason(number))
+    ]
+    return Counter(sum(each.packets for each in found), sum(each.bytes for each in found))

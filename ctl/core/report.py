@@ -18,7 +18,7 @@ from typing import Any, Final
 from ctl.core.abi import Counter, Direction, Hook, PeerStats
 from ctl.core.errors import AgentError
 from ctl.core.model import Bypass, IPv4Address, IPv4Network
-from ctl.core.reasons import Verdict, reason
+from ctl.core.reasons import Verdict, total
 
 FORMAT: Final = 1
 """Version of the JSON; goes up when a field changes its meaning or goes away."""
@@ -275,13 +275,7 @@ def _gears(counters: Mapping[tuple[Hook, int], Counter], fast: Hook, slow: Hook,
 
 
 def _sum(counters: Mapping[tuple[Hook, int], Counter], where: Hook, verdict: Verdict) -> Counter:
-    rows = ((hook, reason(number), counter) for (hook, number), counter in counters.items())
-    found = [
-        counter
-        for hook, row, counter in rows
-        if hook == where and row.verdict is verdict and row.label not in _ELSEWHERE
-    ]
-    return Counter(sum(each.packets for each in found), sum(each.bytes for each in found))
+    return total(counters, where, lambda row: row.verdict is verdict and row.label not in _ELSEWHERE)
 
 
 def _overdue(reconcile: ReconcileReport, now: float) -> list[str]:

@@ -21,11 +21,13 @@ class Sight:
     def __init__(self) -> None:
         self.blind = False
         """Whether less than half of what passed was seen, of the last packets that were enough to tell."""
+        self.told = False
+        """Whether there were enough to tell since `forget`."""
         self._base: tuple[int, int] | None = None
 
     def forget(self) -> None:
         """It is another program, or another place."""
-        self.blind, self._base = False, None
+        self.blind, self.told, self._base = False, False, None
 
     def looked(self, before: int, passed: int, after: int) -> bool:
         """Packets so far: seen, passed, seen; returns `blind`. A count that went down has begun anew."""
@@ -34,7 +36,7 @@ class Sight:
             return self.blind
         passing, noticed = passed - self._base[0], after - self._base[1]
         if passing >= LEAST or (self.blind and (passing or noticed)):
-            self.blind = 2 * noticed < passing
+            self.blind, self.told = 2 * noticed < passing, True
             self._base = passed, before
         return self.blind
 

@@ -34,11 +34,6 @@ class Answers:
     round_trips: tuple[float, ...]
     """Seconds, in the order of the requests that were answered."""
 
-    @property
-    def loss(self) -> float:
-        """0 to 1."""
-        return 1 - len(self.round_trips) / self.sent if self.sent else 0.0
-
 
 class Echo:
     """A raw socket that speaks from `source`. AgentError without CAP_NET_RAW; KernelError."""

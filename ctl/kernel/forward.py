@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import IPv4Network
 
 from ctl.core import forward_chains
-from ctl.core.forward_chains import Chain
+from ctl.core.base_chains import Chain
 from ctl.kernel.command import run
 
 
-def refusing(network: IPv4Network, bridge: str) -> tuple[str, ...]:
-    """Chains at the hook `forward` that refuse what they have no rule for, and have none for us: a line each.
+def refusing(chains: Iterable[Chain], network: IPv4Network, bridge: str) -> tuple[str, ...]:
+    """Of the host's base chains those that refuse forwarded packets, and have no rule for ours: a line each.
 
-    One listing, and two more of each chain that refuses anything. KernelError.
+    One listing of each at that hook, another of its table if it refuses anything. KernelError.
     """
-    chains = forward_chains.base_chains(run("nft", "list", "chains"))
-    return tuple(_line(chain, network, bridge) for chain in chains if _is_in_the_way(chain, network, bridge))
+    seeing = filter(forward_chains.sees_forwarded, chains)
+    return tuple(_line(chain, network, bridge) for chain in seeing if _is_in_the_way(chain, network, bridge))
 
 
 def _is_in_the_way(chain: Chain, network: IPv4Network, bridge: str) -> bool:

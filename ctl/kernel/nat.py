@@ -7,10 +7,11 @@ thousands of rules in the same tables.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
+from ctl.core.base_chains import Chain
 from ctl.core.nat import Chains, Leaving, Rule, Verdict, parse_iptables, parse_nft, rewriting
 from ctl.kernel.command import find, run
 from ctl.kernel.firewall import TABLE
@@ -33,10 +34,13 @@ class Base:
     name: str
 
 
-def complaints(packets: Iterable[Leaving]) -> Iterator[str]:
-    """A line for each base chain of others' that changes the source of one of these. KernelError."""
+def complaints(chains: Iterable[Chain], packets: Iterable[Leaving]) -> Iterator[str]:
+    """A line for each of the host's base chains, of others', that changes the source of one of these packets.
+
+    KernelError.
+    """
     tried = tuple(packets)
-    for base in _bases() if tried else ():
+    for base in _bases(chains) if tried else ():
         found = (rewriting(base.chains, base.name, packet) for packet in tried)
         if rule := next(filter(None, found), None):
             yield (
@@ -46,20 +50,18 @@ def complaints(packets: Iterable[Leaving]) -> Iterator[str]:
             )
 
 
-def _bases() -> Iterator[Base]:
-    for chain in _base_chains(_listed("nft", "-j", "list", "chains")):
-        yield _nft_base(chain["family"], chain["table"], chain["name"])
+def _bases(chains: Iterable[Chain]) -> Iterator[Base]:
+    for chain in filter(_translates, chains):
+        yield _nft_base(chain.family, chain.table, chain.name)
     if legacy_in_use("nat") and find("iptables-legacy"):
         base = _followed("legacy iptables' nat POSTROUTING", "POSTROUTING", _by_iptables("iptables-legacy"))
         yield base
 
 
-def _base_chains(listing: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    for each in listing:
-        chain = each.get("chain", {})
-        here = (chain.get("type"), chain.get("hook")) == ("nat", "postrouting")
-        if here and chain["family"] in ("ip", "inet") and (chain["family"], chain["table"]) != ("ip", TABLE):
-            yield chain
+def _translates(chain: Chain) -> bool:
+    """Whether it is one of others' that changes sources of IPv4 packets."""
+    here = (chain.type, chain.hook) == ("nat", "postrouting") and chain.family in ("ip", "inet")
+    return here and (chain.family, chain.table) != ("ip", TABLE)
 
 
 def _nft_base(family: str, table: str, name: str) -> Base:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 from ctl.backend.udp.files import device_port
+from ctl.core.base_chains import Chain
 from ctl.core.clash import Clashes, clashes
 from ctl.core.host import OWNER, Link, Surroundings, Uplink
 from ctl.core.model import IPv4Network, Lease, Network
@@ -43,16 +44,18 @@ def look_for_clashes(
     own: IPv4Network,
     leases: Sequence[Lease],
     around: Surroundings,
+    chains: Iterable[Chain],
     ways: Iterable[str],
     bridge: str,
 ) -> Clashes:
     """What clashes now, others' rules included. KernelError.
 
-    `ways`: names of the interfaces by which packets go to other nodes; `bridge`: of the one to ours.
+    `chains`: this host's base chains of nftables; `ways`: names of the interfaces by which packets
+    go to other nodes; `bridge`: of the one to ours.
     """
     found = clashes(network, own, leases, around)
     peers = (lease.subnet for lease in leases[:_PEERS_ASKED])
-    rules = tuple(nat.complaints(probes(network, own, peers, ways, bridge)))
+    rules = tuple(nat.complaints(chains, probes(network, own, peers, ways, bridge)))
     return replace(found, problems=(*found.problems, *rules))
 
 

@@ -18,6 +18,7 @@ from ctl.backend.told import told
 from ctl.backend.udp.backend import UdpBackend
 from ctl.backend.vxlan.backend import VxlanBackend
 from ctl.core.abi import Event
+from ctl.core.base_chains import Chain, base_chains
 from ctl.core.errors import AgentError, ConfigError
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import (
@@ -37,6 +38,7 @@ from ctl.kernel import firewall, forward, sysctl
 from ctl.kernel.bpf import maps
 from ctl.kernel.bpf.maps import RING_BYTES
 from ctl.kernel.bpf.ring import Ring
+from ctl.kernel.command import run
 from ctl.kernel.netlink.monitor import Monitor
 from ctl.kernel.netlink.session import Netlink
 from ctl.kernel.netlink.surroundings import look_at_underlay
@@ -223,18 +225,23 @@ class Node:
         ):
             self.findings.count("firewall", 1)
         told(self.findings, Concern.LEGACY, *self._firewall.unseen)
-        told(self.findings, Concern.FORWARD, *forward.refusing(network.network, self._settings.bridge))
+        chains = tuple(base_chains(run("nft", "list", "chains")))
+        told(
+            self.findings, Concern.FORWARD, *forward.refusing(chains, network.network, self._settings.bridge)
+        )
         self.findings.problems[Concern.FLANNELD] = self._takeover.remove_rules(network)
-        self._look_for_clashes(network, backend, holding.lease.subnet)
+        self._look_for_clashes(network, backend, holding.lease.subnet, chains)
 
-    def _look_for_clashes(self, network: Network, backend: Backend, own: IPv4Network) -> None:
+    def _look_for_clashes(
+        self, network: Network, backend: Backend, own: IPv4Network, chains: Iterable[Chain]
+    ) -> None:
         """Name what of this host takes packets from the overlay, or changes them."""
         self.findings.surroundings = self.surroundings()
         devices, links = self._devices(), self._netlink.links()
         plainly = devices.hops if network.direct_routing or not devices.tunnel else ()
         ways = sorted(links[each].name for each in {devices.tunnel, *plainly} if each in links)
-        bridge = self._settings.bridge
-        found = around.look_for_clashes(network, own, self._leases, self.findings.surroundings, ways, bridge)
+        near, bridge = self.findings.surroundings, self._settings.bridge
+        found = around.look_for_clashes(network, own, self._leases, near, chains, ways, bridge)
         told(self.findings, Concern.CLASH, *found.problems)
         told(self.findings, Concern.OVERLAP, *found.warnings)
 
@@ -269,6 +276,11 @@ class Node:
         """What the backend has lost without an event."""
         _, backend = self._working
         return backend.lost()
+
+    def look_in(self) -> float:
+        """Seconds until `lost` has to be asked again, if the backend cannot wait for the next turn."""
+        _, backend = self._working
+        return backend.look_in()
 
     def losing(self) -> Mapping[Way, str]:
         """Where the backend loses all packets, a line each."""

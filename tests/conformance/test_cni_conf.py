@@ -14,7 +14,7 @@ import pytest
 
 from ctl.store import open_store
 from tests.cni import ConflistContainer
-from tests.host import Host
+from tests.host import Host, meet
 from tests.lab import Lab, wait_until
 from tests.stream import TcpSink, tcp_send
 
@@ -51,9 +51,8 @@ def told(lab: Lab) -> tuple[Host, Host]:
     for host in (a, b):
         host.bridge = "cni0"
         host.agent("--approval-ttl", "1", "--cni-conf", str(conflist(host)))
-    for host, peer in ((a, b), (b, a)):
         wait_until(partial(is_told, host), 10, "its runtime is told")
-        wait_until(partial(host.reaches, peer), 10, f"{host.name} reaches {peer.name}")
+    meet(a, b)
     return a, b
 
 

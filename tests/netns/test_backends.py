@@ -9,11 +9,10 @@ import signal
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 
 import pytest
 
-from tests.host import METRICS_PORT, Container, Host
+from tests.host import METRICS_PORT, Container, Host, meet
 from tests.lab import Lab
 from tests.process import wait_until
 from tests.stream import TcpSink, tcp_send
@@ -47,12 +46,6 @@ def restart_with(lab: Lab, hosts: tuple[Host, Host], *network: str) -> None:
     for host in hosts:
         host.agent()
     meet(*hosts)
-
-
-def meet(one: Host, other: Host) -> None:
-    """Wait until each has heard of the other's lease as it is now: being ready is only about its own."""
-    for host, peer in ((one, other), (other, one)):
-        wait_until(partial(host.reaches, peer), 30, f"{host.name} reaches {peer.name}")
 
 
 def ping(source: Container, target: Container) -> None:

@@ -6,12 +6,11 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import pytest
 
-from tests.host import Container, Host
+from tests.host import Container, Host, meet
 from tests.lab import Lab, wait_until
 
 
@@ -40,8 +39,7 @@ def ward() -> Iterator[Ward]:
         lab.init_network()
         for host in (a, b):
             host.agent("--resync-interval", "3600")
-        for host, peer in ((a, b), (b, a)):
-            wait_until(partial(host.reaches, peer), 20, f"{host.name} reaches {peer.name}")
+        meet(a, b)
         yield Ward(a, b, a.container("one"))
 
 
@@ -85,9 +83,7 @@ def peer_down(ward: Ward) -> Iterator[None]:
         yield
     finally:
         ward.b.ip("link", "set", "eth0", "up")
-        wait_until(
-            lambda: ward.b.reaches(ward.a) and ward.a.reaches(ward.b), 30, "the nodes reach each other"
-        )
+        meet(ward.a, ward.b)
 
 
 @contextmanager

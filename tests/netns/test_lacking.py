@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.host import Host
+from tests.host import meet
 from tests.lab import Lab, run, wait_until
 from tests.netns.test_confined import NO_BPF, READ_ONLY, start
 
@@ -133,9 +133,3 @@ def test_without_what_compiling_takes_the_kernel_path_carries_until_it_is_there(
     a.container("three")  # or it would wait for its time
     agent.wait_ready()
     assert a.status()["program"]
-
-
-def meet(*hosts: Host) -> None:
-    """Until each has heard of the other."""
-    for host in hosts:
-        wait_until(host.knows_a_peer, 20, f"{host.name} knows its peer")

@@ -24,6 +24,14 @@ def test_an_idle_agent_resyncs_and_ticks(world: World) -> None:
     assert turned <= 10 * RESYNC / TICK_S + 20
 
 
+def test_what_is_looked_at_closely_is_asked_for_before_the_next_tick(world: World) -> None:
+    world.run(RESYNC)
+    before = world.passes()
+    world.kernel.looks_in = TICK_S / 20
+    assert world.run(2 * TICK_S) >= 30
+    assert world.passes() - before <= 2, "it is no reason for a pass"
+
+
 def test_a_renewal_that_is_due_while_the_store_is_away_does_not_spin(world: World) -> None:
     world.run(RESYNC)
     world.store.away = "store is away"

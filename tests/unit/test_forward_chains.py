@@ -6,9 +6,11 @@ from ipaddress import IPv4Network
 
 import pytest
 
-from ctl.core.forward_chains import Chain, base_chains, names, refuses
+from ctl.core.base_chains import Chain, base_chains
+from ctl.core.forward_chains import names, refuses, sees_forwarded
 
 NETWORK = IPv4Network("172.17.0.0/16")
+NAT = ("nat", "postrouting")
 
 LISTING = """\
 table ip filter {
@@ -46,12 +48,17 @@ table inet old {
 
 
 def test_base_chains_that_see_forwarded_ipv4_are_found() -> None:
-    assert [str(chain) for chain in base_chains(LISTING)] == [
+    assert [str(chain) for chain in base_chains(LISTING) if sees_forwarded(chain)] == [
         "ip filter FORWARD",
         "inet firewalld filter_FORWARD",
         "inet old fwd",
     ]
     assert list(base_chains("")) == []
+
+
+def test_base_chains_are_told_with_their_type_and_hook() -> None:
+    translating = [str(chain) for chain in base_chains(LISTING) if (chain.type, chain.hook) == NAT]
+    assert translating == ["inet firewalld nat_POSTROUTING"]
 
 
 def chain(*rules: str, policy: str = "accept") -> str:
@@ -105,4 +112,4 @@ def test_a_table_that_has_a_word_about_us_has_thought_of_us(rule: str, expected:
 
 
 def test_a_chain_is_named_as_nft_takes_it() -> None:
-    assert str(Chain("inet", "theirs", "forward")) == "inet theirs forward"
+    assert str(Chain("inet", "theirs", "forward", "filter", "forward")) == "inet theirs forward"

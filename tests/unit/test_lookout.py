@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ctl.backend.vxlan.lookout import EVERY_S, Lookout
+from ctl.backend.vxlan.lookout import CLOSE_S, CLOSELY_S, EVERY_S, Lookout
 from ctl.core.abi import Counter, Hook
 from ctl.core.findings import UNHEALTHY, WARNINGS, Concern, Findings
 from ctl.core.host import Change, Filter, FilterKey
 from ctl.core.losing import Device
 from ctl.core.reasons import REASONS
+from ctl.core.sight import LEAST
 from ctl.kernel import firewall
 from ctl.kernel.firewall import Tunnel
 from ctl.kernel.netlink import link
@@ -129,11 +131,65 @@ def test_who_ends_it_before_to_overlay_is_named(world: World) -> None:
     assert line.startswith("to_overlay sees nothing")
 
 
+def test_who_has_just_come_is_judged_by_the_next_packets(world: World) -> None:
+    """It says so within a fraction of a second of traffic, and not before there is any."""
+    world.packets = (0, 0)
+    world.others = []
+    world.look()
+    assert world.lookout.look_in() == math.inf
+    world.others = ["bpf filter theirs at priority 1"]
+    world.lookout.heed(DEVICE, UPLINK)
+    assert world.lookout.look_in() == CLOSE_S
+    for count in range(LEAST):
+        world.packets = (count, 0)
+        assert world.look(CLOSE_S) == frozenset()
+    world.packets = (LEAST, 0)
+    assert world.look(CLOSE_S) == {Change.FILTERS}
+    assert world.first()
+
+
+def test_who_passes_packets_on_is_soon_looked_at_no_closer_than_ever(world: World) -> None:
+    world.packets, world.others = (0, 0), ["bpf filter theirs at priority 1"]
+    world.look()
+    world.packets = (LEAST, LEAST)
+    world.seen = {hook: {"flow_unknown": LEAST} for hook in PLACES}
+    assert world.look(CLOSE_S) == frozenset()
+    assert not world.first()
+    assert world.lookout.look_in() == math.inf
+
+
+def test_an_idle_node_is_not_kept_awake_by_who_has_come(world: World) -> None:
+    world.others = ["bpf filter theirs at priority 1"]
+    world.lookout.heed(DEVICE, UPLINK)
+    world.now += CLOSELY_S
+    assert world.lookout.look_in() == math.inf
+    world.lookout.heed(DEVICE, UPLINK)
+    assert world.lookout.look_in() == math.inf, "it is the same"
+
+
+def test_who_comes_beside_one_that_ends_it_is_judged_anew(world: World) -> None:
+    """It may have replaced it: from_wire is to see whether packets come now."""
+    world.packets = (100, 0)
+    world.look()
+    assert world.first()
+    world.others.append("bpf filter theirs at priority 1")
+    world.lookout.heed(DEVICE, UPLINK)
+    assert not world.first()
+    assert world.lookout.look_in() == CLOSE_S
+
+
 def test_what_the_programs_see_is_well(world: World) -> None:
     world.packets = (100, 80)
     world.seen = {Hook.FROM_WIRE: {"flow_unknown": 60, "vlan": 40}, Hook.TO_OVERLAY: {"learned": 80}}
     assert world.look() == frozenset()
     assert not world.findings.blind
+
+
+def test_where_none_of_ours_hangs_nobody_asks_who_else_does() -> None:
+    """Without eBPF a host may forbid bpf(2), and a node is none the worse for it."""
+    world = World(places={})
+    world.lookout.heed(DEVICE, UPLINK)
+    assert world.lookout.look_in() == math.inf
 
 
 @pytest.mark.parametrize("why", ["no programs", "IPsec"])
@@ -168,6 +224,7 @@ def test_what_went_by_while_a_program_was_off_tells_nothing_of_it(world: World) 
 
 
 def test_it_looks_every_few_seconds_however_often_it_is_asked(world: World) -> None:
+    world.look(CLOSELY_S)  # nobody has come lately
     world.packets = (100, 100)
     assert world.look(EVERY_S / 2) == frozenset()
     assert world.look(EVERY_S / 2) == {Change.FILTERS}

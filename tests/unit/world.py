@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network
@@ -121,6 +122,7 @@ class MemoryKernel:
     """Whether nothing has ended without a word."""
     dropped: list[Event] = field(default_factory=list)
     lost_packets: dict[Way, str] = field(default_factory=dict)
+    looks_in: float = math.inf
 
     def preflight(self, network: Network) -> tuple[Identity, IPv4Network | None]:
         return replace(self.identity, vni=network.vni), self.previous
@@ -161,6 +163,9 @@ class MemoryKernel:
         self._raise("drops")
         dropped, self.dropped = self.dropped, []
         return dropped
+
+    def look_in(self) -> float:
+        return self.looks_in
 
     def losing(self) -> Mapping[Way, str]:
         self._raise("losing")

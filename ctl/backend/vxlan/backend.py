@@ -100,10 +100,15 @@ class VxlanBackend:
 
     def lost(self) -> frozenset[Change]:
         """Programs of uplink and vxlan device that someone took off; what goes wrong, or is right again."""
-        if self._ports.detached(self.device):
+        off = self._ports.detached(self.device)
+        if off:
             self._lookout.forget()
-            return frozenset({Change.FILTERS})
-        return self._lookout.look(self.device, self._ports.uplink, self.maps)
+        found = self._lookout.look(self.device, self._ports.uplink, self.maps)
+        return found | {Change.FILTERS} if off else found
+
+    def look_in(self) -> float:
+        """Sooner than usual after programs of others have come."""
+        return self._lookout.look_in()
 
     def losing(self, network: Network, uplink: Uplink) -> Mapping[Way, str]:
         """Where packets that programs leave to the kernel path are lost; none are counted without."""
@@ -152,6 +157,8 @@ class VxlanBackend:
         if self.maps is None:
             return
         failures = Failures()
+        if Change.FILTERS in changes:
+            failures.take(self._lookout.heed, self.device, site.uplink.link.ifindex)
         first = self._lookout.first
         if first:
             failures.take(self._announce, self.maps, site)  # or it would redirect past the others

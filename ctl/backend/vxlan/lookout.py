@@ -3,13 +3,16 @@
 Nothing tells of either. A program of someone else that runs before ours and does not pass packets
 on ends what is run in that place: the kernel path goes on, and what ours would have checked is
 not checked. On the uplink ours then goes before it, where it checks and redirects nothing: who comes
-behind sees all that it saw before. What a rule drops may be an attack, or a peer whose packets come
+behind sees all that it saw before. Whether it passes packets on nobody can read off a program, so packets
+have to tell; after somebody has come, the next ones do: it is looked closely until enough have passed.
+What a rule drops may be an attack, or a peer whose packets come
 in another way than its lease says.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -18,7 +21,7 @@ from ctl.core.abi import Hook
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import Change, FilterKey
 from ctl.core.losing import Device
-from ctl.core.reasons import Verdict, reason
+from ctl.core.reasons import Verdict, total
 from ctl.core.sight import Growth, Sight
 from ctl.kernel.bpf.maps import Maps
 from ctl.kernel.firewall import TABLE
@@ -30,6 +33,10 @@ log = logging.getLogger(__name__)
 
 EVERY_S: Final = 4.0
 """Less than from one turn of the agent's loop to the next: seconds between two looks, at the least."""
+CLOSE_S: Final = 0.25
+"""The same while it is looked closely, and how soon the loop has to turn then."""
+CLOSELY_S: Final = 60.0
+"""For so long at the most: a node that is idle for longer is not kept awake."""
 
 _ELSEWHERE: Final = frozenset({"not_configured", "not_ipv4", "not_overlay", "vxlan_header"})
 """Reasons for which a program passes what is not the tunnel's."""
@@ -96,8 +103,9 @@ class Lookout:
         self._growth = Growth()
         self.first = False
         """Whether from_wire has to be before those of others on the uplink: one keeps packets from it."""
-        self._others: list[str] = []
-        """Those of others there, when it had to go before them."""
+        self._others: dict[Hook, list[str]] = {}
+        """Those of others in each place, in words."""
+        self._closely_until = -math.inf
 
     def look(self, device: int, uplink: int, opened: Maps | None) -> frozenset[Change]:
         """What has to be looked at again because something is wrong, or is not any more. KernelError.
@@ -105,7 +113,8 @@ class Lookout:
         `device`, `uplink`: ifindexes of the vxlan device and of the interface with from_wire; 0: none.
         """
         now = self._steady()
-        if self._looked_at is not None and now - self._looked_at < EVERY_S:
+        pause = CLOSE_S if self._is_close() else EVERY_S
+        if self._looked_at is not None and now - self._looked_at < pause:
             return frozenset()
         self._looked_at = now
         problems = self._findings.problems
@@ -117,6 +126,32 @@ class Lookout:
             for line in problems[each]:
                 log.warning("%s", line)
         return frozenset(_LOOKS[each] for each in changed)
+
+    def look_in(self) -> float:
+        """Seconds until it has to be looked again; inf: whenever there is a turn."""
+        return CLOSE_S if self._is_close() else math.inf
+
+    def _is_close(self) -> bool:
+        """Whether someone has come to one of ours lately, and too little has passed to judge it by."""
+        waiting = any(self._others.get(hook) and not sight.told for hook, sight in self._sights.items())
+        return waiting and self._steady() < self._closely_until
+
+    def heed(self, device: int, uplink: int) -> None:
+        """Filters may have changed: if others' beside ours have, it is judged anew, and soon. KernelError.
+
+        Those on the uplink may pass packets on by now, so from_wire goes behind them, and sees.
+        """
+        for hook, place in _places(device, uplink).items():
+            if place not in self._filters.read():  # without eBPF the host may forbid to ask
+                continue
+            others = self._filters.others(place)
+            if others == self._others.get(hook, []):
+                continue
+            self._others[hook] = others
+            self._sights[hook].forget()
+            self._closely_until = self._steady() + CLOSELY_S
+            if hook is Hook.FROM_WIRE:
+                self.first = False
 
     def forget(self) -> None:
         """A program was taken off, or others came: what went by until it is back tells nothing of it."""
@@ -133,26 +168,20 @@ class Lookout:
             )
 
     def _look_at_programs(self, device: int, uplink: int, opened: Maps | None) -> None:
-        self._look_at_others(FilterKey(uplink, True))
-        places = {Hook.FROM_WIRE: FilterKey(uplink, True), Hook.TO_OVERLAY: FilterKey(device, False)}
+        self.heed(device, uplink)
+        text = _FIRST.format(others=" and ".join(self._others.get(Hook.FROM_WIRE, ())))
+        self._findings.problems[Concern.OTHERS] = (text,) if self.first else ()
         before = _noticed(opened)
         counted = self._counted(device)
         passed = {Hook.FROM_WIRE: counted.rx, Hook.TO_OVERLAY: counted.tx}
         after = _noticed(opened)
         blind = {
             hook: why
-            for hook, place in places.items()
+            for hook, place in _places(device, uplink).items()
             if (why := self._sees(hook, place, opened, (before[hook], passed[hook], after[hook])))
         }
         self._findings.blind = tuple(hook.label for hook in blind)
         self._findings.problems[Concern.BLIND] = tuple(blind.values())
-
-    def _look_at_others(self, place: FilterKey) -> None:
-        """As long as they are the same, from_wire stays before them: then it goes behind, and sees."""
-        if self.first and self._filters.others(place) != self._others:
-            self.first = False
-        text = _FIRST.format(others=" and ".join(self._others))
-        self._findings.problems[Concern.OTHERS] = (text,) if self.first else ()
 
     def _counted(self, device: int) -> Device:
         """What came out of the tunnel and went into it; nothing without a device."""
@@ -175,19 +204,26 @@ class Lookout:
             self._about[hook] = about
         if not sight.looked(*counts):
             return ""
-        others = self._filters.others(place)
-        if hook is Hook.FROM_WIRE and others and self._filters.has_tcx and not self.first:
-            self.first, self._others = True, others
+        others = self._others.get(hook, [])
+        if hook is Hook.FROM_WIRE and others and self._filters.has_tcx:
+            self.first = True
         return _MEANING[hook].format(others=" and ".join(others) or "something")
+
+
+def _places(device: int, uplink: int) -> Mapping[Hook, FilterKey]:
+    """Where our programs see all that goes through the tunnel."""
+    return {Hook.FROM_WIRE: FilterKey(uplink, True), Hook.TO_OVERLAY: FilterKey(device, False)}
 
 
 def _noticed(opened: Maps | None) -> Mapping[Hook, int]:
     """Packets that each program has left to the kernel path as the overlay's; none without maps."""
-    return {
-        hook: sum(
-            counter.packets
-            for number, counter in (opened.counters_of(hook) if opened else {}).items()
-            if reason(number).verdict is Verdict.PASS and reason(number).label not in _ELSEWHERE
-        )
-        for hook in (Hook.FROM_WIRE, Hook.TO_OVERLAY)
+    return {hook: _left(hook, opened) for hook in (Hook.FROM_WIRE, Hook.TO_OVERLAY)}
+
+
+def _left(hook: Hook, opened: Maps | None) -> int:
+    counters = {
+        (hook, number): found for number, found in (opened.counters_of(hook) if opened else {}).items()
     }
+    return total(
+        counters, hook, lambda row: row.verdict is Verdict.PASS and row.label not in _ELSEWHERE
+    ).packets
