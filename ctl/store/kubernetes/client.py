@@ -70,18 +70,28 @@ def status_error(where: str, told: Json, status: int, headers: HTTPMessage | Non
     code = told.get("code") if isinstance(told.get("code"), int) else status
     words = " ".join(str(told.get("message") or f"HTTP {status}").split())[:300]
     line = f"kubernetes {where}: {words}"
+    given = told.get("details")
+    details: Json = given if isinstance(given, dict) else {}
     # A watch that ends with an error without a number has lost its place, whatever the reason.
     if code == 410 or told.get("reason") in ("Expired", "Gone") or not code:
         return Gone(line)
     if code == 429 or code >= 500:
-        details = told.get("details")
-        asked = details.get("retryAfterSeconds") if isinstance(details, dict) else None
+        asked = details.get("retryAfterSeconds")
         text = str(asked or (headers["Retry-After"] if headers else ""))
         return Busy(line, float(text) if text.isdigit() else 0.0)
+    # Whatever else is invalid (an admission policy's no, an annotation that is none) is not another's claim.
+    invalid = LeaseConflict if _is_another(details) else StoreDenied
     kinds: dict[int, type[StoreError]] = {
-        401: Unauthorized, 403: StoreDenied, 404: Missing, 409: LeaseConflict, 422: LeaseConflict,
+        401: Unauthorized, 403: StoreDenied, 404: Missing, 409: LeaseConflict, 422: invalid,
     }  # fmt: skip
     return kinds.get(code, StoreError)(line)
+
+
+def _is_another(details: Json) -> bool:
+    """Whether a patch is invalid because the object has another uid: it was created anew."""
+    causes = details.get("causes")
+    named = causes if isinstance(causes, list) else []
+    return any(isinstance(each, dict) and each.get("field") == "metadata.uid" for each in named)
 
 
 class ApiClient:
