@@ -20,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from ctl.core.errors import LeaseConflict
+from ctl.core.errors import LeaseConflict, StoreDenied
 from ctl.core.model import Lease
 from ctl.store.kubernetes.store import KubernetesStore
 from ctl.store.kubernetes.watch import Pace
@@ -131,6 +131,45 @@ def test_a_patch_of_the_status_leaves_the_spec_and_a_podcidr_stays(api: Api, nam
     moved = {"spec": {"podCIDR": "10.244.203.0/24", "podCIDRs": ["10.244.203.0/24"]}}
     code, said = api.ask("PATCH", f"/api/v1/nodes/{name}", moved, "application/merge-patch+json")
     assert code == 422 and "may not change podCIDR" in said["message"]
+
+
+def test_a_podcidr_is_a_network_and_neither_changes_nor_is_added_to(api: Api, name: str) -> None:
+    api.create(node(name, "10.244.201.0/24"))
+    moved = {"spec": {"podCIDR": "10.244.203.0/24"}}
+    code, said = api.ask("PATCH", f"/api/v1/nodes/{name}", moved, STRATEGIC)
+    assert code == 422 and "may not change podCIDR" in said["message"]
+    for cidr in ("10.244.203.0/24", "fd00::/64"):
+        code, found = api.ask("PATCH", f"/api/v1/nodes/{name}", {"spec": {"podCIDRs": [cidr]}}, STRATEGIC)
+        assert code == 200 and found["spec"]["podCIDRs"] == ["10.244.201.0/24"]
+    for cidr in ("10.244.300.0/24", "10.244.3.1/24"):
+        made = {"kind": "Node", "apiVersion": "v1", **node(f"{name}-other", cidr)}
+        code, said = api.ask("POST", "/api/v1/nodes", made)
+        assert code == 422 and "spec.podCIDRs[0]: Invalid value" in said["message"], said
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "field"),
+    [
+        ({"metadata": {"annotations": {"a/b/c": "1"}}}, 422, "metadata.annotations"),
+        ({"metadata": {"annotations": {"a": 1}}}, 422, "patch"),
+        ({"metadata": {"name": "another"}}, 400, None),
+    ],
+)
+def test_a_patch_that_no_node_can_take_is_refused_and_names_the_field(
+    api: Api, name: str, change: dict[str, object], code: int, field: str | None
+) -> None:
+    api.create(node(name, "10.244.201.0/24"))
+    answer, said = api.ask("PATCH", f"/api/v1/nodes/{name}/status", change, STRATEGIC)
+    assert answer == code, said
+    causes = (said.get("details") or {}).get("causes") or []
+    assert {each["field"] for each in causes} == ({field} if field else set())
+
+
+def test_a_refused_annotation_is_no_conflict_over_the_subnet(api: Api, name: str, net_config: Path) -> None:
+    api.create(node(name, "10.244.201.0/24"))
+    refused = pytest.raises(StoreDenied, match=r"metadata\.annotations: Invalid value")
+    with api.store(name, net_config, PACE, prefix="a/b/") as store, refused:
+        store.put(lease(name), None)
 
 
 def test_a_version_of_long_ago_is_gone(api: Api) -> None:

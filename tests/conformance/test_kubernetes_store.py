@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +22,7 @@ from ctl.core.model import Lease
 from ctl.process.backoff import BackOff
 from ctl.settings.endpoint import Endpoint
 from ctl.store.connection.files import Followed
+from ctl.store.kubernetes import client
 from ctl.store.kubernetes import watch as watch_module
 from ctl.store.kubernetes.access import Access
 from ctl.store.kubernetes.client import STRATEGIC_MERGE
@@ -424,6 +426,21 @@ def test_a_refusal_is_said_and_is_not_the_end(
         twin.hang_up()
         join(twin, "n3", 3, "10.0.0.3")
         seen.has(n2="10.0.0.2", n3="10.0.0.3")
+
+
+def test_a_right_that_stays_missing_is_told_as_final_though_others_are_there(
+    twin: Twin, opened: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is read before each attempt to write is no sign that the right to write has come."""
+    twin.users["node"] = User("node", FLANNEL - {"patch nodes/status"})
+    now_ = [0.0]
+    monkeypatch.setattr(client, "time", SimpleNamespace(monotonic=lambda: now_[0]))
+    store = opened(patient=True)
+    with pytest.raises(StoreAway, match="cannot patch"):
+        store.put(lease(), None)
+    now_[0] = client.REFUSAL_S
+    with pytest.raises(StoreDenied, match='cannot patch resource "nodes/status"'):
+        store.put(lease(), None)
 
 
 def test_a_watch_refused_with_a_line_of_its_stream_is_asked_for_again(twin: Twin, opened: Opener) -> None:

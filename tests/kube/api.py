@@ -80,12 +80,14 @@ class Api:
         return {key.removeprefix(PREFIX): value for key, value in found.items() if key.startswith(PREFIX)}
 
     @contextmanager
-    def store(self, node: str, net_config: Path, pace: Pace) -> Iterator[KubernetesStore]:
+    def store(
+        self, node: str, net_config: Path, pace: Pace, prefix: str = PREFIX
+    ) -> Iterator[KubernetesStore]:
         endpoint, path = server(self.url, VARIABLE)
         assert isinstance(endpoint, Endpoint)
         access = Access("test", endpoint, path, cafile=self.cafile, tokenfile=self.tokenfile)
         store = KubernetesStore(
-            Followed(lambda: access, ()), KubernetesOptions(PREFIX, net_config, node), pace=pace
+            Followed(lambda: access, ()), KubernetesOptions(prefix, net_config, node), pace=pace
         )
         try:
             yield store

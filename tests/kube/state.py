@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import threading
 import uuid
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from ipaddress import ip_network
+from typing import Any, Final
 
 from tests.kube.nodes import Json, now, text
 
 HISTORY = 100_000
+NAME: Final = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
+"""A Node's; the real expression is a little narrower about dots."""
+QUALIFIED: Final = re.compile(r"([a-z0-9][-a-z0-9.]*/)?[A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?")
+"""The name of an annotation."""
+NOT_READY: Final = {"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}
+"""The taint of every Node that is created; a controller takes it away when kubelet says Ready."""
 
 
 class ApiError(Exception):
@@ -122,6 +130,10 @@ class State:
         with self.changed:
             made = copy.deepcopy(given)
             name = made["metadata"]["name"]
+            if not NAME.fullmatch(name):
+                raise invalid(
+                    name, "metadata.name", f'Invalid value: "{name}": a lowercase RFC 1123 subdomain'
+                )
             if name in self._nodes:
                 raise ApiError(
                     409, "AlreadyExists", f'nodes "{name}" already exists', name=name, kind="nodes"
@@ -129,7 +141,9 @@ class State:
             made["metadata"] |= {"uid": str(uuid.uuid4()), "creationTimestamp": now()}
             made.setdefault("spec", {})
             made.setdefault("status", {})
-            complete_cidrs(made["spec"], {})
+            made["spec"].setdefault("taints", [dict(NOT_READY)])
+            complete_cidrs(made["spec"], {}, name)
+            check_annotations(made)
             return self._keep(made, "ADDED")
 
     def delete(self, name: str) -> bytes:
@@ -144,6 +158,11 @@ class State:
         with self.changed:
             before = self.object(name)
             metadata = change.get("metadata") or {}
+            if metadata.get("name", name) != name:
+                raise ApiError(
+                    400, "BadRequest", f"the name of the object ({metadata['name']}) does not match the"
+                    f" name on the URL ({name})",
+                )  # fmt: skip
             after = merge(copy.deepcopy(before), change)
             if (
                 metadata.get("resourceVersion", before["metadata"]["resourceVersion"])
@@ -157,6 +176,7 @@ class State:
                 raise invalid(
                     name, "metadata.uid", f'Invalid value: "{metadata.get("uid")}": field is immutable'
                 )
+            check_annotations(after)
             after["metadata"]["resourceVersion"] = before["metadata"]["resourceVersion"]
             if status:
                 after["spec"] = before["spec"]
@@ -225,18 +245,33 @@ def invalid(name: str, field: str, message: str) -> ApiError:
 
 
 def complete_cidrs(spec: Json, before: Json, name: str = "") -> None:
-    """PodCIDR and podCIDRs name one another, and do not change any more."""
-    listed = spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
+    """PodCIDR is podCIDRs' first, and wins where it is not; neither changes once it is there."""
+    listed, first = spec.get("podCIDRs") or [], spec.get("podCIDR")
+    if first and listed[:1] != [first]:
+        listed = [first]
     if before.get("podCIDRs") and listed != before["podCIDRs"]:
-        raise ApiError(
-            422, "Invalid", f'Node "{name}" is invalid: spec.podCIDRs: Forbidden: node updates may not change'
-            ' podCIDR except from "" to valid',
-        )  # fmt: skip
+        raise invalid(
+            name, "spec.podCIDRs", 'Forbidden: node updates may not change podCIDR except from "" to valid'
+        )
+    for number, each in enumerate(listed):
+        try:
+            ip_network(each)
+        except ValueError:
+            raise invalid(name, f"spec.podCIDRs[{number}]", f'Invalid value: "{each}"') from None
     families = [":" in each for each in listed]
     if len(set(families)) != len(families):
         raise invalid(name, "spec.podCIDRs", "may specify no more than one CIDR for each IP family")
     if listed:
         spec |= {"podCIDR": listed[0], "podCIDRs": listed}
+
+
+def check_annotations(found: Json) -> None:
+    """Names are qualified, values are strings."""
+    for name, value in (found["metadata"].get("annotations") or {}).items():
+        if not isinstance(value, str):
+            raise invalid("", "patch", f"Invalid value: {value}: cannot convert to string")
+        if not QUALIFIED.fullmatch(name):
+            raise invalid(found["metadata"]["name"], "metadata.annotations", f'Invalid value: "{name}"')
 
 
 def merge(target: Any, change: Any) -> Any:
@@ -269,6 +304,8 @@ def strategic(target: Any, change: Any) -> Any:
             for each in value:
                 listed[each[KEYS[key]]] = strategic(listed.get(each[KEYS[key]]), each)
             found[key] = list(listed.values())
+        elif key == "podCIDRs" and isinstance(value, list):  # a set
+            found[key] = value + [each for each in found.get(key, []) if each not in value]
         else:
             found[key] = strategic(found.get(key), value)
     return found

@@ -273,7 +273,10 @@ class _Handler(BaseHTTPRequestHandler):
         verb = {"GET": "get" if name else "watch" if watch else "list", "POST": "create", "PATCH": "patch",
                 "DELETE": "delete"}[self.command]  # fmt: skip
         content = self.headers.get("Content-Type", "") if body else ""
-        given = json.loads(body) if body else None
+        try:
+            given = json.loads(body) if body else None
+        except ValueError:
+            raise ApiError(400, "BadRequest", "unexpected end of JSON input") from None
         user = self._user()
         self.twin.asked.append(Asked(verb, self.path, user.name, given, content))
         self._allow(user, verb, "nodes/status" if status else "nodes", name)
@@ -289,9 +292,13 @@ class _Handler(BaseHTTPRequestHandler):
             assert given is not None
             self._answer(201, nodes.alone(state.create(given)))
         elif verb == "delete":
-            self._answer(200, nodes.alone(state.delete(name)))
+            uid = json.loads(state.delete(name))["metadata"]["uid"]
+            details = {"name": name, "kind": "nodes", "uid": uid}
+            gone = {"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Success"}
+            self._answer(200, json.dumps({**gone, "details": details}).encode())
         else:
-            assert given is not None
+            if not isinstance(given, dict):
+                raise ApiError(400, "BadRequest", "json: cannot unmarshal array into Go value of type map")
             if content not in PATCHES:
                 raise ApiError(
                     415,
@@ -317,6 +324,8 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(self.connection, ssl.SSLSocket) and (certificate := self.connection.getpeercert()):
             subject = dict(pair[0] for pair in certificate["subject"])  # type: ignore[misc]
             return User(str(subject["commonName"]))
+        if "Authorization" not in self.headers:
+            return User("system:anonymous", frozenset())
         raise ApiError(401, "Unauthorized", "Unauthorized")
 
     def _allow(self, user: User, verb: str, resource: str, name: str) -> None:

@@ -27,7 +27,7 @@ def status(**fields: Any) -> bytes:
     ("code", "kind"),
     [
         (400, StoreError), (401, Unauthorized), (403, StoreDenied), (404, Missing), (409, LeaseConflict),
-        (410, Gone), (415, StoreError), (422, LeaseConflict), (429, Busy), (500, Busy), (502, Busy),
+        (410, Gone), (415, StoreError), (422, StoreDenied), (429, Busy), (500, Busy), (502, Busy),
         (503, Busy), (504, Busy),
     ],
 )  # fmt: skip
@@ -40,6 +40,24 @@ def test_a_status_is_one_kind_of_error_whatever_its_body(
     error = told(code, body)
     assert type(error) is kind
     assert str(error).startswith("kubernetes https://api: ") and "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("details", "kind"),
+    [
+        ({"causes": [{"field": "metadata.uid"}]}, LeaseConflict),
+        ({"causes": [{"field": "metadata.annotations"}, {"field": "metadata.uid"}]}, LeaseConflict),
+        ({"causes": [{"field": "metadata.annotations"}]}, StoreDenied),
+        ({"causes": [{"message": "denied by a policy"}]}, StoreDenied),
+        ({"causes": ["metadata.uid"]}, StoreDenied),
+        ({"causes": 7}, StoreDenied),
+        (None, StoreDenied),
+    ],
+)
+def test_only_a_patch_for_another_uid_is_a_conflict_of_those_that_are_invalid(
+    details: Any, kind: type[StoreError]
+) -> None:
+    assert type(told(422, status(code=422, details=details))) is kind
 
 
 @pytest.mark.parametrize(

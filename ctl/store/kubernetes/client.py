@@ -70,18 +70,33 @@ def status_error(where: str, told: Json, status: int, headers: HTTPMessage | Non
     code = told.get("code") if isinstance(told.get("code"), int) else status
     words = " ".join(str(told.get("message") or f"HTTP {status}").split())[:300]
     line = f"kubernetes {where}: {words}"
+    given = told.get("details")
+    details: Json = given if isinstance(given, dict) else {}
     # A watch that ends with an error without a number has lost its place, whatever the reason.
     if code == 410 or told.get("reason") in ("Expired", "Gone") or not code:
         return Gone(line)
     if code == 429 or code >= 500:
-        details = told.get("details")
-        asked = details.get("retryAfterSeconds") if isinstance(details, dict) else None
+        asked = details.get("retryAfterSeconds")
         text = str(asked or (headers["Retry-After"] if headers else ""))
         return Busy(line, float(text) if text.isdigit() else 0.0)
+    # Whatever else is invalid (an admission policy's no, an annotation that is none) is not another's claim.
+    invalid = LeaseConflict if _is_another(details) else StoreDenied
     kinds: dict[int, type[StoreError]] = {
-        401: Unauthorized, 403: StoreDenied, 404: Missing, 409: LeaseConflict, 422: LeaseConflict,
+        401: Unauthorized, 403: StoreDenied, 404: Missing, 409: LeaseConflict, 422: invalid,
     }  # fmt: skip
     return kinds.get(code, StoreError)(line)
+
+
+def _is_another(details: Json) -> bool:
+    """Whether a patch is invalid because the object has another uid: it was created anew."""
+    causes = details.get("causes")
+    named = causes if isinstance(causes, list) else []
+    return any(isinstance(each, dict) and each.get("field") == "metadata.uid" for each in named)
+
+
+def _right(verb: str, path: str) -> str:
+    """What a request takes, however its question is put."""
+    return f"{verb} {path.partition('?')[0]}"
 
 
 class ApiClient:
@@ -98,8 +113,8 @@ class ApiClient:
         self._agent = f"ovnet/{__version__}" + (f" ({agent})" if agent else "")
         self._lock = threading.Lock()
         self._patience = REFUSAL_S if patient else 0.0
-        self._refused: float | None = None
-        """Since when we are refused, seconds of the steady clock; None: we are not."""
+        self._refused: dict[str, float] = {}
+        """Since when we are refused what, by `_right`, seconds of the steady clock."""
         self._access = follow.now()
         self._credentials, self._channel = self._connect(self._access)
 
@@ -110,20 +125,17 @@ class ApiClient:
 
     def get(self, path: str, timeout: float = 0.0) -> bytes:
         """The body of an answer; `timeout`: seconds that it may take, if it is a long one."""
-        return self._call(lambda: Request(path, "GET", self._headers()), timeout or self._timeout).body
+        return self._call("GET", path, {}, None, timeout or self._timeout).body
 
     def patch(self, path: str, body: Json) -> bytes:
         """A strategic merge patch; the object as it is then."""
         data = json.dumps(body, separators=(",", ":")).encode()
-        content = {"Content-Type": STRATEGIC_MERGE}
-        return self._call(
-            lambda: Request(path, "PATCH", {**self._headers(), **content}, data), self._timeout
-        ).body
+        return self._call("PATCH", path, {"Content-Type": STRATEGIC_MERGE}, data, self._timeout).body
 
     def stream(self, path: str) -> Stream:
         """An answer of lines, which has begun."""
         with self._lock:
-            return self._with_credentials(lambda: self._open(path))
+            return self._with_credentials(lambda: self._open(path), _right("WATCH", path))
 
     def close(self) -> None:
         """A call that waits for a server that hangs is left alone: the process is about to end."""
@@ -135,9 +147,14 @@ class ApiClient:
 
     # --- One attempt -----------------------------------------------------------
 
-    def _call(self, request: Callable[[], Request], timeout: float) -> Answer:
+    def _call(
+        self, method: str, path: str, headers: dict[str, str], body: bytes | None, timeout: float
+    ) -> Answer:
+        def attempt() -> Answer:
+            return self._ask(Request(path, method, {**self._headers(), **headers}, body), timeout)
+
         with self._lock:
-            return self._with_credentials(lambda: self._ask(request(), timeout))
+            return self._with_credentials(attempt, _right(method, path))
 
     def _ask(self, request: Request, timeout: float) -> Answer:
         answer = self._channel.ask(self._below(request), timeout)
@@ -169,8 +186,11 @@ class ApiClient:
 
     # --- Who we are ------------------------------------------------------------
 
-    def _with_credentials(self, attempt: Callable[[], T]) -> T:
-        """`attempt`, once more if the API refuses credentials of which there are newer ones."""
+    def _with_credentials(self, attempt: Callable[[], T], right: str) -> T:
+        """`attempt`, once more if the API refuses credentials of which there are newer ones.
+
+        `right`: what it takes, see `_right`.
+        """
         self._renew()
         try:
             try:
@@ -180,13 +200,13 @@ class ApiClient:
                     raise
                 result = attempt()
         except (Unauthorized, StoreDenied) as error:
-            raise self._judge(error) from error
+            raise self._judge(error, right) from error
         except StoreError:
-            self._refused = None  # it knows us, whatever else is wrong
+            self._refused.pop(right, None)  # it knows us, whatever else is wrong
             raise
         except TRANSPORT_ERRORS as error:
             raise self._away(error) from error
-        self._refused = None
+        self._refused.pop(right, None)
         return result
 
     def _renew(self) -> None:
@@ -209,12 +229,11 @@ class ApiClient:
     def _open_channel(self, access: Access, credentials: Credentials) -> Channel:
         return Channel(access.endpoint, credentials.trust, access.server_name)
 
-    def _judge(self, error: StoreError) -> StoreError:
+    def _judge(self, error: StoreError, right: str) -> StoreError:
         """A refusal: passing for a while, then one that waiting does not mend."""
         now = time.monotonic()
-        if self._refused is None:
-            self._refused = now
-        kind = StoreAway if now - self._refused < self._patience else StoreDenied
+        since = self._refused.setdefault(right, now)
+        kind = StoreAway if now - since < self._patience else StoreDenied
         line = str(error)
         if isinstance(error, Unauthorized):
             line += f" (credentials of the {self._access.source})"
