@@ -11,11 +11,15 @@
 static __always_inline void report_drop(struct __sk_buff *skb, enum hook hook,
 					enum reason reason, struct counter *counter)
 {
-	struct event *event = new_event(hook, reason, skb->ifindex, skb->len, counter);
 	__u64 rest = skb->len - 1ULL; /* of what is captured, behind its first byte */
+	struct event *event;
 
+	if (!is_sampled(counter))
+		return;
+	event = events.ringbuf_reserve(sizeof(*event));
 	if (!event)
 		return;
+	describe(event, hook, reason, skb->ifindex, skb->len, counter);
 	if (rest > EVENT_BYTES - 1)
 		rest = EVENT_BYTES - 1;
 	/* The verifier wants to see a length of at least one in the register that is passed.

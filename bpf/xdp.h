@@ -170,12 +170,15 @@ static __always_inline enum reason from_wire_or_xdp(struct __sk_buff *skb, struc
 static __always_inline void xdp_report_drop(struct xdp_md *xdp, enum reason reason, __u32 len,
 					    struct counter *counter)
 {
-	struct event *event = new_event(HOOK_FROM_WIRE_XDP, reason, xdp->ingress_ifindex,
-					len, counter);
 	struct cursor cur = xdp_cursor(xdp);
+	struct event *event;
 
+	if (!is_sampled(counter))
+		return;
+	event = events.ringbuf_reserve(sizeof(*event));
 	if (!event)
 		return;
+	describe(event, HOOK_FROM_WIRE_XDP, reason, xdp->ingress_ifindex, len, counter);
 	for (__u32 i = 0; i < EVENT_BYTES; i++) {
 		__u8 *byte = take(&cur, 1);
 
