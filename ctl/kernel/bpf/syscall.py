@@ -255,6 +255,12 @@ class VerifierError(OSError):
     log: str = ""
 
 
+_LOG_ALL: Final = 1
+"""BPF_LOG_LEVEL1 of include/linux/bpf_verifier.h: each instruction, and why it is refused."""
+_LOG_ERRORS: Final = 4
+"""BPF_LOG_STATS: why it is refused, and statistics."""
+
+
 def prog_load(insns: bytes, name: str, kind: int = PROG_TYPE_SCHED_CLS, flags: int = 0) -> int:
     """Load a program; returns its file descriptor. VerifierError with the log if refused."""
     code, code_address = _buffer(insns)
@@ -270,16 +276,21 @@ def prog_load(insns: bytes, name: str, kind: int = PROG_TYPE_SCHED_CLS, flags: i
     except OSError as first:
         if first.errno == errno.EPERM:
             raise
-        log, log_address = _room(_LOG_BYTES)
-        try:
-            # Once more, for the words.
-            return attempt(1, len(log), log_address)
-        except OSError:
-            # Not its error: before Linux 6.4 a log too long for the buffer is ENOSPC, whatever
-            # the program's fault, and keeps its beginning; later ones keep their end.
-            refused = VerifierError(first.errno, first.strerror)
-            refused.log = log.value.decode(errors="replace")
-            raise refused from first
+        # Once more, for the words. Not for its error: before Linux 6.4 a log too long for the
+        # buffer is ENOSPC, whatever the program's fault, and keeps its beginning; later ones keep
+        # their end. Where that is lacking, it is asked for without the way to it.
+        refused = VerifierError(first.errno, first.strerror)
+        for level in (_LOG_ALL, _LOG_ERRORS):
+            log, log_address = _room(_LOG_BYTES)
+            try:
+                return attempt(level, len(log), log_address)
+            except OSError:
+                words = log.value.decode(errors="replace")
+            if words not in refused.log:
+                refused.log += words
+            if len(words) < len(log) - 1:
+                break
+        raise refused from first
     finally:
         del code, license_
 
