@@ -131,6 +131,7 @@ def _node(report: AgentReport) -> Iterable[Sample]:
     if report.program:
         for way in Way:
             yield names.LOSING, way in report.losing, (way,)
+        yield names.SILENT, report.peers_silent, ()
     yield names.APPROVAL_TTL, report.approval_ttl, ()
     yield names.MTU, report.mtu, ()
     yield names.LEASES, report.leases, ()

@@ -107,6 +107,9 @@ LOSING: Final = _gauge(
     "nodes' as far as a container) or answers (nothing comes back from other nodes)",
     "way",
 )
+SILENT: Final = _gauge(
+    "silent_peers", "Peers that packets go to and nothing comes back from, not even an echo"
+)
 PROBLEMS: Final = _gauge("problems", "Problems that `ovctl status` lists")
 APPROVAL_TTL: Final = _gauge(
     "approval_ttl_seconds", "How long eBPF may carry a flow before the kernel path sees it again"

@@ -281,13 +281,14 @@ class Agent:
 
     def _look_for_losses(self) -> None:
         """Said once, when it begins and when it is over; how many they are is in the report."""
-        found, losing = self._kernel.findings, self._events.losing()
-        before, found.losing = found.losing, losing
+        found = self._kernel.findings
+        before, silent = found.losing, found.problems.get(Concern.SILENT)
+        losing = found.losing = self._events.losing()
         for way in losing.keys() - before.keys():
             log.error("%s", losing[way])
         for way in before.keys() - losing.keys():
             log.info("packets are not lost any more (%s)", way)
-        if losing != before:
+        if (losing, found.problems.get(Concern.SILENT)) != (before, silent):
             self._publish()
 
     def _publish(self) -> None:

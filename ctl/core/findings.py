@@ -68,6 +68,8 @@ class Concern(StrEnum):
     """Our rules drop what strangers and containers send."""
     ASTRAY = "astray"
     """Our rules drop what may be packets of peers."""
+    SILENT = "silent"
+    """Peers that packets go to do not answer: they may be gone, and this node be well."""
     BLIND = "blind"
     """A program of ours does not see the packets that pass where it hangs."""
     OTHERS = "others"
@@ -103,6 +105,8 @@ class Findings:
     """Peers' subnets that eBPF carries packets to."""
     peers_kernel_path: int = 0
     """Peers' subnets that only the kernel path leads to."""
+    peers_silent: int = 0
+    """Peers that packets go to and nothing comes back from."""
     ports: tuple[str, ...] = ()
     """Names of the bridge's ports that have our programs, sorted."""
     kernel_ports: tuple[KernelPort, ...] = ()

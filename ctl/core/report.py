@@ -120,6 +120,8 @@ class AgentReport:
     """Live leases in the store, our own included."""
     peers_ebpf: int = 0
     peers_kernel_path: int = 0
+    peers_silent: int = 0
+    """Peers that packets go to and nothing comes back from."""
     ports: tuple[str, ...] = ()
     """Ports that carry our programs."""
     kernel_ports: tuple[KernelPort, ...] = ()

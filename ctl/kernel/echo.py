@@ -15,6 +15,8 @@ from typing import Final, Self
 
 from ctl.core.errors import AgentError, KernelError
 
+SMALL: Final = 84
+"""Bytes of the packet that ping(8) sends."""
 _HEADER: Final = struct.Struct("!BBHHH")
 """Type, code, checksum, identifier, sequence number (RFC 792)."""
 _REQUEST, _REPLY = 8, 0
@@ -57,6 +59,9 @@ class Echo:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._socket.close()
 
     def ask(
@@ -82,6 +87,17 @@ class Echo:
                 self._take(found, left)
             self._out.clear()
         return {target: Answers(count, tuple(trips)) for target, trips in found.items()}
+
+    def send(self, targets: Iterable[IPv4Address], size: int, count: int) -> None:
+        """Ask as `ask` does, and wait for nothing: `answered` tells."""
+        for target in targets:
+            for _ in range(count):
+                self._request(target, size)
+
+    def answered(self) -> set[IPv4Address]:
+        """Those whose replies are here by now."""
+        pairs = [self._out.pop(sequence, None) for sequence in self._replies()]
+        return {pair[0] for pair in pairs if pair}
 
     def largest(
         self, targets: Iterable[IPv4Address], low: int, high: int, patience: float

@@ -15,14 +15,12 @@ from ctl.core.host import Link
 from ctl.core.model import Bypass, Lease, Network
 from ctl.core.report import AgentReport
 from ctl.kernel import sysctl
-from ctl.kernel.echo import Echo
+from ctl.kernel.echo import SMALL, Echo
 from ctl.kernel.hooks.listing import listing
 from ctl.kernel.netlink.fib import next_hop
 from ctl.kernel.netlink.session import Netlink, by_name
 from ctl.settings.config import Settings
 
-SMALL: Final = 84
-"""Bytes of the packet that ping(8) sends."""
 PATIENCE_S: Final = 0.6
 """How long an answer is waited for."""
 TRIES: Final = 2

@@ -59,3 +59,26 @@ def test_what_is_lost_is_said_until_it_is_not(pair: Pair, way: str) -> None:
     place.nft(f"delete table {rules.split()[1]} theirs")
     wait_until(lambda: not losing(host), NOTICED, lambda: f"it is over: {host.status()}")
     assert host.ovctl("status").returncode == 0
+
+
+def silent(host: Host) -> list[str]:
+    return [line for line in host.status()["problems"] if line.startswith("nothing comes back from")]
+
+
+def test_a_peer_that_does_not_answer_is_named_while_another_one_does(pair: Pair) -> None:
+    third = pair.lab.host("c")
+    third.agent("--resync-interval", "1")
+    far = third.container("far")
+    pair.on_a.run("ping", "-c1", "-W5", far.address)
+    pair.lab.wire.nft(
+        "table bridge theirs { chain c { type filter hook forward priority 0;\n"
+        f"ip daddr {third.address} udp dport 8472 drop; }}; }}"
+    )
+    pair.on_a.popen("ping", "-q", "-i0.1", far.address)
+    pair.on_a.popen("ping", "-q", "-i0.1", pair.on_b.address)
+    wait_until(lambda: silent(pair.a), NOTICED, lambda: f"it is named: {pair.a.status()}")
+    assert [third.address in line for line in silent(pair.a)] == [True]
+    assert pair.a.ovctl("status").returncode == 0, "a node is well whose peer is not"
+    assert "ovnet_silent_peers 1.0" in pair.a.http("http://127.0.0.1:9475/metrics")[1]
+    pair.lab.wire.nft("delete table bridge theirs")
+    wait_until(lambda: not silent(pair.a), NOTICED, lambda: f"it is back: {pair.a.status()}")

@@ -52,7 +52,9 @@ def test_the_units_capabilities_are_enough_and_nothing_is_open(lab: Lab, hook: s
     lab.init_network()
     agents = [confined(host, "--hook", hook, "--healthz-port", str(HEALTH_PORT)) for host in (a, b)]
     for host, agent in zip((a, b), agents, strict=True):
-        assert capabilities(agent) == {12, 38, 39}, "NET_ADMIN, PERFMON, BPF (linux/capability.h)"
+        assert capabilities(agent) == {12, 13, 38, 39}, (
+            "NET_ADMIN, NET_RAW, PERFMON, BPF (linux/capability.h)"
+        )
         assert host.status()["hook"] == hook
     one, two = a.container("one"), b.container("two")
 

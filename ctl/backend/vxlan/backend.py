@@ -14,7 +14,7 @@ from ctl.backend.programless import remove_tunnels
 from ctl.backend.settle import apply_counted
 from ctl.backend.site import Site
 from ctl.backend.told import told
-from ctl.backend.vxlan import losses
+from ctl.backend.vxlan import losses, silent
 from ctl.backend.vxlan.device import device_name, vtep_mac, wanted_device
 from ctl.backend.vxlan.lookout import Lookout
 from ctl.backend.vxlan.own_entry import OwnEntry
@@ -58,6 +58,7 @@ class VxlanBackend:
         self._peering = Peering(netlink.rtnl, findings, settings.peers_max)
         self._ports = Ports(settings, netlink, self._filters, self._hook, findings)
         self._losses = losses.Losses(netlink, settings.resync_interval)
+        self._silent = silent.SilentPeers(self._peering, settings.resync_interval)
         self._lookout = Lookout(netlink.rtnl, self._filters, findings)
         self._ahead: Bcc | None = None
         """The compiler's child, at work since `preflight`; None: nothing to compile, or it was used."""
@@ -115,6 +116,9 @@ class VxlanBackend:
         if self.maps is None or self.programs is None or not self.device:
             return {}
         lost = self._losses.look(self.device, self.maps)
+        self._silent.look(self.maps)
+        self._findings.peers_silent = len(self._silent.silent)
+        self._findings.problems[Concern.SILENT] = silent.lines(self._silent.silent, network.port)
         return {way: losses.line(way, packets, network, uplink) for way, packets in lost.items()}
 
     def tunnel(self, network: Network, uplink: Uplink) -> firewall.Tunnel:

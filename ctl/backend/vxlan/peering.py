@@ -92,6 +92,15 @@ class Peering:
         """Hosts that may send us VXLAN; None as long as nobody knows who they are."""
         return None if self._tables is None else self._tables.senders.desired.keys()
 
+    def own_address(self) -> IPv4Address | None:
+        """The address at which this node answers the others on the overlay; None: it has none yet."""
+        return self._place[1].vtep_ip if self._place else None
+
+    def peer_address(self, host: IPv4Address) -> IPv4Address | None:
+        """The one at which the peer at that host does; None: there is no such peer."""
+        leases = self._roster.at(host) if self._tables else ()
+        return leases[0].vtep_ip if leases else None
+
     def hop_interfaces(self) -> frozenset[int]:
         """Ifindexes of the underlay through which peers are reached now."""
         return frozenset(hop.ifindex for hop in self._hops.values() if hop is not None)

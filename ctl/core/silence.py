@@ -1,0 +1,59 @@
+"""Peers that packets go to and nothing comes back from, told by what eBPF has carried. Pure.
+
+    silence = Silence()
+    suspects = silence.looked(stats)     every LOOK_S seconds, with what is counted then
+    silence.heard(answered)              those of them that answered when they were asked
+
+Traffic that goes one way alone is somebody's protocol (syslog, metrics by UDP), so who says
+nothing is suspected, no more, and has to be asked. What comes by the kernel path alone is not
+counted: the answer to the question is, by who has asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from ipaddress import IPv4Address
+from typing import Final
+
+from ctl.core.abi import PeerStats
+
+PACKETS: Final = 3
+"""Fewer of them between two looks say nothing."""
+LOOKS: Final = 2
+"""How many looks in a row a peer has to be sent packets and say nothing to be asked."""
+
+
+class Silence:
+    """Remembers the look before, and for how many looks each peer has said nothing."""
+
+    def __init__(self) -> None:
+        self._before: Mapping[IPv4Address, PeerStats] = {}
+        self._looks: dict[IPv4Address, int] = {}
+        self._sent: dict[IPv4Address, int] = {}
+
+    def looked(self, now: Mapping[IPv4Address, PeerStats]) -> Mapping[IPv4Address, int]:
+        """Hosts of the peers to be asked, and how many packets went to each since it is silent.
+
+        A peer that is sent nothing more stays suspected until it is heard of, or is no peer any more.
+        """
+        for host, stats in now.items():
+            before = self._before.get(host, stats)
+            sent = stats.tx_packets - before.tx_packets
+            if stats.rx_packets != before.rx_packets:
+                self._forget(host)
+            elif sent >= PACKETS:
+                self._looks[host] = self._looks.get(host, 0) + 1
+                self._sent[host] = self._sent.get(host, 0) + sent
+        for host in self._looks.keys() - now.keys():
+            self._forget(host)
+        self._before = now
+        return {host: self._sent[host] for host, looks in self._looks.items() if looks >= LOOKS}
+
+    def heard(self, hosts: Collection[IPv4Address]) -> None:
+        """These have answered: what follows is judged from here on."""
+        for host in hosts:
+            self._forget(host)
+
+    def _forget(self, host: IPv4Address) -> None:
+        self._looks.pop(host, None)
+        self._sent.pop(host, None)
