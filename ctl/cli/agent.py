@@ -12,6 +12,7 @@ import faulthandler
 import gc
 import logging
 import os
+import resource
 import signal
 import sys
 from typing import TYPE_CHECKING, Final
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
 _CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_BPF": 39}
 """linux/capability.h. CAP_SYS_ADMIN (21) includes CAP_BPF."""
 _SYS_ADMIN: Final = 21
+
+DESCRIPTORS: Final = 256
+"""Fewer are not enough: 45 are open on a node without containers, and programs that it starts need some."""
 
 _MALLOC: Final = {
     "M_ARENA_MAX": (-8, 1),
@@ -57,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
         logging.warning("%s", doubt)
     faulthandler.enable()  # the watchdog's SIGABRT then shows where each thread stands
     require_capabilities(settings.bypass)
+    require_descriptors()
     from ctl.store import with_node_name
 
     return _run(with_node_name(settings))
@@ -80,6 +85,17 @@ def require_capabilities(bypass: Bypass = Bypass.LEARNED) -> None:
     ]
     if missing:
         raise AgentError(f"needs root, or {' and '.join(missing)}")
+
+
+def require_descriptors() -> None:
+    """Allow this process as many open files as may be; AgentError if these are too few to begin with."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if most != resource.RLIM_INFINITY and most < DESCRIPTORS:
+        raise AgentError(
+            f"{most} open files are allowed, and {DESCRIPTORS} needed, with two more for each container: "
+            "raise the limit (LimitNOFILE of the unit, ulimit -n)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _run(settings: Settings) -> int:

@@ -123,7 +123,10 @@ class Echo:
 
     def _take(self, found: dict[IPv4Address, list[float]], patience: float) -> None:
         """What has come within that time at most."""
-        if not select.select([self._socket], [], [], patience)[0]:
+        # Not select(2), which knows no descriptors beyond 1023: a node has two for each container.
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        if not waiting.poll(patience * 1000):
             return
         for sequence in self._replies():
             target, when = self._out.pop(sequence, (None, 0.0))
