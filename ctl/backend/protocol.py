@@ -20,7 +20,7 @@ where nothing is to be done. All is one thread's but for `wants`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from ctl.backend.site import Site
@@ -34,15 +34,22 @@ from ctl.kernel.firewall import Tunnel
 class Encapsulation(Protocol):
     """How packets look on the underlay. Nothing of it changes while a node runs."""
 
-    @property
-    def overhead(self) -> int:
-        """Bytes that it adds to a packet."""
+    def overhead(self, network: Network, /) -> int:
+        """Bytes that it adds to a packet of this network at the most."""
 
-    def identity(self, host: IPv4Address, network: Network, /) -> tuple[MacAddress | None, int | None]:
-        """The VTEP's MAC and the VNI that the lease of a node with this address says; None: it has none."""
+    def identity(
+        self, host: IPv4Address | IPv6Address, network: Network, /
+    ) -> tuple[MacAddress | None, int | None]:
+        """The VTEP's MAC and the VNI that the lease of a node with this address says; None: it has none.
+
+        Each family has its own: the address says which.
+        """
 
     def tunnel(self, network: Network, uplink: Uplink, /) -> Tunnel | None:
-        """What the firewall has to guard; None: nothing."""
+        """What the firewall has to guard of IPv4; None: nothing."""
+
+    def ipv6_tunnel(self, site: Site, /) -> Tunnel | None:
+        """The same of IPv6."""
 
 
 class Watched(Protocol):

@@ -163,11 +163,12 @@ def _look(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding
 
 def _peers(args: argparse.Namespace, network: Network, own: Lease, snapshot: Snapshot) -> list[Lease]:
     """Those that are asked for. NotFound for one that there is not."""
+    from ctl.core.family import IPV4
     from ctl.core.roster import Roster
 
-    roster = Roster(own, network)
+    roster = Roster(IPV4, own, network)
     roster.update(snapshot.leases)
-    peers = sorted(roster.usable.values(), key=lambda lease: lease.subnet)
+    peers = [lease for lease in snapshot.leases if lease.subnet in roster.usable]
     if args.peer:
         chosen = [
             lease for lease in peers if {str(lease.host), lease.node, str(lease.subnet)} & set(args.peer)

@@ -24,6 +24,8 @@ class Concern(StrEnum):
     """Many leases are gone at once."""
     LEASES = "leases"
     """Leases that are not used, or in doubt."""
+    IPV6_LEASES = "IPv6 leases"
+    """The same, as far as IPv6 goes."""
     POLICY = "policy"
     """Rules of policy routing keep packets or peers on the kernel path."""
     NEWCOMER = "newcomer"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final
 
 from ctl.backend.told import told
 from ctl.core import bridge
 from ctl.core.errors import ConfigError, KernelError
+from ctl.core.family import IPV6
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import OWNER, BridgeDevice, Devices, Link
 from ctl.core.model import Lease, MacAddress
@@ -44,6 +45,13 @@ class ContainerBridge:
         wanted, found = _device(self._name, lease, mtu), by_name(links, self._name)
         self.ifindex, self._wrong = self._netlink.ensure_bridge(wanted, links)
         self.adopted = found is not None and found.alias != OWNER
+        if wanted.ipv6 and not self._wrong:
+            settings = {sysctl.disable_ipv6(self._name): "0"}
+            # Containers are no routers to us.
+            sysctl.ensure(
+                settings if self.adopted else settings | {sysctl.accept_ra(self._name): "0"}, self._saved
+            )
+            self._wrong = self._netlink.ensure_ipv6_on_bridge(self.ifindex, wanted, ours=not self.adopted)
         self._note_lowered(mtu, links if lowers else {})
         if found:
             self._guard_mac(found, wanted.mac)
@@ -77,10 +85,12 @@ class ContainerBridge:
 
 
 def _device(name: str, lease: Lease, mtu: int) -> BridgeDevice:
+    own = IPV6.member(lease)
     return BridgeDevice(
         name=name,
         # Docker's rule for MACs, so that a restart keeps the gateway's.
         mac=MacAddress(b"\x02\x42" + lease.gateway.packed),
         mtu=mtu,
         address=IPv4Interface((lease.gateway, lease.subnet.prefixlen)),
+        ipv6=IPv6Interface((own.gateway, own.subnet.prefixlen)) if own else None,
     )

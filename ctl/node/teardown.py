@@ -6,7 +6,9 @@ from contextlib import closing
 
 from ctl.backend.programless import remove_tunnels
 from ctl.core.errors import AgentError
+from ctl.core.family import IPV4, IPV6, Family
 from ctl.core.host import OWNER
+from ctl.core.model import A, N
 from ctl.core.plan import diff
 from ctl.kernel import firewall, flannel, sysctl
 from ctl.kernel.bpf import maps
@@ -74,10 +76,16 @@ def _programs(settings: Settings, netlink: Netlink, *, keep_clsact: bool = False
 
 
 def _routes(netlink: Netlink) -> list[str]:
-    routes = Routes(netlink.rtnl)
+    count = _remove_routes(netlink, IPV4) + _remove_routes(netlink, IPV6)
+    return [f"{count} routes"] if count else []
+
+
+def _remove_routes(netlink: Netlink, family: Family[A, N]) -> int:
+    """How many there were."""
+    routes = Routes(netlink.rtnl, family)
     delta = diff({}, routes.read())
     routes.apply(delta)
-    return [f"{len(delta)} routes"] if delta else []
+    return len(delta)
 
 
 def _devices(settings: Settings, netlink: Netlink) -> list[str]:
