@@ -33,12 +33,12 @@ def with_ipv6(host: Host) -> Host:
 
 
 def init_network(host: Host, backend: str = '{"Type":"vxlan"}') -> None:
-    """A network of both families, in the lab's store, which the host reaches."""
+    """A network of both families, in the lab's store, which the host reaches; in place of another one."""
     text = f'{{"Network":"172.17.0.0/16","EnableIPv6":true,"IPv6Network":"{NETWORK}","Backend":{backend}}}'
 
     def write() -> None:
         with closing(open_store(host.lab.store_url)) as store:
-            store.write_network(parse_network(text))
+            store.write_network(parse_network(text), replace=True)
 
     host.call(write)
 

@@ -70,12 +70,12 @@ class PlainRoutes(Generic[A, N]):
         known = found if everyone else self._hops | found
         self._hops = {lease.host: known[lease.host] for lease in usable}
         self._place = place
-        hops = {lease.subnet: on_link(lease, self._hops[lease.host]) for lease in usable}
-        near = ((self._roster.usable[subnet], hop) for subnet, hop in hops.items() if hop)
+        hops = [(lease, on_link(lease, self._hops[lease.host])) for lease in usable]
+        near = ((lease, hop) for lease, hop in hops if hop)
         self.wanted.want(
             {RouteKey.of(each.subnet): Route(each.host, hop.ifindex, mtu=hop.mtu) for each, hop in near}
         )
-        far = tuple(_not_routed(self._roster.usable[subnet]) for subnet, hop in hops.items() if not hop)
+        far = tuple(_not_routed(lease) for lease, hop in hops if not hop)
         self.problems = (*self._roster.problems, *far)
 
     def interfaces(self) -> frozenset[int]:

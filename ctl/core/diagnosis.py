@@ -126,7 +126,14 @@ def of_settings(settings: Mapping[str, str | None], devices: Collection[str]) ->
             "sysctl -w net.ipv4.ip_forward=1, and look who sets it (grep -r ip_forward /etc/sysctl*)",
         )
         return
-    wrong = False
+    wrong = settings.get("net/ipv6/conf/all/forwarding") == "0"
+    if wrong:
+        yield failure(
+            "forwarding",
+            "net.ipv6.conf.all.forwarding is 0",
+            "no IPv6 packet of a container leaves this host, and none comes in",
+            "systemctl restart ovnet, and look who sets it (grep -r forwarding /etc/sysctl*)",
+        )
     for device in sorted(devices):
         if settings.get(f"net/ipv4/conf/{device}/forwarding") == "0":
             wrong = True

@@ -61,6 +61,10 @@ class Member(Protocol[A_co, N_co]):
     """What a node has of one family."""
 
     @property
+    def key(self) -> IPv4Network:
+        """Of its lease: the IPv4 subnet, which no other lease has."""
+
+    @property
     def subnet(self) -> N_co:
         """Where its containers are."""
 
@@ -100,6 +104,7 @@ class Member(Protocol[A_co, N_co]):
 class IPv6Member:
     """What a node with a lease of both families has of IPv6."""
 
+    key: IPv4Network
     subnet: IPv6Network
     host: IPv6Address
     vtep_mac: MacAddress | None
@@ -157,7 +162,7 @@ def _ipv6_member(lease: Lease) -> IPv6Member | None:
     if part is None:
         return None
     host = part.host or IPv6Address(0)
-    return IPv6Member(part.subnet, host, part.vtep_mac, part.vni, lease.backend, lease.node)
+    return IPv6Member(lease.key, part.subnet, host, part.vtep_mac, part.vni, lease.backend, lease.node)
 
 
 def _ipv6_source(_uplink: Uplink, lease: Lease) -> IPv6Address:

@@ -196,6 +196,11 @@ class Lease:
     """None: the node has IPv4 only."""
 
     @property
+    def key(self) -> IPv4Network:
+        """What tells it from other leases."""
+        return self.subnet
+
+    @property
     def gateway(self) -> IPv4Address:
         """The bridge's address: the first of the subnet."""
         return self.subnet.network_address + 1

@@ -81,8 +81,8 @@ class Roster(Generic[A, N]):
         network: Network,
         underlay: Sequence[IPv4Network | IPv6Network] = (),
     ) -> None:
-        self.usable: dict[N, Member[A, N]] = {}
-        """The leases that packets can be sent to, by subnet."""
+        self.usable: dict[IPv4Network, Member[A, N]] = {}
+        """The leases that packets can be sent to, by their keys."""
         member, space = family.member(own), family.space(network)
         assert member is not None and space is not None, f"node or network without {family}"
         self._own: Final[Member[A, N]] = member
@@ -93,8 +93,8 @@ class Roster(Generic[A, N]):
         self._claims: dict[Claim, tuple[Member[A, N], ...]] = {}
         """The leases that claim a block or a MAC, the one that gets it first. Leases with which anything else
         is wrong are not among them."""
-        self._ignored: dict[N, str] = {}
-        """Why each lease that is not used is not, one line, by its subnet."""
+        self._ignored: dict[IPv4Network, str] = {}
+        """Why each lease that is not used is not, one line, by its key."""
         self._hosts: dict[A, tuple[Member[A, N], ...]] = {}
         """The usable leases of each host, the first by subnet first."""
         self._shared: set[A] = set()
@@ -104,7 +104,7 @@ class Roster(Generic[A, N]):
     def problems(self) -> tuple[str, ...]:
         """A line for each lease that is not used, and for each two that share a host."""
         shared = (Conflict(*self._hosts[host][:2]) for host in sorted(self._shared, key=int))
-        return (*(self._ignored[subnet] for subnet in sorted(self._ignored, key=_order)), *map(str, shared))
+        return (*(self._ignored[subnet] for subnet in sorted(self._ignored)), *map(str, shared))
 
     def at(self, host: A) -> tuple[Member[A, N], ...]:
         """The usable leases of a host."""
@@ -118,59 +118,59 @@ class Roster(Generic[A, N]):
         """Take the store's leases as they are now; returns what that did to the usable ones."""
         changes = moves(self._leases, leases)
         self._leases = leases
-        touched: dict[N, Member[A, N] | None] = {}
+        touched: dict[IPv4Network, Member[A, N] | None] = {}
         for gone in filter(None, map(self._family.member, changes.gone)):
             self._leave(gone, touched)
         for new in filter(None, map(self._family.member, changes.new)):
             self._enter(new, touched)
         return self._judge(touched)
 
-    def _leave(self, lease: Member[A, N], touched: dict[N, Member[A, N] | None]) -> None:
-        touched[lease.subnet] = None
-        self._ignored.pop(lease.subnet, None)
+    def _leave(self, lease: Member[A, N], touched: dict[IPv4Network, Member[A, N] | None]) -> None:
+        touched[lease.key] = None
+        self._ignored.pop(lease.key, None)
         if self._wrong(lease):
             return
         for claim in self._claimed(lease):
-            others = tuple(each for each in self._claims[claim] if each.subnet != lease.subnet)
-            touched.update((each.subnet, each) for each in others)
+            others = tuple(each for each in self._claims[claim] if each.key != lease.key)
+            touched.update((each.key, each) for each in others)
             if others:
                 self._claims[claim] = others
             else:
                 del self._claims[claim]
 
-    def _enter(self, lease: Member[A, N], touched: dict[N, Member[A, N] | None]) -> None:
-        if lease.subnet == self._own.subnet:
+    def _enter(self, lease: Member[A, N], touched: dict[IPv4Network, Member[A, N] | None]) -> None:
+        if lease.key == self._own.key:
             return
-        touched[lease.subnet] = lease
+        touched[lease.key] = lease
         if self._wrong(lease):
             return
         for claim in self._claimed(lease):
             others = self._claims.get(claim, ())
-            touched.update((each.subnet, each) for each in others)
+            touched.update((each.key, each) for each in others)
             self._claims[claim] = (
                 tuple(sorted((*others, lease), key=self._precedence)) if others else (lease,)
             )
 
-    def _precedence(self, lease: Member[A, N]) -> tuple[bool, tuple[int, int]]:
-        return lease.subnet.prefixlen != self._space.subnet_len, rank(lease)
+    def _precedence(self, lease: Member[A, N]) -> tuple[bool, tuple[int, int], IPv4Network]:
+        return lease.subnet.prefixlen != self._space.subnet_len, rank(lease), lease.key
 
-    def _judge(self, touched: dict[N, Member[A, N] | None]) -> Moves[Member[A, N]]:
+    def _judge(self, touched: dict[IPv4Network, Member[A, N] | None]) -> Moves[Member[A, N]]:
         gone, new = [], []
-        for subnet, lease in touched.items():
+        for key, lease in touched.items():
             why = (self._wrong(lease) or self._rivalled(lease)) if lease else ""
             if lease and why:
-                self._ignored[subnet] = f"lease {subnet} of {lease.node or lease.host} ignored: {why}"
+                self._ignored[key] = f"lease {lease.subnet} of {lease.node or lease.host} ignored: {why}"
             else:
-                self._ignored.pop(subnet, None)
-            before, after = self.usable.get(subnet), None if why else lease
+                self._ignored.pop(key, None)
+            before, after = self.usable.get(key), None if why else lease
             if before == after:
                 continue
             if before is not None:
-                del self.usable[subnet]
-                self._seat(before.host, [each for each in self.at(before.host) if each.subnet != subnet])
+                del self.usable[key]
+                self._seat(before.host, [each for each in self.at(before.host) if each.key != key])
                 gone.append(before)
             if after is not None:
-                self.usable[subnet] = after
+                self.usable[key] = after
                 self._seat(after.host, [*self.at(after.host), after])
                 new.append(after)
         return Moves(tuple(sorted(gone, key=rank)), tuple(sorted(new, key=rank)))
@@ -191,7 +191,7 @@ class Roster(Generic[A, N]):
         """Why an earlier lease has what this one claims; "" if none has."""
         for claim in self._claimed(lease):
             for other in self._claims[claim]:
-                if other.subnet == lease.subnet:
+                if other.key == lease.key:
                     break
                 if isinstance(claim, MacAddress):
                     return f"its VTEP MAC {claim} is that of {other.subnet}"
@@ -248,10 +248,6 @@ def blocks(subnet: IPv4Network | IPv6Network, space: Space[Any]) -> Iterable[int
 def count_blocks(subnet: IPv4Network | IPv6Network, space: Space[Any]) -> int:
     """How many blocks `subnet` has a part in."""
     return 1 << max(space.subnet_len - subnet.prefixlen, 0)
-
-
-def _order(subnet: IPv4Network | IPv6Network) -> tuple[int, int]:
-    return int(subnet.network_address), subnet.prefixlen
 
 
 def _overlap(one: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> bool:

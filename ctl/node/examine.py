@@ -39,6 +39,8 @@ class Examination:
         network, report = self._site.network, self._report
         devices = [name for name in (report.bridge, self._tunnel()) if by_name(self._links, name)]
         names = ["net/ipv4/ip_forward", *(sysctl.forwarding(name) for name in devices)]
+        if self._site.has_ipv6:
+            names += sysctl.IPV6_FORWARDING
         yield from diagnosis.of_settings({name: sysctl.read(name) for name in names}, devices)
         yield from diagnosis.of_conntrack(
             _number("net/netfilter/nf_conntrack_count"), _number("net/netfilter/nf_conntrack_max")
