@@ -10,6 +10,7 @@ from typing import Any, Final, Generic
 from ctl.backend.programless import ProgramlessBackend, remove_tunnels
 from ctl.backend.settle import Tracked, settle
 from ctl.backend.site import Site
+from ctl.backend.told import told_of_ipv6
 from ctl.core.errors import Failures
 from ctl.core.family import IPV4, IPV6, Family, Member
 from ctl.core.findings import Concern, Findings
@@ -108,7 +109,7 @@ class HostGwBackend(ProgramlessBackend):
             failures.take(self._ipv6.reconcile, site, leases, changes, findings)
         findings.peers_kernel_path = len(self._ipv4.wanted.desired)
         findings.problems[Concern.LEASES] = self._ipv4.problems
-        findings.problems[Concern.IPV6_LEASES] = self._ipv6.problems
+        told_of_ipv6(findings, site, leases, self._ipv6.problems)
         failures.raise_any()
 
     def planned(self, site: Site, leases: Sequence[Lease]) -> list[tuple[Rows, Rows]]:

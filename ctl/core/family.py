@@ -7,7 +7,7 @@ them are Network and Lease themselves, which are about IPv6 too where there is a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Generic, Protocol, TypeVar
@@ -43,6 +43,19 @@ def lacks_ipv6(network: Network) -> str:
     if network.ipv6 is None or network.backend != "udp":
         return ""
     return "backend udp carries IPv4 only: EnableIPv6 must be false, or the backend vxlan or host-gw"
+
+
+NAMED: Final = 5
+"""So many nodes are named in a line."""
+
+
+def without_ipv6(leases: Iterable[Lease], own: Lease) -> str:
+    """Which other nodes of a network with IPv6 have none, one line; empty if all have it."""
+    found = [lease.node or str(lease.host) for lease in leases if lease.ipv6 is None and lease.key != own.key]
+    if not found:
+        return ""
+    more = f" and {len(found) - NAMED} more" if len(found) > NAMED else ""
+    return f"nodes without IPv6, reached by IPv4 only: {', '.join(found[:NAMED])}{more}"
 
 
 class Space(Protocol[N_co]):

@@ -23,7 +23,7 @@ from tests.dual import (
     underlay,
     with_ipv6,
 )
-from tests.host import Agent, Host
+from tests.host import METRICS_PORT, Agent, Host
 from tests.lab import Lab, wait_until
 from tests.stream import TcpSink, UdpStream, tcp_send
 
@@ -170,6 +170,8 @@ def test_a_hand_made_vxlan_device_is_a_stranger_until_it_has_a_lease(duals: Dual
         reaches(outside, duals.on_a.address)
         assert ping(duals.on_a.place, str(stranger.subnet.network_address))
         assert refused(a) < before + 20, "no more than until the agent had heard of it"
+        counted = a.http(f"http://127.0.0.1:{METRICS_PORT}/metrics")[1]
+        assert re.search(r'ovnet_rule_drop_packets_total\{rule="VXLAN of no peer"\} [1-9]', counted), counted
     finally:
         outside.ip("link", "del", "vx6")
         a.ovctl("lease", "release", "172.17.9.0/24", check=False)

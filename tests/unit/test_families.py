@@ -19,7 +19,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ctl.backend.hostgw import HostGwBackend
 from ctl.backend.vxlan.backend import VxlanBackend
-from ctl.core.family import IPV6, cannot_carry_ipv6_yet, lacks_ipv6
+from ctl.core.family import IPV6, cannot_carry_ipv6_yet, lacks_ipv6, without_ipv6
 from ctl.core.host import Change, Devices, Hop, Route, RouteKey, Sender
 from ctl.core.lease import rank
 from ctl.core.model import IPv6Lease, IPv6Range, Lease, MacAddress, Network
@@ -159,6 +159,14 @@ def test_change_by_change_is_as_from_the_start(story: list[list[Lease]], direct:
         assert (roster.usable, roster.problems) == (fresh.usable, fresh.problems)
         for name in ("neighbours", "fdb", "routes", "senders"):
             assert getattr(followed, name).desired == getattr(tables(found, hops, network), name).desired
+
+
+def test_nodes_of_one_family_are_named_and_many_in_one_line() -> None:
+    nodes = [replace(IPV4_PEER, subnet=IPv4Network(f"172.17.{n}.0/24"), node=f"n{n}") for n in range(2, 10)]
+    assert without_ipv6([OWN, PEER], OWN) == ""
+    assert without_ipv6([replace(OWN, ipv6=None), PEER], OWN) == "", "we know of ourselves"
+    assert without_ipv6([OWN, PEER, nodes[1]], OWN).endswith("reached by IPv4 only: n3")
+    assert without_ipv6(nodes, OWN).endswith("IPv4 only: n2, n3, n4, n5, n6 and 3 more")
 
 
 @pytest.mark.parametrize(("ipv6", "overhead"), [(None, 50), (RANGE, 70)])

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from ctl.backend.programless import remove_tunnels
 from ctl.backend.settle import apply_counted
 from ctl.backend.site import Site
-from ctl.backend.told import told
+from ctl.backend.told import told, told_of_ipv6
 from ctl.backend.vxlan import losses, silent
 from ctl.backend.vxlan.device import device_name, vtep_mac, wanted_device
 from ctl.backend.vxlan.kernel_path import KernelPath
@@ -181,7 +181,7 @@ class VxlanBackend:
         failures.take(self._peering.reconcile, site, self.device, leases, changes, shortcut)
         if site.has_ipv6:
             failures.take(self._ipv6.reconcile, site, self.ipv6_device, leases, changes, self._findings)
-        self._findings.problems[Concern.IPV6_LEASES] = self._ipv6.problems if site.has_ipv6 else ()
+        told_of_ipv6(self._findings, site, leases, self._ipv6.problems)
         failures.raise_any()
 
     def wants(self, entry: Removed) -> bool:
