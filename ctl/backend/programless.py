@@ -69,6 +69,9 @@ class ProgramlessBackend:
     def ipv6_tunnel(_site: Site) -> None:
         """No VXLAN is taken."""
 
+    def ensure_ipv6_device(self, _site: Site, _links: dict[int, Link]) -> None:
+        """There is none."""
+
     def lost(self) -> frozenset[Change]:
         """Nothing ends without an event."""
         return frozenset()

@@ -4,7 +4,7 @@ A node's loop asks a backend in this order, each part as often as something it d
 changed; `ensure_device` and `load` with every look at the devices:
 
     preflight        once, before anything is changed
-    ensure_device    the tunnel device
+    ensure_device    the tunnel device; then, where there is IPv6, ensure_ipv6_device
     reconcile_peers  the ways to the other nodes
     tunnel           for the firewall, whose rules come next
     load             maps and programs, if the backend has any
@@ -82,6 +82,9 @@ class Backend(Encapsulation, Watched, Protocol):
 
     def ensure_device(self, site: Site, links: dict[int, Link], /) -> None:
         """Make or mend the tunnel device, and remove those of an earlier life. `links` by ifindex."""
+
+    def ensure_ipv6_device(self, site: Site, links: dict[int, Link], /) -> None:
+        """The same of IPv6, where it has a device of its own; only where the site has IPv6."""
 
     def reconcile_peers(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change], /) -> None:
         """Routes to the nodes that have these leases, and the maps if they are open.

@@ -45,16 +45,19 @@ class ContainerBridge:
         wanted, found = _device(self._name, lease, mtu), by_name(links, self._name)
         self.ifindex, self._wrong = self._netlink.ensure_bridge(wanted, links)
         self.adopted = found is not None and found.alias != OWNER
-        if wanted.ipv6 and not self._wrong:
-            settings = {sysctl.disable_ipv6(self._name): "0"}
-            # Containers are no routers to us.
-            sysctl.ensure(
-                settings if self.adopted else settings | {sysctl.accept_ra(self._name): "0"}, self._saved
-            )
-            self._wrong = self._netlink.ensure_ipv6_on_bridge(self.ifindex, wanted, ours=not self.adopted)
         self._note_lowered(mtu, links if lowers else {})
         if found:
             self._guard_mac(found, wanted.mac)
+
+    def ensure_ipv6(self, lease: Lease, mtu: int) -> None:
+        """Have the one that `ensure` has made or found carry our IPv6 address, too. KernelError."""
+        settings = {sysctl.disable_ipv6(self._name): "0"}
+        # Containers are no routers to us.
+        own = {} if self.adopted else {sysctl.accept_ra(self._name): "0"}
+        sysctl.ensure(settings | own, self._saved)
+        wanted = _device(self._name, lease, mtu)
+        wrong = self._netlink.ensure_ipv6_on_bridge(self.ifindex, wanted, ours=not self.adopted)
+        self._wrong = self._wrong or wrong
 
     def ensure_forwarding(self, devices: Devices) -> None:
         """Of our devices; of others' that do not it is said. What keeps the node from being ready, too."""

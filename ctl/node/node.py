@@ -19,7 +19,7 @@ from ctl.backend.udp.backend import UdpBackend
 from ctl.backend.vxlan.backend import VxlanBackend
 from ctl.core.abi import Event
 from ctl.core.base_chains import Chain, base_chains
-from ctl.core.errors import AgentError, ConfigError, KernelError
+from ctl.core.errors import AgentError, ConfigError, Failures, KernelError
 from ctl.core.family import IPV4, IPV6, cannot_carry_ipv6_yet, lacks_ipv6
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import (
@@ -27,6 +27,7 @@ from ctl.core.host import (
     Change,
     Devices,
     Identity,
+    Link,
     Removed,
     Surroundings,
     Uplink,
@@ -57,6 +58,7 @@ from ctl.node.bridge import ContainerBridge
 from ctl.node.env import EnvFile
 from ctl.node.standing import Standing, known_as
 from ctl.node.takeover import Takeover
+from ctl.node.teardown import clear_ipv6
 from ctl.process import statedir
 from ctl.settings.config import Settings
 
@@ -82,7 +84,7 @@ class Node:
         self._ipv6_firewall: firewall.Firewall | None = None
         """None: there are no rules of ours about IPv6, or only those of an earlier life."""
         self._ipv6_clean = False
-        """Whether those of an earlier life are gone."""
+        """Whether nothing is left of IPv6, which an earlier life may have had."""
         self._bridge = ContainerBridge(settings, netlink, self.findings)
         self._env = EnvFile(settings)
         self._ipv6_links: tuple[IPv6Network, ...] = ()
@@ -217,16 +219,30 @@ class Node:
         links = self._netlink.links()
         saved = self._settings.state_dir / statedir.SYSCTLS
         sysctl.ensure(sysctl.FORWARDING, saved)
-        if self._site(holding).has_ipv6:
-            forwarding.ensure_ipv6(self._netlink, self._uplink.link.name, saved)
-            self._ipv6_links = look_at_ipv6_underlay(self._netlink, self._uplink.link)
         backend.ensure_device(self._site(holding), links)
         lowers = network.backend == "vxlan"
         self._bridge.ensure(holding.lease, self.findings.mtu, links, lowers=lowers)
+        # What is wrong with IPv6 keeps nothing of IPv4 back.
+        failures = Failures()
+        failures.take(self._ensure_ipv6, self._site(holding), backend, links)
         self._bridge.ensure_forwarding(self._devices())
         env = SubnetEnv(network.network, holding.lease.subnet, self.findings.mtu, self._settings.ip_masq)
         self._env.write(env, fenced=holding.fenced)
         self._standing.keep()
+        failures.raise_any()
+
+    def _ensure_ipv6(self, site: Site, backend: Backend, links: dict[int, Link]) -> None:
+        """What IPv6 has of settings, devices and addresses; without it, what it had goes. KernelError."""
+        if not site.has_ipv6:
+            if not self._ipv6_clean:
+                clear_ipv6(self._netlink, links)
+                self._ipv6_clean = True
+            return
+        self._ipv6_clean = False
+        forwarding.ensure_ipv6(self._netlink, self._uplink.link.name, site.sysctls)
+        self._ipv6_links = look_at_ipv6_underlay(self._netlink, self._uplink.link)
+        backend.ensure_ipv6_device(site, links)
+        self._bridge.ensure_ipv6(site.lease, site.mtu)
 
     def reconcile_peers(self, holding: Holding, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
         """The backend's ways to the nodes that have these leases."""
@@ -262,9 +278,7 @@ class Node:
         """The same rules for IPv6; none where this node has no IPv6."""
         own, space = IPV6.member(site.lease), IPV6.space(site.network)
         if not site.has_ipv6 or own is None or space is None:
-            if self._ipv6_firewall or not self._ipv6_clean:
-                self.findings.count("firewall", firewall.remove_of(IPV6.version))
-            self._ipv6_firewall, self._ipv6_clean = None, True
+            self._ipv6_firewall = None
             return
         rules = self._ipv6_firewall = self._ipv6_firewall or firewall.Firewall(IPV6.version)
         if rules.ensure(

@@ -74,6 +74,26 @@ def test_both_families_go_with_each_backend_and_teardown_leaves_nothing(
     assert a.footprint() == before
 
 
+@pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
+def test_a_node_goes_back_to_ipv4_alone_and_its_ipv6_is_gone(place: Place, backend: str) -> None:
+    a, text = place.a, f'{{"Type":"{backend}"}}'
+    init_network(a, text)
+    give(a, lease(a, 1, backend), lease(place.b, 2, backend))
+    with_both = a.agent("--bypass", "off")
+    bridge = ("ip", "-6", "address", "show", "dev", "ovnet0", "scope", "global")
+    assert "fd00:10:0:1::1/64" in a.run(*bridge).stdout
+    assert "fd00:10:0:2::/64" in a.ip("-6", "route", "show", "proto", "147")
+    with_both.stop()
+    give(a, lease(a, 1, backend, ipv6=False))
+    alone = a.agent("--bypass", "off")
+    assert a.run(*bridge).stdout == ""
+    assert a.ip("-6", "route", "show", "proto", "147") == ""
+    assert "ovnet-v6" not in a.ip("-br", "link")
+    assert "ip6 ovnet" not in a.run("nft", "list", "tables").stdout
+    alone.stop()
+    a.teardown()
+
+
 def test_a_network_of_both_families_is_refused_where_the_backend_is_udp(place: Place) -> None:
     init_network(place.a, '{"Type":"udp"}')
     done = place.a.ovctl("agent", check=False)

@@ -164,13 +164,18 @@ class VxlanBackend:
         )
 
     def ensure_device(self, site: Site, links: dict[int, Link]) -> None:
-        """The vxlan device, that of IPv6 if there is any, and no other tunnel of ours."""
-        wanted = wanted_device(site, IPV4)
-        wanted6 = wanted_device(site, IPV6) if site.has_ipv6 else None
-        keep = {headroom.DEVICE, wanted.name, *([wanted6.name] if wanted6 else [])}
-        remove_tunnels(self._netlink, links.values(), self._settings.state_dir, keep)
+        """The vxlan device, and no other tunnel of ours but that of IPv6, if there is any."""
+        wanted, keep = wanted_device(site, IPV4), {headroom.DEVICE}
+        if site.has_ipv6:
+            keep.add(device_name(site.network, IPV6.version))
+        else:
+            self.ipv6_device = 0
+        remove_tunnels(self._netlink, links.values(), self._settings.state_dir, keep | {wanted.name})
         self.device = self._netlink.ensure_vxlan(wanted, links)
-        self.ipv6_device = self._netlink.ensure_vxlan(wanted6, links) if wanted6 else 0
+
+    def ensure_ipv6_device(self, site: Site, links: dict[int, Link]) -> None:
+        """The vxlan device of IPv6."""
+        self.ipv6_device = self._netlink.ensure_vxlan(wanted_device(site, IPV6), links)
 
     def reconcile_peers(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
         """The maps of the shortcut, FDB, neighbours and routes to the other nodes."""

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
-from socket import AF_BRIDGE, AF_INET, if_indextoname
+from socket import AF_BRIDGE, AF_INET, AF_INET6, if_indextoname
 from typing import Final, Self
 
 from pyroute2.netlink.rtnl import RTM_GETADDR, RTM_GETNEIGH, rt_proto
@@ -94,6 +94,17 @@ class Netlink:
         each = [unpack(ifaddrmsg, content) for content in found]
         # IPv6 has a "local" one only where the link has another end.
         return [(address.get("local") or address.get("address"), address["prefixlen"]) for address in each]
+
+    def remove_own_ipv6(self, found: Link) -> None:
+        """Take the IPv6 addresses away that we have given an interface of ours: those with `nodad`."""
+        with self.doing(f"remove IPv6 addresses of {found.name}"), suppress_missing():
+            request = body(message(ifaddrmsg, family=AF_INET6, index=found.ifindex))
+            for content in self.rtnl.bulk.dump(RTM_GETADDR, request):
+                each = unpack(ifaddrmsg, content)
+                if (each.get("flags") or each["flags"]) & IFA_F_NODAD and each["scope"] < RT_SCOPE_LINK:
+                    self._address(
+                        "del", found.ifindex, IPv6Interface((each.get("address"), each["prefixlen"]))
+                    )
 
     def neighbours(self, bridge: int) -> Neighbours:
         """Containers' addresses and MACs, as bridge and neighbour table know them."""
