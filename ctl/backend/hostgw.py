@@ -107,6 +107,8 @@ class HostGwBackend(ProgramlessBackend):
         failures.take(self._ipv4.reconcile, site, leases, changes, findings)
         if site.has_ipv6:
             failures.take(self._ipv6.reconcile, site, leases, changes, findings)
+        else:
+            self._ipv6.wanted.want({})
         findings.peers_kernel_path = len(self._ipv4.wanted.desired)
         findings.problems[Concern.LEASES] = self._ipv4.problems
         told_of_ipv6(findings, site, leases, self._ipv6.problems)

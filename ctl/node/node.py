@@ -268,11 +268,18 @@ class Node:
         unseen = self._ipv6_firewall.unseen if self._ipv6_firewall else ()
         told(self.findings, Concern.LEGACY, *self._firewall.unseen, *unseen)
         chains = tuple(base_chains(run("nft", "list", "chains")))
-        told(
-            self.findings, Concern.FORWARD, *forward.refusing(chains, network.network, self._settings.bridge)
-        )
+        self._look_at_forward(self._site(holding), chains)
         self.findings.problems[Concern.FLANNELD] = self._takeover.remove_rules(network)
         self._look_for_clashes(network, backend, holding.lease.subnet, chains)
+
+    def _look_at_forward(self, site: Site, chains: Sequence[Chain]) -> None:
+        """Name others' chains (`chains`: all base chains) that drop what is forwarded of ours."""
+        spaces: list[IPv4Network | IPv6Network] = [site.network.network]
+        if site.has_ipv6 and site.network.ipv6:
+            spaces.append(site.network.ipv6.network)
+        bridge = self._settings.bridge
+        lines = (line for space in spaces for line in forward.refusing(chains, space, bridge))
+        told(self.findings, Concern.FORWARD, *lines)
 
     def _reconcile_ipv6_firewall(self, site: Site, backend: Backend) -> None:
         """The same rules for IPv6; none where this node has no IPv6."""

@@ -223,3 +223,19 @@ def test_what_somebody_removes_of_ipv6_comes_back(duals: Duals) -> None:
         wait_until(lambda: not missing(), 10, f"all of it is there again after {' '.join(removal)}")
     reaches(duals.on_a.place, duals.on_b.address)
     assert json.loads(a.ovctl("map", "diff", "-o", "json").stdout) == []
+
+
+def test_the_doctor_asks_by_ipv6_too(duals: Duals) -> None:
+    a, found = duals.a, duals.a.json("doctor")
+    seen = [each["seen"] for each in found if each["check"] == "peers"]
+    assert seen == [f"1 of 1 answer{by}, packets of 1430 bytes too" for by in (" by IPv6", "")], found
+    host = underlay(duals.b)
+    a.run("nft", "add", "table", "ip6", "stopped")
+    try:
+        a.run("nft", "add", "chain", "ip6", "stopped", "out", "{ type filter hook output priority 0; }")
+        a.run("nft", "add", "rule", "ip6", "stopped", "out", "udp", "dport", "8472", "drop")
+        done = a.ovctl("doctor", "-o", "json", check=False)
+        lines = [each["seen"] for each in json.loads(done.stdout) if each["check"] == "peer"]
+    finally:
+        a.run("nft", "delete", "table", "ip6", "stopped")
+    assert (done.returncode, lines) == (1, [f"b (fd00:10:0:2::/64) answers nothing, its host {host} does"])

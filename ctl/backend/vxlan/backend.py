@@ -168,8 +168,8 @@ class VxlanBackend:
         wanted, keep = wanted_device(site, IPV4), {headroom.DEVICE}
         if site.has_ipv6:
             keep.add(device_name(site.network, IPV6.version))
-        else:
-            self.ipv6_device = 0
+        elif self.ipv6_device:
+            self.ipv6_device, self._ipv6 = 0, KernelPath(self._netlink.rtnl, IPV6)
         remove_tunnels(self._netlink, links.values(), self._settings.state_dir, keep | {wanted.name})
         self.device = self._netlink.ensure_vxlan(wanted, links)
 

@@ -28,8 +28,9 @@ from pyroute2.netlink.rtnl.ndmsg import (
 from pyroute2.netlink.rtnl.rtmsg import RT_SCOPE_LINK
 
 from ctl.core.errors import KernelError
+from ctl.core.family import Family
 from ctl.core.host import OWNER, BridgeDevice, Link, Neighbours, VxlanDevice
-from ctl.core.model import MacAddress
+from ctl.core.model import A, MacAddress, N
 from ctl.core.plan import plan_bridge_mtu
 from ctl.kernel import sysctl
 from ctl.kernel.netlink import fib, link, taken
@@ -129,12 +130,13 @@ class Netlink:
             frozenset(IPv4Address(found[NDA_DST]) for _, state, found in addresses if state & _NUD_UNASKED),
         )
 
-    def unresolved(self) -> frozenset[IPv4Address]:
-        """Addresses whose MAC was asked for by ARP in vain, or is being asked for. KernelError."""
+    def unresolved(self, family: Family[A, N]) -> frozenset[A]:
+        """Addresses whose MAC was asked for in vain, by ARP or NDP, or is being asked for. KernelError."""
         with self.doing("list neighbours"):
-            found = map(_neighbour, self.rtnl.bulk.dump(RTM_GETNEIGH, body(message(ndmsg, family=AF_INET))))
+            request = body(message(ndmsg, family=AF[family.version]))
+            found = map(_neighbour, self.rtnl.bulk.dump(RTM_GETNEIGH, request))
             return frozenset(
-                IPv4Address(entry[NDA_DST])
+                family.address(entry[NDA_DST])
                 for _, state, entry in found
                 if state & (NUD_FAILED | NUD_INCOMPLETE)
             )
