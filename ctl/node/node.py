@@ -19,15 +19,14 @@ from ctl.backend.udp.backend import UdpBackend
 from ctl.backend.vxlan.backend import VxlanBackend
 from ctl.core.abi import Event
 from ctl.core.base_chains import Chain, base_chains
-from ctl.core.errors import AgentError, ConfigError, Failures, KernelError
-from ctl.core.family import IPV4, IPV6, cannot_carry_ipv6_yet, lacks_ipv6
+from ctl.core.errors import AgentError, ConfigError, Failures
+from ctl.core.family import IPV4, cannot_carry_ipv6_yet, lacks_ipv6
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import (
     EVERYTHING,
     Change,
     Devices,
     Identity,
-    Link,
     Removed,
     Surroundings,
     Uplink,
@@ -38,7 +37,6 @@ from ctl.core.model import (
     MIN_MTU,
     Bypass,
     IPv4Network,
-    IPv6Address,
     IPv6Network,
     Lease,
     Network,
@@ -52,13 +50,13 @@ from ctl.kernel.bpf.ring import Ring
 from ctl.kernel.command import run
 from ctl.kernel.netlink.monitor import Monitor
 from ctl.kernel.netlink.session import Netlink
-from ctl.kernel.netlink.surroundings import look_at_ipv6_underlay, look_at_underlay
-from ctl.node import around, forwarding
+from ctl.kernel.netlink.surroundings import look_at_underlay
+from ctl.node import around
 from ctl.node.bridge import ContainerBridge
+from ctl.node.dual_stack import DualStack, networks
 from ctl.node.env import EnvFile
 from ctl.node.standing import Standing, known_as
 from ctl.node.takeover import Takeover
-from ctl.node.teardown import clear_ipv6
 from ctl.process import statedir
 from ctl.settings.config import Settings
 
@@ -81,14 +79,9 @@ class Node:
         self._standing: Final = Standing(settings, netlink, self.findings)
         self._takeover: Final = Takeover(settings, netlink)
         self._firewall = firewall.Firewall(IPV4.version)
-        self._ipv6_firewall: firewall.Firewall | None = None
-        """None: there are no rules of ours about IPv6, or only those of an earlier life."""
-        self._ipv6_clean = False
-        """Whether nothing is left of IPv6, which an earlier life may have had."""
         self._bridge = ContainerBridge(settings, netlink, self.findings)
         self._env = EnvFile(settings)
-        self._ipv6_links: tuple[IPv6Network, ...] = ()
-        """The uplink's own networks of IPv6, as far as it is looked for them."""
+        self._dual = DualStack(settings, netlink, self._bridge)
         self._network: Network | None = None
         self._leases: Sequence[Lease] = ()
         """All that there are, as we were told last."""
@@ -139,15 +132,7 @@ class Node:
         tunnel = backend.tunnel(network, self._uplink)
         masquerade, bridge = self._settings.ip_masq, self._settings.bridge
         firewall.check(network.network, tunnel=tunnel, masquerade=masquerade, bridge=bridge)
-        if network.ipv6 is not None:
-            if not sysctl.has_ipv6():
-                raise KernelError(
-                    "this kernel has no IPv6, which the network has: boot it without ipv6.disable=1,"
-                    " or set EnableIPv6 to false"
-                )
-            sysctl.check(sysctl.IPV6_FORWARDING)
-            like = tunnel and replace(tunnel, host=IPv6Address(0))  # ours is not known yet
-            firewall.check(network.ipv6.network, tunnel=like, masquerade=masquerade, bridge=bridge)
+        self._dual.preflight(network, tunnel)
         backend.preflight(self._uplink)
         self._takeover.look(network, self._uplink)
         self.findings.surroundings = self.surroundings()
@@ -197,7 +182,7 @@ class Node:
         sysctls = self._settings.state_dir / statedir.SYSCTLS
         lease, mtu = holding.lease, self.findings.mtu
         links: tuple[IPv4Network | IPv6Network, ...] = self.findings.surroundings.links
-        links += self._ipv6_links
+        links += self._dual.links
         return Site(network, lease, self._uplink, mtu, self._bridge.ifindex, sysctls, holding.fenced, links)
 
     def reconcile_devices(self, holding: Holding) -> frozenset[Change]:
@@ -224,25 +209,12 @@ class Node:
         self._bridge.ensure(holding.lease, self.findings.mtu, links, lowers=lowers)
         # What is wrong with IPv6 keeps nothing of IPv4 back.
         failures = Failures()
-        failures.take(self._ensure_ipv6, self._site(holding), backend, links)
+        failures.take(self._dual.ensure, self._site(holding), backend, links)
         self._bridge.ensure_forwarding(self._devices())
         env = SubnetEnv(network.network, holding.lease.subnet, self.findings.mtu, self._settings.ip_masq)
         self._env.write(env, fenced=holding.fenced)
         self._standing.keep()
         failures.raise_any()
-
-    def _ensure_ipv6(self, site: Site, backend: Backend, links: dict[int, Link]) -> None:
-        """What IPv6 has of settings, devices and addresses; without it, what it had goes. KernelError."""
-        if not site.has_ipv6:
-            if not self._ipv6_clean:
-                clear_ipv6(self._netlink, links)
-                self._ipv6_clean = True
-            return
-        self._ipv6_clean = False
-        forwarding.ensure_ipv6(self._netlink, self._uplink.link.name, site.sysctls)
-        self._ipv6_links = look_at_ipv6_underlay(self._netlink, self._uplink.link)
-        backend.ensure_ipv6_device(site, links)
-        self._bridge.ensure_ipv6(site.lease, site.mtu)
 
     def reconcile_peers(self, holding: Holding, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
         """The backend's ways to the nodes that have these leases."""
@@ -264,38 +236,16 @@ class Node:
             bridge=self._settings.bridge,
         ):
             self.findings.count("firewall", 1)
-        self._reconcile_ipv6_firewall(self._site(holding), backend)
-        unseen = self._ipv6_firewall.unseen if self._ipv6_firewall else ()
-        told(self.findings, Concern.LEGACY, *self._firewall.unseen, *unseen)
+        site = self._site(holding)
+        if self._dual.ensure_rules(site, backend):
+            self.findings.count("firewall", 1)
+        told(self.findings, Concern.LEGACY, *self._firewall.unseen, *self._dual.unseen)
         chains = tuple(base_chains(run("nft", "list", "chains")))
-        self._look_at_forward(self._site(holding), chains)
+        bridge = self._settings.bridge
+        refusing = (line for each in networks(site) for line in forward.refusing(chains, each, bridge))
+        told(self.findings, Concern.FORWARD, *refusing)
         self.findings.problems[Concern.FLANNELD] = self._takeover.remove_rules(network)
         self._look_for_clashes(network, backend, holding.lease.subnet, chains)
-
-    def _look_at_forward(self, site: Site, chains: Sequence[Chain]) -> None:
-        """Name others' chains (`chains`: all base chains) that drop what is forwarded of ours."""
-        spaces: list[IPv4Network | IPv6Network] = [site.network.network]
-        if site.has_ipv6 and site.network.ipv6:
-            spaces.append(site.network.ipv6.network)
-        bridge = self._settings.bridge
-        lines = (line for space in spaces for line in forward.refusing(chains, space, bridge))
-        told(self.findings, Concern.FORWARD, *lines)
-
-    def _reconcile_ipv6_firewall(self, site: Site, backend: Backend) -> None:
-        """The same rules for IPv6; none where this node has no IPv6."""
-        own, space = IPV6.member(site.lease), IPV6.space(site.network)
-        if not site.has_ipv6 or own is None or space is None:
-            self._ipv6_firewall = None
-            return
-        rules = self._ipv6_firewall = self._ipv6_firewall or firewall.Firewall(IPV6.version)
-        if rules.ensure(
-            space.network,
-            own.subnet,
-            tunnel=backend.ipv6_tunnel(site),
-            masquerade=self._settings.ip_masq,
-            bridge=self._settings.bridge,
-        ):
-            self.findings.count("firewall", 1)
 
     def _look_for_clashes(
         self, network: Network, backend: Backend, own: IPv4Network, chains: Iterable[Chain]

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
-from socket import AF_BRIDGE, AF_INET, AF_INET6, if_indextoname
+from socket import AF_BRIDGE, AF_INET, if_indextoname
 from typing import Final, Self
 
-from pyroute2.netlink.rtnl import RTM_GETADDR, RTM_GETNEIGH, rt_proto
-from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD, ifaddrmsg
+from pyroute2.netlink.rtnl import RTM_GETNEIGH, rt_proto
 from pyroute2.netlink.rtnl.ndmsg import (
     NUD_DELAY,
     NUD_FAILED,
@@ -33,8 +32,8 @@ from ctl.core.host import OWNER, BridgeDevice, Link, Neighbours, VxlanDevice
 from ctl.core.model import A, MacAddress, N
 from ctl.core.plan import plan_bridge_mtu
 from ctl.kernel import sysctl
-from ctl.kernel.netlink import fib, link, taken
-from ctl.kernel.netlink.message import attributes, body, message, to_number, unpack
+from ctl.kernel.netlink import addressing, fib, link, taken
+from ctl.kernel.netlink.message import attributes, body, message, to_number
 from ctl.kernel.netlink.socket import Refused, Rtnl, suppress_missing
 from ctl.kernel.netlink.tables import AF, MAIN_TABLE, NDA_DST, NDA_LLADDR, NDA_MASTER, NDMSG
 
@@ -79,33 +78,18 @@ class Netlink:
 
     def addresses(self, ifindex: int) -> list[IPv4Interface]:
         """IPv4 addresses of an interface, in the kernel's order (primary first)."""
-        return list(map(IPv4Interface, self._addresses(ifindex, 4)))
+        with self.doing(f"list addresses of interface {ifindex}"):
+            return list(map(IPv4Interface, addressing.of(self.rtnl, ifindex, 4)))
 
     def ipv6_addresses(self, ifindex: int) -> list[IPv6Interface]:
         """IPv6 addresses of an interface, but for those of its link."""
-        found = map(IPv6Interface, self._addresses(ifindex, 6))
-        return [address for address in found if not address.is_link_local]
-
-    def _addresses(self, ifindex: int, version: int) -> list[tuple[str, int]]:
-        """Address and length of its prefix, each."""
-        found: list[bytes] = []
-        with self.doing(f"list addresses of interface {ifindex}"), suppress_missing():
-            request = body(message(ifaddrmsg, family=AF[version], index=ifindex))
-            found.extend(self.rtnl.bulk.dump(RTM_GETADDR, request))
-        each = [unpack(ifaddrmsg, content) for content in found]
-        # IPv6 has a "local" one only where the link has another end.
-        return [(address.get("local") or address.get("address"), address["prefixlen"]) for address in each]
+        with self.doing(f"list addresses of interface {ifindex}"):
+            return list(map(IPv6Interface, addressing.of(self.rtnl, ifindex, 6)))
 
     def remove_own_ipv6(self, found: Link) -> None:
-        """Take the IPv6 addresses away that we have given an interface of ours: those with `nodad`."""
-        with self.doing(f"remove IPv6 addresses of {found.name}"), suppress_missing():
-            request = body(message(ifaddrmsg, family=AF_INET6, index=found.ifindex))
-            for content in self.rtnl.bulk.dump(RTM_GETADDR, request):
-                each = unpack(ifaddrmsg, content)
-                if (each.get("flags") or each["flags"]) & IFA_F_NODAD and each["scope"] < RT_SCOPE_LINK:
-                    self._address(
-                        "del", found.ifindex, IPv6Interface((each.get("address"), each["prefixlen"]))
-                    )
+        """Take the IPv6 addresses away that we have given an interface of ours."""
+        with self.doing(f"remove IPv6 addresses of {found.name}"):
+            addressing.remove_own_ipv6(self.rtnl, found.ifindex)
 
     def neighbours(self, bridge: int) -> Neighbours:
         """Containers' addresses and MACs, as bridge and neighbour table know them."""
@@ -170,7 +154,7 @@ class Netlink:
             if want.address.version == 6:
                 # What a new device may have hangs on conf.default, which hardened hosts set against it.
                 sysctl.put({sysctl.disable_ipv6(want.name): "0", sysctl.accept_ra(want.name): "0"})
-            self._only_address(ifindex, want.address)
+            addressing.set_only(self.rtnl, ifindex, want.address)
         return ifindex
 
     def _add_vxlan(self, want: VxlanDevice, links: dict[int, Link]) -> None:
@@ -216,31 +200,8 @@ class Netlink:
             found = link.one(self.rtnl, ifname=name)
             if (found.mtu, found.up) != (mtu, True):
                 link.change(self.rtnl, found.ifindex, mtu=mtu, up=True)
-            self._only_address(found.ifindex, address)
+            addressing.set_only(self.rtnl, found.ifindex, address)
         return found.ifindex
-
-    def _only_address(self, ifindex: int, address: IPv4Interface | IPv6Interface) -> None:
-        """It, and none beside it of its family but a link's."""
-        present = self._present(ifindex, address.version)
-        if address not in present:
-            self._address("add", ifindex, address)
-        for other in present:
-            if other != address:
-                self._address("del", ifindex, other)
-
-    def _address(self, command: str, ifindex: int, address: IPv4Interface | IPv6Interface) -> None:
-        ip, length = str(address.ip), address.network.prefixlen
-        # Ours by the lease, and needed at once: nobody is asked whether another one has it.
-        flags = {"flags": IFA_F_NODAD} if (address.version, command) == (6, "add") else {}
-        self.rtnl.addr(
-            command,
-            family=AF[address.version],
-            index=ifindex,
-            address=ip,
-            local=ip,
-            prefixlen=length,
-            **flags,
-        )
 
     def ensure_bridge(self, want: BridgeDevice, links: dict[int, Link]) -> tuple[int, str]:
         """Make or adopt the bridge: (ifindex, what is wrong with an adopted one or "").
@@ -280,7 +241,7 @@ class Netlink:
     def _bridge_address(
         self, ifindex: int, want: BridgeDevice, address: IPv4Interface | IPv6Interface, ours: bool
     ) -> str:
-        present = self._present(ifindex, address.version)
+        present = addressing.of(self.rtnl, ifindex, address.version)
         if address not in present:
             if present and not ours:
                 options = f"--bip={address} --mtu={want.mtu}"
@@ -290,12 +251,9 @@ class Netlink:
                     f"bridge {want.name} has {present[0]}, not {address}: restart its owner with that "
                     f"address (dockerd: {options})"
                 )
-            self._only_address(ifindex, address)
+            addressing.set_only(self.rtnl, ifindex, address)
         self._bridge_route(ifindex, address)
         return ""
-
-    def _present(self, ifindex: int, version: int) -> Sequence[IPv4Interface | IPv6Interface]:
-        return self.addresses(ifindex) if version == 4 else self.ipv6_addresses(ifindex)
 
     def _bridge_route(self, ifindex: int, address: IPv4Interface | IPv6Interface) -> None:
         """The route that came with the address: the kernel does not make it again for who flushes it."""
