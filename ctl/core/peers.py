@@ -9,7 +9,7 @@ The kernel's tables are those of one family, whichever it is; the maps are about
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from typing import Final, Generic
@@ -28,6 +28,17 @@ Hops = Mapping[A, Hop[A] | None]
 def on_link(lease: Member[A, N], hop: Hop[A] | None) -> Hop[A] | None:
     """`hop` if the lease's host is on a link of ours, so that plain routes reach it."""
     return hop if hop is not None and hop.next_hop == lease.host else None
+
+
+def _due(
+    roster: Roster[A, N], moves: Moves[Member[A, N]], rehopped: Iterable[A], hops: Hops[A]
+) -> Iterator[tuple[Member[A, N], Hop[A] | None]]:
+    """What has to be put: leases of hosts that are reached in another way, and those that came."""
+    for host in rehopped:
+        for lease in roster.at(host):
+            yield lease, hops.get(host)
+    for lease in moves.new:
+        yield lease, hops.get(lease.host)
 
 
 class KernelTables(Generic[A, N]):
@@ -52,11 +63,8 @@ class KernelTables(Generic[A, N]):
         """Leases of the roster went and came; `rehopped` hosts are reached in another way than before."""
         for lease in moves.gone:
             self._remove(lease)
-        for host in rehopped:
-            for lease in self._roster.at(host):
-                self._put(lease, hops.get(host))
-        for lease in moves.new:
-            self._put(lease, hops.get(lease.host))
+        for lease, hop in _due(self._roster, moves, rehopped, hops):
+            self._put(lease, hop)
 
     def doubt(self) -> None:
         """What is there may be anything."""
@@ -121,11 +129,8 @@ class PeerMaps:
             if not self._roster.at(lease.host):
                 self.vteps.drop(lease.host)
             self._drop_blocks(lease)
-        for host in rehopped:
-            for lease in self._roster.at(host):
-                self._put(lease, hops.get(host))
-        for lease in moves.new:
-            self._put(lease, hops.get(lease.host))
+        for lease, hop in _due(self._roster, moves, rehopped, hops):
+            self._put(lease, hop)
 
     def doubt(self) -> None:
         """What is there may be anything."""

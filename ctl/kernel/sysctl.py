@@ -41,11 +41,6 @@ def accept_ra(device: str) -> str:
     return f"net/ipv6/conf/{device}/accept_ra"
 
 
-def ipv6_forwarding(device: str) -> str:
-    """The setting of a device: whether it is a router's."""
-    return f"net/ipv6/conf/{device}/forwarding"
-
-
 def disable_ipv6(device: str) -> str:
     """The setting of a device: whether it may have no IPv6 address."""
     return f"net/ipv6/conf/{device}/disable_ipv6"

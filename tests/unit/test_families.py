@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,9 +29,10 @@ from ctl.core.plan import Delta
 from ctl.core.roster import Moves, Roster
 from ctl.kernel import sysctl
 from ctl.kernel.firewall import Tunnel, ruleset
+from ctl.kernel.netlink import addressing
 from ctl.kernel.netlink.classify import Classifier, quiet_filter, rules
 from ctl.kernel.netlink.message import HEADER, attribute, body, message
-from ctl.kernel.netlink.tables import ROUTE_PROTOCOL
+from ctl.kernel.netlink.tables import ROUTE_PROTOCOL, Routes, VtepNeighbours
 from ctl.kernel.senders import changes
 from ctl.node import forwarding
 from tests.unit import strategies
@@ -299,6 +301,29 @@ def test_of_neighbours_those_on_our_devices_wake_nobody(tunnels: tuple[int, ...]
     assert not passes(program, RTM_NEWROUTE, route("fd77::", protocol=ROUTE_PROTOCOL))
     assert passes(program, RTM_NEWROUTE, route("fd77::"))
     assert passes(program, RTM_DELROUTE, route("fd77::", protocol=ROUTE_PROTOCOL))
+
+
+@dataclass
+class Listed:
+    """An rtnetlink session of a kernel without IPv6: asked for that it lists what it has of IPv4."""
+
+    content: bytes
+
+    @property
+    def bulk(self) -> Any:
+        return SimpleNamespace(dump=lambda *_: [self.content])
+
+
+def test_a_kernel_without_ipv6_has_nothing_of_it_whatever_it_lists() -> None:
+    named = [("RTA_DST", "10.0.0.0"), ("RTA_PRIORITY", 1)]
+    ipv4_route = body(message(rtmsg, named, family=2, dst_len=8, table=254, proto=ROUTE_PROTOCOL, type=1))
+    assert Routes(Listed(ipv4_route), IPV6).read() == {}  # type: ignore[arg-type]
+    known = [("NDA_DST", "10.0.0.1"), ("NDA_LLADDR", "02:00:00:00:00:01")]
+    entry = body(message(ndmsg, known, family=2, ifindex=VXLAN, state=128))
+    assert VtepNeighbours(Listed(entry), IPV6, VXLAN).read() == {}  # type: ignore[arg-type]
+    local = [("IFA_ADDRESS", "10.0.0.1"), ("IFA_LOCAL", "10.0.0.1")]
+    ipv4_address = body(message(ifaddrmsg, local, family=2, prefixlen=8, index=VXLAN))
+    assert addressing.of(Listed(ipv4_address), VXLAN, 6) == []  # type: ignore[arg-type]
 
 
 # --- Forwarding ----------------------------------------------------------------------

@@ -44,6 +44,8 @@ def _listed(rtnl: Rtnl, ifindex: int, version: int) -> list[tuple[Interface, int
     with suppress_missing():
         request = body(message(ifaddrmsg, family=AF[version], index=ifindex))
         found = [unpack(ifaddrmsg, content) for content in rtnl.bulk.dump(RTM_GETADDR, request)]
+    # A kernel without IPv6 lists what it has of other families.
+    found = [each for each in found if each["family"] == AF[version]]
     # IPv6 has a "local" one only where the link has another end.
     pairs = ((each.get("local") or each.get("address"), each) for each in found)
     listed = [(ip_interface((ip, each["prefixlen"])), each["flags"]) for ip, each in pairs]

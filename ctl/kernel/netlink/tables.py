@@ -119,8 +119,9 @@ def main_routes(rtnl: Rtnl, family: Family[Any, Any], protocol: int = 0, *, by: 
     interface = [("RTA_OIF", by)] if by else []
     request = body(message(rtmsg, interface, family=AF[family.version], proto=protocol))
     for content in rtnl.bulk.dump(RTM_GETROUTE, request):
-        _, _, _, _, table, made_by, *_ = RTMSG.unpack_from(content)
-        if table == MAIN_TABLE and protocol in (0, made_by):
+        listed, _, _, _, table, made_by, *_ = RTMSG.unpack_from(content)
+        # A kernel without IPv6 lists what it has of other families.
+        if listed == AF[family.version] and table == MAIN_TABLE and protocol in (0, made_by):
             yield content
 
 
@@ -237,8 +238,8 @@ class VtepNeighbours(Generic[A, N]):
         request = body(message(ndmsg, [("NDA_IFINDEX", self._vxlan)], family=AF[version]))
         found = {}
         for content in self._rtnl.bulk.dump(RTM_GETNEIGH, request):
-            _, ifindex, state, _, _ = NDMSG.unpack_from(content)
-            if ifindex == self._vxlan and state & NUD_PERMANENT:
+            listed, ifindex, state, _, _ = NDMSG.unpack_from(content)
+            if listed == AF[version] and ifindex == self._vxlan and state & NUD_PERMANENT:
                 entry = attributes(content, NDMSG.size)
                 if len(entry.get(NDA_LLADDR, b"")) == 6:
                     found[self._family.address(entry[NDA_DST])] = MacAddress(entry[NDA_LLADDR])
