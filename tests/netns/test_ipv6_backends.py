@@ -74,6 +74,24 @@ def test_both_families_go_with_each_backend_and_teardown_leaves_nothing(
     assert a.footprint() == before
 
 
+def test_where_ipv6_cannot_be_had_ipv4_goes_on_and_ipv6_comes_when_it_can(place: Place) -> None:
+    a, b = place.a, place.b
+    init_network(a)
+    give(a, lease(a, 1), lease(b, 2))
+    a.ip("link", "add", "ovnet-v6.1", "type", "bridge")  # somebody else's
+    agents = {"b": b.agent("--bypass", "off"), "a": a.agent("--bypass", "off", wait=False)}
+    wait_until(lambda: "ovnet-v6.1 exists, is not ours" in agents["a"].log(), 20, agents["a"].log)
+    wait_until((a.state_dir / "subnet.env").exists, 10, "containers are told")
+    wait_until(lambda: a.reaches(b), 10, "IPv4 goes on")
+    a.ip("link", "del", "ovnet-v6.1")
+    there = lease(b, 2).ipv6
+    assert there
+    reaches(a, str(there.subnet.network_address + 1))
+    for host in (a, b):
+        agents[host.name].stop()
+        host.teardown()
+
+
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw"])
 def test_a_node_goes_back_to_ipv4_alone_and_its_ipv6_is_gone(place: Place, backend: str) -> None:
     a, text = place.a, f'{{"Type":"{backend}"}}'
