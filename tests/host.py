@@ -205,7 +205,7 @@ class Host(Namespace):
         shown = {
             command: self.run(*command.split()).stdout
             for command in ("ip -br link", "ip -br address", "ip -4 route show table all", "ip rule",
-                            "ip neigh show nud permanent", "bridge fdb show", "tc qdisc show",
+                            "ip -6 route", "ip neigh show nud permanent", "bridge fdb show", "tc qdisc show",
                             "tc filter show dev eth0 ingress", "nft list ruleset")
         }  # fmt: skip
         shown["programs"] = "\n".join(

@@ -36,6 +36,10 @@ class Tally:
         return cls(**facts)
 
 
+def _ipv6(address: str) -> tuple[str, ...]:
+    return ("--ipv6",) if ":" in address else ()
+
+
 class UdpStream:
     """Numbered datagrams at a steady rate from one namespace to another."""
 
@@ -44,7 +48,7 @@ class UdpStream:
     ) -> None:
         """Start both ends; `address` is the sink's, `rate` in datagrams per second."""
         self.rate = rate
-        self.sink = sink.serve(*TRAFFIC, "udp-sink", str(port), port=port, protocol="udp")
+        self.sink = sink.serve(*TRAFFIC, "udp-sink", str(port), *_ipv6(address), port=port, protocol="udp")
         wait_until(self.sink.out, 60, "the sink's first line")
         self.command = (*TRAFFIC, "udp-send", address, str(port), str(rate))
         self.source = source.popen(*self.command)
@@ -86,9 +90,10 @@ class UdpStream:
 class TcpSink:
     """Takes any number of connections and tells how each went."""
 
-    def __init__(self, place: Netns, port: int = 9100) -> None:
+    def __init__(self, place: Netns, port: int = 9100, *, address: str = "") -> None:
+        """`address`: one that will be sent to; empty: of IPv4."""
         self.port = port
-        self.process: Process = place.serve(*TRAFFIC, "tcp-sink", str(port), port=port)
+        self.process: Process = place.serve(*TRAFFIC, "tcp-sink", str(port), *_ipv6(address), port=port)
 
     def ends(self) -> list[dict[str, Any]]:
         """Finished connections: source, bytes, end (`fin` or `rst`)."""

@@ -31,6 +31,11 @@ def say(facts: dict[str, object]) -> None:
     sys.stdout.flush()
 
 
+def family(ipv6: bool) -> socket.AddressFamily:
+    """Of a socket."""
+    return socket.AF_INET6 if ipv6 else socket.AF_INET
+
+
 @dataclass
 class Tally:
     """What a sink has seen of one numbered stream."""
@@ -71,7 +76,7 @@ class Tally:
 
 def udp_sink(args: argparse.Namespace) -> None:
     tally = Tally()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with socket.socket(family(args.ipv6), socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         sock.bind(("", args.port))
         sock.settimeout(0.1)
@@ -79,10 +84,10 @@ def udp_sink(args: argparse.Namespace) -> None:
         spoke = time.monotonic()
         while True:
             try:
-                data, (source, _) = sock.recvfrom(65536)
-                tally.add(SEQUENCE.unpack_from(data)[0], source, time.monotonic())
+                data, source = sock.recvfrom(65536)
+                tally.add(SEQUENCE.unpack_from(data)[0], source[0], time.monotonic())
                 if args.echo:
-                    sock.sendto(data, (source, _))
+                    sock.sendto(data, source)
             except TimeoutError:
                 pass
             if time.monotonic() - spoke > 0.1:
@@ -95,7 +100,7 @@ def udp_send(args: argparse.Namespace) -> None:
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     sent, failed = 0, 0
     run = int(time.time()) & 0xFFFFFFFF
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+    with socket.socket(family(":" in args.host), socket.SOCK_DGRAM) as sock:
         sock.connect((args.host, args.port))
         pad = bytes(max(0, args.size - SEQUENCE.size))
         start = time.monotonic()
@@ -111,7 +116,7 @@ def udp_send(args: argparse.Namespace) -> None:
     say({"sent": sent, "failed": failed})
 
 
-def _take(conn: socket.socket, source: tuple[str, int]) -> None:
+def _take(conn: socket.socket, source: tuple[str, int, *tuple[int, ...]]) -> None:
     started, total, end = time.monotonic(), 0, "fin"
     with conn:
         try:
@@ -125,7 +130,7 @@ def _take(conn: socket.socket, source: tuple[str, int]) -> None:
 
 
 def tcp_sink(args: argparse.Namespace) -> None:
-    with socket.create_server(("", args.port), backlog=64) as server:
+    with socket.create_server(("", args.port), family=family(args.ipv6), backlog=64) as server:
         say({"listening": args.port})
         while True:
             conn, source = server.accept()
@@ -164,6 +169,7 @@ def main() -> None:
     command = commands.add_parser("udp-sink")
     command.add_argument("port", type=int)
     command.add_argument("--echo", action="store_true", help="send each datagram back")
+    command.add_argument("--ipv6", action="store_true")
     command.set_defaults(func=udp_sink)
     command = commands.add_parser("udp-send")
     command.add_argument("host")
@@ -174,6 +180,7 @@ def main() -> None:
     command.set_defaults(func=udp_send)
     command = commands.add_parser("tcp-sink")
     command.add_argument("port", type=int)
+    command.add_argument("--ipv6", action="store_true")
     command.set_defaults(func=tcp_sink)
     command = commands.add_parser("tcp-send")
     command.add_argument("host")

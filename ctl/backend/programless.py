@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import closing
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 from ctl.backend.site import Site
@@ -54,7 +54,7 @@ class ProgramlessBackend:
         """Whether nothing is left of an earlier life with programs."""
 
     @staticmethod
-    def identity(_host: IPv4Address, _network: Network) -> tuple[MacAddress | None, int | None]:
+    def identity(_host: IPv4Address | IPv6Address, _network: Network) -> tuple[MacAddress | None, int | None]:
         """Nothing to publish but the host's address."""
         return None, None
 
@@ -64,6 +64,13 @@ class ProgramlessBackend:
     @staticmethod
     def tunnel(_network: Network, _uplink: Uplink) -> None:
         """No VXLAN is taken."""
+
+    @staticmethod
+    def ipv6_tunnel(_site: Site) -> None:
+        """No VXLAN is taken."""
+
+    def ensure_ipv6_device(self, _site: Site, _links: dict[int, Link]) -> None:
+        """There is none."""
 
     def lost(self) -> frozenset[Change]:
         """Nothing ends without an event."""

@@ -4,7 +4,7 @@ A node's loop asks a backend in this order, each part as often as something it d
 changed; `ensure_device` and `load` with every look at the devices:
 
     preflight        once, before anything is changed
-    ensure_device    the tunnel device
+    ensure_device    the tunnel device; then, where there is IPv6, ensure_ipv6_device
     reconcile_peers  the ways to the other nodes
     tunnel           for the firewall, whose rules come next
     load             maps and programs, if the backend has any
@@ -20,7 +20,7 @@ where nothing is to be done. All is one thread's but for `wants`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Protocol
 
 from ctl.backend.site import Site
@@ -34,15 +34,22 @@ from ctl.kernel.firewall import Tunnel
 class Encapsulation(Protocol):
     """How packets look on the underlay. Nothing of it changes while a node runs."""
 
-    @property
-    def overhead(self) -> int:
-        """Bytes that it adds to a packet."""
+    def overhead(self, network: Network, /) -> int:
+        """Bytes that it adds to a packet of this network at the most."""
 
-    def identity(self, host: IPv4Address, network: Network, /) -> tuple[MacAddress | None, int | None]:
-        """The VTEP's MAC and the VNI that the lease of a node with this address says; None: it has none."""
+    def identity(
+        self, host: IPv4Address | IPv6Address, network: Network, /
+    ) -> tuple[MacAddress | None, int | None]:
+        """The VTEP's MAC and the VNI that the lease of a node with this address says; None: it has none.
+
+        Each family has its own: the address says which.
+        """
 
     def tunnel(self, network: Network, uplink: Uplink, /) -> Tunnel | None:
-        """What the firewall has to guard; None: nothing."""
+        """What the firewall has to guard of IPv4; None: nothing."""
+
+    def ipv6_tunnel(self, site: Site, /) -> Tunnel | None:
+        """The same of IPv6."""
 
 
 class Watched(Protocol):
@@ -75,6 +82,9 @@ class Backend(Encapsulation, Watched, Protocol):
 
     def ensure_device(self, site: Site, links: dict[int, Link], /) -> None:
         """Make or mend the tunnel device, and remove those of an earlier life. `links` by ifindex."""
+
+    def ensure_ipv6_device(self, site: Site, links: dict[int, Link], /) -> None:
+        """The same of IPv6, where it has a device of its own; only where the site has IPv6."""
 
     def reconcile_peers(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change], /) -> None:
         """Routes to the nodes that have these leases, and the maps if they are open.

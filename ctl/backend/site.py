@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from ctl.core.host import Uplink
@@ -28,5 +28,11 @@ class Site:
     """The file that notes kernel settings as they were before us."""
     fenced: bool = False
     """Another host holds our subnet: eBPF carries nothing from or to it."""
-    underlay: tuple[IPv4Network, ...] = ()
+    underlay: tuple[IPv4Network | IPv6Network, ...] = ()
     """The uplink's own networks: no peer's subnet may take their place."""
+
+    @property
+    def has_ipv6(self) -> bool:
+        """Whether the network has IPv6, and this node a subnet and an address for it."""
+        ours = self.lease.ipv6
+        return self.network.ipv6 is not None and ours is not None and ours.host is not None

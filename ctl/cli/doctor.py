@@ -20,7 +20,9 @@ from ctl.settings.config import STORE_SETTINGS, add_options
 if TYPE_CHECKING:
     from ctl.cli.status import Status
     from ctl.core.diagnosis import Finding
-    from ctl.core.model import Lease, Network, Snapshot
+    from ctl.core.family import Family
+    from ctl.core.model import A, Lease, N, Network, Snapshot
+    from ctl.node.examine import Examination
     from ctl.settings.config import Settings
 
 COLUMNS: Final = ("level", "check", Column("seen"), Column("means", wide=True), Column("remedy"))
@@ -119,6 +121,7 @@ def _node(
     from ctl.cli.map import SETTLING_S, device_name
     from ctl.core import diagnosis
     from ctl.core.compare import lasting
+    from ctl.core.family import IPV4, IPV6
     from ctl.kernel.netlink.session import Netlink
     from ctl.node.compare import differences, stand
     from ctl.node.examine import Examination
@@ -148,7 +151,9 @@ def _node(
         yield from _look("node", examination.own)
         if not args.no_probe:
             peers = _peers(args, network, site.lease, snapshot)
-            yield from _look("peers", lambda: _ways(examination, peers, report.mtu, network.port))
+            yield from _look("peers", lambda: _ways(examination, IPV4, peers, report.mtu, network.port))
+            if site.has_ipv6:
+                yield from _look("peers", lambda: _ways(examination, IPV6, peers, report.mtu, network.port))
 
 
 def _look(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
@@ -163,11 +168,12 @@ def _look(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding
 
 def _peers(args: argparse.Namespace, network: Network, own: Lease, snapshot: Snapshot) -> list[Lease]:
     """Those that are asked for. NotFound for one that there is not."""
+    from ctl.core.family import IPV4
     from ctl.core.roster import Roster
 
-    roster = Roster(own, network)
+    roster = Roster(IPV4, own, network)
     roster.update(snapshot.leases)
-    peers = sorted(roster.usable.values(), key=lambda lease: lease.subnet)
+    peers = [lease for lease in snapshot.leases if lease.subnet in roster.usable]
     if args.peer:
         chosen = [
             lease for lease in peers if {str(lease.host), lease.node, str(lease.subnet)} & set(args.peer)
@@ -182,15 +188,18 @@ def _peers(args: argparse.Namespace, network: Network, own: Lease, snapshot: Sna
     return peers
 
 
-def _ways(examination: Any, peers: Sequence[Lease], mtu: int, port: int) -> Iterator[Finding]:
+def _ways(
+    examination: Examination, family: Family[A, N], peers: Sequence[Lease], mtu: int, port: int
+) -> Iterator[Finding]:
     from ctl.core import diagnosis
 
-    progress = _progress(2 * len(peers))
-    ways = examination.ways(peers, progress)
+    members = [each for each in map(family.member, peers) if each and int(each.host)]
+    ways = examination.ways(family, members, _progress(2 * len(members)))
     found = [finding for way in ways for finding in diagnosis.of_way(way, mtu, port)]
     yield from found
     if ways and not found:
-        yield diagnosis.ok("peers", f"{len(ways)} of {len(ways)} answer, packets of {mtu} bytes too")
+        by = "" if family.version == 4 else f" by {family}"
+        yield diagnosis.ok("peers", f"{len(ways)} of {len(ways)} answer{by}, packets of {mtu} bytes too")
 
 
 def _progress(steps: int) -> Callable[[], None]:

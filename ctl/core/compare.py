@@ -73,7 +73,7 @@ def _value(value: Any, name: DeviceName) -> str:
     return "known" if value is True else str(value)
 
 
-def _route(route: Route, name: DeviceName) -> str:
+def _route(route: Route[Any], name: DeviceName) -> str:
     if not route.ifindex:
         return "several routes"
     words = [f"via {route.via}", f"dev {name(route.ifindex)}"]

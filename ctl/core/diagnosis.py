@@ -12,9 +12,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv4Address
+from typing import Any, Final
 
 from ctl.core.compare import Difference
-from ctl.core.model import Lease
+from ctl.core.family import Member
+from ctl.core.model import VXLAN_IPV6_OVERHEAD, VXLAN_OVERHEAD, Lease
 
 
 class Level(StrEnum):
@@ -126,7 +128,14 @@ def of_settings(settings: Mapping[str, str | None], devices: Collection[str]) ->
             "sysctl -w net.ipv4.ip_forward=1, and look who sets it (grep -r ip_forward /etc/sysctl*)",
         )
         return
-    wrong = False
+    wrong = settings.get("net/ipv6/conf/all/forwarding") == "0"
+    if wrong:
+        yield failure(
+            "forwarding",
+            "net.ipv6.conf.all.forwarding is 0",
+            "no IPv6 packet of a container leaves this host, and none comes in",
+            "systemctl restart ovnet, and look who sets it (grep -r forwarding /etc/sysctl*)",
+        )
     for device in sorted(devices):
         if settings.get(f"net/ipv4/conf/{device}/forwarding") == "0":
             wrong = True
@@ -208,7 +217,7 @@ def of_mtu(mtu: int, device: int | None, ports: Mapping[str, int]) -> Iterator[F
 class Way:
     """What was seen of the way to one peer."""
 
-    lease: Lease
+    lease: Member[Any, Any]
     device: str
     """The interface that its subnet is routed to; empty: there is no route."""
     neighbour: str
@@ -223,9 +232,15 @@ class Way:
     """The largest packet that it answers, bytes; 0: all that fit the overlay."""
 
 
+_ASKING: Final = {4: "ARP", 6: "neighbour solicitation"}
+"""How MAC addresses are asked for, by IP version."""
+_OVERHEAD: Final = {4: VXLAN_OVERHEAD, 6: VXLAN_IPV6_OVERHEAD}
+
+
 def of_way(way: Way, mtu: int, port: int) -> Iterator[Finding]:
     """The one cause why a peer cannot be reached, or only by small packets. `port`: UDP, of the tunnel."""
     lease = way.lease
+    version = lease.subnet.version
     who = f"{lease.node or lease.host} ({lease.subnet})"
     if way.device != way.wanted:
         yield failure(
@@ -237,7 +252,7 @@ def of_way(way: Way, mtu: int, port: int) -> Iterator[Finding]:
     elif way.neighbour and not way.answered:
         yield failure(
             "peer",
-            f"{who} answers nothing, and the next hop to it ({way.neighbour}) no ARP",
+            f"{who} answers nothing, and the next hop to it ({way.neighbour}) no {_ASKING[version]}",
             "the host is down, or cable, VLAN or a security group keep it apart",
             f"ip neigh; arping the next hop; ping {lease.host}",
         )
@@ -247,8 +262,9 @@ def of_way(way: Way, mtu: int, port: int) -> Iterator[Finding]:
         yield failure(
             "peer",
             f"{who} answers packets up to {way.largest} bytes, not {mtu}",
-            f"the underlay loses what is larger than {way.largest + 50} bytes",
-            f"raise the underlay's MTU, or lower ours: ovctl network init --mtu {way.largest + 50} --force",
+            f"the underlay loses what is larger than {way.largest + _OVERHEAD[version]} bytes",
+            "raise the underlay's MTU, or lower ours: "
+            f"ovctl network init --mtu {way.largest + _OVERHEAD[version]} --force",
         )
 
 

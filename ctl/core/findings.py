@@ -24,6 +24,10 @@ class Concern(StrEnum):
     """Many leases are gone at once."""
     LEASES = "leases"
     """Leases that are not used, or in doubt."""
+    IPV6_LEASES = "IPv6 leases"
+    """The same, as far as IPv6 goes."""
+    IPV4_ONLY = "IPv4 only"
+    """Nodes of a network with IPv6 that have none."""
     POLICY = "policy"
     """Rules of policy routing keep packets or peers on the kernel path."""
     NEWCOMER = "newcomer"
@@ -81,7 +85,15 @@ UNHEALTHY: Final = frozenset({Concern.CNI, Concern.CLASH, Concern.FORWARD, Conce
 are not guarded: the node may be ready, and is not healthy."""
 
 WARNINGS: Final = frozenset(
-    {Concern.BRIDGE_MTU, Concern.OVERLAP, Concern.POLICY, Concern.NEWCOMER, Concern.ARP, Concern.RULES}
+    {
+        Concern.BRIDGE_MTU,
+        Concern.OVERLAP,
+        Concern.POLICY,
+        Concern.NEWCOMER,
+        Concern.ARP,
+        Concern.RULES,
+        Concern.IPV4_ONLY,
+    }
 )
 """Concerns whose lines are worth knowing, and no fault."""
 

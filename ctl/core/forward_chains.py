@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from typing import Final
 
 from ctl.core.base_chains import Chain
+from ctl.core.lease import span
 
 _REFUSAL: Final = re.compile(
     r"(counter( packets \d+ bytes \d+)? )?"
@@ -22,13 +23,17 @@ _REFUSAL: Final = re.compile(
 )
 """A rule that asks nothing and refuses."""
 _NAME: Final = re.compile(r'"([^"]*)"')
-_ADDRESSES: Final = re.compile(r"\b(\d{1,3}(?:\.\d{1,3}){3})(/\d{1,2})?(?:-(\d{1,3}(?:\.\d{1,3}){3}))?\b")
-"""An address, with the length of a prefix or the end of a range."""
+_ADDRESSES: Final = {
+    4: re.compile(r"\b(\d{1,3}(?:\.\d{1,3}){3})(/\d{1,2})?(?:-(\d{1,3}(?:\.\d{1,3}){3}))?\b"),
+    6: re.compile(r"(?<![\w:])([\da-f]*:[\da-f:]*:[\da-f]*)(/\d{1,3})?(?:-([\da-f:]+:[\da-f]*))?(?![\w:])"),
+}
+"""By IP version: an address, with the length of a prefix or the end of a range."""
 
 
-def sees_forwarded(chain: Chain) -> bool:
-    """Whether a base chain sees forwarded IPv4 packets and may refuse some."""
-    return (chain.type, chain.hook) == ("filter", "forward") and chain.family in ("ip", "inet")
+def sees_forwarded(chain: Chain, version: int) -> bool:
+    """Whether a base chain sees forwarded packets of that IP version and may refuse some."""
+    families = ("ip" if version == 4 else "ip6", "inet")
+    return (chain.type, chain.hook) == ("filter", "forward") and chain.family in families
 
 
 def refuses(listing: str) -> bool:
@@ -39,17 +44,17 @@ def refuses(listing: str) -> bool:
     return "policy drop;" in base or bool(rules and _REFUSAL.match(rules[-1]))
 
 
-def names(listing: str, bridge: str, network: IPv4Network) -> bool:
+def names(listing: str, bridge: str, network: IPv4Network | IPv6Network) -> bool:
     """Whether a table, by `nft list table`, has a word about our bridge or addresses of our network."""
     interfaces = _NAME.findall(listing)
     if any(name == bridge or (name[-1:] == "*" and bridge.startswith(name[:-1])) for name in interfaces):
         return True
-    first, last = network.network_address, network.broadcast_address
-    return any(begin <= last and end >= first for begin, end in _ranges(listing))
+    first, last = span(network)
+    return any(begin <= last and end >= first for begin, end in _ranges(listing, network.version))
 
 
-def _ranges(listing: str) -> Iterator[tuple[IPv4Address, IPv4Address]]:
-    for address, length, end in _ADDRESSES.findall(listing):
+def _ranges(listing: str, version: int) -> Iterator[tuple[int, int]]:
+    for address, length, end in _ADDRESSES[version].findall(listing):
         with suppress(ValueError):  # a version, say, in a comment
-            block = IPv4Network(address + length, strict=False)
-            yield block.network_address, IPv4Address(end) if end else block.broadcast_address
+            first, last = span(ip_network(address + length, strict=False))
+            yield first, int(ip_address(end)) if end else last

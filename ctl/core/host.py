@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
-from typing import Final
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
+from typing import Any, Final, Generic
 
-from ctl.core.model import DEFAULT_TTL, Lease, MacAddress
+from ctl.core.model import DEFAULT_TTL, A, Lease, MacAddress, N
 
 OWNER: str = "ovnet"
 """Alias of the devices that we made, and prefix of our filters' names: what may be removed."""
@@ -74,6 +74,13 @@ class Devices:
     hops: frozenset[int] = field(default=frozenset(), compare=False)
     """Interfaces of the underlay through which peers are reached. They do not count when two Devices
     are compared: an interface that leads to a peer is no new device, on which all has to be made anew."""
+    ipv6_tunnel: int = 0
+    """Where IPv6 has one of its own."""
+
+    @property
+    def tunnels(self) -> tuple[int, ...]:
+        """The tunnel devices that there are."""
+        return tuple(filter(None, (self.tunnel, self.ipv6_tunnel)))
 
 
 ETHERNET: Final = 1
@@ -155,11 +162,11 @@ class Surroundings:
 
 
 @dataclass(frozen=True, slots=True)
-class Hop:
+class Hop(Generic[A]):
     """How the FIB reaches a host."""
 
     ifindex: int
-    next_hop: IPv4Address | None
+    next_hop: A | None
     """The neighbour to send to; None: not known, ask the FIB for each packet."""
     mtu: int = 0
     """The route's own, if it is smaller than what we send; 0: it is not."""
@@ -168,11 +175,11 @@ class Hop:
 
 
 @dataclass(frozen=True, slots=True)
-class Route:
+class Route(Generic[A]):
     """Where a peer's subnet is routed to."""
 
-    via: IPv4Address
-    """0.0.0.0: no gateway, the interface takes the packets itself."""
+    via: A
+    """0.0.0.0 or ::: no gateway, the interface takes the packets itself."""
     ifindex: int
     onlink: bool = False
     """`via` is taken to be on the link although no address of ours says so."""
@@ -181,31 +188,32 @@ class Route:
 
 
 @dataclass(frozen=True, slots=True)
-class RouteKey:
+class RouteKey(Generic[N]):
     """What tells a route of ours from others to the same subnet."""
 
-    subnet: IPv4Network
+    subnet: N
     metric: int
 
     @classmethod
-    def of(cls, subnet: IPv4Network) -> RouteKey:
+    def of(cls, subnet: N) -> RouteKey[N]:
         """The key that we give a subnet's route.
 
         The metrics differ because the kernel keeps what routes lead to (fib_info_hashfn) by
         metric and interface, not by gateway: 10,000 with one metric take 1.3 s to set, with
         64 of them 0.1 s. None is 0, so that we never replace another's route.
         """
-        return cls(subnet, 100 + (int(subnet.network_address) >> (32 - subnet.prefixlen)) % 64)
+        number = int(subnet.network_address) >> (subnet.max_prefixlen - subnet.prefixlen)
+        return cls(subnet, 100 + number % 64)
 
 
 @dataclass(frozen=True, slots=True)
 class Sender:
     """A host that our rules let in."""
 
-    host: IPv4Address
+    host: IPv4Address | IPv6Address
 
 
-Removed = RouteKey | IPv4Address | MacAddress | Sender
+Removed = RouteKey[Any] | IPv4Address | IPv6Address | MacAddress | Sender
 """What the kernel says is no more: a route of ours, a neighbour or an FDB entry of our device, or a
 host that our rules let in."""
 
@@ -228,11 +236,12 @@ class VxlanDevice:
     name: str
     vni: int
     port: int
-    local: IPv4Address
+    local: IPv4Address | IPv6Address
+    """Source of the packets that it sends; their family is that of the tunnel."""
     uplink: int
     mac: MacAddress
     mtu: int
-    address: IPv4Interface
+    address: IPv4Interface | IPv6Interface
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +252,8 @@ class BridgeDevice:
     mac: MacAddress
     mtu: int
     address: IPv4Interface
+    ipv6: IPv6Interface | None = None
+    """None: it needs no IPv6 address."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

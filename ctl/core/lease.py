@@ -11,11 +11,12 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from itertools import chain, islice
-from typing import Final
+from typing import Any, Final
 
 from ctl.core.errors import ConfigError, NetworkExhausted
+from ctl.core.family import Member
 from ctl.core.host import Surroundings
 from ctl.core.model import END_UNKNOWN, Lease, Network
 
@@ -62,13 +63,13 @@ def fits(network: Network, subnet: IPv4Network) -> bool:
     )
 
 
-def span(subnet: IPv4Network) -> tuple[int, int]:
+def span(subnet: IPv4Network | IPv6Network) -> tuple[int, int]:
     """First and last address, as numbers: comparing these is what keeps 10,000 leases quick."""
     first = int(subnet.network_address)
-    return first, first + (1 << (32 - subnet.prefixlen)) - 1
+    return first, first + (1 << (subnet.max_prefixlen - subnet.prefixlen)) - 1
 
 
-def rank(lease: Lease) -> tuple[int, int]:
+def rank(lease: Member[Any, Any]) -> tuple[int, int]:
     """The order of leases: by first address, then from the largest subnet down."""
     return int(lease.subnet.network_address), lease.subnet.prefixlen
 
@@ -207,7 +208,7 @@ def _remedy(network: Network, leases: Iterable[Lease]) -> str:
     return f"release {in_words(largest)}, which holds more than one of them, or make the network larger"
 
 
-def in_words(lease: Lease) -> str:
+def in_words(lease: Member[Any, Any]) -> str:
     """Which subnet it is of, and whose it is, for people: "172.17.1.0/24 of a at 10.0.0.1"."""
     return (
         f"{lease.subnet} of {lease.node} at {lease.host}" if lease.node else f"{lease.subnet} of {lease.host}"
@@ -218,8 +219,8 @@ def in_words(lease: Lease) -> str:
 class Conflict:
     """Two leases that cannot both be right; `str` is a line for the log."""
 
-    first: Lease
-    second: Lease
+    first: Member[Any, Any]
+    second: Member[Any, Any]
 
     def __str__(self) -> str:
         what = "one host address" if self.first.host == self.second.host else "overlapping subnets"

@@ -26,8 +26,15 @@ __all__ = [
 
 Address = TypeVar("Address", IPv4Address, IPv6Address)
 
-VXLAN_OVERHEAD = 50
-"""Bytes that VXLAN adds to an inner IPv4 packet: IP 20, UDP 8, VXLAN 8, Ethernet 14."""
+A = TypeVar("A", bound=IPv4Address | IPv6Address)
+"""An address of one family, whichever it is."""
+N = TypeVar("N", bound=IPv4Network | IPv6Network)
+"""A network of the same family."""
+
+VXLAN_OVERHEAD: Final = 50
+"""Bytes that VXLAN adds to a packet in IPv4: IP 20, UDP 8, VXLAN 8, Ethernet 14."""
+VXLAN_IPV6_OVERHEAD: Final = 70
+"""The same in IPv6, whose header has 40."""
 
 DEFAULT_TTL: Final = 64
 """Where neither route nor sysctl says another (IPDEFTTL)."""
@@ -35,8 +42,10 @@ DEFAULT_TTL: Final = 64
 BACKENDS: Final = {"vxlan": 8472, "host-gw": 0, "udp": 8285}
 """The backends that a node can run, each with its UDP port where the network names none; 0: it has none."""
 
-MIN_MTU = 576
+MIN_MTU: Final = 576
 """Smallest inner MTU that we accept, bytes (RFC 791: every host takes 576)."""
+MIN_IPV6_MTU: Final = 1280
+"""The same with IPv6 (RFC 8200, section 5): an interface with less has no IPv6 at all."""
 
 
 END_UNKNOWN: Final = math.inf
@@ -187,6 +196,11 @@ class Lease:
     """None: the node has IPv4 only."""
 
     @property
+    def key(self) -> IPv4Network:
+        """What tells it from other leases."""
+        return self.subnet
+
+    @property
     def gateway(self) -> IPv4Address:
         """The bridge's address: the first of the subnet."""
         return self.subnet.network_address + 1
@@ -195,6 +209,11 @@ class Lease:
     def vtep_ip(self) -> IPv4Address:
         """The subnet's base address, which the vxlan device carries as a /32."""
         return self.subnet.network_address
+
+    @property
+    def overlay_hop(self) -> IPv4Address:
+        """What other nodes route the subnet to, on their vxlan device."""
+        return self.vtep_ip
 
     def expired(self, now: float) -> bool:
         """`now` in seconds since the epoch."""

@@ -1,70 +1,74 @@
 """What the peers ask of this node's kernel and maps, change by change. Pure.
 
-tables.move(roster.update(leases), changed, hops)    who went and came, and how to reach them
-tables.routes.delta(), ...                           what is to be done (see ctl.core.tracker)
+    moves = roster.update(leases)
+    tables.move(moves, changed, hops)       who went and came, and how to reach them
+    tables.routes.delta(), ...              what is to be done (see ctl.core.tracker)
+
+The kernel's tables are those of one family, whichever it is; the maps are about IPv4.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
-from typing import Final
+from typing import Final, Generic
 
 from ctl.core.abi import PEER_F_KERNEL_PATH, PeerEntry
+from ctl.core.family import Family, Member
 from ctl.core.host import Hop, Removed, Route, RouteKey, Sender
-from ctl.core.model import DEFAULT_TTL, VXLAN_OVERHEAD, Lease, MacAddress, Network
+from ctl.core.model import DEFAULT_TTL, A, MacAddress, N, Network
 from ctl.core.roster import Moves, Roster, blocks
 from ctl.core.tracker import Tracker
 
-Hops = Mapping[IPv4Address, Hop | None]
+Hops = Mapping[A, Hop[A] | None]
 """How the FIB reaches each host; None, or no entry, for one that eBPF cannot send to."""
 
 
-def on_link(lease: Lease, hop: Hop | None) -> Hop | None:
+def on_link(lease: Member[A, N], hop: Hop[A] | None) -> Hop[A] | None:
     """`hop` if the lease's host is on a link of ours, so that plain routes reach it."""
     return hop if hop is not None and hop.next_hop == lease.host else None
 
 
-class PeerTables:
-    """The tables of the vxlan backend, for the usable leases of `roster`.
+def _due(
+    roster: Roster[A, N], moves: Moves[Member[A, N]], rehopped: Iterable[A], hops: Hops[A]
+) -> Iterator[tuple[Member[A, N], Hop[A] | None]]:
+    """What has to be put: leases of hosts that are reached in another way, and those that came."""
+    for host in rehopped:
+        for lease in roster.at(host):
+            yield lease, hops.get(host)
+    for lease in moves.new:
+        yield lease, hops.get(lease.host)
+
+
+class KernelTables(Generic[A, N]):
+    """The tables of the kernel path of VXLAN in one family, for the usable leases of `roster`.
 
     `vxlan`: ifindex of our device. With DirectRouting, peers on our own link are routed to
     plainly; they may still send us VXLAN.
     """
 
-    def __init__(self, roster: Roster, network: Network, vxlan: int) -> None:
-        self.neighbours: Final = Tracker[IPv4Address, MacAddress]()
-        """VTEP address -> MAC, on the vxlan device."""
-        self.fdb: Final = Tracker[MacAddress, IPv4Address]()
+    def __init__(self, family: Family[A, N], roster: Roster[A, N], network: Network, vxlan: int) -> None:
+        self.neighbours: Final = Tracker[A, MacAddress]()
+        """What subnets are routed to -> MAC, on the vxlan device."""
+        self.fdb: Final = Tracker[MacAddress, A]()
         """VTEP MAC -> host, on the vxlan device."""
-        self.routes: Final = Tracker[RouteKey, Route]()
-        """Subnet -> VTEP address through the vxlan device, or host through the uplink."""
-        self.vteps: Final = Tracker[IPv4Address, bool]()
-        """Hosts that may send to us: for the programs."""
-        self.senders: Final = Tracker[IPv4Address, bool]()
-        """The same, for the rules of the kernel path."""
-        self.peers: Final = Tracker[IPv4Address, PeerEntry]()
-        """Block -> where eBPF sends packets for it."""
-        self._roster, self._network, self._vxlan = roster, network, vxlan
-        self._parts: dict[IPv4Address, dict[IPv4Network, PeerEntry]] = {}
-        """The entries of the subnets that share a block, by subnet, where they are longer than a block."""
-        self._slow: set[IPv4Address] = set()
-        """Blocks that only the kernel path reaches."""
+        self.routes: Final = Tracker[RouteKey[N], Route[A]]()
+        """Subnet -> the peer's address on the vxlan device, or host through the uplink."""
+        self.senders: Final = Tracker[A, bool]()
+        """Hosts that may send to us, for the rules."""
+        self._family, self._roster, self._network, self._vxlan = family, roster, network, vxlan
 
-    def move(self, moves: Moves, rehopped: Iterable[IPv4Address], hops: Hops) -> None:
+    def move(self, moves: Moves[Member[A, N]], rehopped: Iterable[A], hops: Hops[A]) -> None:
         """Leases of the roster went and came; `rehopped` hosts are reached in another way than before."""
         for lease in moves.gone:
             self._remove(lease)
-        for host in rehopped:
-            for lease in self._roster.at(host):
-                self._put(lease, hops.get(host))
-        for lease in moves.new:
-            self._put(lease, hops.get(lease.host))
+        for lease, hop in _due(self._roster, moves, rehopped, hops):
+            self._put(lease, hop)
 
     def doubt(self) -> None:
         """What is there may be anything."""
-        for tracker in (self.neighbours, self.fdb, self.routes, self.vteps, self.senders, self.peers):
+        for tracker in (self.neighbours, self.fdb, self.routes, self.senders):
             tracker.doubt()
 
     def wants(self, entry: Removed) -> bool:
@@ -75,47 +79,84 @@ class PeerTables:
             return entry.host in self.senders.desired
         return entry in (self.fdb if isinstance(entry, MacAddress) else self.neighbours).desired
 
-    def _put(self, lease: Lease, hop: Hop | None) -> None:
+    def _put(self, lease: Member[A, N], hop: Hop[A] | None) -> None:
         mac = lease.vtep_mac
         assert mac is not None, "a Roster lets no other through"
-        self.neighbours.put(lease.vtep_ip, mac)
+        self.neighbours.put(lease.overlay_hop, mac)
         self.fdb.put(mac, lease.host)
-        direct = on_link(lease, hop) if self._network.direct_routing else None
-        if direct:
-            route = Route(lease.host, direct.ifindex, mtu=direct.mtu)
-        else:
-            # Without it the device would fragment outside, where VTEPs must not (RFC 7348, 4.3).
-            inner = hop.mtu - VXLAN_OVERHEAD if hop is not None and hop.mtu else 0
-            route = Route(lease.vtep_ip, self._vxlan, onlink=True, mtu=inner)
-        self.routes.put(RouteKey.of(lease.subnet), route)
-        self.vteps.put(lease.host, True)
+        self.routes.put(RouteKey.of(lease.subnet), self._route(lease, hop))
         self.senders.put(lease.host, True)
-        # The programs know one MTU for all peers: who has a smaller one is the kernel path's.
-        usable = hop if hop is not None and not direct and not hop.mtu else None
-        self._put_blocks(lease, self._entry(lease, mac, usable))
 
-    def _remove(self, lease: Lease) -> None:
+    def _route(self, lease: Member[A, N], hop: Hop[A] | None) -> Route[A]:
+        if self._network.direct_routing and (direct := on_link(lease, hop)):
+            return Route(lease.host, direct.ifindex, mtu=direct.mtu)
+        # Without it the device would fragment outside, where VTEPs must not (RFC 7348, 4.3).
+        inner = hop.mtu - self._family.vxlan_overhead if hop is not None and hop.mtu else 0
+        via = lease.overlay_hop
+        return Route(via, self._vxlan, onlink=not via.is_link_local, mtu=inner)
+
+    def _remove(self, lease: Member[A, N]) -> None:
         assert lease.vtep_mac is not None
-        self.neighbours.drop(lease.vtep_ip)
+        self.neighbours.drop(lease.overlay_hop)
         self.fdb.drop(lease.vtep_mac)
         self.routes.drop(RouteKey.of(lease.subnet))
         if not self._roster.at(lease.host):
-            self.vteps.drop(lease.host)
             self.senders.drop(lease.host)
-        self._drop_blocks(lease)
+
+
+IPv4Member = Member[IPv4Address, IPv4Network]
+
+
+class PeerMaps:
+    """The maps of the shortcut, for the usable leases of `roster`. Both are about IPv4."""
+
+    def __init__(self, roster: Roster[IPv4Address, IPv4Network], network: Network) -> None:
+        self.vteps: Final = Tracker[IPv4Address, bool]()
+        """Hosts that may send to us."""
+        self.peers: Final = Tracker[IPv4Address, PeerEntry]()
+        """Block -> where eBPF sends packets for it."""
+        self._roster, self._network = roster, network
+        self._parts: dict[IPv4Address, dict[IPv4Network, PeerEntry]] = {}
+        """The entries of the subnets that share a block, by subnet, where they are longer than a block."""
+        self._slow: set[IPv4Address] = set()
+        """Blocks that only the kernel path reaches."""
+
+    def move(
+        self, moves: Moves[IPv4Member], rehopped: Iterable[IPv4Address], hops: Hops[IPv4Address]
+    ) -> None:
+        """As KernelTables.move."""
+        for lease in moves.gone:
+            if not self._roster.at(lease.host):
+                self.vteps.drop(lease.host)
+            self._drop_blocks(lease)
+        for lease, hop in _due(self._roster, moves, rehopped, hops):
+            self._put(lease, hop)
+
+    def doubt(self) -> None:
+        """What is there may be anything."""
+        self.vteps.doubt()
+        self.peers.doubt()
 
     def slow(self) -> int:
         """How many blocks only the kernel path reaches."""
         return len(self._slow)
 
-    def _shared(self, lease: Lease) -> bool:
+    def _put(self, lease: IPv4Member, hop: Hop[IPv4Address] | None) -> None:
+        self.vteps.put(lease.host, True)
+        direct = self._network.direct_routing and on_link(lease, hop)
+        # The programs know one MTU for all peers: who has a smaller one is the kernel path's.
+        usable = hop if hop is not None and not direct and not hop.mtu else None
+        self._put_blocks(lease, self._entry(lease, usable))
+
+    def _shared(self, lease: IPv4Member) -> bool:
         """A subnet longer than the network's shares its block: only the kernel can tell them apart."""
         return lease.subnet.prefixlen > self._network.subnet_len
 
-    def _entry(self, lease: Lease, mac: MacAddress, hop: Hop | None) -> PeerEntry:
+    def _entry(self, lease: IPv4Member, hop: Hop[IPv4Address] | None) -> PeerEntry:
+        assert lease.vtep_mac is not None, "a Roster lets no other through"
         return PeerEntry(
             host=lease.host,
-            vtep_mac=mac,
+            vtep_mac=lease.vtep_mac,
             port=self._network.port,
             vni=self._network.vni,
             ifindex=hop.ifindex if hop else 0,
@@ -124,8 +165,11 @@ class PeerTables:
             ttl=hop.ttl if hop else DEFAULT_TTL,
         )
 
-    def _put_blocks(self, lease: Lease, entry: PeerEntry) -> None:
-        for block in blocks(lease.subnet, self._network):
+    def _blocks(self, lease: IPv4Member) -> Iterable[IPv4Address]:
+        return map(IPv4Address, blocks(lease.subnet, self._network))
+
+    def _put_blocks(self, lease: IPv4Member, entry: PeerEntry) -> None:
+        for block in self._blocks(lease):
             if self._shared(lease):
                 self._parts.setdefault(block, {})[lease.subnet] = entry
                 self._put_block(block, _merged(self._parts[block]))
@@ -136,8 +180,8 @@ class PeerTables:
         self.peers.put(block, entry)
         (self._slow.add if entry.flags & PEER_F_KERNEL_PATH else self._slow.discard)(block)
 
-    def _drop_blocks(self, lease: Lease) -> None:
-        for block in blocks(lease.subnet, self._network):
+    def _drop_blocks(self, lease: IPv4Member) -> None:
+        for block in self._blocks(lease):
             parts = self._parts.get(block, {})
             parts.pop(lease.subnet, None)
             if parts:

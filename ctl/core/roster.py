@@ -3,6 +3,7 @@
     moves = roster.update(snapshot.leases)     whose peers went, and who came
     roster.usable, roster.problems             as they are now
 
+A roster is about one family: what it has of the leases is their part in that (ctl.core.family).
 What is in doubt is never spread over two hosts: of two leases that claim one address space
 or one VTEP MAC, one of the network's own length is used, then the first by subnet, and ours
 before all: a key put by hand around many leases takes nothing from them. A change costs what
@@ -13,14 +14,17 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from operator import is_
-from typing import Final
+from typing import Any, Final, Generic, TypeVar
 
+from ctl.core.family import Family, Member, Space
 from ctl.core.lease import Conflict, rank, span
-from ctl.core.model import Lease, MacAddress, Network
+from ctl.core.model import A, Lease, MacAddress, N, Network
 
-Claim = IPv4Address | MacAddress
+M = TypeVar("M", bound=Member[Any, Any])
+
+Claim = int | MacAddress
 """What only one lease can have: a block of the network, by its base address, or a VTEP MAC."""
 
 MOST_BLOCKS: Final = 256
@@ -29,17 +33,17 @@ as 65,536 peers do."""
 
 
 @dataclass(frozen=True, slots=True)
-class Moves:
-    """Usable leases that went and that came, in order; a lease that changed is in both."""
+class Moves(Generic[M]):
+    """Leases that went and that came, in order; a lease that changed is in both."""
 
-    gone: tuple[Lease, ...] = ()
-    new: tuple[Lease, ...] = ()
+    gone: tuple[M, ...] = ()
+    new: tuple[M, ...] = ()
 
     def __bool__(self) -> bool:
         return bool(self.gone or self.new)
 
 
-def moves(before: Sequence[Lease], after: Sequence[Lease]) -> Moves:
+def moves(before: Sequence[Lease], after: Sequence[Lease]) -> Moves[Lease]:
     """What differs between two lists of leases.
 
     A store gives the same object for what has not changed, so that looking for those is
@@ -64,119 +68,130 @@ def _same(one: Sequence[Lease], other: Sequence[Lease]) -> int:
     return same.index(False) if False in same else len(same)
 
 
-class Roster:
-    """The peers of the node that holds `own`, in `network`.
+class Roster(Generic[A, N]):
+    """The peers of the node that holds `own`, in `network`: both have the family.
 
     `underlay`: the networks of its uplink, which a route to a peer's containers must not take over.
     """
 
-    def __init__(self, own: Lease, network: Network, underlay: Sequence[IPv4Network] = ()) -> None:
-        self.usable: dict[IPv4Network, Lease] = {}
-        """The leases that packets can be sent to, by subnet."""
-        self._own, self._network, self._underlay = own, network, underlay
+    def __init__(
+        self,
+        family: Family[A, N],
+        own: Lease,
+        network: Network,
+        underlay: Sequence[IPv4Network | IPv6Network] = (),
+    ) -> None:
+        self.usable: dict[IPv4Network, Member[A, N]] = {}
+        """The leases that packets can be sent to, by their keys."""
+        member, space = family.member(own), family.space(network)
+        assert member is not None and space is not None, f"node or network without {family}"
+        self._own: Final[Member[A, N]] = member
+        self._space: Final[Space[N]] = space
+        self._underlay = [each for each in underlay if each.version == family.version]
+        self._family, self._network = family, network
         self._leases: Sequence[Lease] = ()
-        self._claims: dict[Claim, tuple[Lease, ...]] = {}
+        self._claims: dict[Claim, tuple[Member[A, N], ...]] = {}
         """The leases that claim a block or a MAC, the one that gets it first. Leases with which anything else
         is wrong are not among them."""
         self._ignored: dict[IPv4Network, str] = {}
-        """Why each lease that is not used is not, one line, by its subnet."""
-        self._hosts: dict[IPv4Address, tuple[Lease, ...]] = {}
+        """Why each lease that is not used is not, one line, by its key."""
+        self._hosts: dict[A, tuple[Member[A, N], ...]] = {}
         """The usable leases of each host, the first by subnet first."""
-        self._shared: set[IPv4Address] = set()
+        self._shared: set[A] = set()
         """Hosts that have more than one usable lease."""
 
     @property
     def problems(self) -> tuple[str, ...]:
         """A line for each lease that is not used, and for each two that share a host."""
-        shared = (Conflict(*self._hosts[host][:2]) for host in sorted(self._shared))
+        shared = (Conflict(*self._hosts[host][:2]) for host in sorted(self._shared, key=int))
         return (*(self._ignored[subnet] for subnet in sorted(self._ignored)), *map(str, shared))
 
-    def at(self, host: IPv4Address) -> tuple[Lease, ...]:
+    def at(self, host: A) -> tuple[Member[A, N], ...]:
         """The usable leases of a host."""
         return self._hosts.get(host, ())
 
-    def hosts(self) -> Collection[IPv4Address]:
+    def hosts(self) -> Collection[A]:
         """Hosts that have a usable lease."""
         return self._hosts.keys()
 
-    def update(self, leases: Sequence[Lease]) -> Moves:
+    def update(self, leases: Sequence[Lease]) -> Moves[Member[A, N]]:
         """Take the store's leases as they are now; returns what that did to the usable ones."""
         changes = moves(self._leases, leases)
         self._leases = leases
-        touched: dict[IPv4Network, Lease | None] = {}
-        for lease in changes.gone:
-            self._leave(lease, touched)
-        for lease in changes.new:
-            self._enter(lease, touched)
+        touched: dict[IPv4Network, Member[A, N] | None] = {}
+        for gone in filter(None, map(self._family.member, changes.gone)):
+            self._leave(gone, touched)
+        for new in filter(None, map(self._family.member, changes.new)):
+            self._enter(new, touched)
         return self._judge(touched)
 
-    def _leave(self, lease: Lease, touched: dict[IPv4Network, Lease | None]) -> None:
-        touched[lease.subnet] = None
-        self._ignored.pop(lease.subnet, None)
+    def _leave(self, lease: Member[A, N], touched: dict[IPv4Network, Member[A, N] | None]) -> None:
+        touched[lease.key] = None
+        self._ignored.pop(lease.key, None)
         if self._wrong(lease):
             return
         for claim in self._claimed(lease):
-            others = tuple(each for each in self._claims[claim] if each.subnet != lease.subnet)
-            touched.update((each.subnet, each) for each in others)
+            others = tuple(each for each in self._claims[claim] if each.key != lease.key)
+            touched.update((each.key, each) for each in others)
             if others:
                 self._claims[claim] = others
             else:
                 del self._claims[claim]
 
-    def _enter(self, lease: Lease, touched: dict[IPv4Network, Lease | None]) -> None:
-        if lease.subnet == self._own.subnet:
+    def _enter(self, lease: Member[A, N], touched: dict[IPv4Network, Member[A, N] | None]) -> None:
+        if lease.key == self._own.key:
             return
-        touched[lease.subnet] = lease
+        touched[lease.key] = lease
         if self._wrong(lease):
             return
         for claim in self._claimed(lease):
             others = self._claims.get(claim, ())
-            touched.update((each.subnet, each) for each in others)
+            touched.update((each.key, each) for each in others)
             self._claims[claim] = (
                 tuple(sorted((*others, lease), key=self._precedence)) if others else (lease,)
             )
 
-    def _precedence(self, lease: Lease) -> tuple[bool, tuple[int, int]]:
-        return lease.subnet.prefixlen != self._network.subnet_len, rank(lease)
+    def _precedence(self, lease: Member[A, N]) -> tuple[bool, tuple[int, int], IPv4Network]:
+        return lease.subnet.prefixlen != self._space.subnet_len, rank(lease), lease.key
 
-    def _judge(self, touched: dict[IPv4Network, Lease | None]) -> Moves:
+    def _judge(self, touched: dict[IPv4Network, Member[A, N] | None]) -> Moves[Member[A, N]]:
         gone, new = [], []
-        for subnet, lease in touched.items():
+        for key, lease in touched.items():
             why = (self._wrong(lease) or self._rivalled(lease)) if lease else ""
             if lease and why:
-                self._ignored[subnet] = f"lease {subnet} of {lease.node or lease.host} ignored: {why}"
+                self._ignored[key] = f"lease {lease.subnet} of {lease.node or lease.host} ignored: {why}"
             else:
-                self._ignored.pop(subnet, None)
-            before, after = self.usable.get(subnet), None if why else lease
+                self._ignored.pop(key, None)
+            before, after = self.usable.get(key), None if why else lease
             if before == after:
                 continue
             if before is not None:
-                del self.usable[subnet]
-                self._seat(before.host, [each for each in self.at(before.host) if each.subnet != subnet])
+                del self.usable[key]
+                self._seat(before.host, [each for each in self.at(before.host) if each.key != key])
                 gone.append(before)
             if after is not None:
-                self.usable[subnet] = after
+                self.usable[key] = after
                 self._seat(after.host, [*self.at(after.host), after])
                 new.append(after)
         return Moves(tuple(sorted(gone, key=rank)), tuple(sorted(new, key=rank)))
 
-    def _seat(self, host: IPv4Address, leases: list[Lease]) -> None:
+    def _seat(self, host: A, leases: list[Member[A, N]]) -> None:
         self._hosts[host] = tuple(sorted(leases, key=rank)) if len(leases) > 1 else tuple(leases)
         (self._shared.add if len(leases) > 1 else self._shared.discard)(host)
         if not leases:
             del self._hosts[host]
 
-    def _claimed(self, lease: Lease) -> Iterator[Claim]:
+    def _claimed(self, lease: Member[A, N]) -> Iterator[Claim]:
         """What `lease`, with which nothing else is wrong, would have to itself."""
         if lease.vtep_mac is not None:
             yield lease.vtep_mac
-        yield from blocks(lease.subnet, self._network)
+        yield from blocks(lease.subnet, self._space)
 
-    def _rivalled(self, lease: Lease) -> str:
+    def _rivalled(self, lease: Member[A, N]) -> str:
         """Why an earlier lease has what this one claims; "" if none has."""
         for claim in self._claimed(lease):
             for other in self._claims[claim]:
-                if other.subnet == lease.subnet:
+                if other.key == lease.key:
                     break
                 if isinstance(claim, MacAddress):
                     return f"its VTEP MAC {claim} is that of {other.subnet}"
@@ -184,22 +199,23 @@ class Roster:
                     return f"it overlaps {other.subnet} of {other.node or other.host}"
         return ""
 
-    def _wrong(self, lease: Lease) -> str:
+    def _wrong(self, lease: Member[A, N]) -> str:
         """What is wrong with the lease itself, whoever else there is."""
-        own, network = self._own, self._network
+        own, network, space = self._own, self._network, self._space
         if lease.backend != network.backend:
             return f"its backend is {lease.backend}, not {network.backend}"
-        if not _within(lease.subnet, network.network):
-            return f"it is not in {network.network}"
-        if lease.subnet.prefixlen < network.subnet_len and count_blocks(lease.subnet, network) > MOST_BLOCKS:
-            return f"it is larger than {MOST_BLOCKS} subnets of /{network.subnet_len}"
-        if lease.host == own.host:
-            return f"it carries our own host address {own.host}"
+        if not within(lease.subnet, space.network):
+            return f"it is not in {space.network}"
+        if lease.subnet.prefixlen < space.subnet_len and count_blocks(lease.subnet, space) > MOST_BLOCKS:
+            return f"it is larger than {MOST_BLOCKS} subnets of /{space.subnet_len}"
+        if not int(lease.host) or lease.host == own.host:
+            ours = f"carries our own host address {own.host}"
+            return f"it {ours if int(lease.host) else f'does not say the {self._family} address of its host'}"
         if why := self._wrong_place(lease) or (self._wrong_vtep(lease) if network.backend == "vxlan" else ""):
             return why
         return "it overlaps our own" if _overlap(lease.subnet, own.subnet) else ""
 
-    def _wrong_place(self, lease: Lease) -> str:
+    def _wrong_place(self, lease: Member[A, N]) -> str:
         """Whether its packets would have to take a route that they are the outside of."""
         for link in self._underlay:
             if _overlap(lease.subnet, link):
@@ -211,7 +227,7 @@ class Roster:
                 return f"its host {lease.host} is in {whose}"
         return ""
 
-    def _wrong_vtep(self, lease: Lease) -> str:
+    def _wrong_vtep(self, lease: Member[A, N]) -> str:
         mac, vni = lease.vtep_mac, self._network.vni
         if not (mac and mac.is_unicast):
             return f"it has no usable VTEP MAC ({mac})"
@@ -220,25 +236,26 @@ class Roster:
         return f"its VTEP MAC {mac} is that of {self._own.subnet}, ours" if mac == self._own.vtep_mac else ""
 
 
-def blocks(subnet: IPv4Network, network: Network) -> Iterable[IPv4Address]:
-    """Base addresses of the network's blocks that `subnet` has a part in: mostly its own one."""
-    if subnet.prefixlen == network.subnet_len:
-        return (subnet.network_address,)
-    size = 1 << (32 - network.subnet_len)
+def blocks(subnet: IPv4Network | IPv6Network, space: Space[Any]) -> Iterable[int]:
+    """Base addresses of the space's blocks that `subnet` has a part in: mostly its own one."""
+    if subnet.prefixlen == space.subnet_len:
+        return (int(subnet.network_address),)
+    size = 1 << (subnet.max_prefixlen - space.subnet_len)
     first, last = span(subnet)
-    return map(IPv4Address, range(first & -size, last + 1, size))
+    return range(first & -size, last + 1, size)
 
 
-def count_blocks(subnet: IPv4Network, network: Network) -> int:
+def count_blocks(subnet: IPv4Network | IPv6Network, space: Space[Any]) -> int:
     """How many blocks `subnet` has a part in."""
-    return 1 << max(network.subnet_len - subnet.prefixlen, 0)
+    return 1 << max(space.subnet_len - subnet.prefixlen, 0)
 
 
-def _overlap(one: IPv4Network, other: IPv4Network) -> bool:
+def _overlap(one: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> bool:
     (first, last), (start, end) = span(one), span(other)
     return start <= last and first <= end
 
 
-def _within(subnet: IPv4Network, network: IPv4Network) -> bool:
+def within(subnet: IPv4Network | IPv6Network, network: IPv4Network | IPv6Network) -> bool:
+    """Whether a network of the same family is a part of the other."""
     (first, last), (start, end) = span(subnet), span(network)
     return start <= first and last <= end

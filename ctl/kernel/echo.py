@@ -10,20 +10,39 @@ import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address
-from typing import Final, Self
+from typing import Final, Generic, Self
 
 from ctl.core.errors import AgentError, KernelError
+from ctl.core.model import A
 
 SMALL: Final = 84
 """Bytes of the packet that ping(8) sends."""
 _HEADER: Final = struct.Struct("!BBHHH")
-"""Type, code, checksum, identifier, sequence number (RFC 792)."""
-_REQUEST, _REPLY = 8, 0
-OVERHEAD: Final = 28
-"""Bytes of IP and ICMP header."""
-_IP_MTU_DISCOVER, _PMTUDISC_PROBE = 10, 3
-"""linux/in.h: DF is set, and what is known of the path's MTU is not asked."""
+"""Type, code, checksum, identifier, sequence number (RFC 792, RFC 4443)."""
+_PMTUDISC_PROBE: Final = 3
+"""linux/in.h and in6.h: nothing is fragmented, and what is known of the path's MTU is not asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Icmp:
+    """How echoes go in a family."""
+
+    family: socket.AddressFamily
+    protocol: int
+    level: int
+    mtu_discover: int
+    """The socket option for _PMTUDISC_PROBE."""
+    request: int
+    reply: int
+    overhead: int
+    """Bytes of IP and ICMP header."""
+
+
+_ICMP: Final = {
+    4: _Icmp(socket.AF_INET, socket.IPPROTO_ICMP, socket.IPPROTO_IP, 10, 8, 0, 28),
+    6: _Icmp(socket.AF_INET6, socket.IPPROTO_ICMPV6, socket.IPPROTO_IPV6, 23, 128, 129, 48),
+}
+"""By IP version."""
 _PACE_S: Final = 0.0002
 """Between two requests: a thousand peers are no burst."""
 
@@ -37,13 +56,14 @@ class Answers:
     """Seconds, in the order of the requests that were answered."""
 
 
-class Echo:
-    """A raw socket that speaks from `source`. AgentError without CAP_NET_RAW; KernelError."""
+class Echo(Generic[A]):
+    """A raw socket that speaks from `source`, to its family. AgentError without CAP_NET_RAW; KernelError."""
 
-    def __init__(self, source: IPv4Address) -> None:
+    def __init__(self, source: A) -> None:
+        icmp = self._icmp = _ICMP[source.version]
         try:
-            self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
-            self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_PROBE)
+            self._socket = socket.socket(icmp.family, socket.SOCK_RAW, icmp.protocol)
+            self._socket.setsockopt(icmp.level, icmp.mtu_discover, _PMTUDISC_PROBE)
             self._socket.bind((str(source), 0))
         except PermissionError:
             raise AgentError("needs root, or CAP_NET_RAW, to send echoes") from None
@@ -52,7 +72,7 @@ class Echo:
         self._socket.setblocking(False)
         self._identifier = int.from_bytes(os.urandom(2), "big")
         self._sequence = 0
-        self._out: dict[int, tuple[IPv4Address, float]] = {}
+        self._out: dict[int, tuple[A, float]] = {}
         """Requests that were not answered yet: to whom and when, by sequence number."""
 
     def __enter__(self) -> Self:
@@ -66,17 +86,17 @@ class Echo:
 
     def ask(
         self,
-        targets: Collection[IPv4Address],
+        targets: Collection[A],
         size: int,
         count: int,
         patience: float,
         step: Callable[[], None] = lambda: None,
-    ) -> dict[IPv4Address, Answers]:
+    ) -> dict[A, Answers]:
         """Ask each `count` times with IP packets of `size` bytes; wait `patience` seconds for the last.
 
         `step` is called after each request. A packet that this host cannot send counts as lost.
         """
-        found: dict[IPv4Address, list[float]] = {target: [] for target in targets}
+        found: dict[A, list[float]] = {target: [] for target in targets}
         for _ in range(count):
             for target in targets:
                 self._request(target, size)
@@ -88,20 +108,18 @@ class Echo:
             self._out.clear()
         return {target: Answers(count, tuple(trips)) for target, trips in found.items()}
 
-    def send(self, targets: Iterable[IPv4Address], size: int, count: int) -> None:
+    def send(self, targets: Iterable[A], size: int, count: int) -> None:
         """Ask as `ask` does, and wait for nothing: `answered` tells."""
         for target in targets:
             for _ in range(count):
                 self._request(target, size)
 
-    def answered(self) -> set[IPv4Address]:
+    def answered(self) -> set[A]:
         """Those whose replies are here by now."""
         pairs = [self._out.pop(sequence, None) for sequence in self._replies()]
         return {pair[0] for pair in pairs if pair}
 
-    def largest(
-        self, targets: Iterable[IPv4Address], low: int, high: int, patience: float
-    ) -> dict[IPv4Address, int]:
+    def largest(self, targets: Iterable[A], low: int, high: int, patience: float) -> dict[A, int]:
         """The largest packet, bytes, that each answers: `low` it does, and `high` not."""
         limits = dict.fromkeys(targets, (low, high))
         while wide := {target: pair for target, pair in limits.items() if pair[1] - pair[0] > 1}:
@@ -112,16 +130,17 @@ class Echo:
                     limits[target] = (size, before[1]) if answers.round_trips else (before[0], size)
         return {target: pair[0] for target, pair in limits.items()}
 
-    def _request(self, target: IPv4Address, size: int) -> None:
+    def _request(self, target: A, size: int) -> None:
         self._sequence = (self._sequence + 1) & 0xFFFF
-        body = bytes(max(0, size - OVERHEAD))
-        head = _HEADER.pack(_REQUEST, 0, 0, self._identifier, self._sequence)
-        message = _HEADER.pack(_REQUEST, 0, _checksum(head + body), self._identifier, self._sequence) + body
+        body, kind = bytes(max(0, size - self._icmp.overhead)), self._icmp.request
+        head = _HEADER.pack(kind, 0, 0, self._identifier, self._sequence)
+        # That of ICMPv6, in which there are addresses, is the kernel's.
+        message = _HEADER.pack(kind, 0, _checksum(head + body), self._identifier, self._sequence) + body
         with suppress(OSError):  # too big, no route, refused by a rule: nothing comes back
             self._socket.sendto(message, (str(target), 0))
             self._out[self._sequence] = target, time.monotonic()
 
-    def _take(self, found: dict[IPv4Address, list[float]], patience: float) -> None:
+    def _take(self, found: dict[A, list[float]], patience: float) -> None:
         """What has come within that time at most."""
         # Not select(2), which knows no descriptors beyond 1023: a node has two for each container.
         waiting = select.poll()
@@ -138,11 +157,12 @@ class Echo:
         with suppress(BlockingIOError):
             while True:
                 packet = self._socket.recv(65536)
-                head = (packet[0] & 15) * 4
+                # A raw socket of IPv6 has no IP header in front.
+                head = (packet[0] & 15) * 4 if self._icmp.family == socket.AF_INET else 0
                 if len(packet) < head + _HEADER.size:
                     continue
                 kind, _, _, identifier, sequence = _HEADER.unpack_from(packet, head)
-                if (kind, identifier) == (_REPLY, self._identifier):
+                if (kind, identifier) == (self._icmp.reply, self._identifier):
                     yield sequence
 
 

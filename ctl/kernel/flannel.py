@@ -13,11 +13,14 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from pathlib import Path
 from typing import Final
 
+from ctl.core.family import Family
 from ctl.core.host import Link, Route
+from ctl.core.model import A, N
+from ctl.core.roster import within
 from ctl.kernel import iptables
 from ctl.kernel.command import find, run, succeeds
 from ctl.kernel.netlink import link as links
@@ -36,8 +39,8 @@ from ctl.kernel.netlink.tables import (
 
 PROCESS: Final = re.compile(r"flanneld(-.*)?")
 """As it is installed, or as it is downloaded: flanneld-amd64."""
-TABLE: Final = "flannel-ipv4"
-"""The nftables table that flanneld makes if it is told to (EnableNFTables)."""
+TABLES: Final = {4: ("ip", "flannel-ipv4"), 6: ("ip6", "flannel-ipv6")}
+"""The nftables table that flanneld makes if it is told to (EnableNFTables), by IP version."""
 CHAINS: Final = (("nat", "POSTROUTING", "FLANNEL-POSTRTG"), ("filter", "FORWARD", "FLANNEL-FWD"))
 """Table, built-in chain, flannel's chain."""
 
@@ -45,9 +48,13 @@ RTPROT_BOOT: Final = 3
 """rtm_protocol of flannel's routes: what its netlink library takes when told nothing."""
 
 
-def device_name(vni: int) -> str:
-    """What flanneld calls its vxlan device."""
-    return f"flannel.{vni}"
+_DEFAULT_METRICS: Final = (0, 1024)
+"""Of a route whose maker named none: IPv4's, and IPv6's (IP6_RT_PRIO_USER)."""
+
+
+def device_name(vni: int, version: int = 4) -> str:
+    """What flanneld calls its vxlan device of that IP version."""
+    return f"flannel.{vni}" if version == 4 else f"flannel-v6.{vni}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class TunnelDevice:
     """A vxlan device of flannel's name, or flannel0, the TUN device of its udp backend."""
 
     link: Link
-    addresses: tuple[IPv4Interface, ...]
+    addresses: tuple[IPv4Interface | IPv6Interface, ...]
     port: int = 0
     learning: bool = False
 
@@ -79,22 +86,24 @@ def running(proc: Path = Path("/proc")) -> int | None:
     return None
 
 
-def vxlan_tunnel(netlink: Netlink, vni: int) -> TunnelDevice | None:
-    """The device `flannel.<VNI>`, if it is a vxlan device with that VNI."""
-    link = by_name(netlink.links(), device_name(vni))
+def vxlan_tunnel(netlink: Netlink, vni: int, version: int) -> TunnelDevice | None:
+    """The device `flannel.<VNI>`, or that of IPv6, if it is a vxlan device with that VNI."""
+    link = by_name(netlink.links(), device_name(vni, version))
     if link is None or link.kind != "vxlan":
         return None
     with netlink.doing(f"look at {link.name}"):
         found = links.tunnel(netlink.rtnl, link.ifindex)
     if found.vni != vni:
         return None
-    return TunnelDevice(link, tuple(netlink.addresses(link.ifindex)), found.port, found.learning)
+    addresses = netlink.addresses if version == 4 else netlink.ipv6_addresses
+    return TunnelDevice(link, tuple(addresses(link.ifindex)), found.port, found.learning)
 
 
-def vni_of(netlink: Netlink, link: Link) -> int:
-    """Of a vxlan device, whatever its name. KernelError."""
+def name_for(netlink: Netlink, link: Link) -> str:
+    """What flanneld would call a vxlan device, whatever its name is now. KernelError."""
     with netlink.doing(f"look at {link.name}"):
-        return links.tunnel(netlink.rtnl, link.ifindex).vni
+        found = links.tunnel(netlink.rtnl, link.ifindex)
+    return device_name(found.vni, found.local.version)
 
 
 def stop_learning(netlink: Netlink, tunnel: TunnelDevice) -> None:
@@ -111,39 +120,39 @@ def tun(netlink: Netlink) -> TunnelDevice | None:
     return TunnelDevice(link, tuple(netlink.addresses(link.ifindex)))
 
 
-def _leftover_routes(netlink: Netlink, network: IPv4Network) -> Iterator[tuple[IPv4Network, int, Route]]:
+def _leftover_routes(netlink: Netlink, family: Family[A, N], network: N) -> Iterator[tuple[N, int, Route[A]]]:
     """Routes of the main table that flanneld may have made: into the network, protocol boot, no metric.
 
     Subnet, type (RTN_*), and where it leads to.
     """
     with netlink.doing("list routes"):
-        for body in main_routes(netlink.rtnl, RTPROT_BOOT):
+        for body in main_routes(netlink.rtnl, family, RTPROT_BOOT):
             if not prefix_length(body):
                 continue
-            key, route = parse_route(body)
-            if not key.metric and key.subnet != network and key.subnet.subnet_of(network):
+            key, route = parse_route(body, family)
+            if key.metric in _DEFAULT_METRICS and key.subnet != network and within(key.subnet, network):
                 yield key.subnet, route_type(body), route
 
 
-def routes(netlink: Netlink, network: IPv4Network) -> Mapping[IPv4Network, Route]:
+def routes(netlink: Netlink, family: Family[A, N], network: N) -> Mapping[N, Route[A]]:
     """Routes of that form to other hosts' subnets, through whichever device."""
     return {
         subnet: replace(route, mtu=0)
-        for subnet, kind, route in _leftover_routes(netlink, network)
+        for subnet, kind, route in _leftover_routes(netlink, family, network)
         if kind == UNICAST and int(route.via) and route.ifindex
     }
 
 
-def remove_blackhole(netlink: Netlink, network: IPv4Network) -> bool:
+def remove_blackhole(netlink: Netlink, family: Family[A, N], network: N) -> bool:
     """Take away what `--ip-blackhole-route` has set; True if there was any."""
-    found = [subnet for subnet, kind, _ in _leftover_routes(netlink, network) if kind == BLACKHOLE]
+    found = [subnet for subnet, kind, _ in _leftover_routes(netlink, family, network) if kind == BLACKHOLE]
     with netlink.doing("remove flannel's blackhole route"):
         for subnet in found:
             remove_route(netlink.rtnl, subnet, RTPROT_BOOT, BLACKHOLE)
     return bool(found)
 
 
-def remove_routes(netlink: Netlink, subnets: Iterable[IPv4Network]) -> None:
+def remove_routes(netlink: Netlink, subnets: Iterable[N]) -> None:
     """Take its routes to these away, where ours have not replaced them."""
     with netlink.doing("remove flannel's routes"):
         for subnet in subnets:
@@ -151,7 +160,7 @@ def remove_routes(netlink: Netlink, subnets: Iterable[IPv4Network]) -> None:
                 remove_route(netlink.rtnl, subnet, RTPROT_BOOT)
 
 
-def give_route(netlink: Netlink, subnet: IPv4Network, route: Route) -> None:
+def give_route(netlink: Netlink, subnet: N, route: Route[A]) -> None:
     """A route as flanneld makes it; it goes before ours to the same subnet."""
     with netlink.doing(f"route {subnet}"):
         put_route(netlink.rtnl, subnet, route, RTPROT_BOOT)
@@ -160,7 +169,7 @@ def give_route(netlink: Netlink, subnet: IPv4Network, route: Route) -> None:
 # --- Rules -----------------------------------------------------------------------
 
 
-def remove_rules(network: IPv4Network) -> list[str]:
+def remove_rules(network: IPv4Network | IPv6Network) -> list[str]:
     """Remove flannel's masquerade and forwarding rules for `network`; their chains' and tables' names.
 
     Chains of another network stay. nftables in one transaction, legacy iptables one for
@@ -172,59 +181,70 @@ def remove_rules(network: IPv4Network) -> list[str]:
     return names + _remove_legacy(network)
 
 
-def rules(network: IPv4Network) -> list[str]:
+def rules(network: IPv4Network | IPv6Network) -> list[str]:
     """The names of its chains and tables that speak of `network`."""
     legacy = [chain for table, _, chain in CHAINS if _legacy_chain(table, chain, network)]
     return _nft_commands(network)[1] + legacy
 
 
-def _speaks_of(text: str, network: IPv4Network) -> bool:
-    return re.search(rf"(?<![\d.]){re.escape(str(network))}(?!\d)", text) is not None
+def _speaks_of(text: str, network: IPv4Network | IPv6Network) -> bool:
+    return re.search(rf"(?<![\da-f.:]){re.escape(str(network))}(?!\d)", text) is not None
 
 
-def _nft_commands(network: IPv4Network) -> tuple[list[str], list[str]]:
+def _nft_commands(network: IPv4Network | IPv6Network) -> tuple[list[str], list[str]]:
     """Nft's commands that remove the rules, and what they remove.
 
     iptables-nft's chains are nftables' own, and need no iptables to be seen or removed.
     """
     commands: list[str] = []
     names: list[str] = []
-    there = run("nft", "list", "chains", "ip")
-    if f"table ip {TABLE} " in there and _speaks_of(run("nft", "list", "table", "ip", TABLE), network):
-        commands.append(f"delete table ip {TABLE}")
-        names.append(f"table {TABLE}")
-        if succeeds("nft", "list", "table", "ip6", "flannel-ipv6") and "chain" not in run(
-            "nft", "list", "table", "ip6", "flannel-ipv6"
-        ):
-            commands.append("delete table ip6 flannel-ipv6")  # it comes along, empty
+    ip, own = TABLES[network.version]
+    there = run("nft", "list", "chains", ip)
+    if f"table {ip} {own} " in there and _speaks_of(run("nft", "list", "table", ip, own), network):
+        commands.append(f"delete table {ip} {own}")
+        names.append(f"table {own}")
+        commands += _empty_sibling(network.version)
     for table, base, chain in CHAINS:
         if f"chain {chain} " not in there:
             continue
-        if not _speaks_of(run("nft", "list", "chain", "ip", table, chain, check=False), network):
+        if not _speaks_of(run("nft", "list", "chain", ip, table, chain, check=False), network):
             continue
-        listing = run("nft", "-a", "list", "chain", "ip", table, base, check=False)
+        listing = run("nft", "-a", "list", "chain", ip, table, base, check=False)
         handles = re.findall(rf"jump {chain} .*# handle (\d+)", listing)
-        commands += [f"delete rule ip {table} {base} handle {handle}" for handle in handles]
-        commands += [f"flush chain ip {table} {chain}", f"delete chain ip {table} {chain}"]
-        names.append(f"chain {chain}")
+        commands += [f"delete rule {ip} {table} {base} handle {handle}" for handle in handles]
+        commands += [f"flush chain {ip} {table} {chain}", f"delete chain {ip} {table} {chain}"]
+        names.append(f"chain {chain}" if ip == "ip" else f"chain {chain} (IPv6)")
     return commands, names
 
 
-def _legacy_chain(table: str, chain: str, network: IPv4Network) -> bool:
+def _empty_sibling(version: int) -> list[str]:
+    """The command that removes the other family's table, which comes along with the first, empty."""
+    ip, table = TABLES[10 - version]
+    empty = "chain" not in run("nft", "list", "table", ip, table, check=False)
+    there = succeeds("nft", "list", "table", ip, table)
+    return [f"delete table {ip} {table}"] if there and empty else []
+
+
+def _legacy(network: IPv4Network | IPv6Network) -> str:
+    """The command of legacy iptables for that network."""
+    return f"{iptables.command(network.version)}-legacy"
+
+
+def _legacy_chain(table: str, chain: str, network: IPv4Network | IPv6Network) -> bool:
     """Whether legacy iptables has the chain; asked only where it is in use, for asking makes its tables."""
-    if not iptables.legacy_in_use(table) or not find("iptables-legacy"):
+    if not iptables.legacy_in_use(table, version=network.version) or not find(_legacy(network)):
         return False
-    return _speaks_of(run("iptables-legacy", "-w", "-t", table, "-S", chain, check=False), network)
+    return _speaks_of(run(_legacy(network), "-w", "-t", table, "-S", chain, check=False), network)
 
 
-def _remove_legacy(network: IPv4Network) -> list[str]:
-    names = []
+def _remove_legacy(network: IPv4Network | IPv6Network) -> list[str]:
+    names, tool = [], _legacy(network)
     for table, base, chain in CHAINS:
         if not _legacy_chain(table, chain, network):
             continue
-        present = run("iptables-legacy", "-w", "-t", table, "-S", base).splitlines()
+        present = run(tool, "-w", "-t", table, "-S", base).splitlines()
         jumps = [line.replace("-A ", "-D ", 1) for line in present if line.endswith(f"-j {chain}")]
         text = "\n".join([f"*{table}", *jumps, f"-F {chain}", f"-X {chain}", "COMMIT", ""])
-        run("iptables-legacy-restore", "-w", "--noflush", text=text)
-        names.append(f"chain {chain} (legacy iptables)")
+        run(f"{tool}-restore", "-w", "--noflush", text=text)
+        names.append(f"chain {chain} (legacy {iptables.command(network.version)})")
     return names

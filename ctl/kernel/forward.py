@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 from ctl.core import forward_chains
 from ctl.core.base_chains import Chain
 from ctl.kernel.command import run
 
 
-def refusing(chains: Iterable[Chain], network: IPv4Network, bridge: str) -> tuple[str, ...]:
+def refusing(chains: Iterable[Chain], network: IPv4Network | IPv6Network, bridge: str) -> tuple[str, ...]:
     """Of the host's base chains those that refuse forwarded packets, and have no rule for ours: a line each.
 
     One listing of each at that hook, another of its table if it refuses anything. KernelError.
     """
-    seeing = filter(forward_chains.sees_forwarded, chains)
+    seeing = (chain for chain in chains if forward_chains.sees_forwarded(chain, network.version))
     return tuple(_line(chain, network, bridge) for chain in seeing if _is_in_the_way(chain, network, bridge))
 
 
-def _is_in_the_way(chain: Chain, network: IPv4Network, bridge: str) -> bool:
+def _is_in_the_way(chain: Chain, network: IPv4Network | IPv6Network, bridge: str) -> bool:
     # One that has just gone lists nothing.
     own = run("nft", "-s", "list", "chain", chain.family, chain.table, chain.name, check=False)
     if not forward_chains.refuses(own):
@@ -28,8 +28,9 @@ def _is_in_the_way(chain: Chain, network: IPv4Network, bridge: str) -> bool:
     return not forward_chains.names(table, bridge, network)
 
 
-def _line(chain: Chain, network: IPv4Network, bridge: str) -> str:
-    remedy = f"nft insert rule {chain} ip saddr {network} accept, and the same with daddr"
+def _line(chain: Chain, network: IPv4Network | IPv6Network, bridge: str) -> str:
+    ip = "ip" if network.version == 4 else "ip6"
+    remedy = f"nft insert rule {chain} {ip} saddr {network} accept, and the same with daddr"
     if chain.table == "firewalld":
         remedy = f"firewall-cmd --permanent --zone=trusted --add-source={network}, then --reload"
     return (

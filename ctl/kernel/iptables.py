@@ -2,7 +2,7 @@
 
 iptables comes in two kinds with rules of their own: `nf_tables` (in nftables' table `ip filter`) and
 `legacy` (tables of the kernel that nft does not show). A packet has to pass both, so an accept is put
-into each that is in use.
+into each that is in use. IPv6 has commands and tables of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final
 
@@ -21,8 +21,11 @@ from ctl.kernel.command import find, run, succeeds
 
 CHAIN: Final = "OVNET-FWD"
 
-_LEGACY_TABLES: Final = Path("/proc/thread-self/net/ip_tables_names")
-"""Names of legacy's tables that this network namespace has, a line each."""
+_LEGACY_TABLES: Final = {
+    4: Path("/proc/thread-self/net/ip_tables_names"),
+    6: Path("/proc/thread-self/net/ip6_tables_names"),
+}
+"""Names of legacy's tables that this network namespace has, a line each, by IP version."""
 
 
 class Kind(StrEnum):
@@ -32,7 +35,12 @@ class Kind(StrEnum):
     LEGACY = "legacy"
 
 
-_COMMANDS: Final = {Kind.NFT: "iptables-nft", Kind.LEGACY: "iptables-legacy"}
+_SUFFIXES: Final = {Kind.NFT: "nft", Kind.LEGACY: "legacy"}
+
+
+def command(version: int) -> str:
+    """What the tool for that IP version is called."""
+    return "iptables" if version == 4 else "ip6tables"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,38 +52,43 @@ class Accepted:
     """Why there is none where one may be needed, a line each."""
 
 
-def ensure(network: IPv4Network, bridge: str) -> Accepted:
+def ensure(network: IPv4Network | IPv6Network, bridge: str) -> Accepted:
     """Have what is forwarded from and to the network accepted by both kinds. KernelError.
 
     The kind that `iptables` is gets our chain in any case: whoever comes later finds it there.
     """
-    tools, usual = _tools(), _usual()
+    version = network.version
+    tools, usual = _tools(version), _usual(version)
     changed = False
-    if Kind.NFT in tools and (usual is Kind.NFT or _nft_in_use()):
+    if Kind.NFT in tools and (usual is Kind.NFT or _nft_in_use(version)):
         changed = _accept(tools[Kind.NFT], network, bridge)
-    if Kind.LEGACY in tools and (usual is Kind.LEGACY or legacy_in_use()):
+    if Kind.LEGACY in tools and (usual is Kind.LEGACY or legacy_in_use(version=version)):
         try:
             return Accepted(_accept(tools[Kind.LEGACY], network, bridge) or changed)
         except KernelError as error:
             # It takes more of a process than nft does: not all may have it, and not all need it.
-            return Accepted(changed, (_unseen(network, str(error)),) if legacy_in_use() else ())
-    if legacy_in_use():
-        return Accepted(changed, (_unseen(network, "iptables-legacy is not installed"),))
+            return Accepted(
+                changed, (_unseen(network, str(error)),) if legacy_in_use(version=version) else ()
+            )
+    if legacy_in_use(version=version):
+        return Accepted(changed, (_unseen(network, f"{command(version)}-legacy is not installed"),))
     return Accepted(changed)
 
 
-def remove() -> None:
+def remove(version: int) -> None:
     """Take our chain away, of both kinds. What cannot be looked at is left. KernelError."""
-    tools, usual = _tools(), _usual()
+    tools, usual = _tools(version), _usual(version)
     for kind, tool in tools.items():
-        if kind is usual or (_nft_in_use() if kind is Kind.NFT else legacy_in_use()):
+        in_use = _nft_in_use(version) if kind is Kind.NFT else legacy_in_use(version=version)
+        # What is asked of a tool makes its tables, which a node without IPv6 has no need of.
+        if in_use or (kind is usual and version == 4):
             while succeeds(tool, "-w", "-D", "FORWARD", "-j", CHAIN):
                 pass
             succeeds(tool, "-w", "-F", CHAIN)
             succeeds(tool, "-w", "-X", CHAIN)
 
 
-def rules(network: IPv4Network, bridge: str, forward: Sequence[str]) -> list[str]:
+def rules(network: IPv4Network | IPv6Network, bridge: str, forward: Sequence[str]) -> list[str]:
     """Our chain, as iptables lists it, beside these rules of FORWARD.
 
     dockerd --icc=false appends its drop, which with br_netfilter is about bridged packets
@@ -87,7 +100,7 @@ def rules(network: IPv4Network, bridge: str, forward: Sequence[str]) -> list[str
     return accepts
 
 
-def _accept(tool: str, network: IPv4Network, bridge: str) -> bool:
+def _accept(tool: str, network: IPv4Network | IPv6Network, bridge: str) -> bool:
     """Whether anything had to be changed. KernelError with the tool's words."""
     jump = run(tool, "-w", "-S", "FORWARD").splitlines()
     present = run(tool, "-w", "-S", CHAIN, check=False).splitlines()
@@ -102,34 +115,36 @@ def _accept(tool: str, network: IPv4Network, bridge: str) -> bool:
     return True
 
 
-def _unseen(network: IPv4Network, why: str) -> str:
+def _unseen(network: IPv4Network | IPv6Network, why: str) -> str:
+    tool = f"{command(network.version)}-legacy"
     return (
-        f"iptables-legacy has rules here that we cannot look at ({why}): where its FORWARD drops, containers "
-        f"reach no other node: iptables-legacy -A FORWARD -s {network} -j ACCEPT, and the same with -d"
+        f"{tool} has rules here that we cannot look at ({why}): where its FORWARD drops, containers "
+        f"reach no other node: {tool} -A FORWARD -s {network} -j ACCEPT, and the same with -d"
     )
 
 
-def legacy_in_use(table: str = "filter") -> bool:
+def legacy_in_use(table: str = "filter", *, version: int = 4) -> bool:
     """Whether the kernel has this table of legacy's in this namespace. To ask the tool would make it."""
     with suppress(OSError):
-        return table in _LEGACY_TABLES.read_text().split()
+        return table in _LEGACY_TABLES[version].read_text().split()
     return False
 
 
-def _nft_in_use() -> bool:
-    return succeeds("nft", "list", "chain", "ip", "filter", "FORWARD")
+def _nft_in_use(version: int) -> bool:
+    return succeeds("nft", "list", "chain", "ip" if version == 4 else "ip6", "filter", "FORWARD")
 
 
-def _tools() -> dict[Kind, str]:
+def _tools(version: int) -> dict[Kind, str]:
     """The command of each kind that is installed."""
-    found = {kind: command for kind, command in _COMMANDS.items() if find(command)}
-    usual = _usual()
-    return found if usual is None else {**found, usual: "iptables"}
+    name = command(version)
+    found = {kind: tool for kind, each in _SUFFIXES.items() if find(tool := f"{name}-{each}")}
+    usual = _usual(version)
+    return found if usual is None else {**found, usual: name}
 
 
-def _usual() -> Kind | None:
-    """Which kind `iptables` is; None if it is not installed."""
-    path = find("iptables")
+def _usual(version: int) -> Kind | None:
+    """Which kind the tool of that name is; None if it is not installed."""
+    path = find(command(version))
     return _kind_of(path, Path(path).resolve()) if path else None
 
 

@@ -20,6 +20,8 @@ written there is of the writer's network namespace, as here."""
 
 FORWARDING: Final = {"net/ipv4/ip_forward": "1"}
 """What forwarding needs. It is left on at teardown: other software on the host relies on it by then."""
+IPV6_FORWARDING: Final = {"net/ipv6/conf/all/forwarding": "1"}
+"""The same of IPv6. No device is asked for a setting of its own."""
 
 CONNTRACK: Final = {
     # Conntrack sees only part of a bypassed connection: its window check would call
@@ -32,6 +34,21 @@ CONNTRACK: Final = {
 def forwarding(device: str) -> str:
     """The setting of a device: whether what comes in by it is forwarded."""
     return f"net/ipv4/conf/{device}/forwarding"
+
+
+def accept_ra(device: str) -> str:
+    """The setting of a device: whether it heeds router advertisements; 1: as a host, 2: as a router too."""
+    return f"net/ipv6/conf/{device}/accept_ra"
+
+
+def disable_ipv6(device: str) -> str:
+    """The setting of a device: whether it may have no IPv6 address."""
+    return f"net/ipv6/conf/{device}/disable_ipv6"
+
+
+def has_ipv6() -> bool:
+    """Whether this kernel has any IPv6."""
+    return (_ROOT / "net/ipv6/conf").is_dir()
 
 
 def arp_notify(device: str) -> str:
@@ -84,6 +101,13 @@ def ensure(wanted: Mapping[str, str], saved: Path) -> None:
         _write(name, wanted[name])
 
 
+def put(wanted: Mapping[str, str]) -> None:
+    """Set what differs of a device of ours, with which the settings go: nothing is noted. KernelError."""
+    for name, value in wanted.items():
+        if read(name) not in (None, value):
+            _write(name, value)
+
+
 @contextmanager
 def meanwhile(name: str, value: str) -> Iterator[None]:
     """Have a setting be so for as long as the block lasts. Where it cannot be set it stays as it is."""
@@ -98,20 +122,32 @@ def meanwhile(name: str, value: str) -> Iterator[None]:
                 _write(name, before)
 
 
+def before(saved: Path, name: str) -> str | None:
+    """What a setting was before us; None: we have not changed it."""
+    return _saved(saved).get(name)
+
+
+def _stays(name: str) -> bool:
+    """Whether a setting goes with forwarding: where that is left on, an uplink has to heed routers still."""
+    return name in IPV6_FORWARDING or name.endswith("/accept_ra")
+
+
 def restore(saved: Path, names: Collection[str] | None = None, keep: Collection[str] = FORWARDING) -> bool:
-    """Put back what `saved` notes of `names` (None: of all), except `keep`, and forget it.
+    """Put back what `saved` notes of `names` (None: of all), except `keep` and IPv6's, and forget it.
 
     True if something was put back. KernelError.
     """
-    before = _saved(saved)
-    chosen = {name: was for name, was in before.items() if names is None or name in names}
+    noted = _saved(saved)
+    chosen = {name: was for name, was in noted.items() if names is None or name in names}
     changes = {
-        name: was for name, was in chosen.items() if name not in keep and read(name) not in (None, was)
+        name: was
+        for name, was in chosen.items()
+        if name not in keep and not _stays(name) and read(name) not in (None, was)
     }
     for name, was in changes.items():
         _write(name, was)
     if chosen or names is None:
-        _note(saved, {name: was for name, was in before.items() if name not in chosen})
+        _note(saved, {name: was for name, was in noted.items() if name not in chosen})
     return bool(changes)
 
 

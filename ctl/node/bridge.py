@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final
 
 from ctl.backend.told import told
 from ctl.core import bridge
 from ctl.core.errors import ConfigError, KernelError
+from ctl.core.family import IPV6
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import OWNER, BridgeDevice, Devices, Link
 from ctl.core.model import Lease, MacAddress
@@ -48,6 +49,16 @@ class ContainerBridge:
         if found:
             self._guard_mac(found, wanted.mac)
 
+    def ensure_ipv6(self, lease: Lease, mtu: int) -> None:
+        """Have the one that `ensure` has made or found carry our IPv6 address, too. KernelError."""
+        settings = {sysctl.disable_ipv6(self._name): "0"}
+        # Containers are no routers to us.
+        own = {} if self.adopted else {sysctl.accept_ra(self._name): "0"}
+        sysctl.ensure(settings | own, self._saved)
+        wanted = _device(self._name, lease, mtu)
+        wrong = self._netlink.ensure_ipv6_on_bridge(self.ifindex, wanted, ours=not self.adopted)
+        self._wrong = self._wrong or wrong
+
     def ensure_forwarding(self, devices: Devices) -> None:
         """Of our devices; of others' that do not it is said. What keeps the node from being ready, too."""
         ours = [*names({devices.tunnel}), *([] if self.adopted else [self._name])]
@@ -77,10 +88,12 @@ class ContainerBridge:
 
 
 def _device(name: str, lease: Lease, mtu: int) -> BridgeDevice:
+    own = IPV6.member(lease)
     return BridgeDevice(
         name=name,
         # Docker's rule for MACs, so that a restart keeps the gateway's.
         mac=MacAddress(b"\x02\x42" + lease.gateway.packed),
         mtu=mtu,
         address=IPv4Interface((lease.gateway, lease.subnet.prefixlen)),
+        ipv6=IPv6Interface((own.gateway, own.subnet.prefixlen)) if own else None,
     )

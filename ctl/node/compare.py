@@ -12,12 +12,15 @@ from typing import Any
 from ctl.backend.hostgw import HostGwBackend
 from ctl.backend.site import Site
 from ctl.backend.vxlan.device import device_name
+from ctl.backend.vxlan.kernel_path import KernelPath
 from ctl.backend.vxlan.peering import Peering
 from ctl.core.compare import DeviceName, Difference, compare
 from ctl.core.errors import AgentUnreachable, ConfigError, NotFound
+from ctl.core.family import IPV4, IPV6, Family
 from ctl.core.findings import Concern, Findings
-from ctl.core.host import Uplink
-from ctl.core.model import Bypass, Lease, Network
+from ctl.core.host import EVERYTHING, Link, Uplink
+from ctl.core.model import A, Bypass, Lease, N, Network
+from ctl.core.peers import KernelTables
 from ctl.core.report import AgentReport
 from ctl.kernel.bpf.maps import open_maps
 from ctl.kernel.netlink.session import Netlink, by_name
@@ -67,14 +70,11 @@ def differences(
 def _vxlan(
     settings: Settings, netlink: Netlink, site: Site, leases: Sequence[Lease], findings: Findings
 ) -> Pairs:
-    device = by_name(netlink.links(), device_name(site.network))
-    if device is None:
-        raise NotFound(f"{device_name(site.network)} is not here: the agent makes it when it starts")
-    rtnl = netlink.rtnl
-    plan = Peering(rtnl, findings, settings.peers_max).planned(site, device.ifindex, leases)
-    yield "routes", plan.routes.desired, Routes(rtnl).read()
-    yield "neighbours", plan.neighbours.desired, VtepNeighbours(rtnl, device.ifindex).read()
-    yield "fdb", plan.fdb.desired, Fdb(rtnl, device.ifindex).read()
+    device, rtnl = _device(netlink, site.network, IPV4.version), netlink.rtnl
+    tables, plan = Peering(rtnl, findings, settings.peers_max).planned(site, device.ifindex, leases)
+    yield from _kernel(netlink, IPV4, tables, device.ifindex)
+    if site.has_ipv6:
+        yield from _ipv6(netlink, site, leases, findings)
     try:
         opened = open_maps(str(settings.bpffs))
     except AgentUnreachable:
@@ -86,11 +86,34 @@ def _vxlan(
         yield "peer_stats", plan.vteps.desired, maps.vtep_table.read()
 
 
+def _kernel(netlink: Netlink, family: Family[A, N], wanted: KernelTables[A, N], device: int) -> Pairs:
+    """The kernel's tables of a family."""
+    rtnl = netlink.rtnl
+    yield "routes", wanted.routes.desired, Routes(rtnl, family).read()
+    yield "neighbours", wanted.neighbours.desired, VtepNeighbours(rtnl, family, device).read()
+    yield "fdb", wanted.fdb.desired, Fdb(rtnl, family, device).read()
+
+
+def _ipv6(netlink: Netlink, site: Site, leases: Sequence[Lease], findings: Findings) -> Pairs:
+    device = _device(netlink, site.network, IPV6.version)
+    path = KernelPath(netlink.rtnl, IPV6)
+    path.plan(site, device.ifindex, leases, EVERYTHING, path.ways(site))
+    findings.problems[Concern.LEASES] += path.problems
+    assert path.tables is not None, "made by a plan"
+    yield from _kernel(netlink, IPV6, path.tables, device.ifindex)
+
+
+def _device(netlink: Netlink, network: Network, version: int) -> Link:
+    """The vxlan device of that IP version. NotFound."""
+    name = device_name(network, version)
+    found = by_name(netlink.links(), name)
+    if found is None:
+        raise NotFound(f"{name} is not here: the agent makes it when it starts")
+    return found
+
+
 def _hostgw(
     settings: Settings, netlink: Netlink, site: Site, leases: Sequence[Lease], findings: Findings
 ) -> Pairs:
-    yield (
-        "routes",
-        HostGwBackend(settings, netlink, findings).planned(site, leases),
-        Routes(netlink.rtnl).read(),
-    )
+    for wanted, found in HostGwBackend(settings, netlink, findings).planned(site, leases):
+        yield "routes", wanted, found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from ctl.backend.site import Site
@@ -11,8 +11,9 @@ from ctl.backend.vxlan.device import device_name
 from ctl.core import diagnosis
 from ctl.core.diagnosis import Finding, Way
 from ctl.core.errors import OvnetError
+from ctl.core.family import Family, Member
 from ctl.core.host import Link
-from ctl.core.model import Bypass, Lease, Network
+from ctl.core.model import A, Bypass, N, Network
 from ctl.core.report import AgentReport
 from ctl.kernel import sysctl
 from ctl.kernel.echo import SMALL, Echo
@@ -39,6 +40,8 @@ class Examination:
         network, report = self._site.network, self._report
         devices = [name for name in (report.bridge, self._tunnel()) if by_name(self._links, name)]
         names = ["net/ipv4/ip_forward", *(sysctl.forwarding(name) for name in devices)]
+        if self._site.has_ipv6:
+            names += sysctl.IPV6_FORWARDING
         yield from diagnosis.of_settings({name: sysctl.read(name) for name in names}, devices)
         yield from diagnosis.of_conntrack(
             _number("net/netfilter/nf_conntrack_count"), _number("net/netfilter/nf_conntrack_max")
@@ -64,15 +67,22 @@ class Examination:
         found = [link for link in self._links.values() if bridge and link.master == bridge.ifindex]
         return sorted((link for link in found if link.kind == "veth"), key=lambda link: link.name)
 
-    def _tunnel(self) -> str:
+    def _tunnel(self, version: int = 4) -> str:
         network = self._site.network
-        return device_name(network) if network.backend == "vxlan" else ""
+        return device_name(network, version) if network.backend == "vxlan" else ""
 
     # --- The others ------------------------------------------------------------
 
-    def ways(self, peers: Sequence[Lease], step: Callable[[], None] = lambda: None) -> list[Way]:
-        """The way to each of these peers, by FIB and echoes; a `step` for each request. KernelError."""
-        with Echo(overlay_address(self._site.network, self._site.lease)) as echo:
+    def ways(
+        self, family: Family[A, N], peers: Sequence[Member[A, N]], step: Callable[[], None] = lambda: None
+    ) -> list[Way]:
+        """The way to each of these peers, by FIB and echoes; a `step` for each request. KernelError.
+
+        `family`: one that we have.
+        """
+        own = family.member(self._site.lease)
+        assert own is not None, f"we have no {family}"
+        with Echo(overlay_address(self._site.network, own)) as echo:
             targets = {overlay_address(self._site.network, lease): lease for lease in peers}
             small = echo.ask(targets, SMALL, TRIES, PATIENCE_S, step)
             there = [address for address, answers in small.items() if answers.round_trips]
@@ -80,13 +90,13 @@ class Examination:
             tight = [address for address, answers in whole.items() if not answers.round_trips]
             largest = echo.largest(tight, SMALL, self._report.mtu, PATIENCE_S)
         silent = [lease for address, lease in targets.items() if address not in there]
-        reached = self._underlay([lease.host for lease in silent])
-        unresolved = self._netlink.unresolved()  # now: the echoes have had it asked for
+        reached = self._underlay(family, [lease.host for lease in silent])
+        unresolved = self._netlink.unresolved(family)  # now: the echoes have had it asked for
         return [
             Way(
                 lease,
                 *self._way(lease, unresolved),
-                wanted=self._expected(lease),
+                wanted=self._expected(family, lease),
                 underlay=lease.host in reached or lease not in silent,
                 answered=address in there,
                 largest=largest.get(address, 0),
@@ -94,24 +104,23 @@ class Examination:
             for address, lease in targets.items()
         ]
 
-    def _underlay(self, hosts: Sequence[IPv4Address]) -> set[IPv4Address]:
+    def _underlay(self, family: Family[A, N], hosts: Sequence[A]) -> set[A]:
         """Those hosts that answer on the underlay itself."""
         if not hosts:
             return set()
-        with Echo(self._site.uplink.address) as echo:
+        with Echo(family.source(self._site.uplink, self._site.lease)) as echo:
             answers = echo.ask(hosts, SMALL, TRIES, PATIENCE_S)
         return {host for host, each in answers.items() if each.round_trips}
 
-    def _expected(self, lease: Lease) -> str:
+    def _expected(self, family: Family[A, N], lease: Member[A, N]) -> str:
         """The interface that its subnet is to be routed to; with plain routes, its host's."""
-        network = self._site.network
+        network, tunnel = self._site.network, self._tunnel(family.version)
         if network.backend == "vxlan" and not network.direct_routing:
-            return self._tunnel()
+            return tunnel
         device = self._device_to(lease.host)
-        tunnel = self._tunnel()
         return tunnel if tunnel and self._device_to(lease.gateway) == tunnel else device
 
-    def _way(self, lease: Lease, unresolved: Collection[IPv4Address]) -> tuple[str, str]:
+    def _way(self, lease: Member[A, N], unresolved: Collection[A]) -> tuple[str, str]:
         """(interface of its route, the next hop to its host whose MAC nobody tells, or "")."""
         device = self._device_to(lease.gateway)
         try:
@@ -121,7 +130,7 @@ class Examination:
         link = self._links.get(ifindex)
         return device, f"{hop} on {link.name if link else ifindex}" if hop in unresolved else ""
 
-    def _device_to(self, host: IPv4Address) -> str:
+    def _device_to(self, host: IPv4Address | IPv6Address) -> str:
         try:
             ifindex, _ = next_hop(self._netlink.rtnl, host)
         except OvnetError:
@@ -130,9 +139,14 @@ class Examination:
         return link.name if link else ""
 
 
-def overlay_address(network: Network, lease: Lease) -> IPv4Address:
-    """The one at which a node speaks to the others and answers them, whether it has containers or not."""
-    return lease.vtep_ip if network.backend == "vxlan" else lease.gateway
+def overlay_address(network: Network, lease: Member[A, N]) -> A:
+    """The one at which a node speaks to the others and answers them, whether it has containers or not.
+
+    Of IPv6 it is the bridge's: the base address of a router's subnet stands for all routers there
+    (RFC 4291, 2.6.1), and nobody answers from it.
+    """
+    by_vtep = network.backend == "vxlan" and lease.subnet.version == 4
+    return lease.vtep_ip if by_vtep else lease.gateway
 
 
 def _number(name: str) -> int | None:

@@ -19,7 +19,8 @@ from ctl.backend.udp.backend import UdpBackend
 from ctl.backend.vxlan.backend import VxlanBackend
 from ctl.core.abi import Event
 from ctl.core.base_chains import Chain, base_chains
-from ctl.core.errors import AgentError, ConfigError
+from ctl.core.errors import AgentError, ConfigError, Failures
+from ctl.core.family import IPV4, cannot_carry_ipv6_yet, lacks_ipv6
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import (
     EVERYTHING,
@@ -31,7 +32,15 @@ from ctl.core.host import (
     Uplink,
 )
 from ctl.core.losing import Way
-from ctl.core.model import MIN_MTU, Bypass, IPv4Network, Lease, Network
+from ctl.core.model import (
+    MIN_IPV6_MTU,
+    MIN_MTU,
+    Bypass,
+    IPv4Network,
+    IPv6Network,
+    Lease,
+    Network,
+)
 from ctl.core.ports import Closing, Holding
 from ctl.core.wire import SubnetEnv
 from ctl.kernel import firewall, forward, sysctl
@@ -44,6 +53,7 @@ from ctl.kernel.netlink.session import Netlink
 from ctl.kernel.netlink.surroundings import look_at_underlay
 from ctl.node import around
 from ctl.node.bridge import ContainerBridge
+from ctl.node.dual_stack import DualStack, networks
 from ctl.node.env import EnvFile
 from ctl.node.standing import Standing, known_as
 from ctl.node.takeover import Takeover
@@ -68,9 +78,10 @@ class Node:
         self._netlink: Final = netlink
         self._standing: Final = Standing(settings, netlink, self.findings)
         self._takeover: Final = Takeover(settings, netlink)
-        self._firewall = firewall.Firewall()
+        self._firewall = firewall.Firewall(IPV4.version)
         self._bridge = ContainerBridge(settings, netlink, self.findings)
         self._env = EnvFile(settings)
+        self._dual = DualStack(settings, netlink, self._bridge)
         self._network: Network | None = None
         self._leases: Sequence[Lease] = ()
         """All that there are, as we were told last."""
@@ -110,23 +121,18 @@ class Node:
         if network.backend not in BACKENDS:
             known = ", ".join(BACKENDS)
             raise ConfigError(f"the network's backend is {network.backend}: this agent runs {known}")
-        if network.ipv6 is not None:
-            raise ConfigError(
-                f"the network has IPv6 too ({network.ipv6.network}), and this version carries IPv4 only:"
-                " EnableIPv6 must be false"
-            )
+        if why := lacks_ipv6(network) or cannot_carry_ipv6_yet(network):
+            raise ConfigError(why)
         backend: Backend = BACKENDS[network.backend](self._settings, self._netlink, self.findings)
         self._inner_mtu(network, backend)
         self._bridge.check(self._uplink.link)
         if network.backend == "vxlan":
             self._netlink.check_port(network.port)
         sysctl.check(sysctl.FORWARDING)
-        firewall.check(
-            network.network,
-            tunnel=backend.tunnel(network, self._uplink),
-            masquerade=self._settings.ip_masq,
-            bridge=self._settings.bridge,
-        )
+        tunnel = backend.tunnel(network, self._uplink)
+        masquerade, bridge = self._settings.ip_masq, self._settings.bridge
+        firewall.check(network.network, tunnel=tunnel, masquerade=masquerade, bridge=bridge)
+        self._dual.preflight(network, tunnel)
         backend.preflight(self._uplink)
         self._takeover.look(network, self._uplink)
         self.findings.surroundings = self.surroundings()
@@ -145,18 +151,18 @@ class Node:
         network, backend = self._working
         host = self._uplink.address
         mac, vni = backend.identity(host, network)
-        mac = mac and (self._takeover.mac or mac)
+        mac = mac and (self._takeover.macs.get(IPV4.version) or mac)
         return Identity(host, mac, vni, self._settings.node_name, network.backend)
 
     def _inner_mtu(self, network: Network, backend: Backend) -> int:
         """Largest inner IP packet, bytes. AgentError if it is too small to be of use."""
         uplink = self._uplink.link
-        underlay = min(network.mtu or uplink.mtu, uplink.mtu)
-        mtu = underlay - backend.overhead
-        if mtu < MIN_MTU:
+        underlay, overhead = min(network.mtu or uplink.mtu, uplink.mtu), backend.overhead(network)
+        mtu, least = underlay - overhead, MIN_MTU if network.ipv6 is None else MIN_IPV6_MTU
+        if mtu < least:
             raise AgentError(
                 f"MTU {underlay} of uplink {uplink.name} leaves {mtu} bytes for containers, "
-                f"at least {MIN_MTU} are needed: raise it to {MIN_MTU + backend.overhead} or more"
+                f"at least {least} are needed: raise it to {least + overhead} or more"
             )
         return mtu
 
@@ -175,7 +181,8 @@ class Node:
         network, _ = self._working
         sysctls = self._settings.state_dir / statedir.SYSCTLS
         lease, mtu = holding.lease, self.findings.mtu
-        links = self.findings.surroundings.links
+        links: tuple[IPv4Network | IPv6Network, ...] = self.findings.surroundings.links
+        links += self._dual.links
         return Site(network, lease, self._uplink, mtu, self._bridge.ifindex, sysctls, holding.fenced, links)
 
     def reconcile_devices(self, holding: Holding) -> frozenset[Change]:
@@ -195,14 +202,19 @@ class Node:
         self.findings.mtu = self._inner_mtu(network, backend)
         self._takeover.take_devices(network, self._uplink)
         links = self._netlink.links()
-        sysctl.ensure(sysctl.FORWARDING, self._settings.state_dir / statedir.SYSCTLS)
+        saved = self._settings.state_dir / statedir.SYSCTLS
+        sysctl.ensure(sysctl.FORWARDING, saved)
         backend.ensure_device(self._site(holding), links)
         lowers = network.backend == "vxlan"
         self._bridge.ensure(holding.lease, self.findings.mtu, links, lowers=lowers)
+        # What is wrong with IPv6 keeps nothing of IPv4 back.
+        failures = Failures()
+        failures.take(self._dual.ensure, self._site(holding), backend, links)
         self._bridge.ensure_forwarding(self._devices())
         env = SubnetEnv(network.network, holding.lease.subnet, self.findings.mtu, self._settings.ip_masq)
         self._env.write(env, fenced=holding.fenced)
         self._standing.keep()
+        failures.raise_any()
 
     def reconcile_peers(self, holding: Holding, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
         """The backend's ways to the nodes that have these leases."""
@@ -224,11 +236,14 @@ class Node:
             bridge=self._settings.bridge,
         ):
             self.findings.count("firewall", 1)
-        told(self.findings, Concern.LEGACY, *self._firewall.unseen)
+        site = self._site(holding)
+        if self._dual.ensure_rules(site, backend):
+            self.findings.count("firewall", 1)
+        told(self.findings, Concern.LEGACY, *self._firewall.unseen, *self._dual.unseen)
         chains = tuple(base_chains(run("nft", "list", "chains")))
-        told(
-            self.findings, Concern.FORWARD, *forward.refusing(chains, network.network, self._settings.bridge)
-        )
+        bridge = self._settings.bridge
+        refusing = (line for each in networks(site) for line in forward.refusing(chains, each, bridge))
+        told(self.findings, Concern.FORWARD, *refusing)
         self.findings.problems[Concern.FLANNELD] = self._takeover.remove_rules(network)
         self._look_for_clashes(network, backend, holding.lease.subnet, chains)
 
@@ -259,7 +274,8 @@ class Node:
 
     def watch(self, changed: Callable[[frozenset[Change]], None]) -> Closing:
         """Hear of the kernel by netlink. From now on the monitor is told which devices are ours."""
-        monitor = Monitor(changed, self._wants)
+        has_ipv6 = self._network is not None and self._network.ipv6 is not None
+        monitor = Monitor(changed, self._wants, ipv6=has_ipv6)
         self._tell = monitor.watch
         self._tell(self._devices())
         return monitor

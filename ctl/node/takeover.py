@@ -23,15 +23,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Interface, IPv4Network, IPv6Interface, IPv6Network
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, Generic
 
 from ctl.backend.programless import remove_tunnels
 from ctl.backend.vxlan.device import device_name
 from ctl.core.errors import AgentError, ConfigError
+from ctl.core.family import IPV4, IPV6, Family, Space
 from ctl.core.host import OWNER, Route, RouteKey, Uplink
-from ctl.core.model import MacAddress, Network
+from ctl.core.model import A, MacAddress, N, Network
 from ctl.core.plan import Delta
 from ctl.kernel import flannel
 from ctl.kernel.netlink import headroom
@@ -47,14 +48,15 @@ STOP_IT: Final = "stop it first (systemctl disable --now flanneld)"
 
 
 @dataclass(frozen=True, slots=True)
-class Leftovers:
-    """What flanneld left of the network that we are to serve."""
+class Leftovers(Generic[A, N]):
+    """What flanneld left of the network that we are to serve, of one family."""
 
+    space: Space[N]
     tunnel: flannel.TunnelDevice | None
-    routes: Mapping[IPv4Network, Route]
+    routes: Mapping[N, Route[A]]
     """Through the tunnel, and over the uplink where the network's backend has such."""
     rules: tuple[str, ...]
-    bridges: tuple[tuple[str, IPv4Interface], ...]
+    bridges: tuple[tuple[str, IPv4Interface | IPv6Interface], ...]
     """Bridges with an address of the network."""
 
     @property
@@ -70,15 +72,16 @@ class Leftovers:
         """All of it, for people; empty if there is nothing."""
         return ", ".join((*((self.carrying,) if self.carrying else ()), *self.rules))
 
-    def subnet(self, network: Network, bridge: str) -> IPv4Network | None:
+    def subnet(self, bridge: str) -> N | None:
         """The subnet that the host's containers have: by the tunnel's address, or by that of `bridge`."""
         found = [address.ip for address in self.tunnel.addresses] if self.tunnel else []
         found += [address.ip for name, address in self.bridges if name == bridge]
-        return IPv4Network((found[0], network.subnet_len), strict=False) if found else None
+        kind = type(self.space.network)
+        return kind((found[0], self.space.subnet_len), strict=False) if found else None
 
 
 def refusal(
-    left: Leftovers, network: Network, pid: int | None, bridge: str
+    left: Leftovers[Any, Any], network: Network, pid: int | None, bridge: str
 ) -> AgentError | ConfigError | None:
     """Why these leftovers must not be taken over now, in one line with a remedy; None if they may.
 
@@ -86,15 +89,15 @@ def refusal(
     """
     if left.tunnel:
         for address in left.tunnel.addresses:
-            if address.ip not in network.network:
+            if address.ip not in left.space.network:
                 return AgentError(
                     f"{left.tunnel.link.name} has VNI {network.vni} on port {network.port}, and its address "
-                    f"{address.ip} is not in {network.network}: another flannel network has it; remove it, "
-                    "or choose another VNI"
+                    f"{address.ip} is not in {left.space.network}: another flannel network has it; remove "
+                    "it, or choose another VNI"
                 )
     if pid is not None:
         return AgentError(f"flanneld (pid {pid}) runs on this host ({left.names}): {STOP_IT}")
-    subnet = left.subnet(network, bridge)
+    subnet = left.subnet(bridge)
     for name, address in left.bridges:
         if subnet and address.network == subnet and name != bridge:
             return ConfigError(
@@ -112,21 +115,28 @@ class Takeover:
         """Whether nothing is left to take."""
         self.subnet: IPv4Network | None = None
         """The subnet that flanneld had; None: there are no leftovers, or they do not tell."""
-        self.mac: MacAddress | None = read_mac(settings.state_dir)
-        """The VTEP's, which flanneld has published and we go on with; None: choose one."""
+        self.ipv6_subnet: IPv6Network | None = None
+        """The same of IPv6."""
+        self.macs: dict[int, MacAddress] = read_macs(settings.state_dir)
+        """The VTEPs', which flanneld has published and we go on with, by IP version; none: choose one."""
 
     def look(self, network: Network, uplink: Uplink) -> None:
         """Find what there is. AgentError or ConfigError if it must not be taken over; nothing is changed."""
-        left = find(self._netlink, network, uplink)
+        self.subnet = self._look(IPV4, network, uplink)
+        if network.ipv6 is not None:
+            self.ipv6_subnet = self._look(IPV6, network, uplink)
+
+    def _look(self, family: Family[A, N], network: Network, uplink: Uplink) -> N | None:
+        left = find(self._netlink, family, network, uplink)
         if not left.names:
-            return
+            return None
         if why := refusal(left, network, flannel.running(), self._settings.bridge):
             raise why
         log.info("taking over from flanneld: %s", left.names)
         self._done = False
-        self.subnet = left.subnet(network, self._settings.bridge)
-        if left.tunnel and network.backend == "vxlan":
-            self.mac = left.tunnel.link.mac
+        if left.tunnel and left.tunnel.link.mac and network.backend == "vxlan":
+            self.macs[family.version] = left.tunnel.link.mac
+        return left.subnet(self._settings.bridge)
 
     def take_devices(self, network: Network, uplink: Uplink) -> None:
         """Once: routes and tunnel device become ours, and there is a way all the time. KernelError."""
@@ -134,61 +144,71 @@ class Takeover:
             return
         if (pid := flannel.running()) is not None:
             raise AgentError(f"flanneld (pid {pid}) was started meanwhile: {STOP_IT}")
-        left = find(self._netlink, network, uplink)
-        self._take_routes(left.routes)
-        flannel.remove_blackhole(self._netlink, network.network)
-        if left.tunnel and self.mac and network.backend == "vxlan":
-            self._take_tunnel(left.tunnel, device_name(network), self.mac)
-        log.info("took over %s", left.carrying or "no device and no routes")
+        self._take(IPV4, network, uplink)
+        if network.ipv6 is not None:
+            self._take(IPV6, network, uplink)
         self._done = True
 
-    def _take_routes(self, routes: Mapping[IPv4Network, Route]) -> None:
+    def _take(self, family: Family[A, N], network: Network, uplink: Uplink) -> None:
+        left = find(self._netlink, family, network, uplink)
+        self._take_routes(family, left.routes)
+        flannel.remove_blackhole(self._netlink, family, left.space.network)
+        if left.tunnel and family.version in self.macs and network.backend == "vxlan":
+            self._take_tunnel(left.tunnel, device_name(network, family.version))
+        log.info("took over %s", left.carrying or f"no device and no routes of {family}")
+
+    def _take_routes(self, family: Family[A, N], routes: Mapping[N, Route[A]]) -> None:
         """Ours first, then away with flannel's."""
         puts = tuple((RouteKey.of(subnet), route) for subnet, route in routes.items())
-        Routes(self._netlink.rtnl).apply(Delta(puts=puts))
+        Routes(self._netlink.rtnl, family).apply(Delta(puts=puts))
         flannel.remove_routes(self._netlink, routes)
 
-    def _take_tunnel(self, tunnel: flannel.TunnelDevice, name: str, mac: MacAddress) -> None:
-        write_mac(self._settings.state_dir, mac)
+    def _take_tunnel(self, tunnel: flannel.TunnelDevice, name: str) -> None:
+        write_macs(self._settings.state_dir, self.macs)
         if tunnel.learning:
             flannel.stop_learning(self._netlink, tunnel)
         rename(self._netlink, tunnel.link, name, ours=True)
 
     def remove_rules(self, network: Network) -> tuple[str, ...]:
         """Flannel's rules go, now that ours are there; a line if a flanneld would bring them back."""
-        if not flannel.rules(network.network):
-            return ()
-        if (pid := flannel.running()) is not None:
+        spaces: list[IPv4Network | IPv6Network] = [network.network]
+        spaces += [network.ipv6.network] if network.ipv6 else []
+        left = [space for space in spaces if flannel.rules(space)]
+        if left and (pid := flannel.running()) is not None:
             return (f"flanneld (pid {pid}) runs beside this agent on the same network: stop one of them",)
-        for name in flannel.remove_rules(network.network):
-            log.info("removed flannel's %s", name)
+        for space in left:
+            for name in flannel.remove_rules(space):
+                log.info("removed flannel's %s", name)
         return ()
 
 
-def find(netlink: Netlink, network: Network, uplink: Uplink) -> Leftovers:
-    """What is left of flanneld's for this network."""
-    tunnel = _tunnel(netlink, network)
+def find(netlink: Netlink, family: Family[A, N], network: Network, uplink: Uplink) -> Leftovers[A, N]:
+    """What is left of flanneld's for this network, which has that family."""
+    space = family.space(network)
+    assert space is not None, f"the network has no {family}"
+    tunnel = _tunnel(netlink, network, family.version)
     through = {tunnel.link.ifindex} if tunnel else set()
     if network.backend == "host-gw" or network.direct_routing:
         through.add(uplink.link.ifindex)
     routes = {
         subnet: route
-        for subnet, route in flannel.routes(netlink, network.network).items()
-        if route.ifindex in through and subnet.prefixlen == network.subnet_len
+        for subnet, route in flannel.routes(netlink, family, space.network).items()
+        if route.ifindex in through and subnet.prefixlen == space.subnet_len
     }
+    addresses = netlink.addresses if family.version == 4 else netlink.ipv6_addresses
     bridges = tuple(
         (link.name, address)
         for link in netlink.links().values()
         if link.kind == "bridge"
-        for address in netlink.addresses(link.ifindex)
-        if address.ip in network.network
+        for address in addresses(link.ifindex)
+        if address.ip in space.network
     )
-    return Leftovers(tunnel, routes, tuple(flannel.rules(network.network)), bridges)
+    return Leftovers(space, tunnel, routes, tuple(flannel.rules(space.network)), bridges)
 
 
-def _tunnel(netlink: Netlink, network: Network) -> flannel.TunnelDevice | None:
+def _tunnel(netlink: Netlink, network: Network, version: int) -> flannel.TunnelDevice | None:
     if network.backend == "vxlan":
-        found = flannel.vxlan_tunnel(netlink, network.vni)
+        found = flannel.vxlan_tunnel(netlink, network.vni, version)
         # On another port it is of another network, and not in our way.
         return found if found and found.port == network.port else None
     return flannel.tun(netlink) if network.backend == "udp" else None
@@ -206,34 +226,42 @@ def hand_over(settings: Settings, netlink: Netlink) -> list[str]:
     done = [f"tunnel {name}" for name in remove_tunnels(netlink, links, settings.state_dir, kept)]
     for link in ours:
         if link.name in kept:
-            name = flannel.device_name(flannel.vni_of(netlink, link))
+            name = flannel.name_for(netlink, link)
             rename(netlink, link, name, ours=False)
             done.append(f"{link.name} is {name} now")
-    table = Routes(netlink.rtnl)
+    given = _give_routes(netlink, IPV4) + _give_routes(netlink, IPV6)
+    return [*done, f"{given} routes are flannel's now"] if given else done
+
+
+def _give_routes(netlink: Netlink, family: Family[A, N]) -> int:
+    """How many there were."""
+    table = Routes(netlink.rtnl, family)
     routes = table.read()
     for key, route in routes.items():
         if int(route.via):
             flannel.give_route(netlink, key.subnet, route)
     table.apply(Delta(removals=tuple(routes)))
-    return [*done, f"{len(routes)} routes are flannel's now"] if routes else done
+    return len(routes)
 
 
-# --- The VTEP's MAC, while the device lives ----------------------------------------
+# --- The VTEPs' MACs, while the devices live ---------------------------------------
 
 
-def read_mac(state_dir: Path) -> MacAddress | None:
-    """The MAC that an earlier agent took over; None if it took none."""
+def read_macs(state_dir: Path) -> dict[int, MacAddress]:
+    """The MACs that an earlier agent took over, by IP version: a line each, IPv4's first; empty: none."""
     try:
-        mac = MacAddress.parse((state_dir / statedir.VTEP_MAC).read_text().strip())
+        lines = enumerate((state_dir / statedir.VTEP_MAC).read_text().splitlines()[:2])
+        found = {(4, 6)[place]: MacAddress.parse(line.strip()) for place, line in lines if line}
     except (OSError, ValueError):
-        return None
-    return mac if mac.is_unicast else None
+        return {}
+    return {version: mac for version, mac in found.items() if mac.is_unicast}
 
 
-def write_mac(state_dir: Path, mac: MacAddress) -> None:
-    """Note it where it lives as long as the device does: until teardown or reboot."""
+def write_macs(state_dir: Path, macs: Mapping[int, MacAddress]) -> None:
+    """Note them where they live as long as the devices do: until teardown or reboot."""
     path = state_dir / statedir.VTEP_MAC
+    lines = [str(macs.get(4, "")), *([str(macs[6])] if 6 in macs else [])]
     try:
-        statedir.write_atomically(path, f"{mac}\n")
+        statedir.write_atomically(path, "\n".join(lines) + "\n")
     except OSError as error:
         raise AgentError(f"cannot write {path}: {error.strerror}") from error

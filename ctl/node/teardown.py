@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import closing
 
 from ctl.backend.programless import remove_tunnels
 from ctl.core.errors import AgentError
-from ctl.core.host import OWNER
+from ctl.core.family import IPV4, IPV6, Family
+from ctl.core.host import OWNER, Link
+from ctl.core.model import A, N
 from ctl.core.plan import diff
 from ctl.kernel import firewall, flannel, sysctl
 from ctl.kernel.bpf import maps
@@ -74,10 +77,25 @@ def _programs(settings: Settings, netlink: Netlink, *, keep_clsact: bool = False
 
 
 def _routes(netlink: Netlink) -> list[str]:
-    routes = Routes(netlink.rtnl)
+    count = _remove_routes(netlink, IPV4) + _remove_routes(netlink, IPV6)
+    return [f"{count} routes"] if count else []
+
+
+def clear_ipv6(netlink: Netlink, links: Mapping[int, Link]) -> None:
+    """Take away what an earlier life has left of IPv6 beside devices. KernelError. `links`: by ifindex."""
+    _remove_routes(netlink, IPV6)
+    firewall.remove_of(IPV6.version)
+    for link in links.values():
+        if link.kind == "bridge" and link.alias == OWNER:
+            netlink.remove_own_ipv6(link)
+
+
+def _remove_routes(netlink: Netlink, family: Family[A, N]) -> int:
+    """How many there were."""
+    routes = Routes(netlink.rtnl, family)
     delta = diff({}, routes.read())
     routes.apply(delta)
-    return [f"{len(delta)} routes"] if delta else []
+    return len(delta)
 
 
 def _devices(settings: Settings, netlink: Netlink) -> list[str]:

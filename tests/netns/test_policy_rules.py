@@ -101,7 +101,7 @@ def test_a_rule_is_read_as_it_was_set(place: Place, words: str, rule: Rule) -> N
 def test_the_fib_is_asked_for_the_very_packets_that_we_send(place: Place, words: str, by_nic1: bool) -> None:
     place.host.ip("rule", "add", *words.split(), "lookup", "100", "pref", "1000")
     try:
-        found = fib.hops(place.rtnl, [PEER], place.uplink, 1500, PORTS)
+        found = fib.hops(place.rtnl, [PEER], place.uplink.address, 1500, PORTS)
         eth0 = Hop(place.uplink.link.ifindex, PEER)
         assert found == {PEER: Hop(place.nic1, IPv4Address("10.7.7.2")) if by_nic1 else eth0}
     finally:
@@ -113,7 +113,7 @@ def test_a_peer_that_source_ports_lead_to_on_two_ways_is_the_kernel_paths(place:
     place.host.ip("rule", "add", "ipproto", "udp", "sport", "40000-50000", "lookup", "100", "pref", "1000")
     try:
         ports = ((32768, 8472), (40000, 8472), (50001, 8472))
-        assert fib.hops(place.rtnl, [PEER, other], place.uplink, 1500, ports) == {
+        assert fib.hops(place.rtnl, [PEER, other], place.uplink.address, 1500, ports) == {
             PEER: None,
             other: Hop(place.uplink.link.ifindex, other),
         }
@@ -144,7 +144,7 @@ def test_a_route_that_hides_its_nexthop_object_is_the_kernel_paths(place: Place)
     try:
         place.host.ip("route", "add", "10.88.0.0/16", "nhid", "7")
         there = IPv4Address("10.88.0.1")
-        assert fib.hops(place.rtnl, [there], place.uplink, 1500, PORTS) == {there: None}
+        assert fib.hops(place.rtnl, [there], place.uplink.address, 1500, PORTS) == {there: None}
     finally:
         place.host.ip("nexthop", "del", "id", "7")
         place.host.sysctl("net.ipv4.nexthop_compat_mode", "1")

@@ -16,6 +16,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
+from ctl.core.family import IPV4
 from ctl.core.host import Change, Sender
 from ctl.core.plan import Delta
 from ctl.kernel.netlink.monitor import Monitor
@@ -51,7 +52,7 @@ def admit(site: Site, *hosts: IPv4Address) -> bool:
 
 
 def change(site: Site, *new: IPv4Address, gone: tuple[IPv4Address, ...] = ()) -> None:
-    site.host.call(partial(Senders().apply, Delta(tuple((host, True) for host in new), gone)))
+    site.host.call(partial(Senders(IPV4).apply, Delta(tuple((host, True) for host in new), gone)))
 
 
 def test_vxlan_is_taken_of_peers_only(site: Site) -> None:
@@ -61,9 +62,9 @@ def test_vxlan_is_taken_of_peers_only(site: Site) -> None:
     assert not site.delivered(site.outside, HOST)
     change(site, OUTSIDE, gone=(OTHER,))
     assert site.delivered(site.outside, HOST)
-    assert site.host.call(Senders().read) == {OUTSIDE: True}
+    assert site.host.call(Senders(IPV4).read) == {OUTSIDE: True}
     change(site, gone=(OTHER,))
-    assert site.host.call(Senders().read) == {OUTSIDE: True}, "who is gone already is no error"
+    assert site.host.call(Senders(IPV4).read) == {OUTSIDE: True}, "who is gone already is no error"
 
 
 def test_a_change_is_no_change_of_our_rules(site: Site) -> None:
@@ -106,11 +107,11 @@ def test_rules_that_are_made_anew_let_all_peers_in(site: Site) -> None:
     assert not admit(site, OUTSIDE, OTHER), "who is in is not the rules' business"
     site.host.nft("delete table ip ovnet")
     assert admit(site, OUTSIDE, OTHER)
-    assert site.host.call(Senders().read) == {OUTSIDE: True, OTHER: True}
+    assert site.host.call(Senders(IPV4).read) == {OUTSIDE: True, OTHER: True}
     site.host.nft("delete rule ip ovnet vtep handle " + handle(site))
     assert admit(site, OUTSIDE)
     assert site.delivered(site.outside, HOST)
-    assert site.host.call(Senders().read) == {OUTSIDE: True}
+    assert site.host.call(Senders(IPV4).read) == {OUTSIDE: True}
 
 
 def handle(site: Site) -> str:

@@ -17,6 +17,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ctl.backend.settle import Tracked, settle
 from ctl.core.errors import KernelError
+from ctl.core.family import IPV4
 from ctl.core.findings import Findings
 from ctl.core.host import Change, Devices, FilterKey, Hop, Link, Route, RouteKey, Uplink
 from ctl.core.model import MacAddress
@@ -51,7 +52,7 @@ class Place:
     vxlan: int
     uplink: Uplink
 
-    def routes(self) -> dict[RouteKey, Route]:
+    def routes(self) -> dict[RouteKey[IPv4Network], Route[IPv4Address]]:
         return {
             RouteKey.of(each): Route(each.network_address, self.vxlan, True, 1300 + number % 2)
             for number, each in enumerate(SUBNETS)
@@ -74,13 +75,13 @@ def place() -> Iterator[Place]:
 @pytest.mark.parametrize("name", ["routes", "neighbours", "fdb"])
 def test_a_table_holds_what_is_put_and_nothing_that_is_removed(place: Place, name: str) -> None:
     tables: dict[str, tuple[Table[object, object], dict[object, object]]] = {
-        "routes": (Routes(place.rtnl), {**place.routes()}),  # type: ignore[dict-item]
+        "routes": (Routes(place.rtnl, IPV4), {**place.routes()}),  # type: ignore[dict-item]
         "neighbours": (
-            VtepNeighbours(place.rtnl, place.vxlan),  # type: ignore[dict-item]
+            VtepNeighbours(place.rtnl, IPV4, place.vxlan),  # type: ignore[dict-item]
             {each.network_address: mac(number) for number, each in enumerate(SUBNETS)},
         ),
         "fdb": (
-            Fdb(place.rtnl, place.vxlan),  # type: ignore[dict-item]
+            Fdb(place.rtnl, IPV4, place.vxlan),  # type: ignore[dict-item]
             {mac(number): IPv4Address(0xC0000201 + number) for number in range(MANY)},
         ),
     }
@@ -97,7 +98,7 @@ def test_a_table_holds_what_is_put_and_nothing_that_is_removed(place: Place, nam
 
 
 def test_one_bad_entry_is_counted_and_the_others_are_applied(place: Place) -> None:
-    table = Routes(place.rtnl)
+    table = Routes(place.rtnl, IPV4)
     puts = place.routes()
     bad = RouteKey.of(IPv4Network("10.9.9.0/24"))
     with pytest.raises(KernelError, match="routes to peers: 1 entries not applied"):
@@ -107,7 +108,7 @@ def test_one_bad_entry_is_counted_and_the_others_are_applied(place: Place) -> No
 
 
 def test_another_route_to_the_same_subnet_stays(place: Place) -> None:
-    table = Routes(place.rtnl)
+    table = Routes(place.rtnl, IPV4)
     subnet = SUBNETS[0]
     place.host.ip("route", "add", str(subnet), "via", "192.168.77.250")
     ours = {RouteKey.of(subnet): Route(subnet.network_address, place.vxlan, onlink=True)}
@@ -122,7 +123,7 @@ def test_another_route_to_the_same_subnet_stays(place: Place) -> None:
 def test_our_route_with_an_older_metric_is_seen_and_removed(place: Place) -> None:
     subnet = SUBNETS[0]
     place.host.ip("route", "add", str(subnet), "dev", "vx", "proto", "147")
-    table = Routes(place.rtnl)
+    table = Routes(place.rtnl, IPV4)
     assert list(table.read()) == [RouteKey(subnet, 0)]
     table.apply(Delta(removals=(RouteKey(subnet, 0),)))
     assert table.read() == {}
@@ -139,11 +140,11 @@ def test_a_second_route_with_the_key_of_ours_goes(place: Place, wanted: bool) ->
     place.host.ip("route", "append", str(subnet), *via, *named)
     place.host.ip("route", "append", str(subnet), "via", "192.168.77.251", *named)
     place.host.ip("route", "add", str(subnet), "tos", "0x10", "via", "192.168.77.252", *named)
-    tracker = Tracker[RouteKey, Route]()
+    tracker = Tracker[RouteKey[IPv4Network], Route[IPv4Address]]()
     if wanted:
         tracker.put(key, ours)
-    settle([Tracked("routes", Routes(place.rtnl), tracker)], Findings())
-    assert Routes(place.rtnl).read() == ({key: ours} if wanted else {})
+    settle([Tracked("routes", Routes(place.rtnl, IPV4), tracker)], Findings())
+    assert Routes(place.rtnl, IPV4).read() == ({key: ours} if wanted else {})
     assert len(place.host.ip("route", "show", str(subnet)).splitlines()) == int(wanted)
     place.host.run("ip", "route", "flush", "proto", "147")
 
@@ -156,12 +157,12 @@ def test_an_fdb_entry_with_more_than_a_host_of_its_own_is_put_right(place: Place
         bridge("append", "00:00:00:00:00:00", "dev", "vx", "dst", remote, "permanent")
     tracker = Tracker[MacAddress, IPv4Address]()
     tracker.put(one, host)
-    settle([Tracked("fdb", Fdb(place.rtnl, place.vxlan), tracker)], Findings())
-    assert Fdb(place.rtnl, place.vxlan).read() == {one: host}
+    settle([Tracked("fdb", Fdb(place.rtnl, IPV4, place.vxlan), tracker)], Findings())
+    assert Fdb(place.rtnl, IPV4, place.vxlan).read() == {one: host}
     listed = bridge("show", "dev", "vx").stdout
     assert "4789" not in listed
     assert "192.0.2.7" not in listed
-    Fdb(place.rtnl, place.vxlan).apply(Delta(removals=(one,)))
+    Fdb(place.rtnl, IPV4, place.vxlan).apply(Delta(removals=(one,)))
 
 
 def test_a_dump_that_the_kernel_breaks_off_is_not_an_empty_one(place: Place) -> None:
@@ -197,7 +198,7 @@ def test_hops_are_as_the_fib_says(place: Place) -> None:
     host.ip("route", "add", "10.7.0.0/16", "via", "192.168.77.1", "hoplimit", "9")
     stranger = IPv4Address("203.0.113.1")
     asked = (near, far, nowhere, spread, two, small, tunnel, limited, place.uplink.address, stranger)
-    assert fib.hops(place.rtnl, asked, place.uplink, 1500, ttl=64) == {
+    assert fib.hops(place.rtnl, asked, place.uplink.address, 1500, ttl=64) == {
         near: Hop(eth0, near),
         far: Hop(eth0, IPv4Address("192.168.77.1")),
         nowhere: None,
@@ -209,13 +210,15 @@ def test_hops_are_as_the_fib_says(place: Place) -> None:
         place.uplink.address: None,
         stranger: None,
     }
-    assert fib.hops(place.rtnl, [near], place.uplink, 1500, ttl=128) == {near: Hop(eth0, near, ttl=128)}
+    assert fib.hops(place.rtnl, [near], place.uplink.address, 1500, ttl=128) == {
+        near: Hop(eth0, near, ttl=128)
+    }
     several = [spread + number for number in range(32)]
-    found = fib.hops(place.rtnl, several, place.uplink, 1500, ttl=64)
+    found = fib.hops(place.rtnl, several, place.uplink.address, 1500, ttl=64)
     assert found == {each: Hop(eth0, picked(host, each)) for each in several}
     assert len(set(found.values())) == 2, "not all peers behind one"
     hosts = [IPv4Address(int(near) - 50 + number % 100) for number in range(1000)]
-    assert set(fib.hops(place.rtnl, hosts, place.uplink, 1500, ttl=64)) == set(hosts)
+    assert set(fib.hops(place.rtnl, hosts, place.uplink.address, 1500, ttl=64)) == set(hosts)
 
 
 def test_the_monitor_hears_of_what_others_remove_and_not_of_our_work(place: Place) -> None:
@@ -224,8 +227,8 @@ def test_the_monitor_hears_of_what_others_remove_and_not_of_our_work(place: Plac
     monitor = Monitor(heard.put, lambda entry: entry in wanted)
     try:
         monitor.watch(Devices(place.vxlan, 0, place.uplink.link.ifindex))
-        table, fdb = Routes(place.rtnl), Fdb(place.rtnl, place.vxlan)
-        neighbours = VtepNeighbours(place.rtnl, place.vxlan)
+        table, fdb = Routes(place.rtnl, IPV4), Fdb(place.rtnl, IPV4, place.vxlan)
+        neighbours = VtepNeighbours(place.rtnl, IPV4, place.vxlan)
         routes, entry = place.routes(), (mac(1), IPv4Address("192.0.2.1"))
         near = (SUBNETS[0].network_address, mac(1))
         table.apply(Delta(puts=tuple(routes.items())))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
@@ -48,12 +48,20 @@ table inet old {
 
 
 def test_base_chains_that_see_forwarded_ipv4_are_found() -> None:
-    assert [str(chain) for chain in base_chains(LISTING) if sees_forwarded(chain)] == [
+    assert [str(chain) for chain in base_chains(LISTING) if sees_forwarded(chain, 4)] == [
         "ip filter FORWARD",
         "inet firewalld filter_FORWARD",
         "inet old fwd",
     ]
     assert list(base_chains("")) == []
+
+
+def test_base_chains_that_see_forwarded_ipv6_are_those_of_its_own_tables() -> None:
+    assert [str(chain) for chain in base_chains(LISTING) if sees_forwarded(chain, 6)] == [
+        "inet firewalld filter_FORWARD",
+        "ip6 filter FORWARD",
+        "inet old fwd",
+    ]
 
 
 def test_base_chains_are_told_with_their_type_and_hook() -> None:
@@ -109,6 +117,27 @@ def test_a_chain_refuses_by_its_policy_or_its_last_rule(listing: str, expected: 
 )
 def test_a_table_that_has_a_word_about_us_has_thought_of_us(rule: str, expected: bool) -> None:
     assert names(chain(rule, policy="drop"), "ovnet0", NETWORK) is expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ('iifname "ovnet0" accept', True),
+        ("ip6 saddr fd00:10::/48 accept", True),
+        ("ip6 saddr fd00:10:0:4::/64 accept", True),
+        ("ip6 daddr { 2001:db8::/32, fd00::/8 } accept", True),
+        ("ip6 saddr fd00::-fd00:ffff:: accept", True),
+        ("ip6 saddr ::/0 accept", True),
+        ("ip6 saddr fd00:10:0:4::5 accept", True),
+        ("ip6 saddr fd00:11::/48 accept", False),
+        ("ip6 saddr ::1 accept", False),
+        ("ip saddr 172.17.0.0/16 accept", False),
+        ("ether saddr 02:42:ac:11:00:02 accept", False),
+        ('ip6 saddr fd00:11::1 accept comment "at 12:30:00, by 1:2:3"', False),
+    ],
+)
+def test_a_table_has_a_word_about_ipv6_of_ours_by_the_same_rules(rule: str, expected: bool) -> None:
+    assert names(chain(rule, policy="drop"), "ovnet0", IPv6Network("fd00:10::/48")) is expected
 
 
 def test_a_chain_is_named_as_nft_takes_it() -> None:

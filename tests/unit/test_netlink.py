@@ -9,6 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from ipaddress import IPv4Address
 from types import SimpleNamespace
 from typing import Any, Self
 
@@ -20,6 +21,7 @@ from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ctl.core.errors import KernelError
+from ctl.core.family import IPV4
 from ctl.core.host import Route, RouteKey
 from ctl.core.model import IPv4Network
 from ctl.core.plan import Delta
@@ -136,8 +138,9 @@ def test_a_dump_that_broke_off_is_no_answer(kernel: Kernel, bulk: Bulk, end: int
 )
 def test_what_is_gone_and_what_is_refused(kernel: Kernel, bulk: Bulk, code: int, missing: bool) -> None:
     kernel.answers.append(answer(NLMSG_ERROR, 0, error(code)))
-    removal: Delta[RouteKey, Route] = Delta(removals=(RouteKey(IPv4Network("10.1.0.0/24"), 1),))
-    table = Routes(SimpleNamespace(bulk=bulk))  # type: ignore[arg-type]
+    key = RouteKey(IPv4Network("10.1.0.0/24"), 1)
+    removal: Delta[RouteKey[IPv4Network], Route[IPv4Address]] = Delta(removals=(key,))
+    table = Routes(SimpleNamespace(bulk=bulk), IPV4)  # type: ignore[arg-type]
     if missing:
         table.apply(removal)
         return

@@ -14,7 +14,7 @@ import pytest
 
 from ctl.backend import hostgw
 from ctl.backend.site import Site
-from ctl.backend.vxlan import peering
+from ctl.backend.vxlan import kernel_path, peering
 from ctl.core.errors import KernelError
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import EVERYTHING, Change, Hop, Link, Sender, Uplink
@@ -67,7 +67,7 @@ class Fib:
         ports: Sequence[tuple[int, int]] = (),
         *,
         ttl: int = 64,
-    ) -> dict[IPv4Address, Hop | None]:
+    ) -> dict[IPv4Address, Hop[IPv4Address] | None]:
         self.asked = ports
         if not self.answers:
             raise KernelError("rtnetlink: No buffer space available")
@@ -114,9 +114,9 @@ def test_a_peer_that_is_routed_to_may_answer(kernel: Fib, monkeypatch: pytest.Mo
         def apply(self, delta: Delta[Any, Any]) -> None:
             strangers.extend(via for _, via in delta.puts if via.ifindex and not maps.vtep_table.rows)
 
-    monkeypatch.setattr(peering, "Routes", Routed)
+    monkeypatch.setattr(kernel_path, "Routes", Routed)
     for other in ("Fdb", "VtepNeighbours", "Senders"):
-        monkeypatch.setattr(peering, other, Rows)
+        monkeypatch.setattr(kernel_path, other, Rows)
     plan = peering.Peering(SimpleNamespace(), Findings(), 10)  # type: ignore[arg-type]
     plan.reconcile(site(), 7, [], EVERYTHING, shortcut(maps))
     plan.reconcile(site(), 7, [PEER], LEASES, shortcut(maps))
@@ -133,7 +133,7 @@ def test_who_is_routed_to_is_let_in_by_the_rules_too_and_each_change_is_one_elem
     early: list[object] = []
 
     class Set(Rows):
-        def __init__(self) -> None:
+        def __init__(self, *_: object) -> None:
             self.rows = let_in
 
         def apply(self, delta: Delta[Any, Any]) -> None:
@@ -144,10 +144,10 @@ def test_who_is_routed_to_is_let_in_by_the_rules_too_and_each_change_is_one_elem
         def apply(self, delta: Delta[Any, Any]) -> None:
             early.extend(route for key, route in delta.puts if not let_in.keys() >= {PEER.host})
 
-    monkeypatch.setattr(peering, "Senders", Set)
-    monkeypatch.setattr(peering, "Routes", Routed)
+    monkeypatch.setattr(kernel_path, "Senders", Set)
+    monkeypatch.setattr(kernel_path, "Routes", Routed)
     for other in ("Fdb", "VtepNeighbours"):
-        monkeypatch.setattr(peering, other, Rows)
+        monkeypatch.setattr(kernel_path, other, Rows)
     plan = peering.Peering(SimpleNamespace(), Findings(), 10)  # type: ignore[arg-type]
     assert plan.senders() is None, "nobody knows who they are"
     moved = replace(OTHER, host=OTHER.host + 100)
@@ -215,7 +215,7 @@ def test_nobody_is_refused_before_it_is_known_who_the_peers_are(kernel: Fib) -> 
 def test_host_gw_begins_anew_after_a_failure(kernel: Fib, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever came in the pass that failed is asked for in the next one, whatever that is about."""
     table = Rows()
-    monkeypatch.setattr(hostgw, "Routes", lambda _: table)
+    monkeypatch.setattr(hostgw, "Routes", lambda *_: table)
     netlink: Any = SimpleNamespace(rtnl=None)
     backend = hostgw.HostGwBackend(resolve(argparse.Namespace(), {}, None), netlink, Findings())
     network = replace(NETWORK, backend="host-gw")
@@ -236,10 +236,10 @@ def test_plain_routes_that_went_without_a_word_are_set_again(
 ) -> None:
     """As when an interface of the underlay was down: afterwards all hosts are reached as before."""
     table, netlink = Rows(), SimpleNamespace(rtnl=None)
-    for module in (hostgw, peering):
-        monkeypatch.setattr(module, "Routes", lambda _: table)
+    for module in (hostgw, kernel_path):
+        monkeypatch.setattr(module, "Routes", lambda *_: table)
     for other in ("Fdb", "VtepNeighbours", "Senders"):
-        monkeypatch.setattr(peering, other, Rows)
+        monkeypatch.setattr(kernel_path, other, Rows)
     network = replace(NETWORK, backend=backend, direct_routing=backend == "vxlan")
     lease = replace(PEER, backend=backend)
 

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctl.core.abi import PEER_F_KERNEL_PATH
-from ctl.core.host import Hop, Route, RouteKey
+from ctl.core.family import IPV4
+from ctl.core.host import Hop, Removed, Route, RouteKey
 from ctl.core.model import Lease, MacAddress, Network
-from ctl.core.peers import PeerTables
+from ctl.core.peers import KernelTables, PeerMaps
 from ctl.core.roster import Roster
 from tests.unit.strategies import NETWORK
 from tests.unit.test_roster import OTHER, OWN, PEER, crowded
@@ -20,13 +21,31 @@ from tests.unit.test_roster import OTHER, OWN, PEER, crowded
 VXLAN = 7
 HOP = Hop(2, IPv4Address("10.0.0.254"))
 
-Hops = Mapping[IPv4Address, Hop | None]
+Hops = Mapping[IPv4Address, Hop[IPv4Address] | None]
 
 
-def tables(found: list[Lease], hops: Hops, network: Network = NETWORK) -> PeerTables:
-    roster = Roster(OWN, network)
-    made = PeerTables(roster, network, VXLAN)
-    made.move(roster.update(found), [], hops)
+class Followed:
+    """Roster, kernel's tables and maps of one node, which follow the leases together."""
+
+    def __init__(self, network: Network = NETWORK) -> None:
+        self.roster = Roster(IPV4, OWN, network)
+        self.kernel = KernelTables(IPV4, self.roster, network, VXLAN)
+        self.maps = PeerMaps(self.roster, network)
+        self.neighbours, self.fdb, self.routes = self.kernel.neighbours, self.kernel.fdb, self.kernel.routes
+        self.vteps, self.peers, self.slow = self.maps.vteps, self.maps.peers, self.maps.slow
+
+    def move(self, found: list[Lease], rehopped: list[IPv4Address], hops: Hops) -> None:
+        moves = self.roster.update(found)
+        self.kernel.move(moves, rehopped, hops)
+        self.maps.move(moves, rehopped, hops)
+
+    def wants(self, entry: Removed) -> bool:
+        return self.kernel.wants(entry)
+
+
+def tables(found: list[Lease], hops: Hops, network: Network = NETWORK) -> Followed:
+    made = Followed(network)
+    made.move(found, [], hops)
     return made
 
 
@@ -50,10 +69,9 @@ def test_a_host_without_a_route_is_left_to_the_kernel_path() -> None:
 
 
 def test_a_host_that_is_reached_in_another_way_is_planned_anew() -> None:
-    roster = Roster(OWN, NETWORK)
-    made = PeerTables(roster, NETWORK, VXLAN)
-    made.move(roster.update([PEER]), [], {PEER.host: None})
-    made.move(roster.update([PEER]), [PEER.host], {PEER.host: HOP})
+    made = Followed()
+    made.move([PEER], [], {PEER.host: None})
+    made.move([PEER], [PEER.host], {PEER.host: HOP})
     assert made.peers.desired[PEER.vtep_ip].next_hop == HOP.next_hop
     assert made.slow() == 0
 
@@ -85,10 +103,9 @@ def test_longer_subnets_share_a_block_that_only_the_kernel_can_split() -> None:
 def test_a_shared_block_is_the_same_in_whatever_order_its_leases_came() -> None:
     low = replace(PEER, subnet=IPv4Network("172.17.4.0/25"))
     high = replace(OTHER, subnet=IPv4Network("172.17.4.128/25"))
-    roster = Roster(OWN, NETWORK)
-    made = PeerTables(roster, NETWORK, VXLAN)
+    made = Followed()
     for found in ([high], [low, high]):
-        made.move(roster.update(found), [], {})
+        made.move(found, [], {})
     assert made.peers.desired == tables([low, high], {}).peers.desired
 
 
@@ -130,13 +147,13 @@ def test_a_removal_is_missed_only_where_the_entry_is_wanted() -> None:
 def test_change_by_change_is_as_from_the_start(story: list[list[Lease]], direct: bool) -> None:
     network = replace(NETWORK, direct_routing=direct)
     hops: Hops = {IPv4Address("10.0.0.2"): Hop(2, IPv4Address("10.0.0.2")), IPv4Address("10.0.0.3"): HOP}
-    roster = Roster(OWN, network)
-    followed = PeerTables(roster, network, VXLAN)
+    followed = Followed(network)
     for found in story:
-        followed.move(roster.update(found), [], hops)
+        followed.move(found, [], hops)
         fresh = tables(found, hops, network)
         for name in ("neighbours", "fdb", "routes", "vteps", "peers"):
             assert getattr(followed, name).desired == getattr(fresh, name).desired, name
+        assert followed.kernel.senders.desired == fresh.kernel.senders.desired
         assert followed.slow() == fresh.slow()
 
 

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ctl.core.roster
+from ctl.core.family import IPV4, Member
 from ctl.core.lease import rank
 from ctl.core.model import Lease, MacAddress
 from ctl.core.roster import Moves, Roster, moves
@@ -21,8 +22,8 @@ PEER = Lease(IPv4Network("172.17.2.0/24"), IPv4Address("10.0.0.2"), MacAddress.p
 OTHER = Lease(IPv4Network("172.17.3.0/24"), IPv4Address("10.0.0.3"), MacAddress.parse("02:00:00:00:00:03"), 1)
 
 
-def roster(*found: Lease) -> Roster:
-    made = Roster(OWN, NETWORK)
+def roster(*found: Lease) -> Roster[IPv4Address, IPv4Network]:
+    made = Roster(IPV4, OWN, NETWORK)
     made.update(found)
     return made
 
@@ -62,7 +63,7 @@ def test_a_huge_lease_is_named_and_not_taken_apart(monkeypatch: pytest.MonkeyPat
     )
     taken_apart = Mock(wraps=ctl.core.roster.blocks)
     monkeypatch.setattr(ctl.core.roster, "blocks", taken_apart)
-    made = Roster(OWN, wide)
+    made = Roster(IPV4, OWN, wide)
     made.update([OWN, OTHER, junk])
     made.update([OWN, OTHER])
     made.update([OWN, OTHER, junk])
@@ -88,7 +89,7 @@ def test_a_key_put_around_many_leases_takes_nothing_from_them(order: int) -> Non
         )
         for n in (128, 200, 255)
     ]
-    made = Roster(OWN, NETWORK)
+    made = Roster(IPV4, OWN, NETWORK)
     for count in range(1, 5):
         made.update(sorted([around, *inside][::order][:count], key=rank))
     assert sorted(made.usable.values(), key=rank) == inside
@@ -129,7 +130,7 @@ def test_two_leases_of_one_host_are_both_used_and_named() -> None:
 
 def test_host_gw_needs_no_mac() -> None:
     plain = replace(PEER, backend="host-gw", vtep_mac=None, vni=None)
-    made = Roster(OWN, replace(NETWORK, backend="host-gw"))
+    made = Roster(IPV4, OWN, replace(NETWORK, backend="host-gw"))
     assert made.update([plain]) == Moves((), (plain,))
 
 
@@ -158,8 +159,8 @@ crowded = st.lists(
 
 @given(st.lists(crowded, max_size=6))
 def test_change_by_change_is_as_from_the_start(story: list[list[Lease]]) -> None:
-    followed = Roster(OWN, NETWORK)
-    mirror: dict[IPv4Network, Lease] = {}
+    followed = Roster(IPV4, OWN, NETWORK)
+    mirror: dict[IPv4Network, Member[IPv4Address, IPv4Network]] = {}
     for found in story:
         moved = followed.update(found)
         for lease in moved.gone:
@@ -186,7 +187,7 @@ UPLINK = (IPv4Network("172.17.5.0/24"),)
 @pytest.mark.parametrize("subnet", ["172.17.5.0/24", "172.17.5.128/25", "172.17.4.0/23"])
 def test_a_peers_subnet_over_our_link_is_not_used_and_the_others_are(subnet: str) -> None:
     """A route to it would take the packets of the tunnel itself."""
-    made = Roster(OWN, NETWORK, UPLINK)
+    made = Roster(IPV4, OWN, NETWORK, UPLINK)
     over = replace(OTHER, subnet=IPv4Network(subnet), host=IPv4Address("172.17.5.12"), node="b")
     made.update(sorted([PEER, over], key=rank))
     assert list(made.usable.values()) == [PEER]

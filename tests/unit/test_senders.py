@@ -20,11 +20,11 @@ IPV4 = bytes((2, 0, 0, 0))
 
 
 def test_a_change_names_whom_it_is_about_and_nobody_else() -> None:
-    assert changes(Delta(((ONE, True),))) == f"{ADD} {{ {ONE} }}\n"
+    assert changes(4, Delta(((ONE, True),))) == f"{ADD} {{ {ONE} }}\n"
 
 
 def test_who_goes_is_put_in_before_so_that_the_rest_is_done_where_he_is_gone_already() -> None:
-    told = changes(Delta(((ONE, True),), (OTHER,)))
+    told = changes(4, Delta(((ONE, True),), (OTHER,)))
     assert told == f"{ADD} {{ {OTHER}, {ONE} }}\n{DELETE} {{ {OTHER} }}\n"
 
 

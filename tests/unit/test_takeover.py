@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from ipaddress import IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 from pathlib import Path
 
 import pytest
@@ -13,18 +13,20 @@ from ctl.core.errors import AgentError, ConfigError
 from ctl.core.host import Link
 from ctl.core.model import MacAddress
 from ctl.kernel import flannel
-from ctl.node.takeover import Leftovers, read_mac, refusal, write_mac
+from ctl.node.takeover import Leftovers, read_macs, refusal, write_macs
 from tests.unit.strategies import NETWORK
 
 LINK = Link(7, "flannel.1", "vxlan", MacAddress(b"\2abcde"), 1450, True, 0, False, "", 0)
 TUNNEL = flannel.TunnelDevice(LINK, (IPv4Interface("172.17.9.0/32"),), 8472)
 GATEWAY = IPv4Interface("172.17.9.1/24")
-LEFT = Leftovers(TUNNEL, {}, ("chain FLANNEL-FWD",), (("cni0", GATEWAY),))
+LEFT: Leftovers[IPv4Address, IPv4Network] = Leftovers(
+    NETWORK, TUNNEL, {}, ("chain FLANNEL-FWD",), (("cni0", GATEWAY),)
+)
 
 
 def test_what_flanneld_left_of_our_network_is_taken_over() -> None:
     assert refusal(LEFT, NETWORK, None, "cni0") is None
-    assert LEFT.subnet(NETWORK, "cni0") == IPv4Network("172.17.9.0/24")
+    assert LEFT.subnet("cni0") == IPv4Network("172.17.9.0/24")
 
 
 def test_nothing_is_taken_from_a_flanneld_that_runs() -> None:
@@ -47,8 +49,8 @@ def test_a_device_with_an_address_of_another_network_is_refused() -> None:
 def test_a_device_that_flanneld_had_no_time_to_configure_is_taken() -> None:
     bare = replace(LEFT, tunnel=replace(TUNNEL, addresses=()))
     assert refusal(bare, NETWORK, None, "cni0") is None
-    assert bare.subnet(NETWORK, "cni0") == IPv4Network("172.17.9.0/24"), "the bridge tells"
-    assert bare.subnet(NETWORK, "ovnet0") is None
+    assert bare.subnet("cni0") == IPv4Network("172.17.9.0/24"), "the bridge tells"
+    assert bare.subnet("ovnet0") is None
 
 
 def test_the_bridge_of_the_containers_has_to_be_named() -> None:
@@ -82,10 +84,17 @@ def test_a_flanneld_is_seen_in_its_own_network_namespace_only(proc: Path, name: 
     assert flannel.running(proc) is None
 
 
-def test_the_vteps_mac_is_kept_with_the_state(tmp_path: Path) -> None:
-    assert read_mac(tmp_path) is None
-    write_mac(tmp_path, MacAddress(b"\2abcde"))
-    assert read_mac(tmp_path) == MacAddress(b"\2abcde")
-    for spoilt in ("", "no MAC", "01:00:5e:00:00:01"):
+def test_the_vteps_macs_are_kept_with_the_state(tmp_path: Path) -> None:
+    mac, other = MacAddress(b"\2abcde"), MacAddress(b"\2fghij")
+    assert read_macs(tmp_path) == {}
+    for macs in ({4: mac}, {4: mac, 6: other}, {6: other}):
+        write_macs(tmp_path, macs)
+        assert read_macs(tmp_path) == macs
+    for spoilt in ("", "no MAC", "01:00:5e:00:00:01", f"{mac}\nno MAC"):
         (tmp_path / "vtep_mac").write_text(spoilt)
-        assert read_mac(tmp_path) is None
+        assert read_macs(tmp_path) == {}
+
+
+def test_the_mac_of_an_earlier_version_is_read(tmp_path: Path) -> None:
+    (tmp_path / "vtep_mac").write_text("02:61:62:63:64:65\n")
+    assert read_macs(tmp_path) == {4: MacAddress(b"\2abcde")}

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Final
 
 from ctl.backend.programless import remove_tunnels
 from ctl.backend.settle import apply_counted
 from ctl.backend.site import Site
-from ctl.backend.told import told
+from ctl.backend.told import told, told_of_ipv6
 from ctl.backend.vxlan import losses, silent
 from ctl.backend.vxlan.device import device_name, vtep_mac, wanted_device
+from ctl.backend.vxlan.kernel_path import KernelPath
 from ctl.backend.vxlan.lookout import Lookout
 from ctl.backend.vxlan.own_entry import OwnEntry
 from ctl.backend.vxlan.peering import Peering, Shortcut
@@ -23,10 +23,21 @@ from ctl.backend.vxlan.ports import Ports
 from ctl.backend.vxlan.uplink_hook import UplinkHook
 from ctl.core.abi import LAYOUT
 from ctl.core.errors import AgentError, Failures, ForeignProgram, KernelError
+from ctl.core.family import IPV4, IPV6
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import Change, Devices, Link, Removed, Uplink
 from ctl.core.losing import Way
-from ctl.core.model import VXLAN_OVERHEAD, Bypass, HookMode, IPv4Address, Lease, MacAddress, Network
+from ctl.core.model import (
+    VXLAN_IPV6_OVERHEAD,
+    VXLAN_OVERHEAD,
+    Bypass,
+    HookMode,
+    IPv4Address,
+    IPv6Address,
+    Lease,
+    MacAddress,
+    Network,
+)
 from ctl.core.plan import diff, unreadable
 from ctl.kernel import firewall, sysctl
 from ctl.kernel.bpf import bpffs, loader, maps, probe
@@ -42,8 +53,6 @@ log = logging.getLogger(__name__)
 class VxlanBackend:
     """VXLAN between hosts. One thread's, like its Netlink."""
 
-    overhead: Final = VXLAN_OVERHEAD
-
     def __init__(self, settings: Settings, netlink: Netlink, findings: Findings) -> None:
         self.maps: maps.Maps | None = None
         """The maps that are open; None: there are none yet, or those of a newer version are there."""
@@ -55,6 +64,9 @@ class VxlanBackend:
         self._filters = Filters(netlink.rtnl, settings.bpffs)
         self._hook = UplinkHook(settings, netlink, findings)
         self._own = OwnEntry(settings)
+        self.ipv6_device = 0
+        """The same of IPv6, which has a device of its own; 0 where there is no IPv6, too."""
+        self._ipv6 = KernelPath(netlink.rtnl, IPV6)
         self._peering = Peering(netlink.rtnl, findings, settings.peers_max)
         self._ports = Ports(settings, netlink, self._filters, self._hook, findings)
         self._losses = losses.Losses(netlink, settings.resync_interval)
@@ -67,7 +79,12 @@ class VxlanBackend:
         """Whether it does without maps, as this host has no place for them."""
 
     @staticmethod
-    def identity(host: IPv4Address, network: Network) -> tuple[MacAddress | None, int | None]:
+    def overhead(network: Network) -> int:
+        """Of the family that needs more: containers have one MTU for both."""
+        return VXLAN_OVERHEAD if network.ipv6 is None else VXLAN_IPV6_OVERHEAD
+
+    @staticmethod
+    def identity(host: IPv4Address | IPv6Address, network: Network) -> tuple[MacAddress | None, int | None]:
         """(VTEP MAC, VNI) to publish."""
         return vtep_mac(host, network.vni), network.vni
 
@@ -132,27 +149,54 @@ class VxlanBackend:
             self._peering.senders(),
         )
 
+    def ipv6_tunnel(self, site: Site) -> firewall.Tunnel | None:
+        """As for IPv4, where there is IPv6."""
+        if not site.has_ipv6:
+            return None
+        network = site.network
+        return firewall.Tunnel(
+            network.port,
+            network.vni,
+            site.uplink.link.name,
+            IPV6.source(site.uplink, site.lease),
+            device_name(network, IPV6.version),
+            self._ipv6.senders(),
+        )
+
     def ensure_device(self, site: Site, links: dict[int, Link]) -> None:
-        """The vxlan device, and no other tunnel of ours."""
-        wanted = wanted_device(site)
-        keep = {wanted.name, headroom.DEVICE}
-        remove_tunnels(self._netlink, links.values(), self._settings.state_dir, keep)
+        """The vxlan device, and no other tunnel of ours but that of IPv6, if there is any."""
+        wanted, keep = wanted_device(site, IPV4), {headroom.DEVICE}
+        if site.has_ipv6:
+            keep.add(device_name(site.network, IPV6.version))
+        elif self.ipv6_device:
+            self.ipv6_device, self._ipv6 = 0, KernelPath(self._netlink.rtnl, IPV6)
+        remove_tunnels(self._netlink, links.values(), self._settings.state_dir, keep | {wanted.name})
         self.device = self._netlink.ensure_vxlan(wanted, links)
+
+    def ensure_ipv6_device(self, site: Site, links: dict[int, Link]) -> None:
+        """The vxlan device of IPv6."""
+        self.ipv6_device = self._netlink.ensure_vxlan(wanted_device(site, IPV6), links)
 
     def reconcile_peers(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
         """The maps of the shortcut, FDB, neighbours and routes to the other nodes."""
         opened, shortcut = self.maps, None
         if opened is not None:
             shortcut = Shortcut(opened, self.programs is not None, lambda: self._announce(opened, site))
-        self._peering.reconcile(site, self.device, leases, changes, shortcut)
+        failures = Failures()
+        failures.take(self._peering.reconcile, site, self.device, leases, changes, shortcut)
+        if site.has_ipv6:
+            failures.take(self._ipv6.reconcile, site, self.ipv6_device, leases, changes, self._findings)
+        told_of_ipv6(self._findings, site, leases, self._ipv6.problems)
+        failures.raise_any()
 
     def wants(self, entry: Removed) -> bool:
         """Whether an entry that is no more should be there. Any thread may ask."""
-        return self._peering.wants(entry)
+        return self._peering.wants(entry) or self._ipv6.wants(entry)
 
     def devices(self) -> Devices:
-        """The vxlan device, and the interfaces of the underlay through which peers are reached now."""
-        return Devices(self.device, hops=self._peering.hop_interfaces())
+        """The vxlan devices, and the interfaces of the underlay through which peers are reached now."""
+        hops = self._peering.hop_interfaces() | self._ipv6.hop_interfaces()
+        return Devices(self.device, hops=hops, ipv6_tunnel=self.ipv6_device)
 
     def reconcile_ports(self, site: Site, changes: frozenset[Change]) -> None:
         """Programs on every port of the bridge, and the containers behind them."""

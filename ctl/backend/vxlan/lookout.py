@@ -162,7 +162,7 @@ class Lookout:
         growing = self._growth.looked(self._dropped(), now)
         for concern, meanings in ((Concern.RULES, _RULES), (Concern.ASTRAY, _ASTRAY)):
             self._findings.problems[concern] = tuple(
-                f'our rule "{name}" drops packets: {meanings[name]} (nft list table ip {TABLE} counts them)'
+                f'our rule "{name}" drops packets: {meanings[name]} (see nft list ruleset, tables {TABLE})'
                 for name in growing
                 if name in meanings
             )

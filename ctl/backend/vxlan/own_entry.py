@@ -14,6 +14,7 @@ from ctl.core.abi import (
     NODE_F_XDP,
     NodeEntry,
 )
+from ctl.core.family import IPV4
 from ctl.core.host import Link
 from ctl.core.model import Bypass
 from ctl.kernel import sysctl
@@ -64,7 +65,7 @@ class OwnEntry:
             vni=network.vni,
             uplink_ifindex=uplink.ifindex,
             mtu=site.mtu,
-            vtep_mac=published_mac(site),
+            vtep_mac=published_mac(site, IPV4),
             port=network.port,
             source_ports=sysctl.source_ports(),
             bypass=self._settings.bypass,

@@ -42,14 +42,14 @@ class SilentPeers:
         who: Who,
         interval: float,
         *,
-        echo: Callable[[IPv4Address], Echo] = Echo,
+        echo: Callable[[IPv4Address], Echo[IPv4Address]] = Echo,
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self._who, self._open, self._steady = who, echo, steady
         self._pause: Final = min(LOOK_S, interval)
         self._next = -math.inf
         self._silence = Silence()
-        self._echo: Echo | None = None
+        self._echo: Echo[IPv4Address] | None = None
         """Through which questions are out; None: there are none."""
         self._asked: dict[IPv4Address, IPv4Address] = {}
         """Hosts of the peers that were asked at the last look, by the address that was."""

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import socket
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address
-from typing import Final
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from typing import Any, Final
 
 from pyroute2.netlink.rtnl import (
     RTM_DELADDR,
@@ -35,8 +35,10 @@ from pyroute2.netlink.rtnl import (
     RTM_SETLINK,
 )
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
+from pyroute2.netlink.rtnl.rtmsg import RT_SCOPE_LINK
 from pyroute2.netlink.rtnl.tcmsg import tcmsg
 
+from ctl.core.family import IPV4, IPV6, Family
 from ctl.core.host import EVERYTHING, OWNER, Change, Devices, Removed, Sender
 from ctl.core.model import MacAddress
 from ctl.kernel.firewall import SENDERS, TABLE
@@ -55,6 +57,7 @@ from ctl.kernel.netlink.nft import (
 )
 from ctl.kernel.netlink.session import NUD_USABLE
 from ctl.kernel.netlink.tables import (
+    MAIN_TABLE,
     NDA_DST,
     NDA_LLADDR,
     NDA_MASTER,
@@ -87,6 +90,10 @@ _PARTS: Final = {
 }
 
 
+_FAMILIES: Final[Mapping[int, Family[Any, Any]]] = {socket.AF_INET: IPV4, socket.AF_INET6: IPV6}
+"""By rtm_family."""
+_IPV6: Final = bytes([socket.AF_INET6])
+"""The first byte of a message about an address or a route."""
 _LINK: Final = layout(ifinfmsg)
 _QDISC: Final = layout(tcmsg)
 _TCA_KIND: Final = number_of(tcmsg, "TCA_KIND")
@@ -126,9 +133,7 @@ class Classifier:
             return self._neighbour(kind, body)
         if kind in (RTM_NEWROUTE, RTM_DELROUTE) and body[5] == ROUTE_PROTOCOL:  # rtm_protocol
             return self._own_route(kind, body)
-        if kind == RTM_NEWTFILTER and OWNER.encode() + b":" in body:  # TCA_BPF_NAME
-            return frozenset()
-        if kind == RTM_NEWQDISC and _is_bare(body):
+        if _is_no_news(kind, body):
             return frozenset()
         if kind == RTM_NEWNETCONF:
             return _forwarding_ended(body)
@@ -148,27 +153,29 @@ class Classifier:
 
     def _carries_routes(self, body: bytes) -> bool:
         ifindex = _ifindex(body)
-        return ifindex in (self.devices.tunnel, self.devices.uplink) or ifindex in self.devices.hops
+        return ifindex in self.devices.tunnels or ifindex in (self.devices.uplink, *self.devices.hops)
 
     def _own_route(self, kind: int, body: bytes) -> frozenset[Change]:
         if kind == RTM_NEWROUTE:
             return frozenset()
-        return self._peers_if_wanted(parse_route(body)[0])
+        return self._peers_if_wanted(parse_route(body, _FAMILIES[body[0]])[0])
 
     def _peers_if_wanted(self, entry: Removed) -> frozenset[Change]:
         return frozenset({Change.PEERS}) if self._wanted(entry) else frozenset()
 
     def _own_neighbour(self, kind: int, family: int, found: Mapping[int, bytes]) -> frozenset[Change]:
-        if kind == RTM_NEWNEIGH or family not in (socket.AF_INET, socket.AF_BRIDGE):
-            return frozenset()  # IPv6, say: the device has it by default, and entries without a MAC
-        if family == socket.AF_INET:
-            return self._peers_if_wanted(IPv4Address(found[NDA_DST]))
-        return self._peers_if_wanted(MacAddress(found[NDA_LLADDR]))
+        if kind == RTM_NEWNEIGH:
+            return frozenset()
+        if family == socket.AF_BRIDGE:
+            return self._peers_if_wanted(MacAddress(found[NDA_LLADDR]))
+        # Of IPv6 each device has entries of the kernel's own, which nobody wants.
+        address = found.get(NDA_DST, b"")
+        return self._peers_if_wanted(ip_address(address)) if len(address) in (4, 16) else frozenset()
 
     def _neighbour(self, kind: int, body: bytes) -> frozenset[Change]:
         family, ifindex, state, _, _ = NDMSG.unpack_from(body)
         found = attributes(body, NDMSG.size)
-        if ifindex == self.devices.tunnel:
+        if ifindex in self.devices.tunnels:
             return self._own_neighbour(kind, family, found)
         if family == socket.AF_BRIDGE:
             ours = to_number(found.get(NDA_MASTER, b"")) == self.devices.bridge != 0
@@ -187,6 +194,20 @@ class Classifier:
         else:
             self._known.pop(key, None)
         return frozenset({Change.PORTS})
+
+
+def _is_no_news(kind: int, body: bytes) -> bool:
+    """Whether something has come that is our own work, or comes with each interface, a container's too."""
+    if kind == RTM_NEWTFILTER:
+        return OWNER.encode() + b":" in body  # TCA_BPF_NAME
+    if kind == RTM_NEWQDISC:
+        return _is_bare(body)
+    if kind in (RTM_NEWADDR, RTM_DELADDR):
+        return body[:1] == _IPV6 and body[3] == int(RT_SCOPE_LINK)  # ifa_scope
+    if kind in (RTM_NEWROUTE, RTM_DELROUTE) and body[:1] == _IPV6:
+        to = parse_route(body, IPV6)[0].subnet
+        return body[4] != MAIN_TABLE or to.is_link_local or to.is_multicast  # rtm_table
+    return False
 
 
 def _is_bare(body: bytes) -> bool:
@@ -209,8 +230,10 @@ def _ifindex(body: bytes) -> int:
     return found
 
 
-def quiet_filter(tunnel: int) -> bytes:
+def quiet_filter(tunnels: Collection[int]) -> bytes:
     """A classic BPF program (struct sock_filter) that keeps our own additions for peers out.
+
+    `tunnels`: ifindexes of our tunnel devices.
 
     Thousands of them would wake us to say what we know, or overflow the socket. What is
     compared is in the host's byte order, and loaded as if it were the network's.
@@ -224,12 +247,15 @@ def quiet_filter(tunnel: int) -> bytes:
 
     half, word, byte = 0x28, 0x20, 0x30
     accept, drop = struct.pack("=HBBI", 0x06, 0, 0, 0xFFFFFFFF), struct.pack("=HBBI", 0x06, 0, 0, 0)
+    count = len(tunnels)
+    ours = [jump_equal(socket.htonl(each), 4 + count - at, 0) for at, each in enumerate(sorted(tunnels))]
     return b"".join(
         (
             load(half, 4),  # nlmsg_type
-            jump_equal(socket.htons(RTM_NEWNEIGH), 0, 2),
+            jump_equal(socket.htons(RTM_NEWNEIGH), 0, 2 + count),
             load(word, 20),  # ndm_ifindex
-            jump_equal(socket.htonl(tunnel), 4, 3),
+            *ours,
+            accept,
             jump_equal(socket.htons(RTM_NEWROUTE), 0, 2),
             load(byte, 21),  # rtm_protocol
             jump_equal(ROUTE_PROTOCOL, 1, 0),
@@ -277,7 +303,7 @@ def _rule(kind: int, body: bytes, wanted: Wanted) -> frozenset[Change]:
     return frozenset({Change.FIREWALL}) if ours else frozenset()
 
 
-def _sender(body: bytes) -> IPv4Address | None:
+def _sender(body: bytes) -> IPv4Address | IPv6Address | None:
     """Whom a message about an element is about; None: not one that our rules let in."""
     found = attributes(body, NFGENMSG)
     names = [text(found.get(each, b"")) for each in (NFTA_SET_ELEM_LIST_TABLE, NFTA_SET_ELEM_LIST_SET)]
@@ -286,7 +312,7 @@ def _sender(body: bytes) -> IPv4Address | None:
     value = found.get(NFTA_SET_ELEM_LIST_ELEMENTS, b"")
     for each in (LIST_ELEM, NFTA_SET_ELEM_KEY, NFTA_DATA_VALUE):
         value = attributes(value).get(each, b"")
-    return IPv4Address(value) if len(value) == 4 else None
+    return ip_address(value) if len(value) in (4, 16) else None
 
 
 def few_elements() -> bytes:

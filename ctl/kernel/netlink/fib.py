@@ -8,8 +8,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from ipaddress import IPv4Address
-from socket import AF_INET, IPPROTO_UDP
+from socket import IPPROTO_UDP
 from typing import Final
 
 from pyroute2.netlink import NLM_F_REQUEST
@@ -17,11 +16,11 @@ from pyroute2.netlink.rtnl import RTM_GETROUTE
 from pyroute2.netlink.rtnl.rtmsg import nh, rtmsg
 
 from ctl.core.errors import KernelError
-from ctl.core.host import Hop, Uplink
-from ctl.core.model import DEFAULT_TTL
+from ctl.core.host import Hop
+from ctl.core.model import DEFAULT_TTL, A
 from ctl.kernel.netlink.message import Shape, attributes, layout, message, number_of, to_number
 from ctl.kernel.netlink.socket import Message, Rtnl
-from ctl.kernel.netlink.tables import RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTAX_MTU, RTMSG, UNICAST
+from ctl.kernel.netlink.tables import AF, RTA_GATEWAY, RTA_METRICS, RTA_OIF, RTAX_MTU, RTMSG, UNICAST, marked
 
 _RTM_F_FIB_MATCH: Final = 0x2000
 """linux/rtnetlink.h."""
@@ -38,44 +37,44 @@ Ports = tuple[int, int]
 _NO_ROUTE: Final = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL)
 
 
-def route_to(rtnl: Rtnl, host: IPv4Address) -> tuple[int, IPv4Address | None]:
+def route_to(rtnl: Rtnl, host: A) -> tuple[int, A | None]:
     """(ifindex, source address) of the route that a packet of ours to `host` takes. Refused if there is none.
 
     (0, None): it leads to no interface, or to ourselves.
     """
-    (route,) = rtnl.route((RTM_GETROUTE, NLM_F_REQUEST), family=AF_INET, dst=str(host))
+    (route,) = rtnl.route((RTM_GETROUTE, NLM_F_REQUEST), family=AF[host.version], dst=str(host))
     if route["type"] != UNICAST:
         return 0, None
     source = route.get("prefsrc")
-    return route.get("oif") or 0, IPv4Address(source) if source else None
+    return route.get("oif") or 0, type(host)(source) if source else None
 
 
-def next_hop(rtnl: Rtnl, host: IPv4Address) -> tuple[int, IPv4Address]:
+def next_hop(rtnl: Rtnl, host: A) -> tuple[int, A]:
     """(ifindex, neighbour) that a packet of ours to `host` is sent to. Refused if there is no route."""
-    (route,) = rtnl.route((RTM_GETROUTE, NLM_F_REQUEST), family=AF_INET, dst=str(host))
+    (route,) = rtnl.route((RTM_GETROUTE, NLM_F_REQUEST), family=AF[host.version], dst=str(host))
     gateway = route.get("gateway")
-    return route.get("oif") or 0, IPv4Address(gateway) if gateway else host
+    return route.get("oif") or 0, type(host)(gateway) if gateway else host
 
 
 def hops(
     rtnl: Rtnl,
-    hosts: Iterable[IPv4Address],
-    uplink: Uplink,
+    hosts: Iterable[A],
+    source: A,
     mtu: int,
     ports: Sequence[Ports] = (),
     *,
     ttl: int = DEFAULT_TTL,
-) -> dict[IPv4Address, Hop | None]:
-    """How the FIB takes packets from `uplink`'s address to each host; None if we cannot say.
+) -> dict[A, Hop[A] | None]:
+    """How the FIB takes packets from the address `source` to each host; None if we cannot say.
 
-    That is: no route, a local or unreachable one, one over several interfaces, over an IPv6
-    neighbour or another tunnel. `mtu`: of the largest packets that we send; `ttl`: of those whose
-    route says none. `ports`: of those that are UDP, a pair of each class that rules tell apart: None
-    where they take several ways; no pair: packets of no protocol. KernelError.
+    That is: no route, a local or unreachable one, one over several interfaces, over a neighbour
+    of the other family or another tunnel. `mtu`: of the largest packets that we send; `ttl`: of
+    those whose route says none. `ports`: of those that are UDP, a pair of each class that rules
+    tell apart: None where they take several ways; no pair: packets of no protocol. KernelError.
     """
     asked = list(hosts)
-    first, *others = [_ways(rtnl, asked, uplink, mtu, ttl, _of_udp(*pair)) for pair in ports] or [
-        _ways(rtnl, asked, uplink, mtu, ttl, b"")
+    first, *others = [_ways(rtnl, asked, source, mtu, ttl, _of_udp(*pair)) for pair in ports] or [
+        _ways(rtnl, asked, source, mtu, ttl, b"")
     ]
     return {host: hop if all(each[host] == hop for each in others) else None for host, hop in first.items()}
 
@@ -90,27 +89,25 @@ def _of_udp(source: int, target: int) -> bytes:
 
 
 def _ways(
-    rtnl: Rtnl, hosts: Sequence[IPv4Address], uplink: Uplink, mtu: int, ttl: int, more: bytes
-) -> dict[IPv4Address, Hop | None]:
+    rtnl: Rtnl, hosts: Sequence[A], source: A, mtu: int, ttl: int, more: bytes
+) -> dict[A, Hop[A] | None]:
     """As `hops`, for one kind of packet; `more`: the attributes that say which."""
     # The route itself, not one path that was picked of it.
-    routes = _routes(rtnl, hosts, uplink, _RTM_F_FIB_MATCH, more)
+    routes = _routes(rtnl, hosts, source, _RTM_F_FIB_MATCH, more)
     found = {host: _hop(body, host, mtu, ttl) if body else None for host, body in routes.items()}
     # Of several paths over one interface, the one that the kernel picks by the addresses. Left to
     # the programs it would be the first one, for all peers: they have to say the interface.
     several = {host: hop for host, hop in found.items() if hop and hop.next_hop is None}
-    for host, body in _routes(rtnl, list(several), uplink, 0, more).items():
+    for host, body in _routes(rtnl, list(several), source, 0, more).items():
         found[host] = _picked(several[host], body, host)
     return found
 
 
-def _routes(
-    rtnl: Rtnl, hosts: Sequence[IPv4Address], uplink: Uplink, flags: int, more: bytes
-) -> dict[IPv4Address, bytes | None]:
+def _routes(rtnl: Rtnl, hosts: Sequence[A], source: A, flags: int, more: bytes) -> dict[A, bytes | None]:
     """The kernel's answer for each host; None: it has no route."""
-    question, source = _question(flags), uplink.address.packed
-    requests = (Message(RTM_GETROUTE, 0, question(host.packed, source) + more) for host in hosts)
-    found: dict[IPv4Address, bytes | None] = {}
+    question = _question(source.version, flags)
+    requests = (Message(RTM_GETROUTE, 0, question(host.packed, source.packed) + more) for host in hosts)
+    found: dict[A, bytes | None] = {}
     for host, (code, body) in zip(hosts, rtnl.bulk.ask(requests), strict=True):
         if code and code not in _NO_ROUTE:
             raise KernelError(f"route to {host}: {os.strerror(code)}")
@@ -119,23 +116,25 @@ def _routes(
 
 
 @cache
-def _question(flags: int) -> Shape:
+def _question(version: int, flags: int) -> Shape:
     """A look-up by target and source address."""
-    named = [("RTA_DST", "1.1.1.1"), ("RTA_SRC", "2.2.2.2")]
-    packed = message(rtmsg, named, family=AF_INET, dst_len=32, src_len=32, flags=flags)
-    return Shape(packed, b"\1" * 4, b"\2" * 4)
+    (target, dst), (source, src) = marked(1, version), marked(2, version)
+    length = len(target) * 8
+    named = [("RTA_DST", dst), ("RTA_SRC", src)]
+    packed = message(rtmsg, named, family=AF[version], dst_len=length, src_len=length, flags=flags)
+    return Shape(packed, target, source)
 
 
-def _picked(hop: Hop, body: bytes | None, host: IPv4Address) -> Hop:
+def _picked(hop: Hop[A], body: bytes | None, host: A) -> Hop[A]:
     """With the next hop of the answer, if it is about the same interface: the route may have changed."""
     route = attributes(body, RTMSG.size) if body else {}
     if to_number(route.get(RTA_OIF, b"")) != hop.ifindex:
         return hop
     gateway = route.get(RTA_GATEWAY)
-    return replace(hop, next_hop=IPv4Address(gateway) if gateway else host)
+    return replace(hop, next_hop=type(host)(gateway) if gateway else host)
 
 
-def _hop(body: bytes, host: IPv4Address, mtu: int, ttl: int) -> Hop | None:
+def _hop(body: bytes, host: A, mtu: int, ttl: int) -> Hop[A] | None:
     route = attributes(body, RTMSG.size)
     if RTMSG.unpack_from(body)[7] != UNICAST or _RTA_VIA in route or _RTA_ENCAP in route:
         return None
@@ -150,7 +149,7 @@ def _hop(body: bytes, host: IPv4Address, mtu: int, ttl: int) -> Hop | None:
     ifindex = to_number(route.get(RTA_OIF, b""))
     if not ifindex:  # a nexthop object of its own, with net.ipv4.nexthop_compat_mode=0
         return None
-    return Hop(ifindex, IPv4Address(gateway) if gateway else host, smaller, ttl)
+    return Hop(ifindex, type(host)(gateway) if gateway else host, smaller, ttl)
 
 
 def interfaces(body: bytes) -> list[int]:

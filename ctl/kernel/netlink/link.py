@@ -7,7 +7,7 @@ takes 206 ms to unpack them (410 us each), `parse` 17. Names and numbers are pyr
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
 
 from pyroute2.netlink import NLM_F_REQUEST
@@ -65,7 +65,7 @@ class Vxlan:
     vni: int
     port: int
     uplink: int
-    local: IPv4Address
+    local: IPv4Address | IPv6Address
     learning: bool
 
 
@@ -129,7 +129,7 @@ def tunnel(rtnl: Rtnl, ifindex: int) -> Vxlan:
         vni=data.get("vxlan_id") or 0,
         port=data.get("vxlan_port") or 0,
         uplink=data.get("vxlan_link") or 0,
-        local=IPv4Address(data.get("vxlan_local") or 0),
+        local=ip_address(data.get("vxlan_local6") or data.get("vxlan_local") or "0.0.0.0"),
         learning=bool(data.get("vxlan_learning")),
     )
 
@@ -185,7 +185,12 @@ def change(
 
 
 def add_vxlan(rtnl: Rtnl, want: VxlanDevice) -> None:
-    """A new vxlan device, down. Refused."""
+    """A new vxlan device, down. Refused.
+
+    Over IPv6 its UDP checksums are computed, and asked for of what comes (RFC 8200, 8.1): the kernel's
+    default, and flannel's. Over IPv4 they are 0 (RFC 7348, section 5).
+    """
+    over_ipv4 = want.local.version == 4
     rtnl.link(
         "add",
         ifname=want.name,
@@ -194,10 +199,10 @@ def add_vxlan(rtnl: Rtnl, want: VxlanDevice) -> None:
         kind="vxlan",
         vxlan_id=want.vni,
         vxlan_link=want.uplink,
-        vxlan_local=str(want.local),
         vxlan_port=want.port,
         vxlan_learning=0,
-        vxlan_udp_csum=0,
+        **({"vxlan_local": str(want.local)} if over_ipv4 else {"vxlan_local6": str(want.local)}),
+        **({"vxlan_udp_csum": 0} if over_ipv4 else {}),
     )
 
 

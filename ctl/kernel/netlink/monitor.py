@@ -34,6 +34,8 @@ from pyroute2.netlink.rtnl import (
     RTNLGRP_IPV4_NETCONF,
     RTNLGRP_IPV4_ROUTE,
     RTNLGRP_IPV4_RULE,
+    RTNLGRP_IPV6_IFADDR,
+    RTNLGRP_IPV6_ROUTE,
     RTNLGRP_LINK,
     RTNLGRP_NEIGH,
     RTNLGRP_TC,
@@ -65,6 +67,7 @@ _GROUPS: Final = (
     RTNLGRP_IPV4_RULE,
     _RTNLGRP_NEXTHOP,
 )
+_IPV6_GROUPS: Final = (RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE)
 _NFNLGRP_NFTABLES: Final = 7
 """linux/netfilter/nfnetlink.h."""
 _XFRMNLGRP_POLICY: Final = 4
@@ -77,16 +80,20 @@ _RECEIVE_BUFFER: Final = 1 << 22
 class Monitor:
     """A thread that calls `changed` with what has changed. `close` ends it. KernelError if it cannot begin.
 
-    `wanted`: whether something that was removed should be there; called in the thread.
+    `wanted`: whether something that was removed should be there; called in the thread. `ipv6`: whether
+    addresses and routes of IPv6 are of interest too.
     """
 
-    def __init__(self, changed: Callable[[frozenset[Change]], None], wanted: Wanted) -> None:
+    def __init__(
+        self, changed: Callable[[frozenset[Change]], None], wanted: Wanted, *, ipv6: bool = False
+    ) -> None:
         self._classifier = Classifier(wanted)
         self._changed = changed
         self._sources: dict[socket.socket, Source] = {}
         with _hearing(), ExitStack() as failing:
             failing.callback(self._close_sources)
-            self._routes = self._hear(NETLINK_ROUTE, _GROUPS, routes(self._classifier))
+            groups = (*_GROUPS, *_IPV6_GROUPS) if ipv6 else _GROUPS
+            self._routes = self._hear(NETLINK_ROUTE, groups, routes(self._classifier))
             _attach(self._hear(NETLINK_NETFILTER, [_NFNLGRP_NFTABLES], rules(wanted)), few_elements())
             with suppress(OSError):  # a kernel without IPsec
                 self._hear(NETLINK_XFRM, [_XFRMNLGRP_POLICY], POLICIES)
@@ -97,9 +104,9 @@ class Monitor:
 
     def watch(self, devices: Devices) -> None:
         """Our devices, once there are any: their neighbours and routes are of interest. KernelError."""
-        if devices.tunnel != self._classifier.devices.tunnel:
+        if devices.tunnels != self._classifier.devices.tunnels:
             with _hearing():
-                _attach(self._routes, quiet_filter(devices.tunnel))
+                _attach(self._routes, quiet_filter(devices.tunnels))
         self._classifier.devices = devices
 
     def close(self) -> None:

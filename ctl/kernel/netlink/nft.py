@@ -6,7 +6,6 @@ kernel counts is in the network's byte order.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from typing import Final
@@ -17,7 +16,7 @@ from pyroute2.netlink.nlsocket import NetlinkSocket
 from ctl.core.errors import KernelError
 from ctl.kernel.firewall import TABLE
 from ctl.kernel.netlink.message import attribute, attributes, listed, text
-from ctl.kernel.netlink.socket import Bulk, Refused
+from ctl.kernel.netlink.socket import Bulk, suppress_missing
 
 _SUBSYSTEM: Final = 10 << 8
 _GETRULE: Final = _SUBSYSTEM | 7
@@ -25,7 +24,8 @@ NEWSETELEM: Final = _SUBSYSTEM | 12
 DELSETELEM: Final = _SUBSYSTEM | 14
 NFGENMSG: Final = 4
 """Bytes of struct nfgenmsg, which begins with the family."""
-_NFPROTO_IPV4: Final = 2
+_FAMILIES: Final = (2, 10)
+"""NFPROTO_IPV4 and NFPROTO_IPV6, of linux/netfilter.h."""
 
 NFTA_SET_ELEM_LIST_TABLE: Final = 1
 NFTA_SET_ELEM_LIST_SET: Final = 2
@@ -45,22 +45,26 @@ _COMMENT: Final = 0
 
 
 def dropped() -> Mapping[str, int]:
-    """Packets that each rule of our table has counted, by its comment; none without the table. KernelError.
+    """Packets that each rule of our tables has counted, by its comment; none without a table. KernelError.
 
-    All of these are rules that drop (ctl.kernel.firewall).
+    All of these are rules that drop (ctl.kernel.firewall); what one has in both families is one sum.
     """
     try:
         opened = NetlinkSocket(family=NETLINK_NETFILTER)
     except OSError as error:
         raise KernelError(f"ask what our rules count: {error.strerror}") from error
+    sums: dict[str, int] = {}
     with closing(Bulk(opened)) as bulk:
-        try:
-            rules = bulk.dump(_GETRULE, bytes((_NFPROTO_IPV4, 0, 0, 0)) + _OURS)
-        except Refused as error:
-            if error.code == errno.ENOENT:
-                return {}
-            raise
-    return dict(found for rule in rules for found in counted(rule))
+        for comment, packets in (found for family in _FAMILIES for found in _counts(bulk, family)):
+            sums[comment] = sums.get(comment, 0) + packets
+    return sums
+
+
+def _counts(bulk: Bulk, family: int) -> Iterator[tuple[str, int]]:
+    """Comments and packets of the table of that family."""
+    with suppress_missing():
+        for rule in bulk.dump(_GETRULE, bytes((family, 0, 0, 0)) + _OURS):
+            yield from counted(rule)
 
 
 _OURS: Final = attribute(_RULE_TABLE, TABLE.encode() + b"\0")

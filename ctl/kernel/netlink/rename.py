@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 from contextlib import ExitStack
 
+from ctl.core.family import IPV4, IPV6, Family
 from ctl.core.host import OWNER, Link
+from ctl.core.model import A, N
 from ctl.core.plan import Delta
 from ctl.kernel.netlink.link import change
 from ctl.kernel.netlink.session import Netlink
@@ -37,13 +39,19 @@ def _renamed(netlink: Netlink, link: Link, name: str) -> bool:
     return True
 
 
+def _put_back(back: ExitStack, netlink: Netlink, family: Family[A, N], ifindex: int) -> None:
+    """In the end the device has the routes and neighbours of this family that it has now."""
+    neighbours = VtepNeighbours(netlink.rtnl, family, ifindex)
+    table = Routes(netlink.rtnl, family)
+    routes = tuple((to, via) for to, via in table.read().items() if via.ifindex == ifindex)
+    back.callback(table.apply, Delta(puts=routes))
+    back.callback(neighbours.apply, Delta(puts=tuple(neighbours.read().items())))
+
+
 def _rename_down(netlink: Netlink, link: Link, name: str) -> None:
-    neighbours, table = VtepNeighbours(netlink.rtnl, link.ifindex), Routes(netlink.rtnl)
-    macs = tuple(neighbours.read().items())
-    routes = tuple((to, via) for to, via in table.read().items() if via.ifindex == link.ifindex)
     with ExitStack() as back:  # under whichever name, and each step whatever became of the others
-        back.callback(table.apply, Delta(puts=routes))
-        back.callback(neighbours.apply, Delta(puts=macs))
+        _put_back(back, netlink, IPV4, link.ifindex)
+        _put_back(back, netlink, IPV6, link.ifindex)
         back.callback(change, netlink.rtnl, link.ifindex, up=True)
         change(netlink.rtnl, link.ifindex, up=False)
         change(netlink.rtnl, link.ifindex, name=name)

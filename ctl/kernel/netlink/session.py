@@ -9,12 +9,11 @@ import errno
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
 from socket import AF_BRIDGE, AF_INET, if_indextoname
 from typing import Final, Self
 
-from pyroute2.netlink.rtnl import RTM_GETADDR, RTM_GETNEIGH, rt_proto
-from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
+from pyroute2.netlink.rtnl import RTM_GETNEIGH, rt_proto
 from pyroute2.netlink.rtnl.ndmsg import (
     NUD_DELAY,
     NUD_FAILED,
@@ -28,18 +27,22 @@ from pyroute2.netlink.rtnl.ndmsg import (
 from pyroute2.netlink.rtnl.rtmsg import RT_SCOPE_LINK
 
 from ctl.core.errors import KernelError
+from ctl.core.family import Family
 from ctl.core.host import OWNER, BridgeDevice, Link, Neighbours, VxlanDevice
-from ctl.core.model import MacAddress
+from ctl.core.model import A, MacAddress, N
 from ctl.core.plan import plan_bridge_mtu
-from ctl.kernel.netlink import fib, link, taken
-from ctl.kernel.netlink.message import attributes, body, message, to_number, unpack
+from ctl.kernel import sysctl
+from ctl.kernel.netlink import addressing, fib, link, taken
+from ctl.kernel.netlink.message import attributes, body, message, to_number
 from ctl.kernel.netlink.socket import Refused, Rtnl, suppress_missing
-from ctl.kernel.netlink.tables import MAIN_TABLE, NDA_DST, NDA_LLADDR, NDA_MASTER, NDMSG
+from ctl.kernel.netlink.tables import AF, MAIN_TABLE, NDA_DST, NDA_LLADDR, NDA_MASTER, NDMSG
 
 log = logging.getLogger(__name__)
 
 NUD_USABLE: Final = NUD_REACHABLE | NUD_STALE | NUD_DELAY | NUD_PROBE | NUD_PERMANENT
 """The states in which a neighbour's entry has a MAC."""
+_IPV6_METRIC: Final = 256
+"""IP6_RT_PRIO_ADDRCONF of linux/ipv6_route.h."""
 _NEEDS_ADMIN: Final = " (needs CAP_NET_ADMIN in the user namespace that this network namespace is of)"
 _NUD_UNASKED: Final = NUD_REACHABLE | NUD_STALE
 
@@ -75,12 +78,18 @@ class Netlink:
 
     def addresses(self, ifindex: int) -> list[IPv4Interface]:
         """IPv4 addresses of an interface, in the kernel's order (primary first)."""
-        found: list[bytes] = []
-        with self.doing(f"list addresses of interface {ifindex}"), suppress_missing():
-            request = body(message(ifaddrmsg, family=AF_INET, index=ifindex))
-            found.extend(self.rtnl.bulk.dump(RTM_GETADDR, request))
-        each = [unpack(ifaddrmsg, content) for content in found]
-        return [IPv4Interface((address.get("local"), address["prefixlen"])) for address in each]
+        with self.doing(f"list addresses of interface {ifindex}"):
+            return list(map(IPv4Interface, addressing.of(self.rtnl, ifindex, 4)))
+
+    def ipv6_addresses(self, ifindex: int) -> list[IPv6Interface]:
+        """IPv6 addresses of an interface, but for those of its link."""
+        with self.doing(f"list addresses of interface {ifindex}"):
+            return list(map(IPv6Interface, addressing.of(self.rtnl, ifindex, 6)))
+
+    def remove_own_ipv6(self, found: Link) -> None:
+        """Take the IPv6 addresses away that we have given an interface of ours."""
+        with self.doing(f"remove IPv6 addresses of {found.name}"):
+            addressing.remove_own_ipv6(self.rtnl, found.ifindex)
 
     def neighbours(self, bridge: int) -> Neighbours:
         """Containers' addresses and MACs, as bridge and neighbour table know them."""
@@ -105,12 +114,13 @@ class Netlink:
             frozenset(IPv4Address(found[NDA_DST]) for _, state, found in addresses if state & _NUD_UNASKED),
         )
 
-    def unresolved(self) -> frozenset[IPv4Address]:
-        """Addresses whose MAC was asked for by ARP in vain, or is being asked for. KernelError."""
+    def unresolved(self, family: Family[A, N]) -> frozenset[A]:
+        """Addresses whose MAC was asked for in vain, by ARP or NDP, or is being asked for. KernelError."""
         with self.doing("list neighbours"):
-            found = map(_neighbour, self.rtnl.bulk.dump(RTM_GETNEIGH, body(message(ndmsg, family=AF_INET))))
+            request = body(message(ndmsg, family=AF[family.version]))
+            found = map(_neighbour, self.rtnl.bulk.dump(RTM_GETNEIGH, request))
             return frozenset(
-                IPv4Address(entry[NDA_DST])
+                family.address(entry[NDA_DST])
                 for _, state, entry in found
                 if state & (NUD_FAILED | NUD_INCOMPLETE)
             )
@@ -141,7 +151,10 @@ class Netlink:
             if found and found.mac != want.mac:
                 # Only then: to set even the same MAC flushes the neighbours, permanent ones too.
                 link.change(self.rtnl, ifindex, mac=want.mac)
-            self._only_address(ifindex, want.address)
+            if want.address.version == 6:
+                # What a new device may have hangs on conf.default, which hardened hosts set against it.
+                sysctl.put({sysctl.disable_ipv6(want.name): "0", sysctl.accept_ra(want.name): "0"})
+            addressing.set_only(self.rtnl, ifindex, want.address)
         return ifindex
 
     def _add_vxlan(self, want: VxlanDevice, links: dict[int, Link]) -> None:
@@ -187,20 +200,8 @@ class Netlink:
             found = link.one(self.rtnl, ifname=name)
             if (found.mtu, found.up) != (mtu, True):
                 link.change(self.rtnl, found.ifindex, mtu=mtu, up=True)
-            self._only_address(found.ifindex, address)
+            addressing.set_only(self.rtnl, found.ifindex, address)
         return found.ifindex
-
-    def _only_address(self, ifindex: int, address: IPv4Interface) -> None:
-        present = self.addresses(ifindex)
-        if address not in present:
-            self._address("add", ifindex, address)
-        for other in present:
-            if other != address:
-                self._address("del", ifindex, other)
-
-    def _address(self, command: str, ifindex: int, address: IPv4Interface) -> None:
-        ip, length = str(address.ip), address.network.prefixlen
-        self.rtnl.addr(command, family=AF_INET, index=ifindex, address=ip, local=ip, prefixlen=length)
 
     def ensure_bridge(self, want: BridgeDevice, links: dict[int, Link]) -> tuple[int, str]:
         """Make or adopt the bridge: (ifindex, what is wrong with an adopted one or "").
@@ -223,10 +224,13 @@ class Netlink:
                 mtu = plan_bridge_mtu(found, want.mtu, links.values())
                 if found.mtu != mtu:
                     link.change(self.rtnl, ifindex, mtu=mtu)
-            wrong = self._bridge_address(ifindex, want, ours)
-            if not wrong:
-                self._bridge_route(ifindex, want.address)
-            return ifindex, wrong
+            return ifindex, self._bridge_address(ifindex, want, want.address, ours)
+
+    def ensure_ipv6_on_bridge(self, ifindex: int, want: BridgeDevice, *, ours: bool) -> str:
+        """What is wrong with its IPv6 address, or "". `want` has one; `ours`: it is none that was adopted."""
+        assert want.ipv6 is not None
+        with self.doing(f"give {want.name} {want.ipv6}"):
+            return self._bridge_address(ifindex, want, want.ipv6, ours)
 
     def put_back_mac(self, found: Link, mac: MacAddress) -> None:
         """Give an interface the MAC that it was made with."""
@@ -234,35 +238,41 @@ class Netlink:
         with self.doing(f"put the MAC of {found.name} back"):
             link.change(self.rtnl, found.ifindex, mac=mac)
 
-    def _bridge_address(self, ifindex: int, want: BridgeDevice, ours: bool) -> str:
-        present = self.addresses(ifindex)
-        if want.address in present:
-            return ""
-        if present and not ours:
-            return (
-                f"bridge {want.name} has {present[0]}, not {want.address}: restart its owner with that "
-                f"address (dockerd: --bip={want.address} --mtu={want.mtu})"
-            )
-        self._only_address(ifindex, want.address)
+    def _bridge_address(
+        self, ifindex: int, want: BridgeDevice, address: IPv4Interface | IPv6Interface, ours: bool
+    ) -> str:
+        present = addressing.of(self.rtnl, ifindex, address.version)
+        if address not in present:
+            if present and not ours:
+                options = f"--bip={address} --mtu={want.mtu}"
+                if address.version == 6:
+                    options = f"--ipv6 --fixed-cidr-v6={address.network}"
+                return (
+                    f"bridge {want.name} has {present[0]}, not {address}: restart its owner with that "
+                    f"address (dockerd: {options})"
+                )
+            addressing.set_only(self.rtnl, ifindex, address)
+        self._bridge_route(ifindex, address)
         return ""
 
-    def _bridge_route(self, ifindex: int, address: IPv4Interface) -> None:
+    def _bridge_route(self, ifindex: int, address: IPv4Interface | IPv6Interface) -> None:
         """The route that came with the address: the kernel does not make it again for who flushes it."""
         inside = address.network.broadcast_address - 1
         inside -= inside == address.ip
         with suppress(Refused):  # no route at all
             if fib.route_to(self.rtnl, inside)[0] == ifindex:
                 return
+        # As the kernel makes it.
+        ipv4, ipv6 = {"prefsrc": str(address.ip), "scope": RT_SCOPE_LINK}, {"priority": _IPV6_METRIC}
         try:
             self.rtnl.route(
                 "add",
-                family=AF_INET,
+                family=AF[address.version],
                 dst=str(address.network),
                 oif=ifindex,
-                prefsrc=str(address.ip),
                 table=MAIN_TABLE,
                 proto=rt_proto["kernel"],
-                scope=RT_SCOPE_LINK,
+                **(ipv4 if address.version == 4 else ipv6),
             )
         except Refused as error:
             if error.code != errno.EEXIST:  # there, but a more specific one of someone else counts more

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, IPv6Network
 from socket import AF_INET
 
 from pyroute2.netlink.rtnl import RTM_GETADDR
 from pyroute2.netlink.rtnl.ifaddrmsg import ifaddrmsg
 
+from ctl.core.family import IPV4, IPV6
 from ctl.core.host import Ground, Link, Surroundings
 from ctl.kernel.netlink.message import body, message, unpack
 from ctl.kernel.netlink.session import Netlink
@@ -43,6 +44,17 @@ def look_at_underlay(netlink: Netlink, uplink: Link) -> tuple[Ground, ...]:
     return _once(ground for _, ground, direct in found if direct and not ground.network.is_loopback)
 
 
+def look_at_ipv6_underlay(netlink: Netlink, uplink: Link) -> tuple[IPv6Network, ...]:
+    """The same of IPv6, networks only. What is of each link alone is none. KernelError."""
+    found = {address.network for address in netlink.ipv6_addresses(uplink.ifindex)}
+    with netlink.doing("list IPv6 routes"):
+        routes = list(main_routes(netlink.rtnl, IPV6, by=uplink.ifindex))
+    for key, route in (parse_route(content, IPV6) for content in routes if prefix_length(content)):
+        if not int(route.via) and not key.subnet.is_link_local:
+            found.add(key.subnet)
+    return tuple(sorted(found))
+
+
 def _once(grounds: Iterable[Ground]) -> tuple[Ground, ...]:
     """Sorted, and of each network on an interface one: an address before the route that comes with it."""
     found: dict[tuple[object, str], Ground] = {}
@@ -66,10 +78,10 @@ def _routes(netlink: Netlink, links: Mapping[int, Link], by: int = 0) -> Iterato
     with netlink.doing("list routes"):
         found = [
             content
-            for content in main_routes(netlink.rtnl, by=by)
+            for content in main_routes(netlink.rtnl, IPV4, by=by)
             if prefix_length(content) and RTMSG.unpack_from(content)[5] != ROUTE_PROTOCOL
         ]
-    for key, route in map(parse_route, found):
+    for key, route in (parse_route(content, IPV4) for content in found):
         yield route.ifindex, Ground(key.subnet, _name(links, route.ifindex)), not int(route.via)
 
 

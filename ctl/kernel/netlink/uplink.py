@@ -7,6 +7,7 @@ from ipaddress import IPv4Address
 
 from ctl.core.candidates import Host, UplinkChoice
 from ctl.core.errors import KernelError
+from ctl.core.family import IPV4
 from ctl.kernel.netlink import address
 from ctl.kernel.netlink.fib import interfaces, route_to
 from ctl.kernel.netlink.session import Netlink
@@ -40,6 +41,6 @@ def _defaults(netlink: Netlink) -> Iterator[int]:
     """The interfaces of the default routes, the least metric first; of one over several paths, each."""
     with netlink.doing("list routes"):
         # Their prefix lengths first: there may be a route for each of thousands of peers.
-        found = [body for body in main_routes(netlink.rtnl) if not prefix_length(body)]
-    for body in sorted(found, key=lambda body: parse_route(body)[0].metric):
+        found = [body for body in main_routes(netlink.rtnl, IPV4) if not prefix_length(body)]
+    for body in sorted(found, key=lambda body: parse_route(body, IPV4)[0].metric):
         yield from interfaces(body)

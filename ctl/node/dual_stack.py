@@ -1,0 +1,85 @@
+"""What a node has of IPv6 beside IPv4, where its network and its lease have it. One thread's."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
+
+from ctl.backend.protocol import Backend
+from ctl.backend.site import Site
+from ctl.core.errors import KernelError
+from ctl.core.family import IPV6
+from ctl.core.host import Link
+from ctl.core.model import Network
+from ctl.kernel import firewall, sysctl
+from ctl.kernel.netlink.session import Netlink
+from ctl.kernel.netlink.surroundings import look_at_ipv6_underlay
+from ctl.node import forwarding
+from ctl.node.bridge import ContainerBridge
+from ctl.node.teardown import clear_ipv6
+from ctl.settings.config import Settings
+
+
+class DualStack:
+    """Settings, devices, addresses and rules of IPv6."""
+
+    def __init__(self, settings: Settings, netlink: Netlink, bridge: ContainerBridge) -> None:
+        self.links: tuple[IPv6Network, ...] = ()
+        """The uplink's own networks, as they were looked at last."""
+        self._settings, self._netlink, self._bridge = settings, netlink, bridge
+        self._rules: firewall.Firewall | None = None
+        """None: there are none of ours, or only those of an earlier life."""
+        self._clean = False
+        """Whether nothing is left of IPv6, which an earlier life may have had."""
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Others' rules that we could not look at, a line each."""
+        return self._rules.unseen if self._rules else ()
+
+    def preflight(self, network: Network, tunnel: firewall.Tunnel | None) -> None:
+        """Refuse what this kernel cannot. KernelError. `tunnel`: that of IPv4."""
+        if network.ipv6 is None:
+            return
+        if not sysctl.has_ipv6():
+            raise KernelError(
+                "this kernel has no IPv6, which the network has: boot it without ipv6.disable=1,"
+                " or set EnableIPv6 to false"
+            )
+        sysctl.check(sysctl.IPV6_FORWARDING)
+        like = tunnel and replace(tunnel, host=IPv6Address(0))  # ours is not known yet
+        masquerade, bridge = self._settings.ip_masq, self._settings.bridge
+        firewall.check(network.ipv6.network, tunnel=like, masquerade=masquerade, bridge=bridge)
+
+    def ensure(self, site: Site, backend: Backend, links: dict[int, Link]) -> None:
+        """Forwarding, devices, addresses; without IPv6, what an earlier life had goes. KernelError."""
+        if not site.has_ipv6:
+            if not self._clean:
+                clear_ipv6(self._netlink, links)
+                self._clean, self._rules, self.links = True, None, ()
+            return
+        self._clean = False
+        forwarding.ensure_ipv6(self._netlink, site.uplink.link.name, site.sysctls)
+        self.links = look_at_ipv6_underlay(self._netlink, site.uplink.link)
+        backend.ensure_ipv6_device(site, links)
+        self._bridge.ensure_ipv6(site.lease, site.mtu)
+
+    def ensure_rules(self, site: Site, backend: Backend) -> bool:
+        """Whether something had to be changed. KernelError."""
+        own, space = IPV6.member(site.lease), IPV6.space(site.network)
+        if not site.has_ipv6 or own is None or space is None:
+            return False
+        self._rules = self._rules or firewall.Firewall(IPV6.version)
+        return self._rules.ensure(
+            space.network,
+            own.subnet,
+            tunnel=backend.ipv6_tunnel(site),
+            masquerade=self._settings.ip_masq,
+            bridge=self._settings.bridge,
+        )
+
+
+def networks(site: Site) -> list[IPv4Network | IPv6Network]:
+    """Those of the containers, of each family that the node has."""
+    ipv6 = site.network.ipv6
+    return [site.network.network, *([ipv6.network] if ipv6 and site.has_ipv6 else [])]
