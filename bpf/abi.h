@@ -15,7 +15,7 @@
 
 #include <linux/types.h>
 
-#define OVNET_LAYOUT 4
+#define OVNET_LAYOUT 5
 
 /* Where a program runs. Append only, as the counters' places hang on it. */
 enum hook {
@@ -163,5 +163,39 @@ struct event {
 	__u32 pad;
 };
 _Static_assert(sizeof(struct event) == 120, "struct event is ABI");
+
+/* tracer: index 0 -> which packets are told of in `traces`. User space has it in its memory, too,
+ * so that it can set `until_ns` alone. */
+struct tracer {
+	__u64  until_ns;  /* 0, or passed: none */
+	__u64  skipped;   /* packets for which there was no room in the ring */
+	__be32 addr[2];   /* of the one end and of the other, inside, masked: whichever is the source */
+	__be32 mask[2];
+	__be16 port[2];   /* 0: any */
+	__be32 host;      /* at the other end of the tunnel; 0: any */
+	__u8   proto;     /* 0: any */
+	__u8   verdicts;  /* bits 1 << enum verdict */
+	__u16  snaplen;   /* most bytes of each packet, at least 1 */
+	__u8   narrow;    /* 0: packets are not looked at, all of the overlay's with such a verdict are meant */
+	__u8   pad[3];
+};
+_Static_assert(sizeof(struct tracer) == 48, "struct tracer is ABI");
+
+/* traces: a packet as it left a hook. `data` has room for one of these, whichever is enough. */
+#define TRACE_SHORT 128
+#define TRACE_LONG 2016
+struct trace {
+	__u64 time_ns;
+	__u32 ifindex;
+	__u32 came_len;     /* bytes of the packet when it came to the hook */
+	__u32 packet_len;   /* and when it left */
+	__u16 captured_len; /* bytes valid in data */
+	__u16 reason;       /* enum reason */
+	__u16 cpu;
+	__u8  hook;         /* enum hook */
+	__u8  pad[5];
+	__u8  data[];
+};
+_Static_assert(sizeof(struct trace) == 32, "struct trace is ABI");
 
 #endif

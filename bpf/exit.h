@@ -7,11 +7,11 @@
 #define OVNET_EXIT_H
 
 #include "maps.h"
+#include "trace.h"
 
 static __always_inline void report_drop(struct __sk_buff *skb, enum hook hook,
 					enum reason reason, struct counter *counter)
 {
-	__u64 rest = skb->len - 1ULL; /* of what is captured, behind its first byte */
 	struct event *event;
 
 	if (!is_sampled(counter))
@@ -20,15 +20,7 @@ static __always_inline void report_drop(struct __sk_buff *skb, enum hook hook,
 	if (!event)
 		return;
 	describe(event, hook, reason, skb->ifindex, skb->len, counter);
-	if (rest > EVENT_BYTES - 1)
-		rest = EVENT_BYTES - 1;
-	/* The verifier wants to see a length of at least one in the register that is passed.
-	 * An older one (6.1) learns nothing from a comparison with zero, so one is added;
-	 * left alone, the compiler would take the one off again. */
-	barrier_var(rest);
-	event->captured_len = rest + 1;
-	if (bpf_skb_load_bytes(skb, 0, event->data, rest + 1))
-		event->captured_len = 0;
+	event->captured_len = copy_start(skb, event->data, skb->len, EVENT_BYTES);
 	events.ringbuf_submit(event, 0);
 }
 
@@ -40,6 +32,7 @@ static __always_inline int finish(struct __sk_buff *skb, enum hook hook, __u32 b
 	struct counter *counter = count(hook, reason, bytes, packets);
 	enum verdict verdict = verdict_of(reason);
 
+	trace(skb, hook, reason, bytes);
 	if (verdict == VERDICT_PASS)
 		return TC_ACT_UNSPEC;
 	if (verdict == VERDICT_BYPASS || verdict == VERDICT_TUNNEL)

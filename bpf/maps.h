@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * All maps, each with its only accessors; those of `flows` are in flow.h. Types and
- * key sizes are declared again in ctl/kernel/bpf/maps.py, which creates and pins the
- * real maps (capacities are settings, so the 1s below mean nothing); a test compares
- * the two.
+ * All maps, each with its only accessors; those of `flows` are in flow.h, of `tracer` and
+ * `traces` in trace.h. Types and key sizes are declared again in ctl/kernel/bpf/maps.py,
+ * which creates and pins the real maps (capacities are settings, so the 1s below mean
+ * nothing); a test compares the two.
  */
 #ifndef OVNET_MAPS_H
 #define OVNET_MAPS_H
@@ -27,6 +27,10 @@ BPF_F_TABLE("percpu_array", __u32, struct counter, counters, 1, 0);
 BPF_F_TABLE("percpu_hash", __be32, struct peer_stats, peer_stats, 1, 0);
 /* Sampled drops. */
 BPF_RINGBUF_OUTPUT(events, 1);
+/* 0 -> which packets are told of in `traces`. */
+BPF_F_TABLE("array", __u32, struct tracer, tracer, 1, BPF_F_MMAPABLE);
+/* Packets, for a tracer. */
+BPF_RINGBUF_OUTPUT(traces, 1);
 
 static __always_inline struct node *this_node(void)
 {

@@ -12,6 +12,7 @@
 #define OVNET_XDP_H
 
 #include "decap.h"
+#include "trace.h"
 
 /* The note, in the metadata area of the packet. GRO merges only packets whose metadata are
  * equal, so it says nothing that differs within a flow. Programs of two builds meet while
@@ -166,11 +167,27 @@ static __always_inline enum reason from_wire_or_xdp(struct __sk_buff *skb, struc
 	return wire_to_container(skb, cursor_of(skb, ARRIVING_LEN), in);
 }
 
-/* There is bpf_xdp_load_bytes() only from 5.18 on. */
+/* Copy the packet's first bytes, EVENT_BYTES at the most; returns how many. There is
+ * bpf_xdp_load_bytes() only from 5.18 on. */
+static __always_inline __u32 xdp_copy(struct xdp_md *xdp, __u8 *data)
+{
+	struct cursor cur = xdp_cursor(xdp);
+	__u32 copied = 0;
+
+	for (__u32 i = 0; i < EVENT_BYTES; i++) {
+		__u8 *byte = take(&cur, 1);
+
+		if (!byte)
+			break;
+		data[i] = *byte;
+		copied = i + 1;
+	}
+	return copied;
+}
+
 static __always_inline void xdp_report_drop(struct xdp_md *xdp, enum reason reason, __u32 len,
 					    struct counter *counter)
 {
-	struct cursor cur = xdp_cursor(xdp);
 	struct event *event;
 
 	if (!is_sampled(counter))
@@ -179,15 +196,33 @@ static __always_inline void xdp_report_drop(struct xdp_md *xdp, enum reason reas
 	if (!event)
 		return;
 	describe(event, HOOK_FROM_WIRE_XDP, reason, xdp->ingress_ifindex, len, counter);
-	for (__u32 i = 0; i < EVENT_BYTES; i++) {
-		__u8 *byte = take(&cur, 1);
-
-		if (!byte)
-			break;
-		event->data[i] = *byte;
-		event->captured_len = i + 1;
-	}
+	event->captured_len = xdp_copy(xdp, event->data);
 	events.ringbuf_submit(event, 0);
+}
+
+/* As trace(), for XDP: of each packet no more than EVENT_BYTES. */
+static __always_inline void xdp_trace(struct xdp_md *xdp, enum reason reason, __u32 came)
+{
+	struct tracer *tracer = active_tracer();
+	struct trace *trace;
+	__u32 len = came;
+	__u64 now;
+
+	if (likely(!tracer))
+		return;
+	now = bpf_ktime_get_ns();
+	if (is_over(tracer, now) || !is_traced(tracer, xdp_cursor(xdp), reason))
+		return;
+	if (reason == REASON_DECAP)
+		len -= TUNNEL_LEN;
+	trace = traces.ringbuf_reserve(sizeof(*trace) + TRACE_SHORT);
+	if (!trace) {
+		skip(tracer);
+		return;
+	}
+	describe_trace(trace, HOOK_FROM_WIRE_XDP, reason, xdp->ingress_ifindex, came, len, now);
+	trace->captured_len = xdp_copy(xdp, trace->data);
+	traces.ringbuf_submit(trace, 0);
 }
 
 /* As finish(), for XDP. */
@@ -196,6 +231,7 @@ static __always_inline int xdp_finish(struct xdp_md *xdp, __u32 bytes, enum reas
 	struct counter *counter = count(HOOK_FROM_WIRE_XDP, reason, bytes, 1);
 	enum verdict verdict = verdict_of(reason);
 
+	xdp_trace(xdp, reason, bytes);
 	if (verdict == VERDICT_PASS || verdict == VERDICT_BYPASS)
 		return XDP_PASS;
 	if (counter)

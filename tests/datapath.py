@@ -290,11 +290,10 @@ def _created(wanted: Mapping[str, Spec]) -> dict[str, syscall.Map]:
 
 
 def _create(name: str, spec: Spec) -> int:
-    flags = _MMAPABLE if name == "counters" else 0
+    flags = syscall.MMAPABLE if name == "counters" else spec.flags
     return syscall.map_create(spec.kind, name, spec.key, spec.value, spec.entries, flags)
 
 
-_MMAPABLE: Final = 1 << 10
 MONOTONIC_COARSE: Final = 6
 """The programs' clock (linux/time.h); the fine one is ahead of it, in their future."""
 

@@ -19,7 +19,10 @@ from typing import NoReturn
 from ctl import __version__
 from ctl.core.errors import OvnetError
 
-NOUNS = ("agent", "network", "lease", "map", "flow", "hook", "status", "doctor", "docker-opts", "teardown")
+NOUNS = (
+    "agent", "network", "lease", "map", "flow", "hook", "status", "doctor", "trace", "monitor", "capture",
+    "docker-opts", "teardown",
+)  # fmt: skip
 """The commands, each a module of this package (with `_` for `-`) that has `register(subparsers)`."""
 
 

@@ -13,6 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any, Final
 
 from ctl.cli import rows
+from ctl.cli.arguments import address
 from ctl.cli.output import Column, Row, add_output_option, dumps, emit, say, table
 from ctl.core.errors import ConfigError, NotFound
 from ctl.settings.config import STORE_SETTINGS, add_options
@@ -49,7 +50,7 @@ def register(subparsers: Any) -> None:
     )
     dump.set_defaults(func=run_dump)
     get = verbs.add_parser("get", help="print where a container address leads")
-    get.add_argument("ip", type=_address, metavar="IP")
+    get.add_argument("ip", type=address, metavar="IP")
     get.set_defaults(func=run_get)
     diff = verbs.add_parser(
         "diff",
@@ -208,8 +209,8 @@ READERS: Final[Mapping[str, Callable[[Maps, str], list[Row]]]] = {
     "counters": lambda maps, fmt: rows.counters(maps.counters(), every=fmt == "wide"),
     "peer_stats": lambda maps, _: rows.peer_stats(maps.peer_stats()),
 }
-"""The maps that can be dumped, each with the function that reads its rows. The map of events is a
-stream, and not among them."""
+"""The maps that can be dumped, each with the function that reads its rows. Not among them: events and
+traces, which are streams, and tracer."""
 
 
 def _monotonic_ns() -> int:
@@ -236,10 +237,3 @@ def _headed(found: Found, fmt: str) -> str:
 def _shown(name: str, fmt: str) -> list[Column]:
     columns = [Column(column) if isinstance(column, str) else column for column in rows.COLUMNS[name]]
     return [column for column in columns if fmt == "wide" or not column.wide]
-
-
-def _address(text: str) -> IPv4Address:
-    try:
-        return IPv4Address(text)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an IPv4 address") from None

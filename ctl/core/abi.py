@@ -14,7 +14,7 @@ from typing import Final
 
 from ctl.core.model import DEFAULT_TTL, Bypass, MacAddress
 
-LAYOUT: Final = 4
+LAYOUT: Final = 5
 """OVNET_LAYOUT: part of the pin directory's name."""
 
 REASON_MAX: Final = 64
@@ -73,7 +73,8 @@ PEER_STATS: Final = struct.Struct("=QQQQ")
 EVENT: Final = struct.Struct(f"=QIIHBB{EVENT_BYTES}sI")
 
 
-def _port(number: int) -> bytes:
+def port_bytes(number: int) -> bytes:
+    """A port in network byte order."""
     return number.to_bytes(2, "big")
 
 
@@ -97,7 +98,7 @@ class PeerEntry:
         return PEER.pack(
             self.host.packed,
             self.vtep_mac.packed,
-            _port(self.port),
+            port_bytes(self.port),
             self.vni,
             self.ifindex,
             hop,
@@ -159,8 +160,8 @@ class FlowKey:
         return FLOW_KEY.pack(
             self.saddr.packed,
             self.daddr.packed,
-            _port(self.sport),
-            _port(self.dport),
+            port_bytes(self.sport),
+            port_bytes(self.dport),
             self.ifindex,
             self.proto,
             self.direction,
@@ -242,7 +243,7 @@ class NodeEntry:
             self.uplink_ifindex,
             self.mtu,
             self.vtep_mac.packed,
-            _port(self.port),
+            port_bytes(self.port),
             *self.source_ports,
             BYPASS_CODE[self.bypass],
             self.approval_ttl_ns,
@@ -283,8 +284,8 @@ class NodeEntry:
             return None
         return cls(
             IPv4Address(host),
-            _network(net, mask),
-            _network(sub, sub_mask),
+            network(net, mask),
+            network(sub, sub_mask),
             (IPv4Address(first), IPv4Address(last)),
             vni,
             uplink,
@@ -302,7 +303,8 @@ class NodeEntry:
         )
 
 
-def _network(address: bytes, mask: bytes) -> IPv4Network:
+def network(address: bytes, mask: bytes) -> IPv4Network:
+    """Of an address and its mask, both in network byte order."""
     return IPv4Network((address, int.from_bytes(mask, "big").bit_count()))
 
 

@@ -96,6 +96,14 @@ def reason(number: int) -> Reason:
     return REASONS.get(number) or Reason(number, f"reason_{number}", Verdict.PASS, "unknown to this version")
 
 
+_BY_LABEL: Final = {reason.label: reason for reason in _TABLE}
+
+
+def labelled(label: str) -> Reason:
+    """The row of a label. KeyError for one that there is not."""
+    return _BY_LABEL[label]
+
+
 def total(
     counters: Mapping[tuple[Hook, int], Counter], where: Hook, wanted: Callable[[Reason], bool]
 ) -> Counter:

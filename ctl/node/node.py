@@ -89,7 +89,7 @@ class Node:
         """How packets get to other nodes; None, like the network: `preflight` has not been told yet."""
         self._tell: Callable[[Devices], None] = lambda _: None
         """Tells the monitor which devices are ours."""
-        self._ring: Ring | None = None
+        self._ring: Ring[Event] | None = None
         """Where the programs leave samples of what they drop; None: not opened yet."""
 
     @property
@@ -308,5 +308,5 @@ class Node:
         if self.maps is None or self._settings.bypass is Bypass.OFF:
             return ()
         if self._ring is None:
-            self._ring = Ring(self.maps.fd("events"), RING_BYTES)
+            self._ring = Ring(self.maps.fd("events"), RING_BYTES, Event.unpack)
         return self._ring.drain()

@@ -33,7 +33,8 @@ from ctl.core.abi import (
     PeerStats,
 )
 from ctl.core.model import Bypass, MacAddress
-from ctl.core.reasons import REASONS
+from ctl.core.reasons import REASONS, Verdict
+from ctl.core.tracer import TRACE, TRACE_LONG, TRACE_SHORT, TRACER, Trace, TracerEntry
 from ctl.kernel.bpf import syscall
 from ctl.kernel.bpf.maps import specs
 from ctl.kernel.bpf.source import MAPS, PROGRAMS, source
@@ -43,8 +44,12 @@ from tests.process import run
 ROOT = Path(__file__).parents[2]
 HEADER = (ROOT / "bpf" / "abi.h").read_text()
 
-# `event` goes through a ring, which has no value type: this map gives it one.
-EVENT_TWIN = 'BPF_F_TABLE("hash", __u32, struct event, event_twin, 1, 0);'
+# What goes through a ring has no value type: these maps give it one.
+RINGS = ("events", "traces")
+TWINS = """
+BPF_F_TABLE("hash", __u32, struct event, event_twin, 1, 0);
+BPF_F_TABLE("hash", __u32, struct trace, trace_twin, 1, 0);
+"""
 ASK = """
 import json, os, sys, tempfile, ctypes
 from pathlib import Path
@@ -66,7 +71,7 @@ with tempfile.TemporaryDirectory() as tree:
 answer = {}
 for name in sys.argv[1:]:
     ident = bcc.lib.bpf_table_id(unit.module, name.encode())
-    table = unit[name] if name != "events" else None
+    table = unit[name] if name not in ("events", "traces") else None
     answer[name] = {
         "kind": bcc.lib.bpf_table_type_id(unit.module, ident),
         "key_size": bcc.lib.bpf_table_key_size_id(unit.module, ident),
@@ -84,8 +89,8 @@ OTHER_MAC = MacAddress(bytes(range(0xB0, 0xB6)))
 @cache
 def in_c() -> dict[str, Any]:
     """Each map as the C declares it."""
-    argv = ["/usr/bin/python3", "-c", ASK, *MAPS, "event_twin"]
-    text = f"{source()}\n{EVENT_TWIN}\n"
+    argv = ["/usr/bin/python3", "-c", ASK, *MAPS, "event_twin", "trace_twin"]
+    text = f"{source()}\n{TWINS}\n"
     env = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = run(argv, stdin=text, env=env, cwd=ROOT)
     answer: dict[str, Any] = json.loads(done.stdout)
@@ -129,6 +134,16 @@ NODE_FIELDS = {
     "flags": host(4, 1), "uplink_mac": OTHER_MAC.packed, "pad": bytes(2),
     "routing_marks": host(4, 0x00FF0000), "tunnel_ifindex": host(4, 77), "rest": bytes(4),
 }  # fmt: skip
+TRACER_ENTRY = TracerEntry(
+    1, (IPv4Network("10.0.0.0/8"), IPv4Network("10.9.8.0/24")), (0x1122, 0x3344), IPv4Address("1.2.3.4"), 17,
+    frozenset({Verdict.DROP, Verdict.ABORT}), 0x0155, 2,
+)  # fmt: skip
+TRACER_FIELDS = {
+    "until_ns": host(8, 1), "skipped": host(8, 2), "addr": bytes([10, 0, 0, 0, 10, 9, 8, 0]),
+    "mask": bytes([255, 0, 0, 0, 255, 255, 255, 0]), "port": b"\x11\x22\x33\x44",
+    "host": bytes([1, 2, 3, 4]), "proto": b"\x11", "verdicts": b"\x18", "snaplen": host(2, 0x0155),
+    "narrow": b"\x01", "pad": bytes(3),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -139,8 +154,9 @@ NODE_FIELDS = {
         ("flows", "key", abi.FLOW_KEY, FLOW_KEY.pack(), FLOW_KEY_FIELDS),
         ("flows", "value", abi.FLOW, FLOW.pack(), FLOW_FIELDS),
         ("node", "value", abi.NODE, NODE.pack(), NODE_FIELDS),
+        ("tracer", "value", TRACER, TRACER_ENTRY.pack(), TRACER_FIELDS),
     ],
-    ids=["peer", "endpoint", "flow_key", "flow", "node"],
+    ids=["peer", "endpoint", "flow_key", "flow", "node", "tracer"],
 )
 def test_what_python_packs_c_reads(
     name: str, side: str, layout: struct.Struct, packed: bytes, fields: dict[str, bytes]
@@ -151,7 +167,9 @@ def test_what_python_packs_c_reads(
     assert in_c()[name][f"{side}_size"] == layout.size == len(packed)
 
 
-@pytest.mark.parametrize("entry", [PEER, ENDPOINT, FLOW_KEY, FLOW, NODE], ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "entry", [PEER, ENDPOINT, FLOW_KEY, FLOW, NODE, TRACER_ENTRY], ids=lambda entry: type(entry).__name__
+)
 def test_python_reads_what_it_packs(entry: Any) -> None:
     assert type(entry).unpack(entry.pack()) == entry
 
@@ -194,11 +212,25 @@ def test_python_reads_events_of_c() -> None:
     assert Event.unpack(bytes(raw)) == Event(1, 2, 3, 4, Hook.FROM_WIRE, bytes(range(6)))
 
 
+def test_python_reads_traces_of_c() -> None:
+    declared = in_c()["trace_twin"]["value"]
+    names = [
+        "time_ns", "ifindex", "came_len", "packet_len", "captured_len", "reason", "cpu", "hook", "pad",
+    ]  # fmt: skip
+    assert [name for name, _, _ in declared if name != "data"] == names
+    raw = bytearray(numbers(declared, in_c()["trace_twin"]["value_size"]))
+    assert [at for name, at, _ in declared if name == "data"] == [TRACE.size]
+    raw[next(at for name, at, _ in declared if name == "hook")] = Hook.FROM_WIRE
+    assert Trace.unpack(bytes(raw)[: TRACE.size] + b"12345678") == Trace(
+        1, 2, 3, 4, 6, 7, Hook.FROM_WIRE, b"12345"
+    )
+
+
 @pytest.mark.parametrize("name", MAPS)
 def test_map_specs_are_those_of_the_c(name: str) -> None:
     spec, declared = specs(1, 1, 1)[name], in_c()[name]
     assert declared["kind"] == syscall.MAP_TYPES[spec.kind]
-    if name != "events":  # a ring has neither
+    if name not in RINGS:  # which have neither
         assert (declared["key_size"], declared["value_size"]) == (spec.key, spec.value)
 
 
@@ -210,7 +242,7 @@ def test_no_map_is_forgotten() -> None:
 
 
 def test_every_map_is_shown_and_documented() -> None:
-    assert set(READERS) == set(COLUMNS) == set(MAPS) - {"events"}  # a ring has its own command
+    assert set(READERS) == set(COLUMNS) == set(MAPS) - {*RINGS, "tracer"}  # these have commands of their own
     text = (ROOT / "docs" / "how-it-works.md").read_text()
     table = text.partition("\n## Maps\n")[2].partition("\n## ")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(MAPS)
@@ -246,6 +278,7 @@ def test_constants_are_the_same() -> None:
     defined = dict(re.findall(r"^#define (\w+)\s+(\S.*?)(?:\s*/\*.*)?$", HEADER, re.MULTILINE))
     assert int(defined["OVNET_LAYOUT"]) == abi.LAYOUT
     assert int(defined["EVENT_BYTES"]) == abi.EVENT_BYTES
+    assert (int(defined["TRACE_SHORT"]), int(defined["TRACE_LONG"])) == (TRACE_SHORT, TRACE_LONG)
     flags = {name: value for name, value in defined.items() if name.startswith("PEER_F_")}
     assert flags == {"PEER_F_KERNEL_PATH": "(1U << 0)"}
     assert set(abi.PEER_FLAGS) == {abi.PEER_F_KERNEL_PATH} == {1}

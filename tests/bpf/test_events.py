@@ -23,8 +23,8 @@ RECORD = 8 + abi.EVENT.size
 
 
 @pytest.fixture
-def ring(datapath: Datapath) -> Iterator[Ring]:
-    opened = Ring(datapath.maps.fd("events"), RING_BYTES)
+def ring(datapath: Datapath) -> Iterator[Ring[Event]]:
+    opened = Ring(datapath.maps.fd("events"), RING_BYTES, Event.unpack)
     yield opened
     opened.close()
 
@@ -34,7 +34,7 @@ def let_report(datapath: Datapath, reason: int, hook: Hook = Hook.FROM_WIRE) -> 
     datapath.fill("counters", struct.pack("=I", hook * abi.REASON_MAX + reason), bytes(abi.COUNTER.size))
 
 
-def test_each_reason_to_drop_is_reported(datapath: Datapath, ring: Ring) -> None:
+def test_each_reason_to_drop_is_reported(datapath: Datapath, ring: Ring[Event]) -> None:
     drops = {
         UNKNOWN_VTEP: wire(received(), host=FOREIGN),
         SPOOFED: wire(received(), host=THIRD.host),
@@ -52,26 +52,26 @@ def test_each_reason_to_drop_is_reported(datapath: Datapath, ring: Ring) -> None
     assert list(ring.drain()) == []
 
 
-def test_an_abort_is_reported(datapath: Datapath, ring: Ring) -> None:
+def test_an_abort_is_reported(datapath: Datapath, ring: Ring[Event]) -> None:
     datapath.run("probe_aborted", sent())
     assert [(event.reason, event.data) for event in ring.drain()] == [(ABORTED, sent())]
 
 
 @pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 1000])
-def test_the_first_bytes_are_shown(datapath: Datapath, ring: Ring, size: int) -> None:
+def test_the_first_bytes_are_shown(datapath: Datapath, ring: Ring[Event], size: int) -> None:
     packet = wire(bytes(size), host=FOREIGN)
     datapath.run("from_wire", packet)
     (event,) = ring.drain()
     assert (event.data, event.packet_len) == (packet[:96], len(packet))
 
 
-def test_what_is_no_drop_is_not_reported(datapath: Datapath, ring: Ring) -> None:
+def test_what_is_no_drop_is_not_reported(datapath: Datapath, ring: Ring[Event]) -> None:
     datapath.run("from_wire", wire(received()))
     datapath.run("from_container", sent())
     assert list(ring.drain()) == []
 
 
-def test_a_flood_is_one_event_and_does_not_hide_another_reason(datapath: Datapath, ring: Ring) -> None:
+def test_a_flood_is_one_event_and_does_not_hide_another_reason(datapath: Datapath, ring: Ring[Event]) -> None:
     started = time.monotonic()
     for _ in range(200):
         datapath.run("from_wire", wire(received(), host=FOREIGN))
@@ -91,7 +91,7 @@ def number_of(event: Event) -> int:
     return int(number)
 
 
-def test_the_ring_goes_round(datapath: Datapath, ring: Ring) -> None:
+def test_the_ring_goes_round(datapath: Datapath, ring: Ring[Event]) -> None:
     fits = RING_BYTES // RECORD
     seen = []
     for number in range(3 * fits):
@@ -103,7 +103,7 @@ def test_the_ring_goes_round(datapath: Datapath, ring: Ring) -> None:
     assert seen == list(range(3 * fits))
 
 
-def test_a_full_ring_loses_the_newest_and_recovers(datapath: Datapath, ring: Ring) -> None:
+def test_a_full_ring_loses_the_newest_and_recovers(datapath: Datapath, ring: Ring[Event]) -> None:
     for number in range(2 * RING_BYTES // RECORD):
         let_report(datapath, UNKNOWN_VTEP)
         datapath.run("from_wire", numbered(number))
@@ -115,7 +115,7 @@ def test_a_full_ring_loses_the_newest_and_recovers(datapath: Datapath, ring: Rin
     assert [number_of(event) for event in ring.drain()] == [4711]
 
 
-def test_a_reader_may_stop_halfway(datapath: Datapath, ring: Ring) -> None:
+def test_a_reader_may_stop_halfway(datapath: Datapath, ring: Ring[Event]) -> None:
     for number in range(3):
         let_report(datapath, UNKNOWN_VTEP)
         datapath.run("from_wire", numbered(number))
@@ -126,6 +126,6 @@ def test_a_reader_may_stop_halfway(datapath: Datapath, ring: Ring) -> None:
 
 def test_what_is_no_ring_is_one_line() -> None:
     null = os.open("/dev/null", os.O_RDONLY)
-    with pytest.raises(KernelError, match="cannot map the events ring: "):
-        Ring(null, RING_BYTES)
+    with pytest.raises(KernelError, match="cannot map a ring buffer: "):
+        Ring(null, RING_BYTES, Event.unpack)
     os.close(null)

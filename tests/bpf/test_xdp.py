@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ctl.core.abi import Hook, PeerStats
+from ctl.core.abi import Event, Hook, PeerStats
 from ctl.core.model import Bypass, MacAddress
 from ctl.kernel.bpf.maps import RING_BYTES
 from ctl.kernel.bpf.ring import Ring
@@ -268,14 +268,14 @@ def test_strangers_are_dropped_in_every_mode(datapath: Datapath, bypass: Bypass)
 
 
 @pytest.fixture
-def ring(datapath: Datapath) -> Iterator[Ring]:
-    opened = Ring(datapath.maps.fd("events"), RING_BYTES)
+def ring(datapath: Datapath) -> Iterator[Ring[Event]]:
+    opened = Ring(datapath.maps.fd("events"), RING_BYTES, Event.unpack)
     yield opened
     opened.close()
 
 
 @pytest.mark.parametrize("size", [0, 1, 31, 32, 33, 1000])
-def test_a_drop_is_reported_with_its_first_bytes(datapath: Datapath, ring: Ring, size: int) -> None:
+def test_a_drop_is_reported_with_its_first_bytes(datapath: Datapath, ring: Ring[Event], size: int) -> None:
     packet = wire(bytes(size), host=FOREIGN)
     datapath.xdp(packet)
     (event,) = ring.drain()
@@ -312,7 +312,7 @@ def test_of_a_jumbo_frame_all_pieces_count(datapath: Datapath, lie: int) -> None
     assert (result.action, result.reason, result.packet) == (XdpAction.PASS, "truncated", packet)
 
 
-def test_a_jumbo_frame_that_is_refused_is_reported(datapath: Datapath, ring: Ring) -> None:
+def test_a_jumbo_frame_that_is_refused_is_reported(datapath: Datapath, ring: Ring[Event]) -> None:
     packet = wire(JUMBO, host=FOREIGN)
     assert datapath.xdp(packet, program=XDP_FRAGS).action == XdpAction.DROP
     (event,) = ring.drain()

@@ -21,6 +21,7 @@ from typing import Final, Self
 from ctl.core import abi
 from ctl.core.abi import Counter, EndpointEntry, FlowEntry, FlowKey, Hook, NodeEntry, PeerEntry, PeerStats
 from ctl.core.errors import AgentUnreachable, KernelError
+from ctl.core.tracer import TRACER, TracerEntry
 from ctl.kernel.bpf import bpffs, syscall
 from ctl.kernel.bpf.source import PROGRAMS
 from ctl.kernel.bpf.table import MapTable, refused
@@ -34,17 +35,20 @@ class Spec:
     key: int
     value: int
     entries: int
+    flags: int = 0
 
     def matches(self, info: syscall.MapInfo) -> bool:
-        return (info.type, info.key_size, info.value_size, info.max_entries) == (
+        return (info.type, info.key_size, info.value_size, info.max_entries, info.flags) == (
             syscall.MAP_TYPES[self.kind],
             self.key,
             self.value,
             self.entries,
+            self.flags,
         )
 
 
 RING_BYTES: Final = 1 << 16
+TRACE_RING_BYTES: Final = 1 << 20
 
 _VTEP_SLACK: Final = 1024
 """Known VTEPs beyond `peers`: each CPU of a hash map keeps some free entries to itself."""
@@ -54,7 +58,7 @@ _COUNT_S: Final = 1.0
 
 
 def specs(peers: int, endpoints: int, flows: int) -> dict[str, Spec]:
-    """The seven maps for these capacities (entries)."""
+    """The nine maps for these capacities (entries)."""
     return {
         "peers": Spec("hash", 4, abi.PEER.size, peers),
         "endpoints": Spec("hash", 4, abi.ENDPOINT.size, endpoints),
@@ -63,6 +67,8 @@ def specs(peers: int, endpoints: int, flows: int) -> dict[str, Spec]:
         "counters": Spec("percpu_array", 4, abi.COUNTER.size, abi.HOOK_MAX * abi.REASON_MAX),
         "peer_stats": Spec("percpu_hash", 4, abi.PEER_STATS.size, peers + _VTEP_SLACK),
         "events": Spec("ringbuf", 0, 0, RING_BYTES),
+        "tracer": Spec("array", 4, TRACER.size, 1, syscall.MMAPABLE),
+        "traces": Spec("ringbuf", 0, 0, TRACE_RING_BYTES),
     }
 
 
@@ -156,9 +162,24 @@ class Maps:
         found = self._lookup("node", _index(0))
         return NodeEntry.unpack(found[0]) if found else None
 
+    def configured(self) -> NodeEntry:
+        """As `node`; AgentUnreachable before an agent has filled it."""
+        node = self.node()
+        if node is None:
+            raise AgentUnreachable("no agent has configured the programs here yet: ovctl status says why")
+        return node
+
     def write_node(self, entry: NodeEntry) -> None:
         with refused("map node cannot be written"):
             self._raw["node"].update(_index(0), entry.pack())
+
+    def tracer(self) -> TracerEntry:
+        """Of which packets `traces` tells, and how many it had no room for."""
+        return TracerEntry.unpack(next(iter(self._lookup("tracer", _index(0)) or [])))
+
+    def write_tracer(self, entry: TracerEntry) -> None:
+        with refused("map tracer cannot be written"):
+            self._raw["tracer"].update(_index(0), entry.pack())
 
     def counters(self) -> dict[tuple[Hook, int], Counter]:
         """By hook and number of the reason; only those that ever counted."""
@@ -289,7 +310,9 @@ def create_or_adopt(root: str | Path, wanted: Mapping[str, Spec]) -> Maps:
 def _open_or_create(path: Path, name: str, spec: Spec) -> int:
     with suppress(FileNotFoundError):
         return syscall.obj_get(str(path))
-    with syscall.passed_on(syscall.map_create(spec.kind, name, spec.key, spec.value, spec.entries)) as fd:
+    with syscall.passed_on(
+        syscall.map_create(spec.kind, name, spec.key, spec.value, spec.entries, spec.flags)
+    ) as fd:
         syscall.obj_pin(fd, str(path))
         return fd
 

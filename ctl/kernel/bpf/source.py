@@ -22,7 +22,9 @@ XDP: Final = "from_wire_xdp"
 """The one program of type XDP; the others are tc classifiers, and do without it."""
 XDP_FRAGS: Final = f"{XDP}_frags"
 """What is loaded in its place where the kernel gives XDP frames in several pieces (Linux 5.18)."""
-MAPS: Final = ("peers", "endpoints", "flows", "node", "counters", "peer_stats", "events")
+MAPS: Final = (
+    "peers", "endpoints", "flows", "node", "counters", "peer_stats", "events", "tracer", "traces",
+)  # fmt: skip
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"')
 

@@ -44,6 +44,8 @@ _LINK_TYPE_TCX: Final = 11
 MAP_TYPES: Final = {
     "hash": 1, "array": 2, "percpu_hash": 5, "percpu_array": 6, "lru_hash": 9, "ringbuf": 27,
 }  # fmt: skip
+MMAPABLE: Final = 1 << 10
+"""BPF_F_MMAPABLE: an array that user space may have in its memory."""
 PER_CPU: Final = frozenset({MAP_TYPES["percpu_hash"], MAP_TYPES["percpu_array"]})
 
 _ATTR_SIZE: Final = 128

@@ -1,0 +1,41 @@
+"""What argparse makes of words: types that several commands share. A wrong word is one line, exit code 2."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from ipaddress import IPv4Address
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+def address(text: str) -> IPv4Address:
+    """An IPv4 address."""
+    try:
+        return IPv4Address(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IPv4 address") from None
+
+
+def number(low: int, high: int) -> Callable[[str], int]:
+    """A type: whole numbers from `low` to `high`."""
+
+    def read(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
+            raise argparse.ArgumentTypeError(f"{text!r} is no number from {low} to {high}")
+        return int(text)
+
+    return read
+
+
+def parsed(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """A type of what `parse` reads; the words of its ValueError are shown."""
+
+    def read(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return read

@@ -1,0 +1,124 @@
+"""`ovctl trace`: where a packet would go; with `--live`, what becomes of those of a flow.
+
+Exit 0: it arrives, as far as can be told from here; 1: it is lost, and the last line says where. It needs no
+agent. With `--live` 0 at the end, also by Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+from contextlib import closing
+from dataclasses import asdict
+from ipaddress import IPv4Network
+from typing import TYPE_CHECKING, Any, Final
+
+from ctl.cli.arguments import address, number, parsed
+from ctl.cli.live import add_end, listening
+from ctl.cli.output import Column, add_output_option, emit
+from ctl.core.dissect import TCP
+from ctl.core.errors import ConfigError, OvnetError
+from ctl.core.sighting import Flow, parse_proto
+from ctl.settings.config import STORE_SETTINGS, add_options
+
+if TYPE_CHECKING:
+    from ctl.core.model import Lease
+    from ctl.settings.config import Settings
+
+COLUMNS: Final = ("hop", "at", "by", "fate", "reason", Column("seen"))
+_SIZE: Final = 100
+"""Bytes of a packet of which no size is said."""
+
+
+def register(subparsers: Any) -> None:
+    """Add `ovctl trace`."""
+    parser = subparsers.add_parser(
+        "trace",
+        help="where a packet would go, hop by hop, by eBPF or not and why",
+        description="Tell from maps, kernel and store where a packet of this node would go; nothing is sent"
+        " or changed. With --live, show what becomes of the packets between the two, both ways, hook by hook."
+        " Exit code 1 if it is lost.",
+        epilog="example: ovctl trace 10.77.1.2 10.77.2.3 --proto tcp --dport 80",
+    )
+    parser.add_argument("src", type=address, metavar="SRC", help="address of a container")
+    parser.add_argument("dst", type=address, metavar="DST")
+    parser.add_argument(
+        "--proto",
+        type=parsed(parse_proto),
+        help="tcp, udp, icmp, or a number (default: tcp; with --live any)",
+    )
+    parser.add_argument(
+        "--sport", type=number(0, 65535), default=0, metavar="PORT", help="of an echo, its identifier"
+    )
+    parser.add_argument("--dport", type=number(0, 65535), default=0, metavar="PORT")
+    parser.add_argument(
+        "--size",
+        type=number(20, 65535),
+        default=_SIZE,
+        metavar="BYTES",
+        help=f"of the IP packet (default: {_SIZE})",
+    )
+    parser.add_argument("--df", action="store_true", help="it must not be fragmented")
+    parser.add_argument("--live", action="store_true", help="what becomes of packets, as they pass")
+    add_end(parser)
+    add_output_option(parser)
+    parser.set_defaults(func=run)
+    add_options(parser, ["state_dir", "bpffs", *STORE_SETTINGS])
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the hops, or with --live the packets. Errors as `listening`; ConfigError for flags that clash."""
+    if args.live:
+        return _live(args)
+    if args.count or args.seconds:
+        raise ConfigError("--count and --seconds are about packets as they pass: add --live")
+    from ctl.core.path import Fate, hops
+
+    found = list(hops(*_asked(args)))
+    emit(map(asdict, found), COLUMNS, args.output)
+    return int(any(hop.fate is Fate.LOST for hop in found))
+
+
+def _live(args: argparse.Namespace) -> int:
+    from ctl.cli.monitor import show
+    from ctl.core.tracer import TracerEntry
+
+    if args.size != _SIZE or args.df:
+        raise ConfigError("--size and --df are about one packet: leave --live away")
+    ends = (IPv4Network(args.src), IPv4Network(args.dst))
+    try:
+        flow = Flow(ends, (args.sport, args.dport), args.proto or 0)
+    except ValueError as error:
+        raise ConfigError(f"{error}: leave --sport and --dport away with --live") from None
+    entry = TracerEntry(0, flow.ends, flow.ports, proto=flow.proto)
+    with listening(args, entry) as packets:
+        return show(packets, args.output)
+
+
+def _asked(args: argparse.Namespace) -> Any:
+    """The packet, and what was read of this node."""
+    from ctl.cli.agent import require_capabilities
+    from ctl.cli.settings import load
+    from ctl.cli.status import gather
+    from ctl.core.decision import Probe
+    from ctl.kernel.bpf.maps import open_maps
+    from ctl.kernel.netlink.session import Netlink
+    from ctl.node.path import look
+
+    settings = load(args)
+    require_capabilities()
+    probe = Probe(args.src, args.dst, args.proto or TCP, args.sport, args.dport, args.size, args.df)
+    leases, error = _leases(settings)
+    report = gather(settings).report
+    with open_maps(str(settings.bpffs)) as maps, Netlink() as netlink:
+        return probe, look(settings, maps, netlink, probe, report, leases, error)
+
+
+def _leases(settings: Settings) -> tuple[tuple[Lease, ...], str]:
+    """The store's, or why it does not tell: the rest can be told without."""
+    from ctl.store import open_store
+
+    try:
+        with closing(open_store(settings)) as store:
+            return store.snapshot(fresh=True).leases, ""
+    except OvnetError as error:
+        return (), str(error)

@@ -1,0 +1,146 @@
+"""What is said of a packet that a hook has told of: a line, an object, a comment. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from ipaddress import IPv4Network
+from typing import Any, Final
+
+from ctl.core.abi import Hook
+from ctl.core.dissect import PROTOCOLS, TCP, UDP, Headers, Packet, dissect
+from ctl.core.reasons import Reason, Verdict, reason
+from ctl.core.tracer import Trace
+
+INBOUND: Final = frozenset({Hook.FROM_CONTAINER, Hook.FROM_WIRE, Hook.FROM_WIRE_XDP, Hook.TUNNEL_IN})
+"""Hooks that see what their interface receives; the others see what it sends."""
+
+_NUMBERS: Final = {name: number for number, name in PROTOCOLS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """A packet at a hook."""
+
+    trace: Trace
+    time_ns: int
+    """Since the epoch."""
+    dev: str
+    packet: Packet
+
+    @property
+    def why(self) -> Reason:
+        return reason(self.trace.reason)
+
+    @property
+    def comment(self) -> str:
+        """Hook and verdict, in words."""
+        return f"{self.trace.hook.label}: {self.why.verdict.value}: {self.why.label}: {self.why.caption}"
+
+
+def sighting(trace: Trace, offset_ns: int, dev: Callable[[int], str], port: int) -> Sighting:
+    """`offset_ns`: from the programs' clock to the epoch; `port`: VXLAN's."""
+    return Sighting(trace, trace.time_ns + offset_ns, dev(trace.ifindex), dissect(trace.data, port))
+
+
+def comes_again(seen: Sighting) -> bool:
+    """Whether the next hook is sure to tell of it, too: from_wire delivers what XDP has decapsulated."""
+    return seen.trace.hook is Hook.FROM_WIRE_XDP and seen.why.verdict is Verdict.BYPASS
+
+
+def line(seen: Sighting) -> str:
+    """As tcpdump has it, with the hook, and what it made of the packet. Times are local."""
+    second, nanosecond = divmod(seen.time_ns, 10**9)
+    clock = f"{datetime.fromtimestamp(second):%H:%M:%S}.{nanosecond:09}"
+    trace = seen.trace
+    changed = trace.came_len != trace.packet_len
+    size = f"{trace.came_len}>{trace.packet_len}" if changed else str(trace.packet_len)
+    where = f"{trace.hook.label} {seen.dev}"
+    return f"{clock} {where} {seen.why.verdict.value} {seen.why.label} {size}: {seen.packet}"
+
+
+def as_json(seen: Sighting) -> dict[str, Any]:
+    """The contract of JSON lines: keys stay, new ones may come."""
+    packet, trace = seen.packet, seen.trace
+    return {
+        "time_ns": seen.time_ns,
+        "hook": trace.hook.label,
+        "dev": seen.dev,
+        "cpu": trace.cpu,
+        "verdict": seen.why.verdict.value,
+        "reason": seen.why.label,
+        "caption": seen.why.caption,
+        "came_bytes": trace.came_len,
+        "bytes": trace.packet_len,
+        "vni": packet.vni if packet.outer else None,
+        "outer": _headers(packet.outer),
+        "inner": _headers(packet.inner),
+        "other": packet.other or None,
+    }
+
+
+def _headers(headers: Headers | None) -> dict[str, Any] | None:
+    if headers is None:
+        return None
+    return {
+        "src": str(headers.src),
+        "dst": str(headers.dst),
+        "proto": PROTOCOLS.get(headers.proto, str(headers.proto)),
+        "sport": headers.sport,
+        "dport": headers.dport,
+        "length": headers.length,
+        "ttl": headers.ttl,
+        "df": headers.df,
+        "info": headers.words,
+    }
+
+
+# --- What is asked for ---------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Packets between two ends, in both directions."""
+
+    ends: tuple[IPv4Network, IPv4Network]
+    ports: tuple[int, int]
+    """0: any."""
+    proto: int
+    """0: any."""
+
+    def __post_init__(self) -> None:
+        """ValueError for ports of a protocol that has none."""
+        if any(self.ports) and self.proto not in (0, TCP, UDP):
+            raise ValueError(f"{PROTOCOLS.get(self.proto, self.proto)} has no ports")
+
+
+def parse_flow(text: str) -> Flow:
+    """From `10.77.1.2,10.77.2.3:80,tcp`; an address may be a subnet, or `any`. ValueError."""
+    parts = text.split(",")
+    if not 1 <= len(parts) <= 3:
+        raise ValueError(f"{text!r} is no flow such as 10.77.1.2,10.77.2.3:80,tcp")
+    proto = parse_proto(parts[2]) if len(parts) == 3 else 0
+    one, port = _parse_end(parts[0])
+    other, other_port = _parse_end(parts[1]) if len(parts) > 1 else _parse_end("any")
+    return Flow((one, other), (port, other_port), proto)
+
+
+def parse_proto(text: str) -> int:
+    """A protocol by its name or IANA's number. ValueError."""
+    if text in _NUMBERS:
+        return _NUMBERS[text]
+    if text.isascii() and text.isdigit() and 0 < int(text) < 256:
+        return int(text)
+    raise ValueError(f"{text!r} is no protocol: {', '.join(sorted(_NUMBERS))}, or a number up to 255")
+
+
+def _parse_end(text: str) -> tuple[IPv4Network, int]:
+    address, _, port = text.partition(":")
+    try:
+        network = IPv4Network("0.0.0.0/0" if address == "any" else address, strict=False)
+    except ValueError:
+        raise ValueError(f"{address!r} is no IPv4 address or subnet") from None
+    if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
+        raise ValueError(f"{port!r} is no port")
+    return network, int(port or 0)

@@ -1,0 +1,109 @@
+"""Python's twin of what bpf/abi.h has for tracers: what one asks for, and a packet as it is told of.
+
+Byte orders are those of ctl.core.abi; tests/bpf/test_abi.py compares every field with the C.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv4Network
+from typing import Final
+
+from ctl.core.abi import Hook, network, port_bytes
+from ctl.core.reasons import Verdict
+
+TRACE_SHORT, TRACE_LONG = 128, 2016
+"""Bytes of a packet that a trace has room for, the one or the other."""
+
+TRACER: Final = struct.Struct("=QQ4s4s4s4s2s2s4sBBHB3x")
+TRACE: Final = struct.Struct("=QIIIHHHB5x")
+
+VERDICT_BITS: Final = {verdict: 1 << number for number, verdict in enumerate(
+    (Verdict.PASS, Verdict.BYPASS, Verdict.TUNNEL, Verdict.DROP, Verdict.ABORT)
+)}  # fmt: skip
+"""Of TracerEntry.verdicts: in the order of enum verdict (bpf/reason.h)."""
+
+ANYWHERE: Final = IPv4Network("0.0.0.0/0")
+NO_HOST: Final = IPv4Address(0)
+
+
+@dataclass(frozen=True, slots=True)
+class TracerEntry:
+    """The one value of `tracer`: of which packets `traces` tells."""
+
+    until_ns: int
+    """Of CLOCK_MONOTONIC; 0, or passed: of none."""
+    ends: tuple[IPv4Network, IPv4Network] = (ANYWHERE, ANYWHERE)
+    """Where the inner addresses lie, whichever is the source."""
+    ports: tuple[int, int] = (0, 0)
+    """Of the one end and of the other; 0: any."""
+    host: IPv4Address = NO_HOST
+    """At the other end of the tunnel; 0: any."""
+    proto: int = 0
+    """0: any."""
+    verdicts: frozenset[Verdict] = frozenset(Verdict)
+    snaplen: int = TRACE_SHORT
+    """Most bytes of each packet."""
+    skipped: int = 0
+    """Packets for which there was no room."""
+
+    @property
+    def narrow(self) -> bool:
+        """Whether packets have to be looked at."""
+        return (self.ends, self.ports, self.host, self.proto) != (
+            (ANYWHERE, ANYWHERE), (0, 0), NO_HOST, 0,
+        )  # fmt: skip
+
+    def pack(self) -> bytes:
+        return TRACER.pack(
+            self.until_ns,
+            self.skipped,
+            *(end.network_address.packed for end in self.ends),
+            *(end.netmask.packed for end in self.ends),
+            *map(port_bytes, self.ports),
+            self.host.packed,
+            self.proto,
+            sum(VERDICT_BITS[verdict] for verdict in self.verdicts),
+            self.snaplen,
+            self.narrow,
+        )
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> TracerEntry:
+        (until, skipped, one, other, mask, other_mask, port, other_port, host, proto, verdicts, snaplen,
+         _) = TRACER.unpack(raw)  # fmt: skip
+        return cls(
+            until,
+            (network(one, mask), network(other, other_mask)),
+            (int.from_bytes(port, "big"), int.from_bytes(other_port, "big")),
+            IPv4Address(host),
+            proto,
+            frozenset(verdict for verdict, bit in VERDICT_BITS.items() if verdicts & bit),
+            snaplen,
+            skipped,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """A packet as it left a hook, from `traces`."""
+
+    time_ns: int
+    """Of CLOCK_MONOTONIC."""
+    ifindex: int
+    came_len: int
+    """Bytes of the packet when it came to the hook."""
+    packet_len: int
+    """And when it left."""
+    reason: int
+    cpu: int
+    hook: Hook
+    data: bytes
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Trace:
+        time_ns, ifindex, came, length, captured, reason, cpu, hook = TRACE.unpack_from(raw)
+        return cls(
+            time_ns, ifindex, came, length, reason, cpu, Hook(hook), raw[TRACE.size : TRACE.size + captured]
+        )

@@ -1,0 +1,75 @@
+"""What this node has that a packet would meet, for `ovctl trace`. Nothing is changed, and no agent asked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from ipaddress import IPv4Address, IPv4Network
+
+from ctl.core.abi import NodeEntry, PeerEntry
+from ctl.core.base_chains import base_chains
+from ctl.core.decision import Probe, View
+from ctl.core.errors import OvnetError
+from ctl.core.family import IPV4
+from ctl.core.model import Lease
+from ctl.core.report import AgentReport
+from ctl.kernel.bpf.maps import Maps
+from ctl.kernel.command import run
+from ctl.kernel.forward import refusing
+from ctl.kernel.hooks.listing import listing
+from ctl.kernel.netlink.fib import next_hop
+from ctl.kernel.netlink.session import Netlink
+from ctl.settings.config import Settings
+
+
+def look(
+    settings: Settings,
+    maps: Maps,
+    netlink: Netlink,
+    probe: Probe,
+    report: AgentReport | None,
+    leases: Sequence[Lease],
+    store_error: str,
+) -> View:
+    """Read it. `store_error`: why there are no `leases`.
+
+    AgentUnreachable before an agent has run here, KernelError.
+    """
+    node = maps.configured()
+    hooked = listing(netlink, settings.bpffs)
+    return View(
+        node,
+        source=maps.lookup_endpoint(probe.src),
+        target=maps.lookup_endpoint(probe.dst),
+        origin=_peer(maps, node, probe.src),
+        peer=_peer(maps, node, probe.dst),
+        flows={key: flow for key, flow in maps.flows().items() if probe.is_of(key)},
+        now_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC),
+        names={link.ifindex: link.name for link in netlink.links().values()},
+        programs=frozenset((each.dev, each.hook) for each in hooked if each.ours),
+        route=_route(netlink, probe.dst),
+        refusals=_refusals(node, report),
+        unresolved=netlink.unresolved(IPV4),
+        lease=next((lease for lease in leases if probe.dst in lease.subnet), None),
+        store=store_error,
+        time_s=time.time(),
+    )
+
+
+def _peer(maps: Maps, node: NodeEntry, address: IPv4Address) -> PeerEntry | None:
+    return maps.lookup_peer(IPv4Network((address, node.subnet.prefixlen), strict=False).network_address)
+
+
+def _route(netlink: Netlink, target: IPv4Address) -> str:
+    try:
+        ifindex, _ = next_hop(netlink.rtnl, target)
+    except OvnetError:
+        return ""
+    link = netlink.links().get(ifindex)
+    return link.name if link else ""
+
+
+def _refusals(node: NodeEntry, report: AgentReport | None) -> tuple[str, ...]:
+    if report is None:
+        return ()
+    return refusing(base_chains(run("nft", "list", "chains")), node.network, report.bridge)
