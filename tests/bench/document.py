@@ -25,7 +25,14 @@ COLUMNS: Final = {
     "tcp_1": "TCP 1 flow, Gb/s", "tcp_4": "TCP 4 flows, Gb/s", "tcp_rr_p50": "TCP round trip p50, us",
     "tcp_rr_p99": "p99", "tcp_rr_p99.9": "p99.9", "udp_rr_p50": "UDP round trip p50, us", "udp_rr_p99": "p99",
     "udp_rr_p99.9": "p99.9", "tcp_crr": "new connections/s", "udp_pps_64": "UDP 64 B, packets/s",
-    "cpu_per_gb": "CPU, s/GB", "inject_decap": "injected decap, packets/s",
+    "cpu_per_gb": "CPU, s/GB",
+    "svc_tcp_1": "service: TCP 1 flow, Gb/s", "svc_tcp_rr_p50": "service: TCP round trip p50, us",
+    "svc_tcp_rr_p99": "p99", "svc_tcp_rr_p99.9": "p99.9", "svc_tcp_crr": "service: new connections/s",
+    "svc_udp_pps_64": "service: UDP 64 B, packets/s",
+    "host_tcp_1": "from the host: TCP 1 flow, Gb/s",
+    "host_tcp_rr_p50": "from the host: TCP round trip p50, us", "host_tcp_rr_p99": "p99",
+    "host_tcp_rr_p99.9": "p99.9",
+    "inject_decap": "injected decap, packets/s",
     "inject_encap": "injected encap, packets/s",
 }  # fmt: skip
 NODE: Final = {
