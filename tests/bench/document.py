@@ -11,7 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench.results import HALTING, OFFLOADS_ON, WIRE, Results, Series, differs, from_json, ratio
+from tests.bench.results import (
+    HALTING,
+    OFFLOADS_ON,
+    WIRE,
+    Results,
+    Series,
+    comparable,
+    differs,
+    from_json,
+    ratio,
+)
 from tests.bench.targets import TARGETS, WHILE_HALTING, Target, judge
 
 RESULTS: Final = Path(__file__).parent / "results" / "latest.json"
@@ -56,7 +66,7 @@ def cell(series: Series | None, base: Series | None) -> str:
     if series is None:
         return ""
     text = f"{number(series.median)} ± {number(series.stdev)}"
-    if base is None or base is series or not base.median:
+    if base is None or base is series:
         return text
     return (
         f"{text} ({ratio(series, base).median:.2f}x)" if differs(series, base) else f"{text} (within noise)"
@@ -96,7 +106,7 @@ def paths_table(results: Results) -> str:
         (
             (
                 COLUMNS[name],
-                *(cell(results[path].get(name), results.get(BASE, {}).get(name)) for path in paths),
+                *(cell(results[path].get(name), comparable(results, BASE, name)) for path in paths),
             )
             for name in measures
         ),

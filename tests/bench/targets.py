@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
-from tests.bench.results import HALTING, OFFLOADS_ON, WIRE, Results, Series, differs, ratio
+from tests.bench.results import HALTING, OFFLOADS_ON, WIRE, Results, comparable, differs, ratio
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +120,10 @@ WHILE_HALTING: Final = tuple(
 
 def judge(target: Target, results: Results) -> Verdict:
     """`results`: of all paths, keyed as in the targets."""
-    own = _series(results, target.path, target.measure)
+    own = results.get(target.path, {}).get(target.measure)
     if not target.base or own is None:
         return Verdict(target, own.median if own else None)
-    base = _series(results, target.base, target.measure)
+    base = comparable(results, target.base, target.measure)
     if base is None:
         return Verdict(target)
     return Verdict(target, ratio(own, base).median, not differs(own, base))
-
-
-def _series(results: Results, path: str, measure: str) -> Series | None:
-    found: Mapping[str, Series] = results.get(path, {})
-    return found.get(measure)

@@ -105,6 +105,18 @@ def test_no_difference_is_claimed_within_the_noise(sample: dict[str, object]) ->
     }
 
 
+def test_nothing_is_compared_with_nothing() -> None:
+    """As the CPU's time of a path can be where others used the machine: the rest of the run stays."""
+    results = {"kernel-vxlan": {"tcp_1": SLOW, "cpu_per_gb": Series((0.0, 0.0, 1.0), "s/GB")},
+               "ebpf": {"tcp_1": FAST, "cpu_per_gb": FAST}}  # fmt: skip
+    written = json.loads(json.dumps(results_file({"offloads-on": Side(results)}, {}, FACTS)))
+    assert written["ratios"]["offloads-on/ebpf"] == {"tcp_1": {"kernel-vxlan": 2.0}, "cpu_per_gb": {}}
+    assert table(results)[2].split()[-2:] == ["11.0", "±1.0"]
+    text = document.renewed(f"{document.BEGIN}{document.END}", written)
+    assert "| CPU per gigabyte | kernel-vxlan | ≤ 0.75x |  | not measured |" in text
+    assert "| CPU, s/GB | 0 ± 0.577 | 11 ± 1 |" in text
+
+
 def test_a_series_survives_the_file(sample: dict[str, object]) -> None:
     found = Collected()
     for value in FAST.values:
