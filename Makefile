@@ -66,7 +66,7 @@ format: ready ## let ruff put the code in form
 	@$(BIN)/ruff format
 
 .PHONY: bench
-bench: ready ## every path side by side, and docs/performance.md; 20 minutes, QUICK=1: 5 (root)
+bench: ready ## every path side by side, and docs/performance.md; 30 minutes, QUICK=1: 8 (root)
 	@$(BIN)/python -m tests.bench $(if $(QUICK),--quick) $(ARGS)
 	@$(BIN)/python -m tests.bench.document
 

@@ -30,7 +30,7 @@ from typing import Any, Final
 
 from ctl.core.errors import OvnetError
 from tests.bench import machine, node, programs, rigs
-from tests.bench.measures import RUNS, Conditions, Measure
+from tests.bench.measures import BETWEEN_CONTAINERS, RUNS, Conditions, Measure, count
 from tests.bench.paths import PATHS, Path
 from tests.bench.placement import Placement
 from tests.bench.progress import Progress
@@ -72,7 +72,7 @@ class Plan:
 
     def steps(self) -> int:
         """Of a whole run, for the progress."""
-        sides = self.rounds * sum(len(runs) * len(paths_in(setting)) for setting, runs in self.runs.items())
+        sides = self.rounds * sum(count(runs, paths_in(setting)) for setting, runs in self.runs.items())
         rest = self.rounds * (len(rigs.RIGS) + 1) + self.node_rounds * (len(self.peer_sizes) + 3)
         more = self.node_rounds * 2 * len(programs.LOADS) + 2 * self.moves
         return sides + rest + (more if self.whole else 0)
@@ -84,8 +84,8 @@ def paths_in(setting: str) -> list[str]:
 
 
 def _without(*measures: str) -> tuple[Measure, ...]:
-    """RUNS but those that yield one of these."""
-    return tuple(run for run in RUNS if not set(measures) & set(run.yields))
+    """Those between containers, but those that yield one of these."""
+    return tuple(run for run in BETWEEN_CONTAINERS if not set(measures) & set(run.yields))
 
 
 _SHORT: Final = _without("tcp_4", "udp_rr_p50")
@@ -117,7 +117,7 @@ class Side:
 def measure(
     paths: Sequence[Path], rounds: int, how: Conditions, runs: Sequence[Measure], tick: Tick, polling: bool
 ) -> Side:
-    """Every run on every path, `rounds` times. `polling`: idle CPUs do, for as long as a run lasts."""
+    """Every run on each of its paths, `rounds` times. `polling`: idle CPUs do, for as long as a run lasts."""
     found, background, again = Collected(), [], []
     placement = Placement(how.crr.parent)
     for number in range(rounds):
@@ -125,7 +125,7 @@ def measure(
         background.append(machine.background(BACKGROUND_S))
         conditions = replace(how, background=background[-1])
         for run in runs:
-            for path in (*paths[shift:], *paths[:shift]):
+            for path in (each for each in (*paths[shift:], *paths[:shift]) if each.name in run.paths):
                 tick(f"round {number + 1} of {rounds}: {run.name}, {path.name}")
                 once = partial(run.run, path, conditions)
                 values, failures = persist(partial(placement.settled, once, polling))
@@ -270,7 +270,7 @@ def _run(args: argparse.Namespace, plan: Plan) -> tuple[dict[str, Side], dict[st
         setting = args.setting or OFFLOADS_ON
         names = args.paths.split(",") if args.paths else paths_in(setting)
         plan = replace(plan, runs={setting: RUNS})
-        progress = Progress(plan.rounds * len(names) * len(RUNS))
+        progress = Progress(plan.rounds * count(RUNS, names))
         found = {setting: side(names, setting, plan, progress.tick)}, {}
     progress.end()
     return found

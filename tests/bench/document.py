@@ -11,7 +11,17 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench.results import HALTING, OFFLOADS_ON, WIRE, Results, Series, differs, from_json, ratio
+from tests.bench.results import (
+    HALTING,
+    OFFLOADS_ON,
+    WIRE,
+    Results,
+    Series,
+    comparable,
+    differs,
+    from_json,
+    ratio,
+)
 from tests.bench.targets import TARGETS, WHILE_HALTING, Target, judge
 
 RESULTS: Final = Path(__file__).parent / "results" / "latest.json"
@@ -25,7 +35,14 @@ COLUMNS: Final = {
     "tcp_1": "TCP 1 flow, Gb/s", "tcp_4": "TCP 4 flows, Gb/s", "tcp_rr_p50": "TCP round trip p50, us",
     "tcp_rr_p99": "p99", "tcp_rr_p99.9": "p99.9", "udp_rr_p50": "UDP round trip p50, us", "udp_rr_p99": "p99",
     "udp_rr_p99.9": "p99.9", "tcp_crr": "new connections/s", "udp_pps_64": "UDP 64 B, packets/s",
-    "cpu_per_gb": "CPU, s/GB", "inject_decap": "injected decap, packets/s",
+    "cpu_per_gb": "CPU, s/GB",
+    "svc_tcp_1": "service: TCP 1 flow, Gb/s", "svc_tcp_rr_p50": "service: TCP round trip p50, us",
+    "svc_tcp_rr_p99": "p99", "svc_tcp_rr_p99.9": "p99.9", "svc_tcp_crr": "service: new connections/s",
+    "svc_udp_pps_64": "service: UDP 64 B, packets/s",
+    "host_tcp_1": "from the host: TCP 1 flow, Gb/s",
+    "host_tcp_rr_p50": "from the host: TCP round trip p50, us", "host_tcp_rr_p99": "p99",
+    "host_tcp_rr_p99.9": "p99.9",
+    "inject_decap": "injected decap, packets/s",
     "inject_encap": "injected encap, packets/s",
 }  # fmt: skip
 NODE: Final = {
@@ -49,7 +66,7 @@ def cell(series: Series | None, base: Series | None) -> str:
     if series is None:
         return ""
     text = f"{number(series.median)} ± {number(series.stdev)}"
-    if base is None or base is series or not base.median:
+    if base is None or base is series:
         return text
     return (
         f"{text} ({ratio(series, base).median:.2f}x)" if differs(series, base) else f"{text} (within noise)"
@@ -89,7 +106,7 @@ def paths_table(results: Results) -> str:
         (
             (
                 COLUMNS[name],
-                *(cell(results[path].get(name), results.get(BASE, {}).get(name)) for path in paths),
+                *(cell(results[path].get(name), comparable(results, BASE, name)) for path in paths),
             )
             for name in measures
         ),

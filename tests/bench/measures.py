@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Final
 
 from tests.bench.machine import Usage, cpus
-from tests.bench.paths import Path
+from tests.bench.paths import PATHS, WITH_CALLERS, Path, from_host, service
 from tests.process import CommandFailed
 
-PORT = 5201
-PING_PORT = 11111
-CRR_PORT = 11112
 FIXED_RATE = "4G"
 """Of the CPU measure, bit/s: what all paths but udp carry easily."""
 WARM_UP_S = 0.3
@@ -42,6 +40,8 @@ class Measure:
     yields: Mapping[str, str]
     """Measures with their units."""
     run: Callable[[Path, Conditions], dict[str, float]]
+    paths: Collection[str] = tuple(PATHS)
+    """Names of those that it is run on."""
 
 
 def pinned(cpu: int, *command: str) -> list[str]:
@@ -61,10 +61,11 @@ def _serving(path: Path, *command: str, port: int, protocol: str = "tcp") -> Ite
 
 def _iperf(path: Path, seconds: int, *flags: str) -> dict[str, Any]:
     """The client's report; the server's, at tenths of a second, is in it."""
-    serve = ("iperf3", "--server", "--one-off", "--json", "--interval", "0.1", "--port", str(PORT))
-    with _serving(path, *serve, port=PORT):
+    port = path.ports.iperf
+    serve = ("iperf3", "--server", "--one-off", "--json", "--interval", "0.1", "--port", str(port))
+    with _serving(path, *serve, port=port):
         done = path.client.run(
-            *pinned(0, "iperf3", "--client", path.server_address, "--port", str(PORT), "--json",
+            *pinned(0, "iperf3", "--client", path.server_address, "--port", str(port), "--json",
                     "--get-server-output", "--time", str(seconds), *flags),
             seconds=seconds + 30,
         )  # fmt: skip
@@ -108,9 +109,10 @@ def _cpu_per_gb(path: Path, how: Conditions) -> dict[str, float]:
 
 def tcp_crr(path: Path, how: Conditions) -> dict[str, float]:
     """Connections one after the other."""
-    with _serving(path, str(how.crr), "serve", str(CRR_PORT), port=CRR_PORT):
+    port = path.ports.crr
+    with _serving(path, str(how.crr), "serve", str(port), port=port):
         done = path.client.run(
-            *pinned(0, str(how.crr), "connect", path.server_address, str(CRR_PORT), str(how.seconds)),
+            *pinned(0, str(how.crr), "connect", path.server_address, str(port), str(how.seconds)),
             seconds=how.seconds + 30,
         )
     return {"tcp_crr": float(done.stdout)}
@@ -119,12 +121,13 @@ def tcp_crr(path: Path, how: Conditions) -> dict[str, float]:
 def _round_trip(path: Path, how: Conditions, protocol: str) -> dict[str, float]:
     """us; sockperf would report half of it."""
     flags = ["--tcp"] if protocol == "tcp" else []
-    ends = ("-i", path.server_address, "-p", str(PING_PORT), *flags)
-    with _serving(path, "sockperf", "server", *ends, port=PING_PORT, protocol=protocol):
+    port = path.ports.sockperf
+    with _serving(path, "sockperf", "server", "-p", str(port), *flags, port=port, protocol=protocol):
         done = path.client.run(
-            *pinned(0, "sockperf", "ping-pong", *ends, "--time", str(how.seconds), "--full-rtt"),
+            *pinned(0, "sockperf", "ping-pong", "-i", path.server_address, "-p", str(port), *flags,
+                    "--time", str(how.seconds), "--full-rtt"),
             seconds=how.seconds + 30,
-        )
+        )  # fmt: skip
     return {f"{protocol}_rr_{name}": value for name, value in percentiles(done.stdout).items()}
 
 
@@ -143,13 +146,53 @@ def _units(protocol: str) -> dict[str, str]:
     return {f"{protocol}_rr_{name}": "us" for name in ("p50", "p99", "p99.9")}
 
 
-RUNS: tuple[Measure, ...] = (
-    Measure("TCP, one flow", {"tcp_1": "Gb/s"}, tcp_1),
+_TCP: Final = Measure("TCP, one flow", {"tcp_1": "Gb/s"}, tcp_1)
+_ROUND_TRIP: Final = Measure("TCP round trip", _units("tcp"), lambda path, how: _round_trip(path, how, "tcp"))
+_CONNECTIONS: Final = Measure("new TCP connections", {"tcp_crr": "/s"}, tcp_crr)
+_PACKETS: Final = Measure("UDP packets of 64 bytes", {"udp_pps_64": "packets/s"}, udp_pps)
+
+BETWEEN_CONTAINERS: Final = (
+    _TCP,
     Measure("TCP, four flows", {"tcp_4": "Gb/s"}, _tcp_4),
-    Measure("TCP round trip", _units("tcp"), lambda path, how: _round_trip(path, how, "tcp")),
+    _ROUND_TRIP,
     Measure("UDP round trip", _units("udp"), lambda path, how: _round_trip(path, how, "udp")),
-    Measure("new TCP connections", {"tcp_crr": "/s"}, tcp_crr),
-    Measure("UDP packets of 64 bytes", {"udp_pps_64": "packets/s"}, udp_pps),
+    _CONNECTIONS,
+    _PACKETS,
     Measure("CPU per gigabyte", {"cpu_per_gb": "s/GB"}, _cpu_per_gb),
 )
-"""Everything that is run on each path in each round."""
+
+
+def _called(
+    prefix: str,
+    words: str,
+    by: Callable[[Path], AbstractContextManager[Path]],
+    measures: Iterable[Measure],
+) -> tuple[Measure, ...]:
+    """The same for another client or address, which `by` makes of a path; what they yield gets the prefix."""
+
+    def run(measure: Measure, path: Path, how: Conditions) -> dict[str, float]:
+        with by(path) as called:
+            return {f"{prefix}{name}": value for name, value in measure.run(called, how).items()}
+
+    return tuple(
+        Measure(
+            f"{words}: {each.name}",
+            {f"{prefix}{name}": unit for name, unit in each.yields.items()},
+            partial(run, each),
+            WITH_CALLERS,
+        )
+        for each in measures
+    )
+
+
+RUNS: Final = (
+    *BETWEEN_CONTAINERS,
+    *_called("svc_", "service", service, (_TCP, _ROUND_TRIP, _CONNECTIONS, _PACKETS)),
+    *_called("host_", "from the host", from_host, (_TCP, _ROUND_TRIP)),
+)
+"""Everything that is run in each round."""
+
+
+def count(runs: Iterable[Measure], paths: Collection[str]) -> int:
+    """How many runs a round has on the paths of these names."""
+    return sum(path in run.paths for run in runs for path in paths)

@@ -6,15 +6,36 @@ Every path has the same MTU inside and the same offloads on its underlay.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass, replace
+from itertools import product
+from typing import Final
 
 from ctl.backend.udp.underlay import OVERHEAD as UDP_OVERHEAD
 from tests.host import Agent, Host
+from tests.kube import nftables
+from tests.kube.services import Endpoint, Proxy, Service
 from tests.lab import Lab, wait_until
 from tests.namespace import Namespace
 
 INNER_MTU = 1450
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Of the server's programs."""
+
+    iperf: int = 5201
+    sockperf: int = 11111
+    crr: int = 11112
+
+
+SERVICE: Final = "10.96.0.1"
+SERVED: Final = Ports(5211, 11121, 11122)
+"""What is behind the service. Else the server, which sees the same client in both, would be told of a
+new connection by the ports of one that it has in TIME_WAIT, with timestamps of the other address: it
+answers none such, and the client asks again a second later. conntrack would change the port instead."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +48,9 @@ class Path:
     server_address: str
     hosts: tuple[Host, ...] = ()
     agents: tuple[Agent, ...] = ()
+    network: str = ""
+    """Of the containers, where there are hosts."""
+    ports: Ports = Ports()
 
     def like_a_wire(self) -> None:
         """Make the underlay like a wire: of `direct`, the one veth there is."""
@@ -56,7 +80,7 @@ def routed(lab: Lab) -> Path:
         host.ip("link", "set", "br0", "up")
         host.ip("route", "add", f"10.78.{other}.0/24", "via", via.address)
         ends.append(_plug(lab, host, f"routed-{own}", f"10.78.{own}"))
-    return Path("routed", ends[0], ends[1], "10.78.2.2", hosts)
+    return Path("routed", ends[0], ends[1], "10.78.2.2", hosts, network="10.78.0.0/16")
 
 
 def _plug(lab: Lab, host: Host, name: str, prefix: str) -> Namespace:
@@ -88,7 +112,7 @@ def _with_agents(name: str, stem: str, hosts: tuple[Host, Host], flags: tuple[st
         return client.run("ping", "-c1", "-W1", server.address, check=False).returncode == 0
 
     wait_until(reached, 20, f"the containers of {name} reach each other")
-    return Path(name, client, server, server.address, hosts, agents)
+    return Path(name, client, server, server.address, hosts, agents, hosts[0].subnet_env()["FLANNEL_NETWORK"])
 
 
 def udp(lab: Lab) -> Path:
@@ -112,3 +136,29 @@ PATHS: dict[str, Callable[[Lab], Path]] = {
     "udp": udp,
 }
 """Builders by name, in the order of the table."""
+WITH_CALLERS: Final = ("routed", "kernel-vxlan", "ebpf", "ebpf-xdp")
+"""Those that are also measured as `service` and `from_host` have them."""
+
+
+@contextmanager
+def service(path: Path) -> Iterator[Path]:
+    """The path for a client that calls a service, which the rules of a kube-proxy on its host translate.
+
+    They are there for as long as the block: without, nothing of `routed` passes conntrack.
+    """
+    host = path.hosts[0]
+    served = [
+        Service(f"port-{port}", SERVICE, port, (Endpoint(path.server_address, port, "server"),), protocol)
+        for port, protocol in product(astuple(SERVED), ("tcp", "udp"))
+    ]
+    host.nft(nftables.rules(Proxy("client", (host.address,), path.network), served))
+    try:
+        yield replace(path, server_address=SERVICE, ports=SERVED)
+    finally:
+        host.nft(f"delete table {nftables.TABLE}\n")
+
+
+@contextmanager
+def from_host(path: Path) -> Iterator[Path]:
+    """The path for a client on the host itself, as kubelet's probes and pods of the host's network are."""
+    yield replace(path, client=path.hosts[0])

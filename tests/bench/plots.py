@@ -10,7 +10,7 @@ import matplotlib as mpl
 mpl.use("svg")
 from matplotlib import pyplot as plt
 
-from tests.bench.results import Results, ratio
+from tests.bench.results import Results, comparable, ratio
 
 BASE: Final = "kernel-vxlan"
 COLOURS: Final = {
@@ -27,8 +27,8 @@ SHOWN: Final = {
 
 def relative(results: Results, path: str, measure: str) -> tuple[float, float] | None:
     """Median and deviation of the ratio to the base, as in the tables; None where one is missing."""
-    own, base = results.get(path, {}).get(measure), results.get(BASE, {}).get(measure)
-    if own is None or base is None or not base.median:
+    own, base = results.get(path, {}).get(measure), comparable(results, BASE, measure)
+    if own is None or base is None:
         return None
     found = ratio(own, base)
     return found.median, found.stdev

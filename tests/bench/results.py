@@ -71,6 +71,12 @@ def from_json(found: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Ser
     }
 
 
+def comparable(results: Results, path: str, measure: str) -> Series | None:
+    """What others may be compared with; None where it was not measured, or is nothing, which says nothing."""
+    found = results.get(path, {}).get(measure)
+    return found if found and found.median else None
+
+
 def ratio(one: Series, other: Series) -> Series:
     """`one` over `other`, round by round; of the medians if they are not of the same rounds."""
     if len(one.values) != len(other.values) or not all(other.values):
@@ -88,9 +94,9 @@ def ratios(results: Results, path: str) -> dict[str, dict[str, float]]:
     """Measure -> base -> `path` over the base."""
     return {
         measure: {
-            base: ratio(series, results[base][measure]).median
+            base: ratio(series, other).median
             for base in BASES
-            if base in results and base != path and measure in results[base]
+            if base != path and (other := comparable(results, base, measure))
         }
         for measure, series in results[path].items()
     }
@@ -118,7 +124,7 @@ def _cell(results: Results, path: str, measure: str) -> str:
     if series is None:  # not every path has injected packets
         return ""
     text = f"{series.median:,.1f} ±{series.stdev:,.1f}" if series.median < 1e4 else f"{series.median:,.0f}"
-    base = results.get(BASES[0], {}).get(measure)
+    base = comparable(results, BASES[0], measure)
     if base is None or path == BASES[0]:
         return text
     return f"{text} ({ratio(series, base).median:.2f}x)" if differs(series, base) else f"{text} (=)"
