@@ -83,18 +83,38 @@ struct flow_key {
 };
 _Static_assert(sizeof(struct flow_key) == 20, "struct flow_key is ABI");
 
+/* What netfilter makes of the packets of a flow: the other end's address (of what a container sends
+ * the destination, of what it gets the source) and both ports. That of the container stays. */
+struct translation {
+	__be32 addr; /* 0: there is none */
+	__be16 sport;
+	__be16 dport;
+};
+_Static_assert(sizeof(struct translation) == 8, "struct translation is ABI");
+
 struct flow {
 	__u64 approved_ns;  /* when the kernel path last carried a packet of it; less for new UDP */
 	__u64 last_seen_ns; /* when a packet last bypassed */
 	__u64 packets;      /* packets that bypassed since the first approval */
 	__u32 mark;         /* skb->mark and skb->priority as the kernel path had set them */
 	__u32 priority;
+	struct translation to;
+	__u32 seal;         /* of key and translation: seal_of() */
 	__u8  dscp;         /* of the packets approved. TCP has one for each direction at a time, but not
 			     * the same in both: in the key, the other direction would not be found
 			     * when a connection ends */
-	__u8  pad[7];
+	__u8  pad[3];
 };
-_Static_assert(sizeof(struct flow) == 40, "struct flow is ABI");
+_Static_assert(sizeof(struct flow) == 48, "struct flow is ABI");
+
+/* notes: signature -> a packet from the wire that has gone into netfilter with it */
+struct note {
+	__u64 noted_ns;    /* 0: it has come out, another may be noted */
+	__u64 fingerprint; /* of this packet, out of what a translation does not change */
+	struct flow_key key;
+	__u8  pad[4];
+};
+_Static_assert(sizeof(struct note) == 40, "struct note is ABI");
 
 /* node: index 0 -> this node */
 struct node {
@@ -120,7 +140,7 @@ struct node {
 	__u8   pad[2];
 	__u32  routing_marks;   /* bits of a mark by which `ip rule` may lead a packet elsewhere */
 	__u32  tunnel_ifindex;  /* the vxlan device; 0: the tunnel gear is off */
-	__u8   rest[4];
+	__u32  overlay_ifindex; /* the vxlan device, whatever the gear */
 };
 _Static_assert(sizeof(struct node) == 96, "struct node is ABI");
 

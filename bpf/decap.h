@@ -4,7 +4,7 @@
 #define OVNET_DECAP_H
 
 #include "ecn.h"
-#include "flow.h"
+#include "translation.h"
 #include "vxlan.h"
 
 /* 15 words of header at the most, 5 of them fixed (RFC 791). */
@@ -277,6 +277,8 @@ static __always_inline void route(struct ipv4_header *header, const struct arriv
 	header->ip = *in->inner.ip;
 	ip_decrease_ttl(&header->ip);
 	ip_set_tos(&header->ip, in->tos);
+	if (in->inner.approval.to.addr)
+		translate_ip(&header->ip, DIR_IN, &in->inner.approval.to);
 }
 
 static __always_inline void credit(struct peer_stats *stats, __u32 packets, __u32 bytes)
@@ -302,6 +304,7 @@ static __always_inline enum reason unwrap(struct __sk_buff *skb, struct ipv4_hea
 
 static __always_inline enum reason decap(struct __sk_buff *skb, const struct arrival *in)
 {
+	const struct translation *to = &in->inner.approval.to;
 	const struct endpoint *endpoint = in->endpoint;
 	struct ipv4_header header = {};
 	enum reason why;
@@ -314,6 +317,8 @@ static __always_inline enum reason decap(struct __sk_buff *skb, const struct arr
 	why = unwrap(skb, &header, in->link_len);
 	if (why)
 		return why;
+	if (to->addr && translate_l4(skb, sizeof(header), &in->inner.key, to))
+		return REASON_ABORTED;
 	bpf_redirect_peer(endpoint->ifindex, 0);
 	return REASON_DECAP;
 }
@@ -383,6 +388,7 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb, stru
 	/* In one test: after two, each way out of read_flow() sets all that would follow. */
 	if (why || in->held)
 		return in->held ? in->held : why;
+	in->inner.hash = flow_hash(&in->inner.key, self->flow_seed);
 	/* adjust_room leaves SKB_GSO_UDP_TUNNEL set, for which the container's UDP drops
 	 * segments; its TCP does not mind. */
 	if (in->inner.ip->protocol == IPPROTO_UDP && skb->gso_size)
@@ -392,7 +398,9 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb, stru
 	if (!why)
 		why = decap(skb, in);
 	if (why != REASON_DECAP) {
-		bpf_set_hash(skb, flow_hash(&in->inner.key, self->flow_seed));
+		if (in->inner.l4.accepts || why == REASON_FLOW_UNKNOWN || why == REASON_FLOW_EXPIRED)
+			note_packet(&in->inner);
+		bpf_set_hash(skb, in->inner.hash);
 		return why;
 	}
 	use_approval(&in->inner, packets);

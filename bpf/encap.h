@@ -5,7 +5,7 @@
 
 #include "arp.h"
 #include "ecn.h"
-#include "flow.h"
+#include "translation.h"
 #include "vxlan.h"
 
 /* FIXED_GSO: segments keep their size; UDP GSO is refused without it. */
@@ -82,11 +82,11 @@ static __always_inline void send_to(const struct peer *peer)
 		redirect_neigh(peer->ifindex, 0, 0, 0);
 }
 
-/* A container's packet for a peer's subnet, as far as it has been read. */
+/* A container's packet for a peer's subnet or a service, as far as it has been read. The source port
+ * comes from its signature. */
 struct departure {
 	struct inner inner;
-	struct peer *peer;
-	__u32 hash; /* signature of its flow, and where its source port comes from */
+	struct peer *peer; /* 0: not known, its destination is a service's */
 };
 
 /* May the container of this port send it past the kernel path? NONE, or why not. */
@@ -106,8 +106,8 @@ static __always_inline enum reason check_sender(const struct __sk_buff *skb,
 	return same_mac(eth->h_dest, source->bridge_mac) ? REASON_NONE : REASON_NOT_ROUTED;
 }
 
-/* A frame from a container. NONE if it is for a peer, and from whom it says: then there is a
- * flow to be signed or bypassed. */
+/* A frame from a container. NONE if it is for a peer or a service, and from whom it says: then there
+ * is a flow to be signed or bypassed. */
 static __always_inline enum reason read_frame(const struct node *self, struct cursor *cur,
 					      struct __sk_buff *skb, struct departure *out)
 {
@@ -122,7 +122,7 @@ static __always_inline enum reason read_frame(const struct node *self, struct cu
 		return why;
 	out->inner.ip = ip;
 	out->peer = peer_of(self, ip->daddr);
-	if (!out->peer)
+	if (!out->peer && !is_service(ip->daddr))
 		return REASON_NOT_OVERLAY;
 	if (!bypasses(self))
 		return REASON_BYPASS_OFF;
@@ -140,7 +140,7 @@ static __always_inline enum reason read_frame(const struct node *self, struct cu
 	/* Whatever path it takes, conntrack sees it. */
 	if (out->inner.l4.control)
 		forget_flow(&out->inner.key);
-	if (out->peer->flags & PEER_F_KERNEL_PATH)
+	if (out->peer && out->peer->flags & PEER_F_KERNEL_PATH)
 		return REASON_PEER_KERNEL_PATH;
 	return oversize(self, &out->inner, len, skb->gso_size) ? REASON_OVERSIZE : REASON_NONE;
 }
@@ -155,10 +155,23 @@ static __always_inline __u32 mark_of(const struct __sk_buff *skb, const struct f
 	return flow ? flow->mark : mark;
 }
 
+/* To whom the approved packet goes, if it is translated. NONE, or why it does not. */
+static __always_inline enum reason find_target(const struct node *self, struct departure *out)
+{
+	const struct translation *to = &out->inner.approval.to;
+
+	if (to->addr)
+		out->peer = peer_of(self, to->addr);
+	if (!out->peer)
+		return REASON_NOT_OVERLAY; /* no longer */
+	return out->peer->flags & PEER_F_KERNEL_PATH ? REASON_PEER_KERNEL_PATH : REASON_NONE;
+}
+
 static __always_inline enum reason encap(struct __sk_buff *skb, const struct node *self,
 					 const struct departure *out)
 {
-	const struct flow *flow = out->inner.approval.flow;
+	const struct translation *to = &out->inner.approval.to;
+	const struct flow *flow = flow_of(&out->inner);
 	__u32 len = skb->len, packets = packets_of(skb);
 	struct overlay_header header = {};
 	enum reason why;
@@ -166,9 +179,13 @@ static __always_inline enum reason encap(struct __sk_buff *skb, const struct nod
 	/* Copied before the packet moves: adjust_room invalidates `ip`. */
 	header.inner_ip = *out->inner.ip;
 	ip_decrease_ttl(&header.inner_ip);
-	why = wrap(skb, self, out->peer, out->hash, len, &header);
+	if (to->addr)
+		translate_ip(&header.inner_ip, DIR_OUT, to);
+	why = wrap(skb, self, out->peer, out->inner.hash, len, &header);
 	if (why)
 		return why;
+	if (to->addr && translate_l4(skb, sizeof(header), &out->inner.key, to))
+		return REASON_ABORTED;
 	use_approval(&out->inner, packets);
 	/* As with the mark: the uplink's qdiscs go by both. */
 	skb->mark = mark_of(skb, flow);
@@ -193,15 +210,17 @@ static __always_inline enum reason container_to_wire(struct __sk_buff *skb)
 	why = read_frame(self, &cur, skb, &out);
 	if (why)
 		return why;
-	out.hash = flow_hash(&out.inner.key, self->flow_seed);
+	out.inner.hash = flow_hash(&out.inner.key, self->flow_seed);
 	why = may_bypass(self, &out.inner);
+	if (!why)
+		why = find_target(self, &out);
 	/* The peer's entry is the way of packets without such a mark. */
 	if (!why && mark_of(skb, out.inner.approval.flow) & self->routing_marks)
 		why = REASON_POLICY_ROUTED;
 	if (!why)
 		why = encap(skb, self, &out);
 	if (why != REASON_ENCAP)
-		bpf_set_hash(skb, out.hash);
+		bpf_set_hash(skb, out.inner.hash);
 	return why;
 }
 

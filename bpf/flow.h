@@ -6,7 +6,8 @@
  * to the kernel path: skb->hash becomes a keyed hash of flow and port. The hook
  * where it leaves netfilter (to_overlay, to_container) approves the flow only if
  * the signature matches what the packet says now. A packet that was translated, or
- * that never came through our port, does not match. The kernel keeps an L4 hash
+ * that never came through our port, does not match (what becomes of the first: translation.h).
+ * The kernel keeps an L4 hash
  * over bridge, routing, NAT and the vxlan device, and derives the outer source port
  * from it, so both paths also use the same one.
  */
@@ -21,8 +22,11 @@
 #include "maps.h"
 
 struct l4 {
-	__u32 header_len; /* for the size of GSO segments */
-	__u8  control;    /* TCP SYN, FIN or RST */
+	__u64 fingerprint; /* of this packet, out of what a translation of addresses and ports leaves as it
+			    * is. 0: none, the protocol is not translated */
+	__u32 header_len;  /* for the size of GSO segments */
+	__u8  control;     /* TCP SYN, FIN or RST */
+	__u8  accepts;     /* TCP SYN and ACK: the answer to who opens a connection */
 };
 
 /* Fill ports and `l4` from the header behind `ip`. Why it cannot be bypassed, or NONE. */
@@ -38,12 +42,16 @@ static __always_inline enum reason take_l4(struct cursor *cur, const struct iphd
 		key->dport = tcp->dest;
 		l4->header_len = tcp->doff * 4;
 		l4->control = tcp->syn | tcp->fin | tcp->rst;
+		l4->accepts = tcp->syn & tcp->ack;
+		/* Other ones would be numbered by netfilter itself (SYNPROXY, an application's helper). */
+		l4->fingerprint = (__u64)tcp->seq << 32 | tcp->ack_seq;
 		/* With none of these and no ACK it is of no connection (tcp_valid_flags of
 		 * conntrack), so there is nothing to forget either. */
 		return l4->control | tcp->ack ? REASON_NONE : REASON_TCP_CONTROL;
 	}
 	if (ip->protocol == IPPROTO_UDP) {
 		struct udphdr *udp = take_udp(cur);
+		__u32 *data = take(cur, sizeof(*data));
 
 		/* conntrack calls a length that cannot be invalid. */
 		if (!udp || bpf_ntohs(udp->len) < sizeof(*udp) ||
@@ -52,6 +60,7 @@ static __always_inline enum reason take_l4(struct cursor *cur, const struct iphd
 		key->sport = udp->source;
 		key->dport = udp->dest;
 		l4->header_len = sizeof(*udp);
+		l4->fingerprint = (__u64)ip->id << 48 | (__u64)udp->len << 32 | (data ? *data : 0);
 		return REASON_NONE;
 	}
 	if (ip->protocol == IPPROTO_ICMP) {
@@ -77,12 +86,14 @@ static __always_inline enum reason take_l4(struct cursor *cur, const struct iphd
 struct approval {
 	struct flow *flow; /* 0: none is asked for */
 	__u64 now_ns;      /* when it was looked at */
+	struct translation to;
 };
 
 /* A container's packet, which travels inside the tunnel, as far as it has been read. */
 struct inner {
 	struct iphdr *ip;
 	struct flow_key key;
+	__u32 hash; /* signature of its flow */
 	struct l4 l4;
 	struct approval approval;
 };
@@ -133,6 +144,16 @@ static __always_inline __u32 flow_hash(const struct flow_key *key, __u64 seed)
 	return (__u32)(hash >> 32) | 1;
 }
 
+/* By which a flow's entry is known as whole, and its own: entries of an LRU map may become another
+ * flow's between being found and being read, or be read while they are written. `hash`: the
+ * signature. */
+static __always_inline __u32 seal_of(__u32 hash, const struct translation *to)
+{
+	__u64 word = (__u64)to->addr << 32 | (__u32)to->sport << 16 | to->dport;
+
+	return hash ^ (word * 0x9e3779b97f4a7c15ULL) >> 32;
+}
+
 /* Where the approval of a flow is kept. */
 static __always_inline struct flow_key place_of(const struct flow_key *key)
 {
@@ -157,8 +178,11 @@ static __always_inline enum reason check_approval(const struct node *self, struc
 	struct flow *flow = flows.lookup(&place);
 	__u64 now;
 
-	if (!flow || flow->dscp != inner->key.dscp)
+	if (!flow)
 		return REASON_FLOW_UNKNOWN;
+	inner->approval.to = flow->to;
+	if (flow->seal != seal_of(inner->hash, &inner->approval.to))
+		return REASON_FLOW_UNKNOWN; /* of another DSCP, if it is no other flow's */
 	now = bpf_ktime_get_coarse_ns();
 	/* Signed: another CPU's coarse clock may be a tick ahead. */
 	if ((__s64)(now - flow->approved_ns) > (__s64)self->approval_ttl_ns)
@@ -176,30 +200,26 @@ static __always_inline enum reason may_bypass(const struct node *self, struct in
 	return self->bypass == BYPASS_LEARNED ? check_approval(self, inner) : REASON_NONE;
 }
 
+/* The flow that a packet bypasses by, or 0. */
+static __always_inline struct flow *flow_of(const struct inner *inner)
+{
+	struct flow *flow = inner->approval.flow;
+
+	/* That there is one where there is a translation is what the compiler knows, and the
+	 * verifier does not: left alone, it asks no more. */
+	barrier_var(flow);
+	return flow;
+}
+
 /* It has bypassed, as that many packets. */
 static __always_inline void use_approval(const struct inner *inner, __u32 packets)
 {
-	struct flow *flow = inner->approval.flow;
+	struct flow *flow = flow_of(inner);
 
 	if (!flow)
 		return;
 	flow->last_seen_ns = inner->approval.now_ns;
 	flow->packets += packets;
-}
-
-/* A connection opens or closes: its next packets have to be approved anew, on both
- * directions, because conntrack's state is about to change. */
-static __always_inline void forget_flow(const struct flow_key *key)
-{
-	struct flow_key both = place_of(key);
-
-	flows.delete(&both);
-	both.saddr = key->daddr;
-	both.daddr = key->saddr;
-	both.sport = key->dport;
-	both.dport = key->sport;
-	both.direction = !key->direction;
-	flows.delete(&both);
 }
 
 /* By a packet that comes two seconds after the first, conntrack tells a lasting UDP flow from a
@@ -226,32 +246,32 @@ static __always_inline __u64 approval_start(const struct node *self, const struc
 	return now - (ttl - UDP_STREAM_NS);
 }
 
-/* Approve the flow of a packet that has left netfilter, if it is what was signed. */
-static __always_inline enum reason approve_flow(struct __sk_buff *skb, const struct node *self,
-						const struct flow_key *key)
+/* Approve a flow whose packet has left netfilter, translated so. `hash`: its signature. NONE, or why
+ * it could not be stored. */
+static __always_inline enum reason approve_flow(const struct __sk_buff *skb, const struct node *self,
+						const struct flow_key *key, __u32 hash,
+						const struct translation *to)
 {
 	struct flow_key place = place_of(key);
-	struct flow *flow, fresh = {};
-	__u64 now;
+	struct flow *flow = flows.lookup(&place), fresh = {};
+	__u64 now = bpf_ktime_get_coarse_ns();
+	__u32 seal = seal_of(hash, to);
 
-	if (skb->hash != flow_hash(key, self->flow_seed))
-		return REASON_CHANGED;
-	now = bpf_ktime_get_coarse_ns();
-	flow = flows.lookup(&place);
-	if (flow) {
-		flow->dscp = key->dscp;
+	if (flow && flow->seal == seal) {
 		flow->mark = skb->mark;
 		flow->priority = skb->priority;
 		flow->approved_ns = approval_start(self, key, flow, now);
-		return REASON_LEARNED;
+		return REASON_NONE;
 	}
+	/* Another DSCP or another translation: never changed in place, where packets bypass by it. */
+	fresh.packets = flow ? flow->packets : 0;
+	fresh.to = *to;
+	fresh.seal = seal;
 	fresh.dscp = key->dscp;
 	fresh.mark = skb->mark;
 	fresh.priority = skb->priority;
 	fresh.approved_ns = approval_start(self, key, 0, now);
-	if (flows.update(&place, &fresh))
-		return REASON_FLOWS_FULL;
-	return REASON_LEARNED;
+	return flows.update(&place, &fresh) ? REASON_FLOWS_FULL : REASON_NONE;
 }
 
 #endif

@@ -4,7 +4,25 @@
 #define OVNET_LEARN_H
 
 #include "arp.h"
-#include "flow.h"
+#include "translation.h"
+
+/* The flow of a packet that has left netfilter. Of one that accepts a connection only what it was
+ * translated to is learned: by then who has opened it can bypass with its next packet. */
+static __always_inline enum reason learn_flow(struct __sk_buff *skb, const struct node *self,
+					      const struct inner *inner)
+{
+	__u32 hash = flow_hash(&inner->key, self->flow_seed);
+	struct translation none = {};
+	enum reason why;
+
+	if (skb->hash != hash)
+		return inner->key.direction == DIR_OUT ? learn_departed(skb, self, &inner->key) :
+							 learn_arrived(skb, self, inner);
+	if (inner->l4.control)
+		return REASON_TCP_CONTROL;
+	why = approve_flow(skb, self, &inner->key, hash, &none);
+	return why ? why : REASON_LEARNED;
+}
 
 /* The whole of a learning hook. */
 static __always_inline enum reason learn(struct __sk_buff *skb, enum direction direction)
@@ -28,7 +46,8 @@ static __always_inline enum reason learn(struct __sk_buff *skb, enum direction d
 	if (why || self->bypass != BYPASS_LEARNED)
 		return self->bypass != BYPASS_LEARNED ? REASON_BYPASS_OFF : why;
 	/* Cheap and common: most of what a port sees is not the overlay's. */
-	if (direction == DIR_IN && !peer_of(self, ip->saddr))
+	if (direction == DIR_IN && skb->ingress_ifindex != self->overlay_ifindex &&
+	    !peer_of(self, ip->saddr))
 		return REASON_NOT_OVERLAY;
 	why = ip_obstacle(ip, len, skb->gso_size);
 	/* The TTL has been decremented on the way: 1 may still be delivered. */
@@ -44,9 +63,9 @@ static __always_inline enum reason learn(struct __sk_buff *skb, enum direction d
 	why = take_flow(&cur, direction, endpoint->ifindex, len, &inner);
 	if (why)
 		return why;
-	if (inner.l4.control)
+	if (inner.l4.control && !(direction == DIR_IN && inner.l4.accepts))
 		return REASON_TCP_CONTROL;
-	return approve_flow(skb, self, &inner.key);
+	return learn_flow(skb, self, &inner);
 }
 
 #endif

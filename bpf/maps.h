@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
- * All maps, each with its only accessors; those of `flows` are in flow.h, of `tracer` and
- * `traces` in trace.h. Types and key sizes are declared again in ctl/kernel/bpf/maps.py,
- * which creates and pins the real maps (capacities are settings, so the 1s below mean
- * nothing); a test compares the two.
+ * All maps, each with its only accessors; those of `flows` are in flow.h, of `notes`,
+ * `translations` and `services` in translation.h, of `tracer` and `traces` in trace.h. Types
+ * and key sizes are declared again in ctl/kernel/bpf/maps.py, which creates and pins the real
+ * maps (capacities are settings, so the 1s below mean nothing); a test compares the two.
  */
 #ifndef OVNET_MAPS_H
 #define OVNET_MAPS_H
@@ -19,6 +19,13 @@ BPF_F_TABLE("hash", __be32, struct peer, peers, 1, 0);
 BPF_F_TABLE("hash", __be32, struct endpoint, endpoints, 1, 0);
 /* Flow through a port -> approval by the kernel path. */
 BPF_F_TABLE("lru_hash", struct flow_key, struct flow, flows, 1, 0);
+/* Signature -> packet from the wire that is in netfilter. */
+BPF_F_TABLE("lru_hash", __u32, struct note, notes, 1, 0);
+/* Flow as it enters netfilter (no DSCP) -> what was made of it when last seen. No approval: it only
+ * says where to look. */
+BPF_F_TABLE("lru_hash", struct flow_key, struct translation, translations, 1, 0);
+/* Address outside of the overlay that netfilter has translated to a peer's container -> when. */
+BPF_F_TABLE("lru_hash", __be32, __u64, services, 1, 0);
 /* 0 -> this node. */
 BPF_F_TABLE("array", __u32, struct node, node, 1, 0);
 /* hook * REASON_MAX + reason -> packets and bytes. */

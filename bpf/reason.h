@@ -77,6 +77,10 @@ enum reason {
 	/* Left to the kernel path, too: all numbers below those of drops are taken. */
 	REASON_NO_DEVICE         = 46, /* the vxlan device is not (or no longer) there */
 
+	/* Left to the kernel path, too. */
+	REASON_LEARNED_TRANSLATED = 47, /* translated, and its flow approved as such */
+	REASON_TRANSLATED        = 48, /* XDP: approved with a translation, which from_wire does */
+
 	/* Impossible. */
 	REASON_ABORTED           = 60,
 

@@ -196,13 +196,16 @@ static __always_inline enum reason wire_to_netfilter(struct __sk_buff *skb, __u3
 	/* Read already, and linear. What has been found of it would not outlast a try to decapsulate. */
 	struct cursor cur = cursor(skb->data, skb->data_end);
 	struct ipv4_header header = {};
+	struct peer_stats *stats = in->stats;
 	struct node *self = this_node();
 	struct ethhdr *eth;
 	struct iphdr *ip;
 	enum reason why;
 	int tos;
 
-	if (!self || !take(&cur, TUNNEL_LEN))
+	/* Whose sender is believed has them, which the verifier does not see. */
+	barrier_var(stats);
+	if (!stats || !self || !take(&cur, TUNNEL_LEN))
 		return REASON_TRUNCATED;
 	why = take_ipv4(&cur, &eth, &ip);
 	if (why)
@@ -221,7 +224,7 @@ static __always_inline enum reason wire_to_netfilter(struct __sk_buff *skb, __u3
 	why = unwrap(skb, &header, sizeof(*eth));
 	if (why)
 		return why;
-	credit(in->stats, packets, in->len);
+	credit(stats, packets, in->len);
 	bpf_redirect(self->tunnel_ifindex, BPF_F_INGRESS);
 	return REASON_TUNNEL_DECAP;
 }

@@ -107,7 +107,10 @@ static __always_inline enum reason wire_to_stack(struct xdp_md *xdp, __u32 len)
 	/* In one test, as in wire_to_container(). */
 	if (why || in.held)
 		return in.held ? in.held : why;
+	in.inner.hash = flow_hash(&in.inner.key, self->flow_seed);
 	why = admit(self, &in, xdp);
+	if (!why && in.inner.approval.to.addr)
+		why = REASON_TRANSLATED; /* here are no helpers for unfinished checksums */
 	if (!why)
 		why = xdp_decap(xdp, self, &in);
 	if (why == REASON_DECAP)

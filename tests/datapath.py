@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from ctl.core import abi
-from ctl.core.abi import Direction, EndpointEntry, FlowEntry, FlowKey, Hook, NodeEntry, PeerEntry
+from ctl.core.abi import Direction, EndpointEntry, FlowEntry, FlowKey, Hook, NodeEntry, PeerEntry, Translation
 from ctl.core.model import Bypass, MacAddress
 from ctl.core.reasons import REASONS
 from ctl.kernel.bpf import syscall
@@ -55,6 +55,7 @@ NODE: Final = NodeEntry(
     bypass=Bypass.LEARNED,
     approval_ttl_ns=5 * 10**9,
     flow_seed=0x5EEDC0DE,
+    overlay_ifindex=90,
 )
 PEER_MAC: Final = MacAddress.parse("02:01:00:00:00:02")
 PEER: Final = PeerEntry(
@@ -201,11 +202,29 @@ class Datapath:
     def endpoint(self, address: IPv4Address, entry: EndpointEntry) -> None:
         self._raw["endpoints"].update(address.packed, entry.pack())
 
-    def approve(self, key: FlowKey, *, age_s: float = 0, mark: int = 0, priority: int = 0) -> None:
-        """As if the kernel path had carried the flow `age_s` ago (or when the machine started)."""
+    def approve(
+        self,
+        key: FlowKey,
+        *,
+        age_s: float = 0,
+        mark: int = 0,
+        priority: int = 0,
+        to: Translation | None = None,
+    ) -> None:
+        """As if the kernel path had carried the flow `age_s` ago (or when the machine started), translated
+        so.
+        """
         now = time.clock_gettime_ns(MONOTONIC_COARSE)
-        entry = FlowEntry(max(now - int(age_s * 1e9), 0), 0, 0, mark, priority, key.dscp)
+        approved = max(now - int(age_s * 1e9), 0)
+        entry = FlowEntry(
+            approved, 0, 0, mark, priority, key.dscp, to, seal_of(flow_hash(key, self._seed()), to)
+        )
         self._raw["flows"].update(place_of(key).pack(), entry.pack())
+
+    def _seed(self) -> int:
+        """What the node's signatures are made with."""
+        node = self.maps.node()
+        return NODE.flow_seed if node is None else node.flow_seed
 
     def approved(self, key: FlowKey) -> bool:
         """Whether the flow is in the map, however long ago it was approved."""
@@ -235,6 +254,7 @@ class Datapath:
         vlan: int = 0,
         encapsulated: bool = False,
         mark: int = 0,
+        ingress: int = 0,
     ) -> Result:
         """One packet; anything from `hash` on asks for the program's probe.
 
@@ -242,7 +262,9 @@ class Datapath:
         """
         probed = bool(hash or cut or vlan or encapsulated)
         name = f"probe_{program}" if probed and not program.startswith("probe_") else program
-        ctx = _context((hash, cut, vlan, int(encapsulated), 0), ifindex, gso_size, gso_segs, mark=mark)
+        ctx = _context(
+            (hash, cut, vlan, int(encapsulated), 0), ifindex, gso_size, gso_segs, mark=mark, ingress=ingress
+        )
         before = self._counters[:]
         result, out, ctx_out, _ = syscall.prog_test_run(self.fd(name), packet, ctx=ctx)
         hook = Hook.FROM_WIRE if program in EXTRA else Hook[program.removeprefix("probe_").upper()]
@@ -298,7 +320,7 @@ MONOTONIC_COARSE: Final = 6
 """The programs' clock (linux/time.h); the fine one is ahead of it, in their future."""
 
 # Offsets in struct __sk_buff (linux/bpf.h) of what a test run takes from its context.
-_MARK, _PRIORITY, _IFINDEX, _CB, _GSO_SEGS, _GSO_SIZE, _CTX_SIZE = 8, 32, 40, 48, 164, 176, 192
+_MARK, _PRIORITY, _INGRESS, _IFINDEX, _CB, _GSO_SEGS, _GSO_SIZE, _CTX_SIZE = 8, 32, 36, 40, 48, 164, 176, 192
 
 
 def _word(context: bytes, at: int) -> int:
@@ -306,9 +328,12 @@ def _word(context: bytes, at: int) -> int:
     return word
 
 
-def _context(cb: tuple[int, ...], ifindex: int, gso_size: int, gso_segs: int, *, mark: int = 0) -> bytes:
+def _context(
+    cb: tuple[int, ...], ifindex: int, gso_size: int, gso_segs: int, *, mark: int = 0, ingress: int = 0
+) -> bytes:
     raw = bytearray(_CTX_SIZE)
     struct.pack_into("=I", raw, _MARK, mark)
+    struct.pack_into("=I", raw, _INGRESS, ingress)
     struct.pack_into("=I", raw, _IFINDEX, ifindex)
     struct.pack_into("=5I", raw, _CB, *cb)
     struct.pack_into("=I", raw, _GSO_SEGS, gso_segs)
@@ -404,6 +429,15 @@ def flow_hash(key: FlowKey, seed: int = NODE.flow_seed) -> int:
     mixed ^= key.dscp << 16 | key.proto << 8 | key.direction
     mixed = (mixed ^ mixed >> 32) * 0x94D049BB133111EB & word
     return mixed >> 32 | 1
+
+
+def seal_of(hash: int, to: Translation | None) -> int:
+    """What shows that a flow's entry is whole, as bpf/flow.h computes it."""
+    if to is None:
+        return hash
+    address, sport, dport = struct.unpack("=IHH", to.pack())
+    word: int = address << 32 | sport << 16 | dport
+    return hash ^ (word * 0x9E3779B97F4A7C15 & (1 << 64) - 1) >> 32
 
 
 def source_port(hash: int, ports: tuple[int, int] = NODE.source_ports) -> int:

@@ -14,8 +14,10 @@ from ctl.core.abi import (
     FlowKey,
     Hook,
     NodeEntry,
+    NoteEntry,
     PeerEntry,
     PeerStats,
+    Translation,
 )
 from ctl.core.model import IPv4Address, IPv4Network
 from ctl.core.reasons import REASONS, reason
@@ -28,6 +30,10 @@ _PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp"}
 
 def _age(seconds: float | None) -> str:
     return "-" if seconds is None else f"{seconds:.1f}s"
+
+
+def _translated(to: Mapping[str, Any] | None) -> str:
+    return "-" if to is None else f"{to['address']} {to['sport']}->{to['dport']}"
 
 
 COLUMNS: Final[Mapping[str, tuple[Column | str, ...]]] = {
@@ -61,7 +67,20 @@ COLUMNS: Final[Mapping[str, tuple[Column | str, ...]]] = {
         "state",
         "packets",
         Column("idle", wide=True, show=_age),
+        Column("to", show=_translated),
     ),
+    "notes": ("src", "dst", "proto", "sport", "dport", "dev", Column("age", show=_age)),
+    "translations": (
+        "src",
+        "dst",
+        "proto",
+        "sport",
+        "dport",
+        Column("direction", "DIR"),
+        "dev",
+        Column("to", show=_translated),
+    ),
+    "services": ("ip", Column("age", show=_age)),
     "node": (
         "host",
         "subnet",
@@ -144,8 +163,7 @@ def _five_tuple(key: FlowKey) -> tuple[Any, ...]:
     return (key.saddr, key.daddr, key.proto, key.sport, key.dport, key.direction, key.ifindex)
 
 
-def _flow(key: FlowKey, entry: FlowEntry, ttl_ns: int, now_ns: int, name: DeviceName) -> Row:
-    age_ns = max(0, now_ns - entry.approved_ns)
+def _key(key: FlowKey, name: DeviceName) -> dict[str, Any]:
     return {
         "src": str(key.saddr),
         "dst": str(key.daddr),
@@ -154,10 +172,46 @@ def _flow(key: FlowKey, entry: FlowEntry, ttl_ns: int, now_ns: int, name: Device
         "dport": key.dport,
         "direction": key.direction.name.lower(),
         "dev": name(key.ifindex),
+    }
+
+
+def _to(to: Translation | None) -> Row | None:
+    return {"address": str(to.address), "sport": to.sport, "dport": to.dport} if to else None
+
+
+def notes(entries: Mapping[int, NoteEntry], now_ns: int, name: DeviceName) -> list[Row]:
+    """All of `notes`, by 5-tuple; one that has been used has no age."""
+    ordered = sorted(entries.values(), key=lambda entry: _five_tuple(entry.key))
+    return [_key(entry.key, name) | {"age": _seconds_since(entry.noted_ns, now_ns)} for entry in ordered]
+
+
+def translations(entries: Mapping[FlowKey, Translation], name: DeviceName) -> list[Row]:
+    """All of `translations`, by 5-tuple."""
+    ordered = sorted(entries.items(), key=lambda item: _five_tuple(item[0]))
+    return [_key(key, name) | {"to": _to(to)} for key, to in ordered]
+
+
+def services(entries: Mapping[IPv4Address, int], now_ns: int) -> list[Row]:
+    """All of `services`, by address."""
+    return [
+        {"ip": str(ip), "age": _seconds_since(at_ns, now_ns)}
+        for ip, at_ns in sorted(entries.items(), key=_first)
+    ]
+
+
+def _seconds_since(then_ns: int, now_ns: int) -> float | None:
+    """None: never."""
+    return round(max(0, now_ns - then_ns) / 1e9, 3) if then_ns else None
+
+
+def _flow(key: FlowKey, entry: FlowEntry, ttl_ns: int, now_ns: int, name: DeviceName) -> Row:
+    age_ns = max(0, now_ns - entry.approved_ns)
+    return _key(key, name) | {
         "age": round(age_ns / 1e9, 3),
         "state": "approved" if age_ns < ttl_ns else "expired",
         "packets": entry.packets,
-        "idle": round(max(0, now_ns - entry.last_seen_ns) / 1e9, 3) if entry.last_seen_ns else None,
+        "idle": _seconds_since(entry.last_seen_ns, now_ns),
+        "to": _to(entry.to),
     }
 
 

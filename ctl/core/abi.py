@@ -66,8 +66,11 @@ BYPASS_NAME: Final = {code: mode for mode, code in BYPASS_CODE.items()}
 PEER: Final = struct.Struct("=4s6s2sII4sIB3x")
 ENDPOINT: Final = struct.Struct("=I6s6s")
 FLOW_KEY: Final = struct.Struct("=4s4s2s2sIBBBB")
-FLOW: Final = struct.Struct("=QQQIIB7x")
-NODE: Final = struct.Struct("=4s4s4s4s4s4s4sIII6s2sHHIQQI6s2xII4x")
+FLOW: Final = struct.Struct("=QQQII8sIB3x")
+TRANSLATION: Final = struct.Struct("=4s2s2s")
+NOTE: Final = struct.Struct("=QQ20s4x")
+SERVICE: Final = struct.Struct("=Q")
+NODE: Final = struct.Struct("=4s4s4s4s4s4s4sIII6s2sHHIQQI6s2xIII")
 COUNTER: Final = struct.Struct("=QQQ")
 PEER_STATS: Final = struct.Struct("=QQQQ")
 EVENT: Final = struct.Struct(f"=QIIHBB{EVENT_BYTES}sI")
@@ -185,6 +188,42 @@ class FlowKey:
 
 
 @dataclass(frozen=True, slots=True)
+class Translation:
+    """What netfilter makes of a flow's packets: the other end's address, and both ports."""
+
+    address: IPv4Address
+    sport: int
+    dport: int
+
+    def pack(self) -> bytes:
+        return TRANSLATION.pack(self.address.packed, port_bytes(self.sport), port_bytes(self.dport))
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> Translation | None:
+        """None for zeroes: there is none."""
+        address, sport, dport = TRANSLATION.unpack(raw)
+        ports = (int.from_bytes(port, "big") for port in (sport, dport))
+        return cls(IPv4Address(address), *ports) if any(address) else None
+
+
+@dataclass(frozen=True, slots=True)
+class NoteEntry:
+    """Value of `notes`; the key is the signature. Times in ns of CLOCK_MONOTONIC (coarse)."""
+
+    noted_ns: int
+    fingerprint: int
+    key: FlowKey
+
+    def pack(self) -> bytes:
+        return NOTE.pack(self.noted_ns, self.fingerprint, self.key.pack())
+
+    @classmethod
+    def unpack(cls, raw: bytes) -> NoteEntry:
+        noted_ns, fingerprint, key = NOTE.unpack(raw)
+        return cls(noted_ns, fingerprint, FlowKey.unpack(key))
+
+
+@dataclass(frozen=True, slots=True)
 class FlowEntry:
     """Value of `flows`; times in ns of CLOCK_MONOTONIC."""
 
@@ -194,15 +233,27 @@ class FlowEntry:
     mark: int = 0
     priority: int = 0
     dscp: int = 0
+    to: Translation | None = None
+    seal: int = 0
+    """Of key and translation: the programs go by no entry without the right one."""
 
     def pack(self) -> bytes:
+        to = self.to.pack() if self.to else bytes(TRANSLATION.size)
         return FLOW.pack(
-            self.approved_ns, self.last_seen_ns, self.packets, self.mark, self.priority, self.dscp
+            self.approved_ns,
+            self.last_seen_ns,
+            self.packets,
+            self.mark,
+            self.priority,
+            to,
+            self.seal,
+            self.dscp,
         )
 
     @classmethod
     def unpack(cls, raw: bytes) -> FlowEntry:
-        return cls(*FLOW.unpack(raw))
+        approved_ns, seen_ns, packets, mark, priority, to, seal, dscp = FLOW.unpack(raw)
+        return cls(approved_ns, seen_ns, packets, mark, priority, dscp, Translation.unpack(to), seal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +281,8 @@ class NodeEntry:
     """Packets with one of these bits in their mark may be led elsewhere than `peers` says."""
     tunnel_ifindex: int = 0
     """The vxlan device; 0: the tunnel gear is off."""
+    overlay_ifindex: int = 0
+    """The vxlan device, whatever the gear."""
 
     def pack(self) -> bytes:
         return NODE.pack(
@@ -252,6 +305,7 @@ class NodeEntry:
             self.uplink_mac.packed,
             self.routing_marks,
             self.tunnel_ifindex,
+            self.overlay_ifindex,
         )
 
     @classmethod
@@ -279,6 +333,7 @@ class NodeEntry:
             uplink_mac,
             marks,
             tunnel_ifindex,
+            overlay_ifindex,
         ) = NODE.unpack(raw)
         if not any(host):
             return None
@@ -300,6 +355,7 @@ class NodeEntry:
             MacAddress(uplink_mac),
             marks,
             tunnel_ifindex,
+            overlay_ifindex,
         )
 
 

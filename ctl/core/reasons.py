@@ -84,6 +84,8 @@ _TABLE: Final = (
     Reason(44, "tagged", _DROP, "VXLAN for us with a tag inside, or several outside"),
     Reason(45, "unreadable", _DROP, "perhaps VXLAN for us, but there was no memory to look at it"),
     Reason(46, "no_device", _PASS, "the vxlan device is not there"),
+    Reason(47, "learned_translated", _PASS, "carried by the kernel path translated: flow approved so"),
+    Reason(48, "translated", _PASS, "approved with a translation: from_wire does it"),
     Reason(60, "aborted", Verdict.ABORT, "the kernel refused a change half-way: a bug"),
 )
 

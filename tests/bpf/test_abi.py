@@ -29,8 +29,10 @@ from ctl.core.abi import (
     FlowKey,
     Hook,
     NodeEntry,
+    NoteEntry,
     PeerEntry,
     PeerStats,
+    Translation,
 )
 from ctl.core.model import Bypass, MacAddress
 from ctl.core.reasons import REASONS, Verdict
@@ -116,13 +118,24 @@ FLOW_KEY_FIELDS = {
     "ifindex": host(4, 0x55), "proto": b"\x11", "direction": b"\x01", "dscp": b"\x2e",
     "pad": bytes(1),
 }  # fmt: skip
-FLOW = FlowEntry(1, 2, 3, 4, 5, 46)
+TO = Translation(IPv4Address("9.8.7.6"), 0x1122, 0x3344)
+TO_BYTES = b"\x09\x08\x07\x06\x11\x22\x33\x44"
+TO_FIELDS = {"addr": TO_BYTES[:4], "sport": TO_BYTES[4:6], "dport": TO_BYTES[6:]}
+FLOW = FlowEntry(1, 2, 3, 4, 5, 46, TO, 0x55667788)
+NOTE = NoteEntry(1, 1 << 40, FLOW_KEY)
+NOTE_FIELDS = {
+    "noted_ns": host(8, 1),
+    "fingerprint": host(8, 1 << 40),
+    "key": FLOW_KEY.pack(),
+    "pad": bytes(4),
+}
 FLOW_FIELDS = {"approved_ns": host(8, 1), "last_seen_ns": host(8, 2), "packets": host(8, 3),
-               "mark": host(4, 4), "priority": host(4, 5), "dscp": b"\x2e", "pad": bytes(7)}  # fmt: skip
+               "mark": host(4, 4), "priority": host(4, 5), "to": TO_BYTES, "seal": host(4, 0x55667788),
+               "dscp": b"\x2e", "pad": bytes(3)}  # fmt: skip
 NODE = NodeEntry(
     IPv4Address("1.2.3.4"), IPv4Network("10.0.0.0/8"), IPv4Network("10.9.8.0/24"),
     (IPv4Address("10.5.6.0"), IPv4Address("10.7.8.255")), 0x112233, 44, 1450, MAC, 8472, (1000, 2000),
-    Bypass.ALWAYS, 1 << 40, 0xDEADBEEF00112233, 1, OTHER_MAC, 0x00FF0000, 77,
+    Bypass.ALWAYS, 1 << 40, 0xDEADBEEF00112233, 1, OTHER_MAC, 0x00FF0000, 77, 78,
 )  # fmt: skip
 NODE_FIELDS = {
     "host": bytes([1, 2, 3, 4]), "network": bytes([10, 0, 0, 0]), "network_mask": bytes([255, 0, 0, 0]),
@@ -132,7 +145,7 @@ NODE_FIELDS = {
     "port": (8472).to_bytes(2, "big"), "source_port_min": host(2, 1000), "source_port_max": host(2, 2000),
     "bypass": host(4, 2), "approval_ttl_ns": host(8, 1 << 40), "flow_seed": host(8, 0xDEADBEEF00112233),
     "flags": host(4, 1), "uplink_mac": OTHER_MAC.packed, "pad": bytes(2),
-    "routing_marks": host(4, 0x00FF0000), "tunnel_ifindex": host(4, 77), "rest": bytes(4),
+    "routing_marks": host(4, 0x00FF0000), "tunnel_ifindex": host(4, 77), "overlay_ifindex": host(4, 78),
 }  # fmt: skip
 TRACER_ENTRY = TracerEntry(
     1, (IPv4Network("10.0.0.0/8"), IPv4Network("10.9.8.0/24")), (0x1122, 0x3344), IPv4Address("1.2.3.4"), 17,
@@ -153,10 +166,12 @@ TRACER_FIELDS = {
         ("endpoints", "value", abi.ENDPOINT, ENDPOINT.pack(), ENDPOINT_FIELDS),
         ("flows", "key", abi.FLOW_KEY, FLOW_KEY.pack(), FLOW_KEY_FIELDS),
         ("flows", "value", abi.FLOW, FLOW.pack(), FLOW_FIELDS),
+        ("notes", "value", abi.NOTE, NOTE.pack(), NOTE_FIELDS),
+        ("translations", "value", abi.TRANSLATION, TO.pack(), TO_FIELDS),
         ("node", "value", abi.NODE, NODE.pack(), NODE_FIELDS),
         ("tracer", "value", TRACER, TRACER_ENTRY.pack(), TRACER_FIELDS),
     ],
-    ids=["peer", "endpoint", "flow_key", "flow", "node", "tracer"],
+    ids=["peer", "endpoint", "flow_key", "flow", "note", "translation", "node", "tracer"],
 )
 def test_what_python_packs_c_reads(
     name: str, side: str, layout: struct.Struct, packed: bytes, fields: dict[str, bytes]
@@ -168,7 +183,7 @@ def test_what_python_packs_c_reads(
 
 
 @pytest.mark.parametrize(
-    "entry", [PEER, ENDPOINT, FLOW_KEY, FLOW, NODE, TRACER_ENTRY], ids=lambda entry: type(entry).__name__
+    "entry", [PEER, ENDPOINT, FLOW_KEY, FLOW, TO, NOTE, NODE, TRACER_ENTRY], ids=lambda e: type(e).__name__
 )
 def test_python_reads_what_it_packs(entry: Any) -> None:
     assert type(entry).unpack(entry.pack()) == entry

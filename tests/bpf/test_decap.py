@@ -239,11 +239,13 @@ def test_what_finds_no_room_is_signed_and_has_not_bypassed(datapath: Datapath) -
     assert datapath.maps.peer_stats()[PEER.host] == PeerStats()
 
 
-def test_what_netfilter_translated_is_not_learned(datapath: Datapath) -> None:
+def test_what_netfilter_translated_is_not_learned_as_it_came(datapath: Datapath) -> None:
     signature = datapath.run("probe_from_wire", wire(received())).hash
+    translated = received(packets.udp(b"payload?", 2000, 8080))
+    assert datapath.run("to_container", translated, hash=signature).reason == "changed", "another packet"
     translated = received(packets.udp(b"payload!", 2000, 8080))
-    assert datapath.run("to_container", translated, hash=signature).reason == "changed"
-    assert datapath.maps.flows() == {}
+    assert datapath.run("to_container", translated, hash=signature).reason == "learned_translated"
+    assert list(datapath.maps.flows()) == [flow_in()]
 
 
 def test_the_peer_is_credited_with_the_inner_bytes(datapath: Datapath) -> None:

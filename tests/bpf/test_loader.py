@@ -237,7 +237,7 @@ def broken_at(file: str, needle: str) -> tuple[str, int]:
     ("file", "needle"),
     [
         ("abi.h", "struct peer_stats {"),
-        ("flow.h", "static __always_inline void forget_flow("),
+        ("flow.h", "static __always_inline enum reason approve_flow("),
         ("ecn.h", "static __always_inline __u8 ecn_encapsulate("),
         ("decap.h", "static __always_inline enum reason wire_to_container("),
         ("overlay.c", "int to_container("),

@@ -115,7 +115,17 @@ def test_a_table_says_fib_where_the_kernel_is_asked(ovctl: Any, maps: Maps) -> N
 
 
 def test_all_maps_have_a_heading_each(ovctl: Any, maps: Maps) -> None:
-    shown = ["peers", "endpoints", "flows", "node", "counters", "peer_stats"]
+    shown = [
+        "peers",
+        "endpoints",
+        "flows",
+        "notes",
+        "translations",
+        "services",
+        "node",
+        "counters",
+        "peer_stats",
+    ]
     _, out, _ = ovctl("map", "dump")
     assert re.findall(r"^(\w+):$", out, re.MULTILINE) == shown
     _, out, _ = ovctl("map", "dump", "-o", "json")

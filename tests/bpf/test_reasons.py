@@ -485,6 +485,7 @@ def test_every_reason_is_provoked() -> None:
     tested = {case.reason for case in CASES} | {"flows_full"}
     tested |= {"outer_length"}  # takes 64 KB, of which a test run allows 16: tests/netns/test_same_way.py
     tested |= {"delivered"}  # takes two programs: test_xdp.py
+    tested |= {"learned_translated", "translated"}  # test_translation.py
     # Of the tunnel gear: test_tunnel.py.
     tested |= {"tunnel_encap", "tunnel_decap", "not_local", "no_device", "no_neighbour", "super_packet"}
     assert {row.label for row in REASONS.values()} - tested == set()

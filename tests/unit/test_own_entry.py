@@ -81,6 +81,7 @@ def test_the_tunnel_gear_is_on_where_there_is_a_device_and_programs_are_wanted(
     own.write(cast(Maps, opened), site(), device, fits=True, filled=True, xdp=False, first=False, marks=0)
     assert opened.entry is not None
     assert opened.entry.tunnel_ifindex == said
+    assert opened.entry.overlay_ifindex == device
 
 
 def test_on_an_uplink_without_ethernet_the_tunnel_gear_is_off() -> None:

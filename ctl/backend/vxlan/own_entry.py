@@ -78,6 +78,7 @@ class OwnEntry:
             uplink_mac=uplink.mac or NO_MAC,
             routing_marks=marks,
             tunnel_ifindex=self._tunnel(uplink, device),
+            overlay_ifindex=device,
         )
         if entry != before:
             opened.write_node(entry)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import struct
+import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
@@ -19,7 +20,18 @@ from pathlib import Path
 from typing import Final, Self
 
 from ctl.core import abi
-from ctl.core.abi import Counter, EndpointEntry, FlowEntry, FlowKey, Hook, NodeEntry, PeerEntry, PeerStats
+from ctl.core.abi import (
+    Counter,
+    EndpointEntry,
+    FlowEntry,
+    FlowKey,
+    Hook,
+    NodeEntry,
+    NoteEntry,
+    PeerEntry,
+    PeerStats,
+    Translation,
+)
 from ctl.core.errors import AgentUnreachable, KernelError
 from ctl.core.tracer import TRACER, TracerEntry
 from ctl.kernel.bpf import bpffs, syscall
@@ -50,6 +62,11 @@ class Spec:
 RING_BYTES: Final = 1 << 16
 TRACE_RING_BYTES: Final = 1 << 20
 
+NOTES: Final = 4096
+"""Packets that can be in netfilter at once and have their translation learned."""
+SERVICES: Final = 4096
+"""Addresses of services that this node's containers use at a time."""
+
 _VTEP_SLACK: Final = 1024
 """Known VTEPs beyond `peers`: each CPU of a hash map keeps some free entries to itself."""
 
@@ -58,11 +75,14 @@ _COUNT_S: Final = 1.0
 
 
 def specs(peers: int, endpoints: int, flows: int) -> dict[str, Spec]:
-    """The nine maps for these capacities (entries)."""
+    """The twelve maps for these capacities (entries)."""
     return {
         "peers": Spec("hash", 4, abi.PEER.size, peers),
         "endpoints": Spec("hash", 4, abi.ENDPOINT.size, endpoints),
         "flows": Spec("lru_hash", abi.FLOW_KEY.size, abi.FLOW.size, flows),
+        "notes": Spec("lru_hash", 4, abi.NOTE.size, NOTES),
+        "translations": Spec("lru_hash", abi.FLOW_KEY.size, abi.TRANSLATION.size, flows),
+        "services": Spec("lru_hash", 4, abi.SERVICE.size, SERVICES),
         "node": Spec("array", 4, abi.NODE.size, 1),
         "counters": Spec("percpu_array", 4, abi.COUNTER.size, abi.HOOK_MAX * abi.REASON_MAX),
         "peer_stats": Spec("percpu_hash", 4, abi.PEER_STATS.size, peers + _VTEP_SLACK),
@@ -143,6 +163,24 @@ class Maps:
 
     def flows(self) -> dict[FlowKey, FlowEntry]:
         return {FlowKey.unpack(key): FlowEntry.unpack(values[0]) for key, values in self._items("flows")}
+
+    def notes(self) -> dict[int, NoteEntry]:
+        """By signature."""
+        return {
+            int.from_bytes(key, sys.byteorder): NoteEntry.unpack(values[0])
+            for key, values in self._items("notes")
+        }
+
+    def translations(self) -> dict[FlowKey, Translation]:
+        """By flow as it enters netfilter, without DSCP."""
+        found = (
+            (FlowKey.unpack(key), Translation.unpack(rows[0])) for key, rows in self._items("translations")
+        )
+        return {key: to for key, to in found if to}
+
+    def services(self) -> dict[IPv4Address, int]:
+        """When each was found to be one, in ns of CLOCK_MONOTONIC (coarse)."""
+        return {IPv4Address(key): abi.SERVICE.unpack(rows[0])[0] for key, rows in self._items("services")}
 
     def flush_flows(self) -> int:
         """Withdraw every approval; returns how many there were."""

@@ -23,7 +23,8 @@ XDP: Final = "from_wire_xdp"
 XDP_FRAGS: Final = f"{XDP}_frags"
 """What is loaded in its place where the kernel gives XDP frames in several pieces (Linux 5.18)."""
 MAPS: Final = (
-    "peers", "endpoints", "flows", "node", "counters", "peer_stats", "events", "tracer", "traces",
+    "peers", "endpoints", "flows", "notes", "translations", "services", "node", "counters", "peer_stats",
+    "events", "tracer", "traces",
 )  # fmt: skip
 
 _INCLUDE = re.compile(r'^#include "([^"]+)"')
