@@ -231,6 +231,11 @@ class Datapath:
         raw = self._raw["flows"].lookup(place_of(key).pack())
         return raw is not None and FlowEntry.unpack(raw[0]).dscp == key.dscp
 
+    def translation(self, key: FlowKey) -> Translation | None:
+        """What an approved flow is translated to; None: to nothing."""
+        raw = self._raw["flows"].lookup(place_of(key).pack())
+        return None if raw is None else FlowEntry.unpack(raw[0]).to
+
     def fill(self, name: str, key: bytes, value: bytes) -> None:
         """An entry past all types."""
         self._raw[name].update(key, value)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+from dataclasses import replace
 from ipaddress import IPv4Address
 
+from ctl.core.abi import Direction, Translation
 from ctl.core.model import Bypass
 from ctl.core.reasons import REASONS, Verdict
 from tests import packets
@@ -19,6 +22,7 @@ from tests.datapath import (
     Datapath,
     Result,
     XdpAction,
+    flow_hash,
 )
 from tests.fuzz import kernel
 from tests.fuzz.trial import Trial, World, flow_of, signature
@@ -67,6 +71,8 @@ def check(datapath: Datapath, trial: Trial, result: Result) -> None:
         check_decap(datapath, trial, result)
     if result.reason == "learned":
         check_learned(trial)
+    if result.reason == "learned_translated":
+        check_learned_translated(datapath, trial)
 
 
 def check_gear(trial: Trial, result: Result) -> None:
@@ -156,8 +162,9 @@ def check_xdp(datapath: Datapath, frame: bytes, result: Result, world: World = U
     at_tc = datapath.run("from_wire", frame)
     assert result.counted == (1, len(frame))
     assert result.action == XDP_ACTIONS[VERDICTS[result.reason]], f"{result.action} for {result.reason}"
-    # A tag in the data would be one beside it by then.
-    assert (result.reason, at_tc.reason) == ("vlan", "not_ipv4") or result.reason == at_tc.reason
+    # A tag in the data would be one beside it by then. What is translated, tc does.
+    others = ("vlan", "not_ipv4"), ("translated", "decap")
+    assert (result.reason, at_tc.reason) in others or result.reason == at_tc.reason
     check(datapath, Trial("from_wire", frame, world), at_tc)
     if result.reason != "decap":
         assert (result.packet, result.note) == (frame, b""), "changed and not decapsulated"
@@ -171,12 +178,13 @@ def check_encap(datapath: Datapath, trial: Trial, result: Result) -> None:
     assert result.reason == "encap"
     assert tunnel.ip.valid
     assert before.src == LOCAL
-    assert (tunnel.ip.src, tunnel.ip.dst) == (NODE.host, holder_of(before.dst))
+    to = translation(datapath, trial, trial.frame)
+    assert (tunnel.ip.src, tunnel.ip.dst) == (NODE.host, holder_of(to.address if to else before.dst))
     assert not (trial.world.kernel_path and tunnel.ip.dst == PEER.host)
     assert tunnel.ip.total == len(result.packet) - packets.ETH_LEN == tunnel.udp_len + packets.IP_LEN
     assert (tunnel.dport, tunnel.vni, tunnel.flags) == (NODE.port, NODE.vni, packets.VXLAN_I)
     check_admitted(datapath, trial, before, trial.frame)
-    check_routed(trial, before, tunnel.frame, trial.frame)
+    check_routed(trial, replace(before, dst=to.address) if to else before, tunnel.frame, trial.frame, to)
 
 
 def holder_of(address: object) -> object:
@@ -193,7 +201,8 @@ def check_decap(datapath: Datapath, trial: Trial, result: Result) -> None:
     assert result.packet[:6] == ENDPOINT.mac.packed
     assert result.packet[6:14] == ENDPOINT.bridge_mac.packed + b"\x08\0"
     check_admitted(datapath, trial, before, tunnel.frame)
-    check_routed(trial, before, result.packet, tunnel.frame)
+    to = translation(datapath, trial, tunnel.frame)
+    check_routed(trial, replace(before, src=to.address) if to else before, result.packet, tunnel.frame, to)
 
 
 def check_admitted(datapath: Datapath, trial: Trial, ip: packets.Ip, frame: bytes) -> None:
@@ -217,8 +226,33 @@ def check_learned(trial: Trial) -> None:
     assert trial.hash == signature(trial.program, trial.frame)
 
 
-def check_routed(trial: Trial, before: packets.Ip, after: bytes, original: bytes) -> None:
-    """The inner packet was whole and right; TTL one less, the rest untouched."""
+def translation(datapath: Datapath, trial: Trial, frame: bytes) -> Translation | None:
+    """What netfilter has made of the flow that this inner frame is of; None: nothing, or nobody asks."""
+    if trial.world.bypass is not Bypass.LEARNED:
+        return None
+    return datapath.translation(flow_of(trial.program, frame))
+
+
+def check_learned_translated(datapath: Datapath, trial: Trial) -> None:
+    """Approved is a flow with the signature that the packet carries, as translated to what it says."""
+    assert trial.world.bypass is Bypass.LEARNED
+    now = flow_of(trial.program, trial.frame)
+    out = now.direction is Direction.OUT
+    to = Translation(now.daddr if out else now.saddr, now.sport, now.dport)
+    assert [
+        key
+        for key, entry in datapath.maps.flows().items()
+        if entry.to == to
+        and flow_hash(replace(key, dscp=entry.dscp)) == trial.hash
+        and (key.saddr if out else key.daddr) == (now.saddr if out else now.daddr)
+        and (key.proto, key.ifindex, entry.dscp) == (now.proto, now.ifindex, now.dscp)
+    ]
+
+
+def check_routed(
+    trial: Trial, before: packets.Ip, after: bytes, original: bytes, to: Translation | None
+) -> None:
+    """The inner packet was whole and right; TTL one less, what is translated is, the rest untouched."""
     ip = packets.Ip.parse(after[packets.ETH_LEN :])
     assert ip.ttl == before.ttl - 1 > 0
     assert ip.valid
@@ -230,4 +264,19 @@ def check_routed(trial: Trial, before: packets.Ip, after: bytes, original: bytes
         before.src, before.dst, before.proto, before.total, before.ident, before.fragment,
     )  # fmt: skip
     start = packets.ETH_LEN + packets.IP_LEN
-    assert after[start:] == original[start:]
+    if to is None:
+        assert after[start:] == original[start:]
+        return
+    at = start + (16 if ip.proto == packets.TCP else 6)
+    assert after[start : start + 4] == struct.pack("!HH", to.sport, to.dport)
+    assert after[start + 4 : at] == original[start + 4 : at]
+    assert after[at + 2 :] == original[at + 2 :]
+    if ip.proto == packets.UDP and original[at : at + 2] == bytes(2):
+        assert after[at : at + 2] == bytes(2), "there was no checksum"
+    else:  # as right or wrong as it was
+        assert summed(after) == summed(original)
+
+
+def summed(frame: bytes) -> int:
+    """What checksum, addresses, ports and data come to."""
+    return packets.checksum(frame[packets.ETH_LEN + 12 :]) % 0xFFFF
