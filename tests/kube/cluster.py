@@ -88,6 +88,11 @@ class Cluster:
         self.agents[host.name] = started_on(host, *flags)
         return self.agents[host.name]
 
+    def revive(self, host: Host) -> None:
+        """Have an agent there, if a test that failed has left none."""
+        if self.agents[host.name].poll() is not None:
+            self.start(host)
+
 
 def load(host: Host, mode: str, text: str) -> None:
     """Change a host's rules as a kube-proxy does."""
