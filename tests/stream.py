@@ -44,11 +44,22 @@ class UdpStream:
     """Numbered datagrams at a steady rate from one namespace to another."""
 
     def __init__(
-        self, source: Netns, sink: Netns, address: str, *, port: int = 9000, rate: int = 1000
+        self,
+        source: Netns,
+        sink: Netns,
+        address: str,
+        *,
+        port: int = 9000,
+        rate: int = 1000,
+        echo: int = 0,
     ) -> None:
-        """Start both ends; `address` is the sink's, `rate` in datagrams per second."""
+        """Start both ends; `address` is the sink's, `rate` in datagrams per second.
+
+        `echo`: so many of the first are sent back, so that conntrack takes it for a conversation.
+        """
         self.rate = rate
-        self.sink = sink.serve(*TRAFFIC, "udp-sink", str(port), *_ipv6(address), port=port, protocol="udp")
+        flags = (*_ipv6(address), "--echo", str(echo))
+        self.sink = sink.serve(*TRAFFIC, "udp-sink", str(port), *flags, port=port, protocol="udp")
         wait_until(self.sink.out, 60, "the sink's first line")
         self.command = (*TRAFFIC, "udp-send", address, str(port), str(rate))
         self.source = source.popen(*self.command)

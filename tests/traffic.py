@@ -86,7 +86,7 @@ def udp_sink(args: argparse.Namespace) -> None:
             try:
                 data, source = sock.recvfrom(65536)
                 tally.add(SEQUENCE.unpack_from(data)[0], source[0], time.monotonic())
-                if args.echo:
+                if len(tally.seen) <= args.echo:
                     sock.sendto(data, source)
             except TimeoutError:
                 pass
@@ -168,7 +168,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("udp-sink")
     command.add_argument("port", type=int)
-    command.add_argument("--echo", action="store_true", help="send each datagram back")
+    command.add_argument("--echo", type=int, default=0, help="send the first so many back")
     command.add_argument("--ipv6", action="store_true")
     command.set_defaults(func=udp_sink)
     command = commands.add_parser("udp-send")

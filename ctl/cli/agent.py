@@ -20,16 +20,13 @@ from typing import TYPE_CHECKING, Final
 from ctl.cli.settings import load
 from ctl.core.errors import AgentError
 from ctl.core.model import Bypass
+from ctl.process import capabilities
 from ctl.settings.config import Settings, add_options, doubts
 
 if TYPE_CHECKING:
     from ctl.agent.loop import Agent
     from ctl.node.node import Node
     from metrics.snapshot import NodeSnapshot
-
-_CAPABILITIES: Final = {"CAP_NET_ADMIN": 12, "CAP_BPF": 39}
-"""linux/capability.h. CAP_SYS_ADMIN (21) includes CAP_BPF."""
-_SYS_ADMIN: Final = 21
 
 DESCRIPTORS: Final = 256
 """Fewer are not enough: 45 are open on a node without containers, and programs that it starts need some."""
@@ -72,17 +69,11 @@ def require_capabilities(bypass: Bypass = Bypass.LEARNED) -> None:
 
     Without programs none is wanted for them.
     """
-    effective = 0
-    with open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith("CapEff:"):
-                effective = int(line.split()[1], 16)
-    missing = [
-        name
-        for name, bit in _CAPABILITIES.items()
-        if not effective >> bit & 1
-        and not (name == "CAP_BPF" and (bypass is Bypass.OFF or effective >> _SYS_ADMIN & 1))
-    ]
+    missing = []
+    if not capabilities.effective() >> capabilities.NET_ADMIN & 1:
+        missing.append("CAP_NET_ADMIN")
+    if bypass is not Bypass.OFF and not capabilities.may_bpf():
+        missing.append("CAP_BPF")
     if missing:
         raise AgentError(f"needs root, or {' and '.join(missing)}")
 

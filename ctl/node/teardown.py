@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import closing
+from pathlib import Path
 
 from ctl.backend.programless import remove_tunnels
 from ctl.core.errors import AgentError
@@ -11,6 +12,7 @@ from ctl.core.family import IPV4, IPV6, Family
 from ctl.core.host import OWNER, Link
 from ctl.core.model import A, N
 from ctl.core.plan import diff
+from ctl.core.wire import parse_subnet_env
 from ctl.kernel import firewall, flannel, sysctl
 from ctl.kernel.bpf import maps
 from ctl.kernel.hooks import xdp
@@ -35,8 +37,7 @@ def teardown(settings: Settings, netlink: Netlink) -> list[str]:
     if firewall.remove():
         done.append("masquerade and forwarding rules")
     sysctl.restore(settings.state_dir / statedir.SYSCTLS)
-    # A flanneld that runs again has written the file anew, where both are told the same place.
-    return done + _files(settings, keep_env=flannel.running() is not None)
+    return done + _files(settings, keep_env=_is_flannels(settings.subnet_file))
 
 
 def give_to_flannel(settings: Settings, netlink: Netlink) -> list[str]:
@@ -52,6 +53,21 @@ def give_to_flannel(settings: Settings, netlink: Netlink) -> list[str]:
     firewall.let_in()
     done += hand_over(settings, netlink)
     return done + _files(settings, keep_env=True)
+
+
+def _is_flannels(env: Path) -> bool:
+    """Whether a flanneld has written subnet.env anew, where both are told the same place. KernelError.
+
+    From a pod no process of others is seen. But an agent takes flannel's rules away, so those that are
+    there are a newer flanneld's.
+    """
+    if flannel.running() is not None:
+        return True
+    try:
+        network = parse_subnet_env(env.read_text()).network
+    except (OSError, ValueError):
+        return False
+    return bool(flannel.rules(network))
 
 
 def _runtimes(settings: Settings) -> list[str]:

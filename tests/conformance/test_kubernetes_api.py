@@ -27,6 +27,7 @@ from ctl.store.kubernetes.watch import Pace
 from tests.kube.api import VARIABLE, Api
 from tests.kube.nodes import PREFIX, node, published
 from tests.kube.twin import Twin
+from tests.namespace import REPOSITORY
 from tests.pki import Certificates
 from tests.process import run, wait_until
 from tests.unit.stores import MAC
@@ -213,3 +214,20 @@ def test_kubectl_takes_the_twin_for_an_api_server(tmp_path: Path) -> None:
         assert {each["type"] for each in found["status"]["conditions"]} == {"Ready", "NetworkUnavailable"}
         assert "k1" in ask("get", "nodes")
         assert 'node "k1" deleted' in ask("delete", "node", "k1")
+
+
+def test_kubectl_applies_the_manifest_and_a_second_time_changes_nothing(tmp_path: Path) -> None:
+    certificates = Certificates(tmp_path / "pki")
+    manifest = str(REPOSITORY / "deploy" / "kubernetes" / "ovnet.yml")
+    with Twin(certificates=certificates) as twin:
+        apply = partial(kubectl, twin, certificates.path("ca.pem"), "apply", "--validate=false", "-f")
+        first, second = apply(manifest).splitlines(), apply(manifest).splitlines()
+        assert first == [
+            "namespace/ovnet created",
+            "serviceaccount/ovnet created",
+            "clusterrole.rbac.authorization.k8s.io/ovnet created",
+            "clusterrolebinding.rbac.authorization.k8s.io/ovnet created",
+            "configmap/ovnet-cfg created",
+            "daemonset.apps/ovnet created",
+        ]
+        assert second == [line.replace("created", "unchanged") for line in first]

@@ -85,6 +85,7 @@ class Seen:
         self._lock = threading.Lock()
         self.nodes: dict[str, str] = {}
         """Address by name."""
+        self.problems: tuple[str, ...] = ()
         self.error = ""
         self.calls = 0
 
@@ -92,7 +93,9 @@ class Seen:
         with self._lock:
             self.calls += 1
             try:
-                self.nodes = {each.node: str(each.host) for each in self._store.snapshot().leases}
+                found = self._store.snapshot()
+                self.nodes = {each.node: str(each.host) for each in found.leases}
+                self.problems = found.problems
                 self.error = ""
             except StoreError as error:
                 self.error = str(error)
@@ -476,19 +479,29 @@ def test_a_token_that_is_rotated_is_used_at_once_when_the_old_one_is_refused(
         seen.has(n1="10.0.0.1")
 
 
-@pytest.mark.parametrize("verb", ["list nodes", "watch nodes", "get nodes", "patch nodes/status"])
+@pytest.mark.parametrize("verb", ["list nodes", "get nodes", "patch nodes/status"])
 def test_a_rule_that_is_missing_is_named(twin: Twin, opened: Opener, verb: str) -> None:
     twin.users["node"] = User("system:serviceaccount:kube-flannel:flannel", FLANNEL - {verb})
     store = opened()
     word, _, resource = verb.partition(" ")
-    said = f'cannot {word} resource "{resource}"'
-    if verb == "watch nodes":
-        with watched(store) as seen:
-            seen.says(said)
-    else:
-        with pytest.raises(StoreDenied, match=said):
-            store.snapshot()
-            store.put(lease(), None)
+    with pytest.raises(StoreDenied, match=f'cannot {word} resource "{resource}"'):
+        store.snapshot()
+        store.put(lease(), None)
+
+
+def test_without_the_right_to_watch_nodes_are_listed_at_intervals_and_the_right_is_named(
+    twin: Twin, opened: Opener
+) -> None:
+    twin.users["node"] = User("system:serviceaccount:kube-flannel:flannel", FLANNEL - {"watch nodes"})
+    store = opened(pace=replace(QUICK, unwatched=0.05, per_node=0.0))
+    with watched(store) as seen:
+        wait_until(lambda: seen.problems, SECONDS, "it is said")
+        join(twin, "n2", 2, "10.0.0.2")
+        seen.has(n2="10.0.0.2")
+        (said,) = seen.problems
+        assert 'cannot watch resource "nodes"' in said
+        twin.users["node"] = User("system:serviceaccount:kube-flannel:flannel")
+        wait_until(lambda: not seen.problems, SECONDS, "it may watch again")
 
 
 def test_flannels_rights_are_enough_and_no_other_are_asked_for(twin: Twin, opened: Opener) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -66,11 +66,7 @@ class Cluster:
         services = [each for both in self.services.values() for each in both]
         for host in (self.n1, self.n2):
             proxy = Proxy(host.name, (host.address,), POD_NETWORK, in_turn=True)
-            text = MODES[self.mode](proxy, services)
-            if self.mode == "nftables":
-                host.nft(text)
-            else:
-                host.run("iptables-restore", "--noflush", stdin=text)
+            load(host, self.mode, MODES[self.mode](proxy, services))
 
     def counted(self, host: Host) -> Counter[tuple[str, str]]:
         """Packets by (hook, reason)."""
@@ -92,6 +88,30 @@ class Cluster:
         self.agents[host.name] = started_on(host, *flags)
         return self.agents[host.name]
 
+    def revive(self, host: Host) -> None:
+        """Have an agent there, if a test that failed has left none."""
+        if self.agents[host.name].poll() is not None:
+            self.start(host)
+
+
+def load(host: Host, mode: str, text: str) -> None:
+    """Change a host's rules as a kube-proxy does."""
+    if mode == "nftables":
+        host.nft(text)
+    else:
+        host.run("iptables-restore", "--noflush", stdin=text)
+
+
+@contextmanager
+def proxied(host: Host, mode: str, proxy: Proxy, services: Sequence[Service]) -> Iterator[None]:
+    """A host with the rules of a kube-proxy meanwhile."""
+    text = (iptables.JUMPS if mode == "iptables" else "") + MODES[mode](proxy, services)
+    load(host, mode, text)
+    try:
+        yield
+    finally:
+        load(host, mode, nftables.REMOVAL if mode == "nftables" else iptables.removal(text))
+
 
 def started_on(host: Host, *flags: str, wait: bool = True) -> Agent:
     """An agent that tells the runtime, with short approvals."""
@@ -111,7 +131,7 @@ def cluster(mode: str) -> Iterator[Cluster]:
             host.sysctl("net.bridge.bridge-nf-call-iptables", "1")
             host.ip("route", "add", "default", "via", outside.address)  # also for what netfilter translates
             if mode == "iptables":
-                host.run("iptables-restore", "--noflush", stdin=iptables.JUMPS)
+                load(host, mode, iptables.JUMPS)
         agents = {host.name: started_on(host, wait=False) for host in (n1, n2)}
         for agent in agents.values():
             agent.wait_ready()

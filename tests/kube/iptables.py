@@ -64,6 +64,26 @@ def rules(proxy: Proxy, services: Iterable[Service]) -> str:
     return _table("filter", _filter(proxy, served)) + _table("nat", _nat(proxy, served))
 
 
+def removal(loaded: str) -> str:
+    """What takes away everything of a text that was loaded: the jumps first, then the chains they led to."""
+    jumps: dict[str, list[str]] = {}
+    chains: dict[str, list[str]] = {}
+    table = ""
+    for line in loaded.splitlines():
+        if line.startswith("*"):
+            table = line
+        elif line.startswith(":"):
+            chains.setdefault(table, []).append(line[1:].split()[0])
+        elif line.startswith("-I"):
+            jumps.setdefault(table, []).append(line.replace("-I", "-D", 1))
+    undo = []
+    for table, found in chains.items():
+        names = dict.fromkeys(found)
+        undo += [table, *jumps[table], *(f"-F {each}" for each in names), *(f"-X {each}" for each in names)]
+        undo.append("COMMIT")
+    return "".join(f"{line}\n" for line in undo)
+
+
 def _table(name: str, lines: Iterable[str]) -> str:
     appended = [f"-A {line}\n" for line in lines]
     chains = dict.fromkeys(re.findall(r"-[Aj] (KUBE-\S+)", "".join(appended)))

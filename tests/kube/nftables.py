@@ -16,6 +16,7 @@ from typing import Final
 from tests.kube.services import MARK, Endpoint, Proxy, Service, digest
 
 TABLE: Final = "ip kube-proxy"
+REMOVAL: Final = f"delete table {TABLE}\n"
 HOOKS: Final = {
     "filter-prerouting": "filter hook prerouting priority dstnat - 10",
     "filter-input": "filter hook input priority -110",

@@ -15,8 +15,9 @@ from types import TracebackType
 from typing import Any, Final, Self
 from urllib.parse import parse_qs, urlsplit
 
-from tests.kube import nodes
+from tests.kube import nodes, objects
 from tests.kube.nodes import Json
+from tests.kube.objects import Objects
 from tests.kube.state import ApiError, State, merge, strategic
 from tests.pki import Certificates
 
@@ -29,15 +30,13 @@ PATCHES: Final[dict[str, Callable[[Any, Any], Any]]] = {
 }
 BOOKMARK_S: Final = 1.0
 """A real server sends one a minute; some never do."""
-RESOURCES: Final = {
-    "kind": "APIResourceList", "groupVersion": "v1",
-    "resources": [
-        {"name": "nodes", "singularName": "node", "namespaced": False, "kind": "Node", "shortNames": ["no"],
-         "verbs": ["create", "delete", "get", "list", "patch", "watch"]},
-        {"name": "nodes/status", "singularName": "", "namespaced": False, "kind": "Node",
-         "verbs": ["get", "patch"]},
-    ],
-}  # fmt: skip
+NODES: Final = (
+    {"name": "nodes", "singularName": "node", "namespaced": False, "kind": "Node", "shortNames": ["no"],
+     "verbs": ["create", "delete", "get", "list", "patch", "watch"]},
+    {"name": "nodes/status", "singularName": "", "namespaced": False, "kind": "Node",
+     "verbs": ["get", "patch"]},
+)  # fmt: skip
+"""What discovery says of them."""
 
 
 @dataclass
@@ -91,6 +90,7 @@ class Twin:
     ) -> None:
         """`certificates`: of TLS. `inside`: where sockets are made (a namespace's `call`)."""
         self.state = State()
+        self.objects = Objects()
         self.faults = Faults()
         self.users = {
             "admin": User("admin", ADMIN),
@@ -243,8 +243,11 @@ class _Handler(BaseHTTPRequestHandler):
             "/version": {"major": "1", "minor": "36", "gitVersion": "v1.36.2"},
             "/readyz": {}, "/healthz": {}, "/livez": {},
             "/api": {"kind": "APIVersions", "versions": ["v1"]},
-            "/apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": []},
-            "/api/v1": RESOURCES,
+            "/apis": objects.groups(),
+            **{objects.root(version): {"kind": "APIResourceList", "groupVersion": version,
+                                       "resources": [*(NODES if version == "v1" else []),
+                                                     *objects.resources(version)]}
+               for version in objects.KINDS},
         }  # fmt: skip
         if self.twin.faults.busy:
             self.twin.asked.append(Asked("get", path, "", None))
@@ -256,6 +259,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if "/pods/" in path:
             self._pod(path)
+            return
+        if self.twin.objects.knows(path):
+            self._allow(self._user(), self.command.lower(), path, "")
+            self._answer(*self.twin.objects.answer(self.command, path, json.loads(body) if body else None))
             return
         parts = path.removeprefix("/api/v1/nodes").strip("/").split("/")
         if not path.startswith("/api/v1/nodes") or len(parts) > 2 or parts[1:] not in ([], ["status"]):

@@ -297,6 +297,7 @@ def test_no_call_fails_while_the_agent_ends_and_starts(nodes: Cluster, which: st
             caller.advance(10)
     finally:
         sink.stop()
+        nodes.revive(host)
 
 
 def test_no_call_on_the_node_fails_while_the_overlay_is_torn_down_and_set_up_again(nodes: Cluster) -> None:
@@ -312,3 +313,4 @@ def test_no_call_on_the_node_fails_while_the_overlay_is_torn_down_and_set_up_aga
             caller.advance(10)
     finally:
         sink.stop()
+        nodes.revive(nodes.n1)

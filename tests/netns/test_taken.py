@@ -109,6 +109,24 @@ def test_who_has_the_metrics_port_is_named(host: Host) -> None:
     assert f"process {process.pid} (" in line
 
 
+def test_a_flanneld_that_only_its_probes_port_shows_keeps_what_it_has(host: Host) -> None:
+    """As from a pod, which sees no process of others: nothing is taken over beside it."""
+    host.ip("link", "set", "lo", "up")
+    vxlan = ("vxlan", "id", "1", "dstport", "8472", "local", host.address, "dev", "eth0", "nolearning")
+    host.ip("link", "add", "flannel.1", "type", *vxlan)
+    host.ip("addr", "add", "172.17.9.0/32", "dev", "flannel.1")
+    host.ip("link", "set", "flannel.1", "up")
+    process = has_port(host, 8081, "tcp", "('0.0.0.0', {})")
+    before = host.footprint()
+    done = host.ovctl("agent", "--healthz-port", "8081", check=False)
+    assert done.returncode == 2
+    assert "port 8081: Address already in use" in done.stderr
+    assert host.footprint() == before
+    process.stop()
+    host.agent("--healthz-port", "8081")
+    assert {"flannel.1", "ovnet.1"} & set(host.ip("-br", "link").split()) == {"ovnet.1"}
+
+
 def test_who_has_the_udp_backends_port_is_named(lab: Lab) -> None:
     host = lab.host("a")
     lab.init_network("172.17.0.0/16", 24, "--backend", "udp")

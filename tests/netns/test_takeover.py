@@ -289,3 +289,18 @@ def test_a_device_that_somebody_renamed_is_given_to_flannel_all_the_same(lab: La
     a.ip("link", "set", "mine", "up")
     a.ovctl("teardown", "--to-flannel")
     assert "vxlan id 1 " in a.ip("-d", "link", "show", "flannel.1")
+
+
+def test_subnet_env_stays_where_only_its_rules_show_that_flanneld_is_back(lab: Lab) -> None:
+    """As from a pod, which sees no process of others."""
+    a = lab.host("a")
+    lab.init_network()
+    a.agent().stop()
+    env = a.state_dir / "subnet.env"
+    a.ovctl("teardown", "--to-flannel")
+    a.nft(f"table ip filter {{ chain FLANNEL-FWD {{ ip saddr {NETWORK} accept; }}; }}\n")
+    a.teardown()
+    assert env.exists()
+    a.nft("delete table ip filter\n")
+    a.teardown()
+    assert not env.exists()

@@ -51,7 +51,7 @@ def container(found: list[Json]) -> Json:
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("name", ["base", "overlays/xdp", "overlays/from-flannel"])
+@pytest.mark.parametrize("name", ["base", "overlays/xdp", "overlays/from-flannel", "overlays/to-flannel"])
 def test_each_form_is_valid_by_the_apis_own_schemas(name: str, version: str) -> None:
     for each in kustomized(name):
         kubernetes_validate.validate(each, version, strict=True)
@@ -103,8 +103,22 @@ def test_no_node_has_both_daemonsets() -> None:
 
     (ours,) = asked(of("DaemonSet", kustomized("overlays/from-flannel"))["spec"]["template"])
     (theirs,) = asked(patch["spec"]["template"])
-    assert (ours["operator"], theirs["operator"]) == ("In", "NotIn")
+    (back,) = asked(of("DaemonSet", kustomized("overlays/to-flannel"))["spec"]["template"])
+    assert (ours["operator"], theirs["operator"], back["operator"]) == ("In", "NotIn", "In")
     assert (ours["key"], ours["values"]) == (theirs["key"], theirs["values"])
+    assert back["key"] == ours["key"] and not {*back["values"]} & {*ours["values"]}
+
+
+def test_what_gives_a_node_back_has_what_the_agent_has_there_and_touches_no_other_pod() -> None:
+    ours = of("DaemonSet", plain())
+    back = of("DaemonSet", kustomized("overlays/to-flannel"))
+    assert back["metadata"]["name"] != ours["metadata"]["name"]
+    assert back["spec"]["selector"] != ours["spec"]["selector"]
+    (one,) = back["spec"]["template"]["spec"]["containers"]
+    agent = container(plain())
+    for what in ("env", "image", "securityContext", "volumeMounts"):
+        assert one[what] == agent[what]
+    assert back["spec"]["template"]["spec"]["volumes"] == ours["spec"]["template"]["spec"]["volumes"]
 
 
 def test_the_image_is_of_this_version() -> None:
@@ -131,3 +145,9 @@ def test_nothing_is_privileged() -> None:
         assert security["capabilities"]["drop"] == ["ALL"]
         assert not security.get("privileged") and not security["allowPrivilegeEscalation"]
         assert security["readOnlyRootFilesystem"]
+
+
+def test_nothing_is_written_where_a_runtimes_apparmor_profile_forbids_it() -> None:
+    """It goes by paths as the container sees them, and covers all of /sys and most of /proc."""
+    for mount in container(plain())["volumeMounts"]:
+        assert not mount["mountPath"].startswith(("/sys", "/proc")), mount["name"]

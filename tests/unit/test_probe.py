@@ -13,6 +13,7 @@ import pytest
 from ctl.core.errors import KernelError
 from ctl.kernel.bpf import probe
 from ctl.kernel.bpf.probe import Feature
+from ctl.process import capabilities
 
 
 @pytest.fixture
@@ -100,10 +101,18 @@ def test_a_bpf_that_may_not_be_called_is_named_with_the_remedy(
     code: int, named: str, uid_map: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "_map", failing(code))
+    monkeypatch.setattr(capabilities, "effective", lambda: 1 << capabilities.BPF)
     with pytest.raises(KernelError) as caught:
         probe.check()
     said = str(caught.value)
     assert said.startswith(named) and said.endswith(", or run with --bypass=off") and "\n" not in said
+
+
+def test_without_the_capability_no_profile_is_blamed(uid_map: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with kube-flannel's rights, where nothing is bypassed."""
+    monkeypatch.setattr(probe, "_map", failing(errno.EPERM))
+    monkeypatch.setattr(capabilities, "effective", lambda: 1 << capabilities.NET_ADMIN)
+    assert probe.forbidden() == "bpf(2) takes CAP_BPF, or CAP_SYS_ADMIN, and there is neither"
 
 
 def test_in_a_user_namespace_no_profile_is_blamed(uid_map: Path, monkeypatch: pytest.MonkeyPatch) -> None:

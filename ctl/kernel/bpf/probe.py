@@ -18,6 +18,7 @@ from typing import Final
 
 from ctl.core.errors import KernelError
 from ctl.kernel.bpf import syscall
+from ctl.process import capabilities
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +75,8 @@ def check() -> None:
 def forbidden() -> str:
     """Why bpf(2) may not be used at all, and what to do; empty if it may.
 
-    The agent has the capability, or it would not have come here: so it has it in a user namespace
-    only, or it is a seccomp profile (Docker's, before 23, allows it to CAP_SYS_ADMIN only), or a
-    security module.
+    Who has the capability has it in a user namespace only, or it is a seccomp profile (Docker's, before
+    23, allows it to CAP_SYS_ADMIN only), or a security module.
     """
     try:
         _map()
@@ -85,6 +85,8 @@ def forbidden() -> str:
             return (
                 "bpf(2) is forbidden in a user namespace (a rootless container): run outside of it, as root"
             )
+        if error.errno == errno.EPERM and not capabilities.may_bpf():
+            return "bpf(2) takes CAP_BPF, or CAP_SYS_ADMIN, and there is neither"
         if error.errno == errno.EPERM:
             return (
                 "bpf(2) is forbidden here, whatever the capabilities: allow it in the seccomp profile "

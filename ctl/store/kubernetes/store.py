@@ -128,7 +128,9 @@ class KubernetesStore:
         if self._watch is not None:
             if fresh:
                 self._watch.refresh()
-            return self._ours_as_known(self._watch.read(Cache.snapshot))
+            found, unwatched = self._watch.read(Cache.snapshot), self._watch.unwatched()
+            problems = (*found.problems, unwatched) if unwatched else found.problems
+            return self._ours_as_known(replace(found, problems=problems))
         cache = Cache(self._options.node)
         cache.load(read_list(self._client, self._schema, {}))
         return self._ours_as_known(cache.snapshot())

@@ -6,6 +6,8 @@
          |  history gone,     |
          +--- or another one -+
 
+Who may list and not watch lists at intervals, and says so.
+
 Bookmarks carry the version on where nothing happens. The server ends a watch when its time is over; what
 it has not told by then it tells in the next one. A stream can be silent because nothing happens or because
 nobody is there, so the server is asked for something small when it has been silent for a while, and
@@ -22,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from ctl.core.errors import StoreAway, StoreError
+from ctl.core.errors import StoreAway, StoreDenied, StoreError
 from ctl.process.backoff import BackOff
 from ctl.store.connection.http import TRANSPORT_ERRORS, Stream
 from ctl.store.kubernetes import scan
@@ -50,8 +52,10 @@ class Pace:
     """How long a silence may last before the server is asked whether it is still there."""
     full_list: float = 600.0
     """How long after the last full list the next one is read, at the least."""
+    unwatched: float = 30.0
+    """The same where only lists are allowed, and no watch."""
     per_node: float = 10.0
-    """How much longer for each Node there is, if that is more."""
+    """How much longer either is for each Node there is, if that is more."""
     spread: float = 1.0
     """How long a list is put off at most after the history has gone, for all nodes at once..."""
     spread_per_node: float = 0.001
@@ -79,6 +83,8 @@ class Watch:
         """Whether the server may have another history than the one that the cache is of."""
         self._error: StoreError | None = None
         """Why nothing can be read from the API; None if something can."""
+        self._unwatched = ""
+        """The refusal to let us watch, of an API that lets us list; empty: there is none."""
         self._unavailable = False
         """Whether our Node is said to have no network."""
         self._stream: Stream | None = None
@@ -133,6 +139,11 @@ class Watch:
         """Whether somebody has said, since the watch began, that our Node has no network."""
         with self._progress:
             return self._unavailable
+
+    def unwatched(self) -> str:
+        """Why changes are heard of by lists only, one line; empty: they are not."""
+        with self._progress:
+            return self._unwatched
 
     def refresh(self) -> None:
         """List everything and correct the cache by it. StoreError."""
@@ -189,7 +200,11 @@ class Watch:
                 self.refresh()
             elif self._doubted:
                 self._check_history()
-            self._read_stream()
+            try:
+                self._read_stream()
+            except StoreDenied as error:
+                self.refresh()  # refused like that, it is not the watch alone
+                self._do_without(error)
         except ValueError as error:
             raise StoreError(f"kubernetes {self._client.where}: not the Kubernetes API: {error}") from error
 
@@ -222,6 +237,15 @@ class Watch:
                 self._stream = None
             stream.close()
 
+    def _do_without(self, refusal: StoreDenied) -> None:
+        """No stream until it is time for the next list."""
+        seconds = self._list_every(self._pace.unwatched)
+        with self._progress:
+            news, self._unwatched = not self._unwatched, f"{refusal}; listed every {seconds:.0f} s instead"
+        if news:
+            self._notify()
+        self._closing.wait(seconds)
+
     def _listen(self, stream: Stream) -> None:
         for line in stream.lines():
             self._heard = time.monotonic()
@@ -231,7 +255,8 @@ class Watch:
     def _resumed(self) -> None:
         """The stream has begun where the cache ends."""
         with self._progress:
-            news, self._error = self._error is not None, None
+            news = self._error is not None or self._unwatched != ""
+            self._error, self._unwatched = None, ""
             self._progress.notify_all()
         if news:
             self._notify()
@@ -294,7 +319,8 @@ class Watch:
                 if self._silent_for(asked) >= self._pace.probe:
                     self._probe()
                     asked = time.monotonic()
-                if self._error is None and time.monotonic() - listed >= self._list_every():
+                every = self._list_every(self._pace.full_list)
+                if self._error is None and time.monotonic() - listed >= every:
                     listed = time.monotonic()
                     self.refresh()
             except Busy:
@@ -304,8 +330,9 @@ class Watch:
                 asked = time.monotonic()
                 self._abort()
 
-    def _list_every(self) -> float:
-        return max(self._pace.full_list, self._pace.per_node * len(self._cache.entries))
+    def _list_every(self, least: float) -> float:
+        """Seconds; no less than `least`."""
+        return max(least, self._pace.per_node * len(self._cache.entries))
 
     def _silent_for(self, asked: float) -> float:
         """Seconds since the stream said something, or the server was asked (at `asked`)."""

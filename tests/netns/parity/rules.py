@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from tests.kube.services import Endpoint, Service
+
 ONE, TWO, NEAR, FAR = "172.17.20.2", "172.17.30.2", "172.17.20.3", "172.17.30.3"
 """Containers: one and near on node a, two and far on node b."""
 A, B = "192.168.77.11", "192.168.77.12"
@@ -28,8 +30,8 @@ class Rules:
     """The nodes on which eBPF carries some of it."""
     sysctls: Mapping[str, str] = field(default_factory=dict)
     """On both nodes; br_netfilter is off unless it says otherwise."""
-    iptables: str = ""
-    """For iptables-restore, on both nodes."""
+    proxy: str = ""
+    """Kube-proxy's mode, on both nodes (`tests.kube.cluster.MODES`); empty: there is none."""
 
 
 def chain(hook: str, priority: str, *rules: str, kind: str = "filter", policy: str = "accept") -> str:
@@ -59,82 +61,11 @@ L4: Final = "meta l4proto { tcp, udp }"
 TO_SERVICE: Final = f"ip daddr {SERVICE} {L4} th dport 80"
 BY_TURNS: Final = f"dnat to numgen inc mod 2 map {{ 0 : {NEAR}, 1 : {FAR} }} : {PORT}"
 
-# What kube-proxy writes for one service with a cluster address and a node port, two
-# endpoints, and traffic from outside to be masqueraded (its nftables mode, and its
-# iptables mode), as far as it concerns packets between containers.
-KUBE_NFT: Final = f"""
-chain mark_for_masquerade {{ meta mark set meta mark or 0x4000; }}
-chain endpoints {{
-	ip saddr {NEAR} jump mark_for_masquerade
-	ip saddr {FAR} jump mark_for_masquerade
-	{L4} dnat to numgen inc mod 2 map {{ 0 : {NEAR}, 1 : {FAR} }} : {PORT}
-}}
-chain service {{
-	ip saddr != 172.17.0.0/16 jump mark_for_masquerade
-	goto endpoints
-}}
-chain external {{
-	jump mark_for_masquerade
-	goto endpoints
-}}
-chain services {{
-	{TO_SERVICE} goto service
-	fib daddr type local {L4} th dport 30080 goto external
-}}
-chain prerouting {{ type nat hook prerouting priority dstnat; jump services; }}
-chain postrouting {{ type nat hook postrouting priority srcnat - 1;
-	meta mark & 0x4000 == 0 return
-	meta mark set meta mark xor 0x4000
-	masquerade fully-random
-}}
-chain forward {{ type filter hook forward priority filter;
-	ct state invalid drop
-	meta mark & 0x4000 == 0x4000 accept
-	ct state established,related accept
-}}
-"""
-KUBE_IPTABLES: Final = f"""
-*nat
-:KUBE-SERVICES - [0:0]
-:KUBE-NODEPORTS - [0:0]
-:KUBE-POSTROUTING - [0:0]
-:KUBE-MARK-MASQ - [0:0]
-:KUBE-SVC-DEMO - [0:0]
-:KUBE-EXT-DEMO - [0:0]
-:KUBE-SEP-NEAR - [0:0]
-:KUBE-SEP-FAR - [0:0]
--A PREROUTING -j KUBE-SERVICES
--A OUTPUT -j KUBE-SERVICES
--A POSTROUTING -j KUBE-POSTROUTING
--A KUBE-MARK-MASQ -j MARK --or-mark 0x4000
--A KUBE-POSTROUTING -m mark ! --mark 0x4000/0x4000 -j RETURN
--A KUBE-POSTROUTING -j MARK --xor-mark 0x4000
--A KUBE-POSTROUTING -j MASQUERADE --random-fully
--A KUBE-SERVICES -d {SERVICE}/32 -p udp --dport 80 -j KUBE-SVC-DEMO
--A KUBE-SERVICES -d {SERVICE}/32 -p tcp --dport 80 -j KUBE-SVC-DEMO
--A KUBE-SERVICES -m addrtype --dst-type LOCAL -j KUBE-NODEPORTS
--A KUBE-NODEPORTS -p udp --dport 30080 -j KUBE-EXT-DEMO
--A KUBE-NODEPORTS -p tcp --dport 30080 -j KUBE-EXT-DEMO
--A KUBE-EXT-DEMO -j KUBE-MARK-MASQ
--A KUBE-EXT-DEMO -j KUBE-SVC-DEMO
--A KUBE-SVC-DEMO ! -s 172.17.0.0/16 -j KUBE-MARK-MASQ
--A KUBE-SVC-DEMO -m statistic --mode nth --every 2 --packet 0 -j KUBE-SEP-NEAR
--A KUBE-SVC-DEMO -j KUBE-SEP-FAR
--A KUBE-SEP-NEAR -s {NEAR}/32 -j KUBE-MARK-MASQ
--A KUBE-SEP-NEAR -p udp -j DNAT --to-destination {NEAR}:{PORT}
--A KUBE-SEP-NEAR -p tcp -j DNAT --to-destination {NEAR}:{PORT}
--A KUBE-SEP-FAR -s {FAR}/32 -j KUBE-MARK-MASQ
--A KUBE-SEP-FAR -p udp -j DNAT --to-destination {FAR}:{PORT}
--A KUBE-SEP-FAR -p tcp -j DNAT --to-destination {FAR}:{PORT}
-COMMIT
-*filter
-:KUBE-FORWARD - [0:0]
--A FORWARD -j KUBE-FORWARD
--A KUBE-FORWARD -m conntrack --ctstate INVALID -j DROP
--A KUBE-FORWARD -m mark --mark 0x4000/0x4000 -j ACCEPT
--A KUBE-FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
-COMMIT
-"""
+DEMO: Final = tuple(
+    Service("demo", SERVICE, 80, (Endpoint(FAR, PORT, "b"), Endpoint(NEAR, PORT, "a")), protocol, 30080)
+    for protocol in ("tcp", "udp")
+)
+"""What kube-proxy has to serve: a cluster address and a node port, two endpoints."""
 CALL_IPTABLES: Final = "net.bridge.bridge-nf-call-iptables"
 BRIDGED: Final = {CALL_IPTABLES: "1"}
 STRICT_PATH: Final = {"net.ipv4.conf.all.rp_filter": "1", "net.ipv4.conf.default.rp_filter": "1"}
@@ -207,19 +138,18 @@ FIREWALLS: Final = (
           + snat(f"ip saddr {ONE} ip daddr {ONE} masquerade"), to=CLUSTER, sysctls=BRIDGED, carried=""),
     Rules("br_netfilter, and a service", dnat(f"{TO_SERVICE} {BY_TURNS}"), to=CLUSTER, sysctls=BRIDGED),
     Rules("br_netfilter, and invalid dropped", INVALID, INVALID, sysctls=BRIDGED),
-    Rules("kube-proxy (nftables): service", KUBE_NFT, KUBE_NFT, to=CLUSTER),
-    Rules("kube-proxy (nftables): straight to an endpoint", KUBE_NFT, KUBE_NFT),
-    Rules("kube-proxy (nftables): node port", KUBE_NFT, KUBE_NFT, to=AT_B, carried="a"),
-    Rules("kube-proxy (nftables): node port from outside", KUBE_NFT, KUBE_NFT, to=(A, 30080),
+    Rules("kube-proxy (nftables): service", proxy="nftables", to=CLUSTER),
+    Rules("kube-proxy (nftables): straight to an endpoint", proxy="nftables"),
+    Rules("kube-proxy (nftables): node port", proxy="nftables", to=AT_B, carried="a"),
+    Rules("kube-proxy (nftables): node port from outside", proxy="nftables", to=(A, 30080),
           client="outside", carried="b"),
-    Rules("kube-proxy (nftables): an endpoint is the client", KUBE_NFT, KUBE_NFT, to=CLUSTER, client="near",
-          carried="b"),
-    Rules("kube-proxy (iptables): service", iptables=KUBE_IPTABLES, to=CLUSTER),
-    Rules("kube-proxy (iptables): straight to an endpoint", iptables=KUBE_IPTABLES),
-    Rules("kube-proxy (iptables): node port", iptables=KUBE_IPTABLES, to=AT_B, carried="a"),
-    Rules("kube-proxy (iptables): node port from outside", iptables=KUBE_IPTABLES, to=(A, 30080),
+    Rules("kube-proxy (nftables): an endpoint is the client", proxy="nftables", to=CLUSTER, client="near"),
+    Rules("kube-proxy (iptables): service", proxy="iptables", to=CLUSTER),
+    Rules("kube-proxy (iptables): straight to an endpoint", proxy="iptables"),
+    Rules("kube-proxy (iptables): node port", proxy="iptables", to=AT_B, carried="a"),
+    Rules("kube-proxy (iptables): node port from outside", proxy="iptables", to=(A, 30080),
           client="outside", carried="b"),
-    Rules("kube-proxy (iptables): an endpoint is the client", iptables=KUBE_IPTABLES, to=CLUSTER,
+    Rules("kube-proxy (iptables): an endpoint is the client", proxy="iptables", to=CLUSTER,
           client="near"),
-    Rules("kube-proxy (iptables) under br_netfilter", iptables=KUBE_IPTABLES, to=CLUSTER, sysctls=BRIDGED),
+    Rules("kube-proxy (iptables) under br_netfilter", proxy="iptables", to=CLUSTER, sysctls=BRIDGED),
 )  # fmt: skip

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 
 import pytest
 
 from tests.host import Host
-from tests.netns.parity.rules import CALL_IPTABLES, FIREWALLS, PORT, Rules
+from tests.kube.cluster import proxied
+from tests.kube.services import Proxy
+from tests.netns.parity.rules import CALL_IPTABLES, DEMO, FIREWALLS, PORT, Rules
 from tests.netns.parity.site import Site
 from tests.netns.parity.talk import Told, servers, talk
 
@@ -26,33 +28,22 @@ def told(host: Host, nft: str, row: Rules) -> Iterator[None]:
             host.sysctl(name, value)
         if nft:
             host.nft(f"table ip row {{\n{nft}\n}}\n")
-        if row.iptables:
-            host.run("iptables-restore", "--noflush", stdin=row.iptables)
-        yield
+        with kube_proxy(host, row.proxy):
+            yield
     finally:
         for name, value in before.items():
             host.sysctl(name, value)
         if nft:
             host.nft("delete table ip row\n")
-        if row.iptables:
-            remove_iptables(host, row.iptables)
         host.run("conntrack", "-F")
 
 
-def remove_iptables(host: Host, text: str) -> None:
-    """Jumps first, then the chains that they led to."""
-    undo = []
-    for line in text.splitlines():
-        if line.startswith("*"):
-            undo.append(line)
-            chains: list[str] = []
-        elif line.startswith(":"):
-            chains.append(line[1:].split()[0])
-        elif line.startswith("-A") and not line.startswith("-A KUBE"):
-            undo.append(line.replace("-A", "-D", 1))
-        elif line == "COMMIT":
-            undo += [f"-F {name}" for name in chains] + [f"-X {name}" for name in chains] + [line]
-    host.run("iptables-restore", "--noflush", stdin="\n".join(undo) + "\n")
+def kube_proxy(host: Host, mode: str) -> AbstractContextManager[None]:
+    """Its rules in that mode; with no mode nothing."""
+    if not mode:
+        return nullcontext()
+    proxy = Proxy(host.name, (host.address, str(host.gateway.ip)), "172.17.0.0/16", in_turn=True)
+    return proxied(host, mode, proxy, DEMO)
 
 
 def conversations(site: Site, row: Rules) -> list[Told]:
