@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
-from collections.abc import Iterator
+import subprocess
+import tarfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.host import meet
+from ctl.kernel.bpf.maps import pinned_seed
+from tests.host import Host, meet
 from tests.lab import Lab, wait_until
 from tests.netns.faults import (
     FAULTS,
     WITHOUT_AGENT,
     Fault,
     Ward,
+    a_chain_of_somebody,
     addressed,
     lost_on_the_way,
 )
@@ -89,12 +95,39 @@ def test_without_probes_nothing_is_sent_to_another_node(ward: Ward) -> None:
     assert findings(ward) == []
 
 
+def archived(node: Host, path: Path, env: Mapping[str, str] | None = None) -> dict[str, bytes]:
+    """What `ovctl report` has written, by name below its directory."""
+    assert node.ovctl("report", "--write", str(path), env=env).stdout == f"{path}\n"
+    unpacked = subprocess.run(["zstd", "-dc", str(path)], capture_output=True, check=True).stdout
+    with tarfile.open(fileobj=io.BytesIO(unpacked)) as archive:
+        members = {each.name.split("/", 1)[1]: archive.extractfile(each) for each in archive}
+        return {name: file.read() for name, file in members.items() if file}
+
+
+def test_a_report_has_what_was_asked_for_and_no_secret(ward: Ward, tmp_path: Path) -> None:
+    """Secrets of settings, of the datapath, and of what somebody else has written into the host's rules."""
+    (tmp_path / "password").write_text("hunter3\n")
+    env = {"OVNET_ETCD_PASSWORD": "hunter2", "OVNET_ETCD_PASSWORD_FILE": str(tmp_path / "password")}
+    seed = pinned_seed(ward.a.bpffs)
+    notes = f"etcd://root:hunter4@192.0.2.1 {seed} {seed:x} hunter3"
+    with a_chain_of_somebody(ward, f'counter comment "{notes}";'):
+        files = archived(ward.a, tmp_path / "report", env)
+    everything = b"".join(files.values())
+    forbidden = [b"hunter", str(seed).encode(), b"%x" % seed, seed.to_bytes(8), seed.to_bytes(8, "little")]
+    assert [each for each in forbidden if each in everything] == []
+    assert b"192.0.2.1" in files["host/nft_list_ruleset.txt"]
+    assert b"healthy" in files["ovctl/status_-o_json.txt"] and b"exit 0" in files["ovctl/status_-o_json.txt"]
+    assert ward.b.address.encode() in files["ovctl/map_dump_-o_json.txt"]
+    assert b"ovnet.1" in files["host/ip_-d_route_show_table_all.txt"]
+    assert b"etcd_password = [left out]" in files["settings.txt"]
+
+
 def test_a_store_that_is_away_is_named(ward: Ward) -> None:
     (line,) = findings(ward, "--store", "sqlite:////nonexistent/store.db")
     assert "/nonexistent/store.db" in line
 
 
-def test_a_dead_agent_and_what_went_wrong_since_are_named(ward: Ward) -> None:
+def test_a_dead_agent_and_what_went_wrong_since_are_named(ward: Ward, tmp_path: Path) -> None:
     a = ward.a
     a.stop_processes()
     (dead,) = findings(ward)
@@ -104,6 +137,8 @@ def test_a_dead_agent_and_what_went_wrong_since_are_named(ward: Ward) -> None:
             (also,) = set(findings(ward)) - {dead}
         assert fault.seen in also and fault.remedy in also
     assert findings(ward) == [dead]
+    files = archived(a, tmp_path / "report")
+    assert b"no agent runs here" in files["ovctl/doctor_-o_wide_--no-probe.txt"]
     for link in sorted((a.bpffs / "links").iterdir()):
         a.run("bpftool", "link", "detach", "pinned", str(link))
     lines = findings(ward)
