@@ -271,25 +271,29 @@ class _Checkup:
             yield ok("peers", f"{len(ways)} of {len(ways)} answer{by}, packets of {mtu} bytes too")
 
 
+class _NoSuchPeer(NotFound):
+    """Somebody has asked for a peer that there is not."""
+
+
 def _named(peers: Sequence[Lease], names: Sequence[str]) -> list[Lease]:
-    """Those of these names: host, node or subnet. NotFound for a name that nobody has."""
+    """Those of these names: host, node or subnet. _NoSuchPeer for a name that nobody has."""
     by_name: dict[str, list[Lease]] = {}
     for lease in peers:
         for name in {str(lease.host), lease.node, str(lease.subnet)}:
             by_name.setdefault(name, []).append(lease)
     for name in names:
         if name not in by_name:
-            raise NotFound(f"no peer {name}: ovctl lease list shows them, by subnet, host and node")
+            raise _NoSuchPeer(f"no peer {name}: ovctl lease list shows them, by subnet, host and node")
     return [lease for lease in peers if any(lease in by_name[name] for name in names)]
 
 
 def _look(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """What a look finds; that it cannot be taken is a finding too. NotFound for a peer that there is not."""
+    """What a look finds; that it cannot be taken is a finding too. _NoSuchPeer."""
     from ctl.core.diagnosis.finding import failure
 
     try:
         yield from list(look())
-    except NotFound:
+    except _NoSuchPeer:
         raise
     except OvnetError as error:
         yield failure(check, str(error), "that could not be looked at", "ovctl status -o wide")

@@ -46,6 +46,8 @@ _ICMP: Final = {
 """By IP version."""
 _AT_ONCE: Final = 40
 """How many sizes are asked for at once: two rounds find one of 1500."""
+_SOCKETS: Final = 512
+"""So many are opened at once: a process may usually have 1024 descriptors."""
 _PACE_S: Final = 0.0002
 """Between two requests: a thousand peers are no burst."""
 
@@ -203,28 +205,33 @@ def narrowed(limits: tuple[int, int], asked: Sequence[int], passed: Set[int]) ->
     return low, min((size for size in asked if size > low), default=limits[1])
 
 
-def closed(hosts: Collection[A], port: int, patience: float) -> set[A]:
-    """Those that say within `patience` seconds that nothing listens on a UDP port of theirs (RFC 792, 4443).
+def closed(hosts: Sequence[A], port: int, patience: float) -> set[A]:
+    """Those that say that nothing listens on a UDP port of theirs (RFC 792, RFC 4443).
 
-    Each is sent one empty datagram.
+    Each is sent one empty datagram, and so many at once as there may be sockets; these are given `patience`
+    seconds.
     """
+    groups = (hosts[start : start + _SOCKETS] for start in range(0, len(hosts), _SOCKETS))
+    return {host for group in groups for host in _refusing(group, port, patience)}
+
+
+def _refusing(hosts: Sequence[A], port: int, patience: float) -> Iterator[A]:
     with ExitStack() as opened:
-        waiting: dict[socket.socket, A] = {}
+        waiting, asked = select.poll(), dict[int, tuple[socket.socket, A]]()
         for host in hosts:
             asking = opened.enter_context(socket.socket(_ICMP[host.version].family, socket.SOCK_DGRAM))
-            asking.setblocking(False)
             with suppress(OSError):
                 asking.connect((str(host), port))
                 asking.send(b"")
-                waiting[asking] = host
-        refused: set[A] = set()
+                waiting.register(asking, select.POLLIN)
+                asked[asking.fileno()] = asking, host
         end = time.monotonic() + patience
-        while waiting and (left := end - time.monotonic()) > 0:
-            for each in select.select(list(waiting), [], [], left)[0]:
-                host = waiting.pop(each)
-                if each.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED:
-                    refused.add(host)
-        return refused
+        while asked and (left := end - time.monotonic()) > 0:
+            for fd, _ in waiting.poll(left * 1000):
+                waiting.unregister(fd)
+                asking, host = asked.pop(fd)
+                if asking.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED:
+                    yield host
 
 
 def _checksum(data: bytes) -> int:

@@ -143,7 +143,7 @@ class Examination:
         fragmented = self._fragmented(
             family, [targets[address].host for address in there], [targets[address].host for address in tight]
         )
-        closed_at = closed(reached, self._site.network.port, PATIENCE_S) if self._tunnel() else set()
+        closed_at = closed(sorted(reached), self._site.network.port, PATIENCE_S) if self._tunnel() else set()
         unresolved = self._netlink.unresolved(family)  # now: the echoes have had it asked for
         return [
             Way(

@@ -146,6 +146,8 @@ def test_a_dead_agent_and_what_went_wrong_since_are_named(ward: Ward, tmp_path: 
         "none of ours at" in line and "systemctl restart ovnet" in line for line in lines if line != dead
     )
     assert any("ingress of eth0" in line for line in lines)
+    a.ip("link", "del", "ovnet.1")
+    assert any("ovnet.1 is not here" in line for line in findings(ward))
     a.agent()
     wait_until(lambda: not findings(ward), 20, "all is well")
     a.stop_processes()

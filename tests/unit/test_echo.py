@@ -20,6 +20,14 @@ def test_a_host_on_whose_port_nothing_listens_says_so_and_one_that_listens_says_
     assert closed([HERE], port, 30) == {HERE}
 
 
+def test_more_hosts_are_asked_than_a_process_may_have_sockets() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as freed:
+        freed.bind((str(HERE), 0))
+        port = freed.getsockname()[1]
+    hosts = [HERE + number for number in range(1500)]
+    assert closed(hosts, port, 30) == set(hosts)
+
+
 @pytest.mark.parametrize("largest", [84, 85, 1349, 1350, 1449])
 def test_the_largest_size_that_passes_is_found_in_two_rounds(largest: int) -> None:
     limits, rounds = (84, 1450), 0
