@@ -200,6 +200,8 @@ def test_an_agent_that_has_not_followed_a_change_of_the_network_is_a_warning() -
 def test_maps_that_are_full_are_named_with_the_setting() -> None:
     (found,) = node.of_maps({"peers": (4, 4), "endpoints": (3, 4), "flows": (8, 8)}, approved=1)
     assert "map peers is full" in found.seen and "--peers-max 8" in found.remedy
+    (found,) = node.of_maps({"peer_stats": (4, 4)}, approved=0)
+    assert "map peer_stats is full" in found.seen and "--peers-max 8" in found.remedy
     (found,) = node.of_maps({"flows": (8, 8)}, approved=8)
     assert found.level is Level.WARNING and "--flows-max 16" in found.remedy
 

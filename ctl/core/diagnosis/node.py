@@ -115,7 +115,7 @@ def of_maps(fill: Mapping[str, tuple[int, int]], approved: int) -> Iterator[Find
                 "maps",
                 f"map {name} is full: {fill[name][0]} of {size} entries",
                 "what has no room in it goes by the kernel path",
-                f"restart the agent with --{name}-max {2 * size}",
+                f"restart the agent with --{_SHARED_ROOM.get(name, name)}-max {2 * size}",
             )
     flows = fill.get("flows", (0, 0))[1]
     if flows and approved > 0.9 * flows:
