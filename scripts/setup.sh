@@ -23,7 +23,7 @@ readonly os_ID=${os_ID:-unknown} os_ID_LIKE=${os_ID_LIKE:-} os_VERSION_ID=${os_V
 python=$system/usr/bin/python3
 
 # a|b: whichever the distribution has.
-run_packages=(python3-bpfcc python3-venv python3-yaml linux-libc-dev nftables iproute2 ca-certificates)
+run_packages=(python3-bpfcc python3-venv python3-yaml linux-libc-dev nftables iproute2 ca-certificates zstd)
 dev_packages=(make git gcc iptables iperf3 sockperf tcpdump conntrack 'bpftool|linux-tools-generic' ethtool
     iputils-ping procps curl busybox-static util-linux traceroute docker.io containerd
     containernetworking-plugins prometheus etcd-server openssl)

@@ -7,9 +7,12 @@ from pathlib import Path
 
 from ctl.settings.config import SETTINGS, Setting
 from metrics import names
+from tests.netns.faults import FAULTS, WITHOUT_AGENT
 
 DOCS = Path(__file__).parent.parent / "docs"
-OPERATING, METRICS = DOCS / "operating.md", DOCS / "metrics.md"
+OPERATING, METRICS, TROUBLESHOOTING = (
+    DOCS / f"{name}.md" for name in ("operating", "metrics", "troubleshooting")
+)
 BEGIN = "<!-- begin: made by python -m tests.docs -->\n"
 END = "<!-- end -->\n"
 
@@ -35,7 +38,18 @@ def metrics_table() -> str:
     return "\n".join(rows) + "\n"
 
 
-TABLES: dict[Path, Callable[[], str]] = {OPERATING: settings_table, METRICS: metrics_table}
+def faults_table() -> str:
+    """What the doctor is shown in the tests, and by which words it names that and its remedy."""
+    rows = ["| what is wrong | `ovctl doctor` says | and to do |", "|---|---|---|"]
+    rows += [f"| {each.name} | {each.seen} | {each.remedy} |" for each in (*FAULTS, *WITHOUT_AGENT)]
+    return "\n".join(rows) + "\n"
+
+
+TABLES: dict[Path, Callable[[], str]] = {
+    OPERATING: settings_table,
+    METRICS: metrics_table,
+    TROUBLESHOOTING: faults_table,
+}
 """Which document holds which table."""
 
 

@@ -8,26 +8,32 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ctl.cli.output import Column, add_output_option, emit, say
 from ctl.core.errors import NotFound, OvnetError, StoreError
-from ctl.settings.config import STORE_SETTINGS, add_options
+from ctl.core.model import Bypass
+from ctl.settings.config import STORE_SETTINGS, Settings, add_options
 
 if TYPE_CHECKING:
-    from ctl.cli.status import Status
-    from ctl.core.diagnosis import Finding
+    from ctl.backend.site import Site
+    from ctl.cli.map import Looked
+    from ctl.core.compare import Difference
+    from ctl.core.diagnosis.finding import Finding
     from ctl.core.family import Family
     from ctl.core.model import A, Lease, N, Network, Snapshot
+    from ctl.core.report import AgentReport
+    from ctl.kernel.netlink.session import Netlink
     from ctl.node.examine import Examination
-    from ctl.settings.config import Settings
 
 COLUMNS: Final = ("level", "check", Column("seen"), Column("means", wide=True), Column("remedy"))
-MOST: Final = 64
+MOST_PEERS: Final = 64
 """How many peers are asked unless all are asked for."""
+MOST_INSIDE: Final = 256
+"""How many containers are looked into unless all are: 2 ms of a processor each."""
+T = TypeVar("T")
 
 
 def register(subparsers: Any) -> None:
@@ -36,7 +42,8 @@ def register(subparsers: Any) -> None:
         "doctor",
         help="what is wrong with this node and its way to the others, and what mends it",
         description="Look at this node, the store and the way to the other nodes, a line for each thing."
-        " Exit code 1 if anything fails. Nothing is changed; the others are sent a few echoes.",
+        " Exit code 1 if anything fails. Nothing is changed; the others are sent a few echoes, and"
+        " who answers those on the underlay alone an empty datagram to the tunnel's port.",
         epilog="example: ovctl doctor --peer 192.0.2.7 -o wide",
     )
     which = parser.add_mutually_exclusive_group()
@@ -47,18 +54,33 @@ def register(subparsers: Any) -> None:
         metavar="HOST",
         help="only this one, by host, node or subnet; repeatable",
     )
-    which.add_argument("--all", action="store_true", help=f"all peers, if there are more than {MOST}")
-    which.add_argument("--no-probe", action="store_true", help="send nothing to the others")
+    which.add_argument(
+        "--all",
+        action="store_true",
+        help=f"all peers and containers, if there are more than {MOST_PEERS} or {MOST_INSIDE}",
+    )
+    which.add_argument("--no-probe", action="store_true", help="send nothing to the other nodes")
     parser.set_defaults(func=run)
     add_output_option(parser)
-    add_options(parser, ["state_dir", "bpffs", "bypass", "peers_max", *STORE_SETTINGS])
+    add_options(
+        parser,
+        [
+            "state_dir",
+            "bpffs",
+            "bypass",
+            "peers_max",
+            "lease_ttl",
+            "subnet_lease_renew_margin",
+            *STORE_SETTINGS,
+        ],
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print what was found, failures first. Exit code 0 or 1; NotFound for a peer that is none."""
     from ctl.cli.agent import require_capabilities
     from ctl.cli.settings import load
-    from ctl.core.diagnosis import Level, verdict
+    from ctl.core.diagnosis.finding import Level, verdict
 
     settings = load(args)
     require_capabilities()
@@ -70,136 +92,211 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _examine(settings: Settings, args: argparse.Namespace) -> Iterator[Finding]:
+    """All that is found. The agent's own lines come last: what is told by then is not told again."""
+    from ctl.cli.map import stored
     from ctl.cli.status import gather
-    from ctl.core import diagnosis
+    from ctl.core.diagnosis import member, node
+    from ctl.core.diagnosis.finding import failure, ok
+    from ctl.core.report import full_maps, without_room
 
     status, now = gather(settings), time.time()
-    report = status.report
+    report, fill = status.report, status.datapath.fill
+    full, known = without_room(fill), full_maps(fill)
+    begin = tuple(f"map {name} is full" for name in full)
+    known += [line for line in (report.problems if report else ()) if line.startswith(begin)]
+    if status.alive and report and report.program and status.maps_error:
+        yield node.of_hidden_maps(str(settings.bpffs), status.maps_error)
+        known.append(status.maps_error)
+        settings = replace(settings, bypass=Bypass.OFF)  # the rest is looked at without maps
+    yield from node.of_maps(fill, _approved(settings))
+    try:
+        network, snapshot = stored(settings)
+    except StoreError as error:
+        yield member.of_store(error)
+        if report and not report.store.up:
+            known.append(f"store {report.store.url} unreachable: {report.store.error}")
+    else:
+        yield ok("store", f"{settings.store} answers, {len(snapshot.leases)} leases")
+        if report is None:
+            yield failure(
+                "agent", "none has ever reported here", "nothing is set up", "systemctl start ovnet"
+            )
+        else:
+            checkup = _Checkup(settings, args, report, network, snapshot, now, known, full)
+            yield from checkup.findings(status.alive)
     _, why = status.verdict(now)
     problems, warnings = (report.problems, report.warnings) if report else ((), ())
-    yield from diagnosis.of_agent(status.alive, why if status.alive else (), problems, warnings)
+    if report or not status.alive:
+        yield from member.of_agent(status.alive, why if status.alive else (), problems, warnings, known)
+
+
+def _approved(settings: Settings) -> int:
+    """How many flows may bypass, where the map of them is nearly full; else it does not matter."""
+    from ctl.kernel.bpf.maps import open_maps
+
     try:
-        network, snapshot = _stored(settings)
-    except StoreError as error:
-        yield diagnosis.failure(
-            "store",
-            str(error),
-            "this node hears of no change, and its lease ends",
-            "is it up, and reachable from here?",
-        )
-        return
-    yield diagnosis.ok("store", f"{settings.store} answers, {len(snapshot.leases)} leases")
-    if report is None:
-        yield diagnosis.failure(
-            "agent", "none has ever reported here", "nothing is set up", "systemctl start ovnet"
-        )
-        return
-    yield from diagnosis.of_lease(_own(status, snapshot), report.host, now)
-    yield from _node(settings, args, status, network, snapshot)
+        with open_maps(str(settings.bpffs)) as maps:
+            entries, size = maps.fill()["flows"]
+            entry = maps.node()
+            if entry is None or entries < 0.9 * size:
+                return 0
+            since = time.monotonic_ns() - entry.approval_ttl_ns
+            return sum(each.approved_ns > since for each in maps.flows().values())
+    except OvnetError:
+        return 0  # told elsewhere
 
 
-def _stored(settings: Settings) -> tuple[Network, Snapshot]:
-    from ctl.store import open_store
+class _Checkup:
+    """A node that an agent has reported of, and a store that answers.
 
-    with closing(open_store(settings)) as store:
-        network, snapshot = store.read_network(), store.snapshot(fresh=True)
-    if network is None:
-        raise NotFound(f"no network in {settings.store}: run ovctl network init")
-    return network, snapshot
+    `known`: the agent's lines that need not be told again; it grows. `full`: maps that take no new entry.
+    """
 
+    def __init__(
+        self,
+        settings: Settings,
+        args: argparse.Namespace,
+        report: AgentReport,
+        network: Network,
+        snapshot: Snapshot,
+        now: float,
+        known: list[str],
+        full: Collection[str],
+    ) -> None:
+        self._settings, self._args, self._report = settings, args, report
+        self._network, self._snapshot, self._now, self._known = network, snapshot, now, known
+        self._full = full
+        self._differing: list[Difference] = []
+        """Entries that are not as the leases ask, once they were looked at."""
 
-def _own(status: Status, snapshot: Snapshot) -> Lease | None:
-    assert status.report is not None
-    host = status.report.host
-    return next((lease for lease in snapshot.leases if lease.host == host), None)
+    def findings(self, alive: bool) -> Iterator[Finding]:
+        """About the lease, and about the kernel if there is one. What cannot be looked at is a failure."""
+        from ctl.core.diagnosis import member
+        from ctl.kernel.netlink.session import Netlink
+        from ctl.node.compare import own_lease
 
+        report, network, leases = self._report, self._network, self._snapshot.leases
+        own = own_lease(leases, report)
+        had = report.lease.subnet if report.lease else None
+        holder = next((lease for lease in leases if lease.subnet == had), None)
+        yield from member.of_lease(own, holder, report.host, self._now, self._settings.lease_ttl)
+        if report.lease and report.lease.conflict:
+            self._known.append(f"lease conflict: {report.lease.conflict}")
+        if alive:
+            yield from member.of_network(report, network.port, network.vni, network.backend)
+        if own is not None:
+            with Netlink() as netlink:
+                yield from _look("node", lambda: self._node(netlink, alive))
 
-def _node(
-    settings: Settings, args: argparse.Namespace, status: Status, network: Network, snapshot: Snapshot
-) -> Iterator[Finding]:
-    """What has to do with the kernel. What cannot be looked at is a failure, and the rest is looked at."""
-    from ctl.cli.map import SETTLING_S, device_name
-    from ctl.core import diagnosis
-    from ctl.core.compare import lasting
-    from ctl.core.family import IPV4, IPV6
-    from ctl.kernel.netlink.session import Netlink
-    from ctl.node.compare import differences, stand
-    from ctl.node.examine import Examination
+    def _node(self, netlink: Netlink, alive: bool) -> Iterator[Finding]:
+        from ctl.core.family import IPV4, IPV6
+        from ctl.node.compare import stand
+        from ctl.node.examine import Examination
 
-    report = status.report
-    assert report is not None
-    with Netlink() as netlink:
-        try:
-            site = stand(settings, netlink, report, network, snapshot.leases)
-        except NotFound as error:
-            yield diagnosis.failure("node", str(error), "nothing can be compared", "ovctl status -o wide")
-            return
-
-        def entries() -> Iterator[Finding]:
-            found, ignored = differences(settings, netlink, site, snapshot.leases, device_name)
-            if found:
-                time.sleep(SETTLING_S)
-                found = lasting(
-                    found, differences(settings, netlink, site, _stored(settings)[1].leases, device_name)[0]
-                )
-            yield from diagnosis.of_entries(found, report.reconcile.interval, status.alive)
-            for line in (*snapshot.problems, *ignored):
-                yield diagnosis.warning("leases", line, "that lease is not used", "ovctl lease list")
-
-        examination = Examination(settings, netlink, site, report)
-        yield from _look("entries", entries)
-        yield from _look("node", examination.own)
-        if not args.no_probe:
-            peers = _peers(args, network, site.lease, snapshot)
-            yield from _look("peers", lambda: _ways(examination, IPV4, peers, report.mtu, network.port))
+        site = stand(self._settings, netlink, self._report, self._network, self._snapshot.leases)
+        examination = Examination(self._settings, netlink, site, self._report)
+        yield from _look("entries", lambda: self._entries(netlink, site, alive))
+        for check in ("own", "rules", "others"):
+            yield from _look(check, getattr(examination, check))
+        ports = self._some(examination.ports(), MOST_INSIDE, "containers are looked into")
+        yield from _look("containers", lambda: examination.containers(ports))
+        self._known += examination.told
+        peers = self._peers(site)
+        yield from self._renewals(peers)
+        if not self._args.no_probe:
+            yield from _look("peers", lambda: self._ways(examination, IPV4, peers))
             if site.has_ipv6:
-                yield from _look("peers", lambda: _ways(examination, IPV6, peers, report.mtu, network.port))
+                yield from _look("peers", lambda: self._ways(examination, IPV6, peers))
+
+    def _entries(self, netlink: Netlink, site: Site, alive: bool) -> Iterator[Finding]:
+        from ctl.cli.map import device_name, settled, stored
+        from ctl.core.diagnosis import member, node
+        from ctl.node.compare import differences
+
+        def look() -> Looked:
+            leases = stored(self._settings)[1].leases
+            return differences(self._settings, netlink, site, leases, device_name)
+
+        differing, ignored = settled(look)
+        self._differing = node.with_room(differing, self._full)
+        yield from node.of_entries(self._differing, self._report.reconcile.interval, alive)
+        yield from member.of_unused(ignored, self._snapshot.problems)
+        self._known += (*ignored, *self._snapshot.problems)
+
+    def _renewals(self, peers: Sequence[Lease]) -> Iterator[Finding]:
+        from ctl.core.diagnosis import member
+
+        margin = min(self._settings.renew_margin, self._settings.lease_ttl / 2)
+        return member.of_renewals(peers, self._now, margin)
+
+    def _peers(self, site: Site) -> Sequence[Lease]:
+        """Those that are asked for. NotFound for one that there is not."""
+        from ctl.core.family import IPV4
+        from ctl.core.roster import Roster
+
+        roster = Roster(IPV4, site.lease, self._network, site.underlay)
+        roster.update(self._snapshot.leases)
+        peers = [lease for lease in self._snapshot.leases if lease.key in roster.usable]
+        if self._args.peer:
+            return _named(peers, self._args.peer)
+        return self._some(peers, MOST_PEERS, "peers are asked")
+
+    def _some(self, each: Sequence[T], most: int, what: str) -> Sequence[T]:
+        """The first of them, if there are more than `most`, which is said; all with --all."""
+        if len(each) <= most or self._args.all:
+            return each
+        say(f"{most} of {len(each)} {what}: all of them with --all")
+        return each[:most]
+
+    def _ways(
+        self, examination: Examination, family: Family[A, N], peers: Sequence[Lease]
+    ) -> Iterator[Finding]:
+        """A peer whose entries differ is not asked: why it does not answer is told."""
+        from ctl.core.diagnosis.finding import ok
+        from ctl.core.diagnosis.way import of_way
+
+        told = {word for each in self._differing for word in each.key.split()}
+        asked = [
+            each
+            for each in map(family.member, peers)
+            if each and int(each.host)
+            if not told & {str(word) for word in (each.subnet, each.overlay_hop, each.vtep_mac, each.host)}
+        ]
+        mtu = self._report.mtu
+        ways = examination.ways(family, asked, _progress(2 * len(asked)))
+        found = [finding for way in ways for finding in of_way(way, mtu, self._network.port)]
+        yield from found
+        if ways and not found:
+            by = "" if family.version == 4 else f" by {family}"
+            yield ok("peers", f"{len(ways)} of {len(ways)} answer{by}, packets of {mtu} bytes too")
+
+
+class _NoSuchPeer(NotFound):
+    """Somebody has asked for a peer that there is not."""
+
+
+def _named(peers: Sequence[Lease], names: Sequence[str]) -> list[Lease]:
+    """Those of these names: host, node or subnet. _NoSuchPeer for a name that nobody has."""
+    by_name: dict[str, list[Lease]] = {}
+    for lease in peers:
+        for name in {str(lease.host), lease.node, str(lease.subnet)}:
+            by_name.setdefault(name, []).append(lease)
+    for name in names:
+        if name not in by_name:
+            raise _NoSuchPeer(f"no peer {name}: ovctl lease list shows them, by subnet, host and node")
+    return [lease for lease in peers if any(lease in by_name[name] for name in names)]
 
 
 def _look(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """What a look finds; that it cannot be taken is a finding too."""
-    from ctl.core import diagnosis
+    """What a look finds; that it cannot be taken is a finding too. _NoSuchPeer."""
+    from ctl.core.diagnosis.finding import failure
 
     try:
         yield from list(look())
+    except _NoSuchPeer:
+        raise
     except OvnetError as error:
-        yield diagnosis.failure(check, str(error), "that could not be looked at", "ovctl status -o wide")
-
-
-def _peers(args: argparse.Namespace, network: Network, own: Lease, snapshot: Snapshot) -> list[Lease]:
-    """Those that are asked for. NotFound for one that there is not."""
-    from ctl.core.family import IPV4
-    from ctl.core.roster import Roster
-
-    roster = Roster(IPV4, own, network)
-    roster.update(snapshot.leases)
-    peers = [lease for lease in snapshot.leases if lease.subnet in roster.usable]
-    if args.peer:
-        chosen = [
-            lease for lease in peers if {str(lease.host), lease.node, str(lease.subnet)} & set(args.peer)
-        ]
-        for name in args.peer:
-            if not any(name in (str(lease.host), lease.node, str(lease.subnet)) for lease in chosen):
-                raise NotFound(f"no peer {name}: ovctl lease list shows them, by subnet, host and node")
-        return chosen
-    if len(peers) > MOST and not args.all:
-        say(f"asking {MOST} of {len(peers)} peers: --all asks each")
-        return peers[:MOST]
-    return peers
-
-
-def _ways(
-    examination: Examination, family: Family[A, N], peers: Sequence[Lease], mtu: int, port: int
-) -> Iterator[Finding]:
-    from ctl.core import diagnosis
-
-    members = [each for each in map(family.member, peers) if each and int(each.host)]
-    ways = examination.ways(family, members, _progress(2 * len(members)))
-    found = [finding for way in ways for finding in diagnosis.of_way(way, mtu, port)]
-    yield from found
-    if ways and not found:
-        by = "" if family.version == 4 else f" by {family}"
-        yield diagnosis.ok("peers", f"{len(ways)} of {len(ways)} answer{by}, packets of {mtu} bytes too")
+        yield failure(check, str(error), "that could not be looked at", "ovctl status -o wide")
 
 
 def _progress(steps: int) -> Callable[[], None]:

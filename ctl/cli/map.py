@@ -20,7 +20,9 @@ from ctl.settings.config import STORE_SETTINGS, add_options
 
 if TYPE_CHECKING:
     from ctl.core.compare import Difference
+    from ctl.core.model import Network, Snapshot
     from ctl.kernel.bpf.maps import Maps
+    from ctl.settings.config import Settings
 
 Found = Mapping[str, list[Row]]
 """What was read: rows by the name of their map."""
@@ -146,43 +148,60 @@ SETTLING_S: Final = 0.5
 """How long an agent has to mend what a first look has found to differ."""
 
 
+Looked = tuple["list[Difference]", tuple[str, ...]]
+"""What differs, and a line for each lease that is not used."""
+
+
 def run_diff(args: argparse.Namespace) -> int:
     """Print what differs, by table and key; 1 if anything does. What is wrong with leases goes to stderr.
 
     AgentUnreachable where no agent has ever run; NotFound without a lease of ours; StoreError.
     """
-    from ctl.core.compare import lasting
+    from ctl.cli.agent import require_capabilities
+    from ctl.cli.settings import load
+    from ctl.cli.status import last_report
+    from ctl.kernel.netlink.session import Netlink
+    from ctl.node.compare import differences, stand
 
-    found, problems = _differences(args)
-    if found:  # the store was read before the kernel: look once more
-        time.sleep(SETTLING_S)
-        again, problems = _differences(args)
-        found = lasting(found, again)
+    settings = load(args)
+    require_capabilities()
+    report = last_report(settings.state_dir)
+
+    def look() -> Looked:
+        network, snapshot = stored(settings)
+        with Netlink() as netlink:
+            site = stand(settings, netlink, report, network, snapshot.leases)
+            found, problems = differences(settings, netlink, site, snapshot.leases, device_name)
+        return found, (*snapshot.problems, *problems)
+
+    found, problems = settled(look)
     emit(map(asdict, found), DIFFERENCES, args.output)
     for problem in problems:
         say(f"warning: {problem}")
     return 1 if found else 0
 
 
-def _differences(args: argparse.Namespace) -> tuple[list[Difference], tuple[str, ...]]:
-    from ctl.cli.agent import require_capabilities
-    from ctl.cli.settings import load
-    from ctl.cli.status import last_report
-    from ctl.kernel.netlink.session import Netlink
-    from ctl.node.compare import differences, stand
+def settled(look: Callable[[], Looked]) -> Looked:
+    """What two looks have in common, if the first finds anything: the store is read before the kernel."""
+    from ctl.core.compare import lasting
+
+    found, problems = look()
+    if found:
+        time.sleep(SETTLING_S)
+        again, problems = look()
+        found = lasting(found, again)
+    return found, problems
+
+
+def stored(settings: Settings) -> tuple[Network, Snapshot]:
+    """What the store has now. StoreError; NotFound without a network."""
     from ctl.store import open_store
 
-    settings = load(args)
-    require_capabilities()
-    report = last_report(settings.state_dir)
     with closing(open_store(settings)) as store:
         network, snapshot = store.read_network(), store.snapshot(fresh=True)
     if network is None:
         raise NotFound(f"no network in {settings.store}: run ovctl network init")
-    with Netlink() as netlink:
-        site = stand(settings, netlink, report, network, snapshot.leases)
-        found, problems = differences(settings, netlink, site, snapshot.leases, device_name)
-    return found, (*snapshot.problems, *problems)
+    return network, snapshot
 
 
 def open_maps(args: argparse.Namespace) -> Maps:

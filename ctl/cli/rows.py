@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from ctl.cli.output import Column, Row
@@ -19,11 +19,9 @@ from ctl.core.abi import (
     PeerStats,
     Translation,
 )
+from ctl.core.compare import DeviceName
 from ctl.core.model import IPv4Address, IPv4Network
 from ctl.core.reasons import REASONS, reason
-
-DeviceName = Callable[[int], str]
-"""Gives the name of the interface with this ifindex."""
 
 _PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp"}
 

@@ -80,6 +80,9 @@ class Concern(StrEnum):
     """A program of ours is before those of others, and leaves all to them."""
 
 
+IPSEC_LINE: Final = "IPsec policies are set: all peers by the kernel path, which meets them"
+"""The line of Concern.IPSEC."""
+
 UNHEALTHY: Final = frozenset({Concern.CNI, Concern.CLASH, Concern.FORWARD, Concern.ASTRAY, Concern.BLIND})
 """Where lines of these concerns are, containers do not start or do not reach each other as they should, or
 are not guarded: the node may be ready, and is not healthy."""

@@ -44,6 +44,36 @@ def refuses(listing: str) -> bool:
     return "policy drop;" in base or bool(rules and _REFUSAL.match(rules[-1]))
 
 
+_MATCH: Final = re.compile(
+    r'(?:iifname|oifname) "([^"]+)"|ip (?:saddr|daddr) (\d+(?:\.\d+){3}(?:/\d+)?)'
+    r"|counter(?: packets \d+ bytes \d+)?"
+)
+"""What a rule may ask and yet be about all packets of a device or of a network."""
+
+
+def drops_all(listing: str, bridge: str, network: IPv4Network) -> list[str]:
+    """Rules of a chain, by `nft list chain`, that drop all that containers send to others or get from them.
+
+    Those that ask for more than our bridge or our network are somebody's policy, and left alone.
+    """
+    return [
+        rule
+        for rule in map(str.strip, listing.splitlines())
+        if (end := re.search(r" ?(?:drop|reject\b.*?)(?: comment .*)?$", rule))
+        and _is_ours(rule[: end.start()], bridge, network)
+    ]
+
+
+def _is_ours(matches: str, bridge: str, network: IPv4Network) -> bool:
+    found = list(_MATCH.finditer(matches))
+    if not found or _MATCH.sub("", matches).strip():
+        return False
+    devices = [each[1] for each in found if each[1]]
+    blocks = [IPv4Network(each[2], strict=False) for each in found if each[2]]
+    ours = all(device == bridge for device in devices) and all(block.supernet_of(network) for block in blocks)
+    return ours and bool(devices or blocks)
+
+
 def names(listing: str, bridge: str, network: IPv4Network | IPv6Network) -> bool:
     """Whether a table, by `nft list table`, has a word about our bridge or addresses of our network."""
     interfaces = _NAME.findall(listing)

@@ -91,6 +91,16 @@ PPP, RAW_IP, NONE = 512, 519, 0xFFFE
 
 
 @dataclass(frozen=True, slots=True)
+class FarEnd:
+    """The other end of a veth that is in another network namespace."""
+
+    netns: int
+    """The number by which ours knows that namespace."""
+    ifindex: int
+    """There."""
+
+
+@dataclass(frozen=True, slots=True)
 class Link:
     """An interface of this network namespace."""
 
@@ -116,6 +126,8 @@ class Link:
     """A veth whose other end has an XDP program in the driver."""
     type: int = ETHERNET
     """ARPHRD_*: which header is in front of its packets."""
+    peer: FarEnd | None = None
+    """A veth's other end, in another namespace."""
 
     @property
     def has_ethernet(self) -> bool:

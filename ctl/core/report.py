@@ -239,13 +239,14 @@ def not_ready(report: AgentReport) -> list[str]:
     return list(report.not_ready) or [report.reconcile.error or "starting"]
 
 
+def without_room(fill: Fill) -> list[str]:
+    """Names of the maps that take no new entry, sorted."""
+    return sorted(name for name, (entries, capacity) in fill.items() if capacity and entries >= capacity)
+
+
 def full_maps(fill: Fill) -> list[str]:
     """A line for each map that takes no new entry."""
-    return [
-        f"map {name} is full: {entries} of {capacity} entries"
-        for name, (entries, capacity) in sorted(fill.items())
-        if capacity and entries >= capacity
-    ]
+    return ["map {} is full: {} of {} entries".format(name, *fill[name]) for name in without_room(fill)]
 
 
 _ELSEWHERE: Final = frozenset(

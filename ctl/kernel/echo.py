@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
 import struct
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from typing import Final, Generic, Self
 
@@ -43,6 +44,10 @@ _ICMP: Final = {
     6: _Icmp(socket.AF_INET6, socket.IPPROTO_ICMPV6, socket.IPPROTO_IPV6, 23, 128, 129, 48),
 }
 """By IP version."""
+_AT_ONCE: Final = 40
+"""How many sizes are asked for at once: two rounds find one of 1500."""
+_SOCKETS: Final = 512
+"""So many are opened at once: a process may usually have 1024 descriptors."""
 _PACE_S: Final = 0.0002
 """Between two requests: a thousand peers are no burst."""
 
@@ -120,15 +125,35 @@ class Echo(Generic[A]):
         return {pair[0] for pair in pairs if pair}
 
     def largest(self, targets: Iterable[A], low: int, high: int, patience: float) -> dict[A, int]:
-        """The largest packet, bytes, that each answers: `low` it does, and `high` not."""
+        """The largest packet, bytes, that each answers: `low` it does, and `high` not.
+
+        Many sizes are asked for at once, since what gets no answer takes `patience` seconds.
+        """
         limits = dict.fromkeys(targets, (low, high))
-        while wide := {target: pair for target, pair in limits.items() if pair[1] - pair[0] > 1}:
-            for size in sorted({sum(pair) // 2 for pair in wide.values()}):
-                group = [target for target, pair in wide.items() if sum(pair) // 2 == size]
-                for target, answers in self.ask(group, size, 1, patience).items():
-                    before = limits[target]
-                    limits[target] = (size, before[1]) if answers.round_trips else (before[0], size)
+        while wide := [target for target, pair in limits.items() if pair[1] - pair[0] > 1]:
+            asked = {target: between(*limits[target]) for target in wide}
+            passed = self._pass(
+                {(target, size) for target, sizes in asked.items() for size in sizes}, patience
+            )
+            for target, sizes in asked.items():
+                limits[target] = narrowed(
+                    limits[target], sizes, {size for size in sizes if (target, size) in passed}
+                )
         return {target: pair[0] for target, pair in limits.items()}
+
+    def _pass(self, each: Set[tuple[A, int]], patience: float) -> set[tuple[A, int]]:
+        """To whom a packet of which size is answered within `patience` seconds after the last."""
+        asked: dict[int, tuple[A, int]] = {}
+        passed: set[int] = set()
+        for target, size in sorted(each):
+            self._request(target, size)
+            asked[self._sequence] = target, size
+            passed.update(self._heard(_PACE_S))
+        end = time.monotonic() + patience
+        while len(passed) < len(asked) and (left := end - time.monotonic()) > 0:
+            passed.update(self._heard(left))
+        self._out.clear()
+        return {asked[sequence] for sequence in passed if sequence in asked}
 
     def _request(self, target: A, size: int) -> None:
         self._sequence = (self._sequence + 1) & 0xFFFF
@@ -142,15 +167,17 @@ class Echo(Generic[A]):
 
     def _take(self, found: dict[A, list[float]], patience: float) -> None:
         """What has come within that time at most."""
-        # Not select(2), which knows no descriptors beyond 1023: a node has two for each container.
-        waiting = select.poll()
-        waiting.register(self._socket, select.POLLIN)
-        if not waiting.poll(patience * 1000):
-            return
-        for sequence in self._replies():
+        for sequence in self._heard(patience):
             target, when = self._out.pop(sequence, (None, 0.0))
             if target is not None and target in found:
                 found[target].append(time.monotonic() - when)
+
+    def _heard(self, patience: float) -> list[int]:
+        """Sequence numbers of the replies that are here, once there are any or that time is over."""
+        # Not select(2), which knows no descriptors beyond 1023: a node has two for each container.
+        waiting = select.poll()
+        waiting.register(self._socket, select.POLLIN)
+        return list(self._replies()) if waiting.poll(patience * 1000) else []
 
     def _replies(self) -> Iterator[int]:
         """Sequence numbers of the replies to our requests that are here."""
@@ -164,6 +191,47 @@ class Echo(Generic[A]):
                 kind, _, _, identifier, sequence = _HEADER.unpack_from(packet, head)
                 if (kind, identifier) == (self._icmp.reply, self._identifier):
                     yield sequence
+
+
+def between(low: int, high: int) -> list[int]:
+    """At most _AT_ONCE sizes between these two, evenly spread."""
+    step = max(1, -(-(high - low) // (_AT_ONCE + 1)))
+    return list(range(low + step, high, step))
+
+
+def narrowed(limits: tuple[int, int], asked: Sequence[int], passed: Set[int]) -> tuple[int, int]:
+    """The largest that passes and the smallest above it that does not, by what was asked for between."""
+    low = max(passed, default=limits[0])
+    return low, min((size for size in asked if size > low), default=limits[1])
+
+
+def closed(hosts: Sequence[A], port: int, patience: float) -> set[A]:
+    """Those that say that nothing listens on a UDP port of theirs (RFC 792, RFC 4443).
+
+    Each is sent one empty datagram, and so many at once as there may be sockets; these are given `patience`
+    seconds.
+    """
+    groups = (hosts[start : start + _SOCKETS] for start in range(0, len(hosts), _SOCKETS))
+    return {host for group in groups for host in _refusing(group, port, patience)}
+
+
+def _refusing(hosts: Sequence[A], port: int, patience: float) -> Iterator[A]:
+    with ExitStack() as opened:
+        waiting, asked = select.poll(), dict[int, tuple[socket.socket, A]]()
+        for host in hosts:
+            asking = opened.enter_context(socket.socket(_ICMP[host.version].family, socket.SOCK_DGRAM))
+            with suppress(OSError):
+                asking.connect((str(host), port))
+                asking.send(b"")
+                waiting.register(asking, select.POLLIN)
+                asked[asking.fileno()] = asking, host
+        end = time.monotonic() + patience
+        while asked and (left := end - time.monotonic()) > 0:
+            for fd, _ in waiting.poll(left * 1000):
+                waiting.unregister(fd)
+                asking, host = asked.pop(fd)
+                if asking.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED:
+                    yield host
 
 
 def _checksum(data: bytes) -> int:

@@ -19,6 +19,23 @@ def refusing(chains: Iterable[Chain], network: IPv4Network | IPv6Network, bridge
     return tuple(_line(chain, network, bridge) for chain in seeing if _is_in_the_way(chain, network, bridge))
 
 
+def dropping(chains: Iterable[Chain], network: IPv4Network, bridge: str) -> tuple[str, ...]:
+    """Rules of the host's base chains that drop all forwarded IPv4 packets of ours, each with its chain.
+
+    One listing of each at that hook. KernelError.
+    """
+    return tuple(
+        f"{chain}: {rule}"
+        for chain in chains
+        if forward_chains.sees_forwarded(chain, network.version)
+        for rule in forward_chains.drops_all(
+            run("nft", "-s", "list", "chain", chain.family, chain.table, chain.name, check=False),
+            bridge,
+            network,
+        )
+    )
+
+
 def _is_in_the_way(chain: Chain, network: IPv4Network | IPv6Network, bridge: str) -> bool:
     # One that has just gone lists nothing.
     own = run("nft", "-s", "list", "chain", chain.family, chain.table, chain.name, check=False)

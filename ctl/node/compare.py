@@ -33,11 +33,16 @@ Pairs = Iterator[tuple[str, Mapping[Any, Any], Mapping[Any, Any]]]
 """Tables: name, what is wanted, what is there."""
 
 
+def own_lease(leases: Sequence[Lease], report: AgentReport) -> Lease | None:
+    """The lease of this node's address, as its agent reported that; None if there is none."""
+    return next((lease for lease in leases if lease.host == report.host), None)
+
+
 def stand(
     settings: Settings, netlink: Netlink, report: AgentReport, network: Network, leases: Sequence[Lease]
 ) -> Site:
     """Where the node stands by its last report. NotFound without a lease or an uplink of that."""
-    own = next((lease for lease in leases if lease.host == report.host), None)
+    own = own_lease(leases, report)
     if own is None:
         raise NotFound(f"no lease of {report.host}, which is this node's address, in the store")
     link = by_name(netlink.links(), report.uplink)

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import closing, suppress
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from ctl.backend.site import Site
 from ctl.backend.vxlan.device import device_name
-from ctl.core import diagnosis
-from ctl.core.diagnosis import Finding, Way
+from ctl.core.base_chains import base_chains
+from ctl.core.diagnosis import node
+from ctl.core.diagnosis.finding import Finding
+from ctl.core.diagnosis.inside import of_inside
+from ctl.core.diagnosis.way import Way
 from ctl.core.errors import OvnetError
 from ctl.core.family import Family, Member
+from ctl.core.findings import IPSEC_LINE
 from ctl.core.host import Link
-from ctl.core.model import A, Bypass, N, Network
+from ctl.core.model import A, Bypass, HookMode, N, Network
 from ctl.core.report import AgentReport
-from ctl.kernel import sysctl
-from ctl.kernel.echo import SMALL, Echo
+from ctl.kernel import forward, sysctl
+from ctl.kernel.command import run
+from ctl.kernel.echo import SMALL, Echo, closed
 from ctl.kernel.hooks.listing import listing
+from ctl.kernel.managers import managers
+from ctl.kernel.netlink import link as links_of
 from ctl.kernel.netlink.fib import next_hop
+from ctl.kernel.netlink.inside import look_inside
 from ctl.kernel.netlink.session import Netlink, by_name
+from ctl.kernel.netlink.socket import Refused
+from ctl.kernel.netlink.xfrm import Policies
+from ctl.node.dual_stack import networks
 from ctl.settings.config import Settings
 
 PATIENCE_S: Final = 0.6
@@ -34,6 +46,8 @@ class Examination:
     def __init__(self, settings: Settings, netlink: Netlink, site: Site, report: AgentReport) -> None:
         self._settings, self._netlink, self._site, self._report = settings, netlink, site, report
         self._links = netlink.links()
+        self.told: list[str] = []
+        """Lines that an agent has of the same things: who shows these findings need not show them."""
 
     def own(self) -> Iterator[Finding]:
         """Kernel settings, conntrack, devices, programs. KernelError."""
@@ -42,16 +56,48 @@ class Examination:
         names = ["net/ipv4/ip_forward", *(sysctl.forwarding(name) for name in devices)]
         if self._site.has_ipv6:
             names += sysctl.IPV6_FORWARDING
-        yield from diagnosis.of_settings({name: sysctl.read(name) for name in names}, devices)
-        yield from diagnosis.of_conntrack(
+        yield from node.of_settings({name: sysctl.read(name) for name in names}, devices)
+        yield from node.of_conntrack(
             _number("net/netfilter/nf_conntrack_count"), _number("net/netfilter/nf_conntrack_max")
         )
-        ports = self._ports()
+        ports = self.ports()
         device = by_name(self._links, self._tunnel())
         sizes = {link.name: link.mtu for link in ports}
-        yield from diagnosis.of_mtu(report.mtu, device.mtu if device else None, sizes)
-        if network.backend == "vxlan" and report.bypass is not Bypass.OFF:
+        yield from node.of_mtu(report.mtu, device.mtu if device else None, sizes)
+        # Who is told that there are no maps here cannot tell whose programs are ours.
+        if network.backend == "vxlan" and Bypass.OFF not in (report.bypass, self._settings.bypass):
             yield from self._programs(ports)
+
+    def rules(self) -> Iterator[Finding]:
+        """What others' rules drop, and IPsec policies. KernelError."""
+        site, bridge = self._site, self._report.bridge
+        chains = tuple(base_chains(run("nft", "list", "chains")))
+        refusing = [line for each in networks(site) for line in forward.refusing(chains, each, bridge)]
+        self.told += (*refusing, IPSEC_LINE)
+        yield from node.of_forward(refusing, forward.dropping(chains, site.network.network, bridge))
+        with closing(Policies()) as policies:
+            yield from node.of_ipsec(policies.any())
+
+    def others(self) -> Iterator[Finding]:
+        """Other tunnels on our port, and who else manages devices of ours. KernelError."""
+        ours = {self._report.bridge, self._tunnel(), self._tunnel(6)}
+        tunnels = {}
+        for link in self._links.values():
+            with suppress(Refused):  # gone meanwhile
+                if link.kind == "vxlan" and link.name not in ours:
+                    tunnel = links_of.tunnel(self._netlink.rtnl, link.ifindex)
+                    if tunnel.port == self._site.network.port:
+                        tunnels[link.name] = tunnel.vni
+        managed = managers(link for link in self._links.values() if link.name in ours)
+        yield from node.of_others(tunnels, self._site.network.port, managed)
+
+    def containers(self, ports: Sequence[Link]) -> Iterator[Finding]:
+        """What those at these ports have inside that can be looked into. KernelError."""
+        network, own = self._site.network, self._site.lease
+        other = next(subnet for subnet in network.network.subnets(new_prefix=own.subnet.prefixlen)
+                     if subnet != own.subnet)  # fmt: skip
+        inside = look_inside(self._netlink, ports, other.network_address + 1)
+        yield from of_inside(inside, own, network, self._report.mtu)
 
     def _programs(self, ports: Sequence[Link]) -> Iterator[Finding]:
         present = {
@@ -59,10 +105,13 @@ class Examination:
         }
         left = {port.name for port in self._report.kernel_ports}
         wanted = [(self._report.uplink, "ingress"), (self._tunnel(), "egress")]
+        if self._report.hook == HookMode.XDP.value:
+            wanted.append((self._report.uplink, "xdp"))
         wanted += [(link.name, "ingress") for link in ports if link.name not in left]
-        yield from diagnosis.of_programs(wanted, present)
+        yield from node.of_programs(wanted, present)
 
-    def _ports(self) -> list[Link]:
+    def ports(self) -> list[Link]:
+        """The bridge's ports that lead to containers, by name."""
         bridge = by_name(self._links, self._report.bridge)
         found = [link for link in self._links.values() if bridge and link.master == bridge.ifindex]
         return sorted((link for link in found if link.kind == "veth"), key=lambda link: link.name)
@@ -91,6 +140,10 @@ class Examination:
             largest = echo.largest(tight, SMALL, self._report.mtu, PATIENCE_S)
         silent = [lease for address, lease in targets.items() if address not in there]
         reached = self._underlay(family, [lease.host for lease in silent])
+        fragmented = self._fragmented(
+            family, [targets[address].host for address in there], [targets[address].host for address in tight]
+        )
+        closed_at = closed(sorted(reached), self._site.network.port, PATIENCE_S) if self._tunnel() else set()
         unresolved = self._netlink.unresolved(family)  # now: the echoes have had it asked for
         return [
             Way(
@@ -100,6 +153,9 @@ class Examination:
                 underlay=lease.host in reached or lease not in silent,
                 answered=address in there,
                 largest=largest.get(address, 0),
+                strict=self._strict(lease),
+                closed=lease.host in closed_at,
+                underlay_mtu=fragmented.get(lease.host, 0),
             )
             for address, lease in targets.items()
         ]
@@ -111,6 +167,31 @@ class Examination:
         with Echo(family.source(self._site.uplink, self._site.lease)) as echo:
             answers = echo.ask(hosts, SMALL, TRIES, PATIENCE_S)
         return {host for host, each in answers.items() if each.round_trips}
+
+    def _fragmented(self, family: Family[A, N], hosts: Sequence[A], tight: Collection[A]) -> dict[A, int]:
+        """The largest whole packet that passes on the underlay, where one of the tunnel's does not.
+
+        `tight`: those of them to which the tunnel does not carry its largest.
+        """
+        if not hosts or not self._tunnel():
+            return {}
+        whole = self._report.mtu + family.vxlan_overhead
+        with Echo(family.source(self._site.uplink, self._site.lease)) as echo:
+            answers = echo.ask([host for host in hosts if host not in tight], whole, TRIES, PATIENCE_S)
+            tight = [*tight, *(host for host, each in answers.items() if not each.round_trips)]
+            small = echo.ask(tight, SMALL, 1, PATIENCE_S)
+            # Who answers no echo on the underlay at all says nothing about its path.
+            known = [host for host, each in small.items() if each.round_trips]
+            return echo.largest(known, SMALL, whole, PATIENCE_S)
+
+    def _strict(self, lease: Member[A, N]) -> str:
+        """The uplink, if its rp_filter, which is IPv4's alone, refuses what comes from this peer's host."""
+        if lease.subnet.version != 4:
+            return ""
+        uplink = self._site.uplink.link.name
+        values = [_number(f"net/ipv4/conf/{name}/rp_filter") or 0 for name in ("all", uplink)]
+        device = self._device_to(lease.host)
+        return uplink if max(values) == 1 and device and device != uplink else ""
 
     def _expected(self, family: Family[A, N], lease: Member[A, N]) -> str:
         """The interface that its subnet is to be routed to; with plain routes, its host's."""

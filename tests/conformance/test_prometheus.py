@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from prometheus_client.exposition import generate_latest
 
+from ctl.cli.main import build_parser
 from metrics import names
 from metrics.collector import registry
 from metrics.http import HttpServer
@@ -27,6 +28,7 @@ from tests.process import Process, run, wait_until
 from tests.samples import DATAPATH, EARLY, SNAPSHOT, report
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
+RULES: Final = (DEPLOY / "alerts.yml").read_text()
 NODES = ("alpha", "beta")
 
 needs_promtool = pytest.mark.skipif(not shutil.which("promtool"), reason="promtool: apt install prometheus")
@@ -53,7 +55,7 @@ def test_the_alert_rules_fire_when_they_should() -> None:
 
 @needs_promtool
 def test_every_alert_has_a_test() -> None:
-    alerts = set(re.findall(r"- alert: (\w+)", (DEPLOY / "alerts.yml").read_text()))
+    alerts = set(re.findall(r"- alert: (\w+)", RULES))
     tests = (DEPLOY / "alerts_test.yml").read_text()
     firing = re.findall(r'alertname: (\w+)\n\s+exp_alerts|ALERTS\{alertname="(\w+)"', tests)
     assert alerts == {name for pair in firing for name in pair if name}
@@ -65,6 +67,21 @@ def test_alerts_and_dashboard_use_only_metrics_that_exist(file: str) -> None:
     used = set(re.findall(r"\bovnet_[a-z_]+", (DEPLOY / file).read_text()))
     assert used
     assert used <= known
+
+
+def test_every_alert_names_a_command_that_explains_it() -> None:
+    descriptions = re.findall(r"- alert: (\w+)\n.*?description: (.+?)\n", RULES, re.DOTALL)
+    assert len(descriptions) == RULES.count("- alert: ")
+    for alert, description in descriptions:
+        commands = re.findall(r"`ovctl ([^`]+)`", description)
+        assert commands, alert
+        for command in commands:
+            build_parser().parse_args(command.split())
+
+
+def test_the_dashboard_shows_what_alerts_are_raised_by() -> None:
+    raised_by = set(re.findall(r"\bovnet_[a-z_]+", RULES)) - {"ovnet_reconcile_interval_seconds"}
+    assert raised_by <= set(re.findall(r"\bovnet_[a-z_]+", (DEPLOY / "grafana.json").read_text()))
 
 
 @dataclass

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network
 
 import pytest
 
-from ctl.core import diagnosis
 from ctl.core.compare import Difference, State
-from ctl.core.diagnosis import Finding, Level, Way
-from ctl.core.model import Lease
+from ctl.core.diagnosis import member, node
+from ctl.core.diagnosis.finding import Finding, Level, failure, ok, verdict, warning
+from ctl.core.diagnosis.inside import Inside, of_inside
+from ctl.core.diagnosis.way import Way, of_way
+from ctl.core.errors import StoreAway, StoreDenied
+from ctl.core.model import END_UNKNOWN, Lease
+from tests.samples import REPORT
+from tests.unit.strategies import NETWORK
 
 LEASE = Lease(IPv4Network("172.17.9.0/24"), IPv4Address("192.0.2.9"), node="nine", expires_at=1000.0)
 WAY = Way(LEASE, "ovnet.1", "", "ovnet.1")
@@ -37,13 +42,26 @@ def levels(findings: list[Finding]) -> list[str]:
         (replace(WAY, answered=False), "its host 192.0.2.9 does", "open UDP 8472"),
         (replace(WAY, answered=False, underlay=False), "nor does its host", "ping 192.0.2.9"),
         (replace(WAY, largest=1350), "up to 1350 bytes, not 1450", "--mtu 1400"),
+        (replace(WAY, largest=1350, underlay_mtu=1400), "up to 1350 bytes, not 1450", "--mtu 1400"),
+        (replace(WAY, answered=False, strict="eth0"), "come in by eth0", "conf.eth0.rp_filter=2"),
+        (replace(WAY, answered=False, closed=True), "nothing listens on UDP 8472", "on 192.0.2.9"),
     ],
 )
 def test_a_peer_is_named_once_with_the_cause_that_comes_first(way: Way, words: str, remedy: str) -> None:
-    (found,) = diagnosis.of_way(way, 1450, 8472)
+    (found,) = of_way(way, 1450, 8472)
     assert found.level is Level.FAILURE
     assert "nine (172.17.9.0/24)" in found.seen
     assert words in found.seen and remedy in found.remedy
+
+
+@pytest.mark.parametrize(
+    "way", [replace(WAY, underlay_mtu=1400), replace(WAY, underlay_mtu=1400, largest=1400)]
+)
+def test_large_echoes_that_are_filtered_are_no_failure(way: Way) -> None:
+    """Also not where the peer's host filters them in the tunnel as on the underlay, by the same size."""
+    (found,) = of_way(way, 1450, 8472)
+    assert found.level is Level.WARNING and "filters large echoes" in found.means
+    assert "up to 1400 bytes, not 1500" in found.seen and "--mtu 1400" in found.remedy
 
 
 @pytest.mark.parametrize(
@@ -51,18 +69,18 @@ def test_a_peer_is_named_once_with_the_cause_that_comes_first(way: Way, words: s
 )
 def test_a_peer_that_answers_is_not_named(way: Way) -> None:
     """An ARP entry that is being asked for anew says nothing of who answers."""
-    assert list(diagnosis.of_way(way, 1450, 8472)) == []
+    assert list(of_way(way, 1450, 8472)) == []
 
 
 def test_an_agents_complaints_are_failures_and_its_other_problems_warnings() -> None:
-    found = list(diagnosis.of_agent(True, ["a"], ["a", "b"], ["c"]))
+    found = list(member.of_agent(True, ["a"], ["a", "b"], ["c"]))
     assert [(each.level, each.seen) for each in found] == [
         (Level.FAILURE, "a"),
         (Level.WARNING, "b"),
         (Level.WARNING, "c"),
     ]
-    assert levels(list(diagnosis.of_agent(True, [], [], []))) == ["ok"]
-    (dead,) = diagnosis.of_agent(False, ["no agent"], ["b"], [])
+    assert levels(list(member.of_agent(True, [], [], []))) == ["ok"]
+    (dead,) = member.of_agent(False, ["no agent"], ["b"], [])
     assert dead.seen == "no agent runs here"
 
 
@@ -76,26 +94,33 @@ def test_an_agents_complaints_are_failures_and_its_other_problems_warnings() -> 
     ],
 )
 def test_a_lease_that_is_gone_or_over_is_a_failure(lease: Lease | None, level: str) -> None:
-    assert levels(list(diagnosis.of_lease(lease, LEASE.host, 900.0))) == [level]
+    assert levels(list(member.of_lease(lease, lease, LEASE.host, 900.0, 3600))) == [level]
 
 
 def test_entries_that_differ_are_summed_up_by_table() -> None:
     many = [Difference("fdb", f"02:{n}", State.STALE, "", "x") for n in range(3)]
-    found = list(diagnosis.of_entries([*many, Difference("routes", "r", State.MISSING, "y")], 60, True))
+    found = list(node.of_entries([*many, Difference("routes", "r", State.MISSING, "y")], 60, True))
     assert [each.seen for each in found] == ["fdb: 02:0 and 2 more stale", "routes: r missing"]
     assert "within 60 s" in found[0].remedy
-    (dead,) = diagnosis.of_entries(many, 60, False)
+    (dead,) = node.of_entries(many, 60, False)
     assert "systemctl start" in dead.remedy
-    assert levels(list(diagnosis.of_entries([], 60, True))) == ["ok"]
+    assert levels(list(node.of_entries([], 60, True))) == ["ok"]
+
+
+def test_entries_that_a_full_map_has_no_room_for_are_told_by_that() -> None:
+    missing = [Difference(table, "k", State.MISSING, "x") for table in ("peers", "peer_stats", "routes")]
+    stale = Difference("peers", "old", State.STALE, "", "x")
+    assert node.with_room([*missing, stale], ["peers"]) == [missing[2], stale]
+    assert node.with_room(missing, ["endpoints"]) == missing
 
 
 def test_what_does_not_forward_is_named() -> None:
     on = {"net/ipv4/ip_forward": "1", "net/ipv4/conf/ovnet0/forwarding": "1"}
-    assert levels(list(diagnosis.of_settings(on, ["ovnet0"]))) == ["ok"]
+    assert levels(list(node.of_settings(on, ["ovnet0"]))) == ["ok"]
     off = on | {"net/ipv4/conf/ovnet0/forwarding": "0"}
-    (found,) = diagnosis.of_settings(off, ["ovnet0"])
+    (found,) = node.of_settings(off, ["ovnet0"])
     assert found.remedy == "sysctl -w net.ipv4.conf.ovnet0.forwarding=1"
-    (found,) = diagnosis.of_settings(off | {"net/ipv4/ip_forward": "0"}, ["ovnet0"])
+    (found,) = node.of_settings(off | {"net/ipv4/ip_forward": "0"}, ["ovnet0"])
     assert "net.ipv4.ip_forward=1" in found.remedy
 
 
@@ -106,24 +131,114 @@ def test_what_does_not_forward_is_named() -> None:
 def test_a_table_of_conntrack_that_fills_up_is_told(
     count: int | None, limit: int | None, expected: list[str]
 ) -> None:
-    assert levels(list(diagnosis.of_conntrack(count, limit))) == expected
+    assert levels(list(node.of_conntrack(count, limit))) == expected
 
 
 def test_programs_that_are_not_where_they_have_to_be_are_named() -> None:
     wanted = [("eth0", "ingress"), ("veth1", "ingress")]
-    assert levels(list(diagnosis.of_programs(wanted, wanted))) == ["ok"]
-    (found,) = diagnosis.of_programs(wanted, wanted[1:])
+    assert levels(list(node.of_programs(wanted, wanted))) == ["ok"]
+    (found,) = node.of_programs(wanted, wanted[1:])
     assert found.seen == "none of ours at ingress of eth0"
 
 
 def test_sizes_that_do_not_fit_are_named() -> None:
-    assert levels(list(diagnosis.of_mtu(1450, 1450, {"veth1": 1450, "veth2": 1400}))) == ["ok"]
-    (found,) = diagnosis.of_mtu(1450, 1450, {"veth2": 1500, "veth1": 1500})
+    assert levels(list(node.of_mtu(1450, 1450, {"veth1": 1450, "veth2": 1400}))) == ["ok"]
+    (found,) = node.of_mtu(1450, 1450, {"veth2": 1500, "veth1": 1500})
     assert found.seen == "port veth1 and 1 more: MTU 1500, the overlay carries 1450"
-    (found,) = diagnosis.of_mtu(1450, 1300, {})
+    (found,) = node.of_mtu(1450, 1300, {})
     assert "takes 1300 bytes" in found.seen
 
 
 def test_only_a_failure_is_one() -> None:
-    assert diagnosis.verdict([diagnosis.ok("a", "b"), diagnosis.warning("a", "b", "c", "d")]) == 0
-    assert diagnosis.verdict([diagnosis.failure("a", "b", "c", "d")]) == 1
+    assert verdict([ok("a", "b"), warning("a", "b", "c", "d")]) == 0
+    assert verdict([failure("a", "b", "c", "d")]) == 1
+
+
+def test_what_the_doctor_has_told_the_agent_does_not_tell_again() -> None:
+    found = list(member.of_agent(True, ["a", "b"], ["b", "c", "d"], [], known=["a", "c"]))
+    assert [each.seen for each in found] == ["b", "d"]
+
+
+def test_a_store_that_refuses_us_has_another_remedy_than_one_that_is_away() -> None:
+    assert "password" in member.of_store(StoreDenied("no")).remedy
+    assert "reachable" in member.of_store(StoreAway("no")).remedy
+
+
+def test_a_subnet_that_another_host_holds_is_named_once_with_who_holds_it() -> None:
+    other = replace(LEASE, host=IPv4Address("192.0.2.1"), node="one")
+    (found,) = member.of_lease(None, other, LEASE.host, 900, 3600)
+    assert "is held by 192.0.2.1 (one)" in found.seen and f"lease release {LEASE.subnet}" in found.remedy
+
+
+def test_a_lease_that_ends_later_than_any_can_tells_of_a_clock() -> None:
+    (found,) = member.of_lease(replace(LEASE, expires_at=5000), LEASE, LEASE.host, 900, 3600)
+    assert found.check == "clock" and "timedatectl" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("end", "named"),
+    [
+        (None, []),
+        (END_UNKNOWN, []),
+        (1000 + 101, []),
+        (1000 + 99, ["warning"]),
+        (1000, ["failure"]),
+    ],
+)
+def test_a_peer_that_has_not_renewed_its_lease_is_named(end: float | None, named: list[str]) -> None:
+    """Its leases may be shorter than ours: until it has ended, it may be renewed in time."""
+    found = list(member.of_renewals([replace(LEASE, expires_at=end)], 1000, margin=200))
+    assert levels(found) == named
+
+
+def test_an_agent_that_has_not_followed_a_change_of_the_network_is_a_warning() -> None:
+    assert list(member.of_network(REPORT, REPORT.port, REPORT.vni, REPORT.backend)) == []
+    (found,) = member.of_network(REPORT, 4789, REPORT.vni, REPORT.backend)
+    assert found.level is Level.WARNING and "port 4789" in found.seen and "every node" in found.remedy
+
+
+def test_maps_that_are_full_are_named_with_the_setting() -> None:
+    (found,) = node.of_maps({"peers": (4, 4), "endpoints": (3, 4), "flows": (8, 8)}, approved=1)
+    assert "map peers is full" in found.seen and "--peers-max 8" in found.remedy
+    (found,) = node.of_maps({"peer_stats": (4, 4)}, approved=0)
+    assert "map peer_stats is full" in found.seen and "--peers-max 8" in found.remedy
+    (found,) = node.of_maps({"flows": (8, 8)}, approved=8)
+    assert found.level is Level.WARNING and "--flows-max 16" in found.remedy
+
+
+@pytest.mark.parametrize("manager", ["NetworkManager", "systemd-networkd"])
+def test_who_manages_a_device_of_ours_is_told_to_leave_it(manager: str) -> None:
+    (found,) = node.of_others({}, 8472, {"ovnet0": manager})
+    assert manager in found.seen and "ovnet0" in found.remedy
+
+
+WELL = Inside("veth1", "eth0", 1450, (IPv4Interface("172.17.9.2/24"),), "eth0", LEASE.gateway)
+
+
+@pytest.mark.parametrize(
+    ("inside", "words", "remedy"),
+    [
+        (replace(WELL, out="", hop=None), "has no route", "default via 172.17.9.1"),
+        (replace(WELL, hop=IPv4Address("172.17.9.254")), "by 172.17.9.254, not by", "default via 172.17.9.1"),
+        (
+            replace(WELL, addresses=(IPv4Interface("10.0.0.2/24"),)),
+            "10.0.0.2/24",
+            "an address of 172.17.9.0/24",
+        ),
+        (replace(WELL, mtu=1500), "MTU 1500", "with MTU 1450"),
+    ],
+)
+def test_what_is_wrong_inside_of_a_container_is_named(inside: Inside, words: str, remedy: str) -> None:
+    (found,) = of_inside([inside], LEASE, NETWORK, 1450)
+    assert words in found.seen and remedy in found.remedy and found.level is Level.FAILURE
+
+
+def test_an_address_that_two_containers_have_is_named_at_both() -> None:
+    found = list(of_inside([WELL, replace(WELL, port="veth2")], LEASE, NETWORK, 1450))
+    assert [each.seen.split()[4] for each in found] == ["veth1", "veth2"]
+    assert all("have 172.17.9.2" in each.seen for each in found)
+
+
+def test_a_container_that_is_well_or_still_made_is_not_named() -> None:
+    made = replace(WELL, port="veth2", addresses=(), out="", hop=None)
+    assert levels(list(of_inside([WELL, made], LEASE, NETWORK, 1450))) == ["ok"]

@@ -7,7 +7,7 @@ from ipaddress import IPv4Network, IPv6Network
 import pytest
 
 from ctl.core.base_chains import Chain, base_chains
-from ctl.core.forward_chains import names, refuses, sees_forwarded
+from ctl.core.forward_chains import drops_all, names, refuses, sees_forwarded
 
 NETWORK = IPv4Network("172.17.0.0/16")
 NAT = ("nat", "postrouting")
@@ -142,3 +142,22 @@ def test_a_table_has_a_word_about_ipv6_of_ours_by_the_same_rules(rule: str, expe
 
 def test_a_chain_is_named_as_nft_takes_it() -> None:
     assert str(Chain("inet", "theirs", "forward", "filter", "forward")) == "inet theirs forward"
+
+
+@pytest.mark.parametrize(
+    ("rule", "all_of_ours"),
+    [
+        ('iifname "ovnet0" drop', True),
+        ('iifname "ovnet0" counter packets 3 bytes 252 drop comment "mine"', True),
+        ("ip daddr 172.16.0.0/12 reject with icmp port-unreachable", True),
+        ('iifname "ovnet0" tcp dport 25 drop', False),
+        ("ip saddr 172.17.3.0/24 drop", False),
+        ('iifname "eth7" drop', False),
+        ("drop", False),
+        ('iifname "ovnet0" accept', False),
+    ],
+)
+def test_a_rule_that_drops_all_of_ours_is_told_from_a_policy(rule: str, all_of_ours: bool) -> None:
+    listing = chain(rule)
+    found = drops_all(listing, "ovnet0", NETWORK)
+    assert bool(found) is all_of_ours

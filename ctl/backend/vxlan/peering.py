@@ -23,7 +23,7 @@ from ctl.backend.site import Site
 from ctl.backend.vxlan.kernel_path import KernelPath
 from ctl.core.errors import Failures, KernelError
 from ctl.core.family import IPV4
-from ctl.core.findings import Concern, Findings
+from ctl.core.findings import IPSEC_LINE, Concern, Findings
 from ctl.core.host import EVERYTHING, Change, Hop, Removed
 from ctl.core.model import VXLAN_OVERHEAD, IPv4Network, Lease
 from ctl.core.peers import KernelTables, PeerMaps
@@ -144,8 +144,7 @@ class Peering:
         None by eBPF where IPsec has a say, or rules tell more packets apart than can be asked for.
         """
         ipsec = self._policies.any()
-        text = "IPsec policies are set: all peers by the kernel path, which meets them"
-        self._findings.problems[Concern.IPSEC] = (text,) if ipsec else ()
+        self._findings.problems[Concern.IPSEC] = (IPSEC_LINE,) if ipsec else ()
         if everyone:
             self._policy = self._read_policy(site)
         ports = [(port, site.network.port) for port in self._policy.sports]

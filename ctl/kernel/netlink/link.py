@@ -20,7 +20,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import (
     ifinfmsg,
 )
 
-from ctl.core.host import BridgeDevice, Link, VxlanDevice
+from ctl.core.host import BridgeDevice, FarEnd, Link, VxlanDevice
 from ctl.core.losing import Device
 from ctl.core.model import MacAddress
 from ctl.kernel.netlink.message import (
@@ -87,7 +87,7 @@ def parse(content: bytes) -> Link:
     found = attributes(content, _HEAD.size)
     mac = found.get(_ADDRESS, b"")
     info = attributes(found.get(_LINKINFO, b""))
-    elsewhere = _LINK_NETNSID in found
+    netns, elsewhere = to_number(found.get(_LINK_NETNSID, b"")), _LINK_NETNSID in found
     kind, largest = text(info.get(_INFO_KIND, b"")), to_number(found.get(_MAX_MTU, b""))
     return Link(
         ifindex=ifindex,
@@ -105,6 +105,7 @@ def parse(content: bytes) -> Link:
         qdisc=text(found.get(_QDISC, b"")),
         peer_xdp=kind == "veth" and largest not in (0, _ETH_MAX_MTU),
         type=hardware,
+        peer=FarEnd(netns, to_number(found.get(_LINK, b""))) if elsewhere and kind == "veth" else None,
     )
 
 

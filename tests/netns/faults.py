@@ -1,0 +1,488 @@
+"""The faults that `ovctl doctor` is shown, and what it has to name: data of tests and of docs.
+
+Each row is injected for as long as a block lasts, on two nodes whose agents run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address
+
+from ctl.core.model import IPv4Network, MacAddress
+from ctl.store import open_store
+from tests.host import Container, Host, meet
+from tests.lab import wait_until
+
+
+@dataclass
+class Ward:
+    """Two nodes whose agents run; `a` is examined."""
+
+    a: Host
+    b: Host
+    on_a: Container
+    beside: Container
+    """Another one on `a`."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A row: what is wrong, and by which words the doctor has to name it and its remedy."""
+
+    name: str
+    inject: Callable[[Ward], AbstractContextManager[None]]
+    seen: str
+    remedy: str
+    flags: tuple[str, ...] = ()
+    """Of `ovctl doctor`."""
+
+
+@contextmanager
+def lost_on_the_way(*rules: tuple[Host, str]) -> Iterator[None]:
+    """What is sent to a host and a rule fits does not arrive: the switch drops it.
+
+    Not a rule of the host's: eBPF takes VXLAN off the uplink before any, and hands it over behind any.
+    """
+    wire = rules[0][0].lab.wire
+    lines = "; ".join(f"ip daddr {host.address} {rule}" for host, rule in rules)
+    wire.nft(
+        f"table bridge somebody {{ chain between {{ type filter hook forward priority 0; {lines}; }}; }}"
+    )
+    try:
+        yield
+    finally:
+        wire.run("nft", "delete", "table", "bridge", "somebody")
+
+
+DROPPED = "udp dport 8472 drop"
+
+
+def no_way_in(ward: Ward) -> AbstractContextManager[None]:
+    return lost_on_the_way((ward.a, DROPPED))
+
+
+def no_way_out(ward: Ward) -> AbstractContextManager[None]:
+    return lost_on_the_way((ward.b, DROPPED))
+
+
+def no_way_at_all(ward: Ward) -> AbstractContextManager[None]:
+    return lost_on_the_way((ward.a, DROPPED), (ward.b, DROPPED))
+
+
+def a_smaller_path(ward: Ward) -> AbstractContextManager[None]:
+    return lost_on_the_way((ward.b, "ip length > 1400 drop"))
+
+
+def fragmented(ward: Ward) -> AbstractContextManager[None]:
+    """The path takes the tunnel's packets in pieces, and no whole one of that size."""
+    return lost_on_the_way((ward.b, "ip length > 1400 ip protocol icmp drop"))
+
+
+@contextmanager
+def peer_down(ward: Ward) -> Iterator[None]:
+    ward.b.ip("link", "set", "eth0", "down")
+    ward.a.ip("neigh", "flush", "dev", "eth0")
+    try:
+        yield
+    finally:
+        ward.b.ip("link", "set", "eth0", "up")
+        meet(ward.a, ward.b)
+
+
+@contextmanager
+def stolen(ward: Ward) -> Iterator[None]:
+    thief = (f"{ward.b.gateway.network.network_address}/25", "via", ward.b.address, "dev", "eth0")
+    ward.a.ip("route", "add", *thief)
+    try:
+        yield
+    finally:
+        ward.a.ip("route", "del", *thief)
+
+
+@contextmanager
+def a_large_port(ward: Ward) -> Iterator[None]:
+    ward.a.ip("link", "set", ward.on_a.port, "mtu", "1500")
+    try:
+        yield
+    finally:
+        ward.a.ip("link", "set", ward.on_a.port, "mtu", "1450")
+
+
+@contextmanager
+def a_large_container(ward: Ward) -> Iterator[None]:
+    ward.on_a.ip("link", "set", "eth0", "mtu", "1500")
+    try:
+        yield
+    finally:
+        ward.on_a.ip("link", "set", "eth0", "mtu", "1450")
+
+
+@contextmanager
+def a_chain_of_somebody(ward: Ward, chain: str) -> Iterator[None]:
+    ward.a.nft(f"table ip somebody {{ chain theirs {{ type filter hook forward priority 0; {chain} }}; }}")
+    try:
+        yield
+    finally:
+        ward.a.run("nft", "delete", "table", "ip", "somebody")
+
+
+def a_policy_that_drops(ward: Ward) -> AbstractContextManager[None]:
+    return a_chain_of_somebody(ward, "policy drop;")
+
+
+def a_rule_that_drops(ward: Ward) -> AbstractContextManager[None]:
+    return a_chain_of_somebody(ward, 'iifname "ovnet0" counter drop;')
+
+
+@contextmanager
+def routed(container: Container, *route: str) -> Iterator[None]:
+    """With this default route, or none, in place of its own."""
+    own = ("default", "via", str(container.host.gateway.ip))
+    container.ip("route", "del", "default")
+    if route:
+        container.ip("route", "add", "default", *route)
+    try:
+        yield
+    finally:
+        container.ip("route", "replace", *own)
+
+
+def no_route_inside(ward: Ward) -> AbstractContextManager[None]:
+    return routed(ward.on_a)
+
+
+def a_wrong_gateway(ward: Ward) -> AbstractContextManager[None]:
+    return routed(ward.on_a, "via", str(ward.a.gateway.ip + 99))
+
+
+@contextmanager
+def addressed(container: Container, address: str) -> Iterator[None]:
+    """With this address in place of its own, and with its route."""
+    gateway = container.host.gateway
+    own = f"{container.address}/{gateway.network.prefixlen}"
+    container.ip("addr", "flush", "dev", "eth0", "scope", "global")
+    container.ip("addr", "add", address, "dev", "eth0")
+    container.ip("route", "replace", "default", "via", str(gateway.ip), "dev", "eth0", "onlink")
+    try:
+        yield
+    finally:
+        container.ip("addr", "flush", "dev", "eth0", "scope", "global")
+        container.ip("addr", "add", own, "dev", "eth0")
+        container.ip("route", "replace", "default", "via", str(gateway.ip))
+
+
+def a_foreign_address(ward: Ward) -> AbstractContextManager[None]:
+    return addressed(ward.on_a, "10.9.9.9/24")
+
+
+@contextmanager
+def another_tunnel(ward: Ward) -> Iterator[None]:
+    ward.a.ip("link", "add", "flannel.9", "type", "vxlan", "id", "9", "dstport", "8472", "dev", "eth0")
+    try:
+        yield
+    finally:
+        ward.a.ip("link", "del", "flannel.9")
+
+
+@contextmanager
+def ipsec(ward: Ward) -> Iterator[None]:
+    policy = ("src", "192.0.2.0/24", "dst", "198.51.100.0/24", "dir", "out")
+    ward.a.ip("xfrm", "policy", "add", *policy, "action", "allow")
+    try:
+        yield
+    finally:
+        ward.a.ip("xfrm", "policy", "delete", *policy)
+
+
+@contextmanager
+def a_lease(ward: Ward, vni: int, ends_in: float) -> Iterator[None]:
+    """A node that is not there, with this lease, as another one that has not followed would have it."""
+    store = open_store(ward.a.lab.store_url)
+    try:
+        like = next(lease for lease in store.snapshot(fresh=True).leases if str(lease.host) == ward.b.address)
+        assert like.expires_at is not None
+        stray = replace(
+            like,
+            subnet=IPv4Network("172.17.250.0/24"),
+            host=IPv4Address("192.168.77.250"),
+            vtep_mac=MacAddress.parse("02:00:00:00:00:fa"),
+            vni=vni,
+            node="stray",
+            expires_at=like.expires_at + ends_in,
+            revision=0,
+        )
+        stray = store.put(stray, None)
+        yield
+    finally:
+        store.delete(stray)
+        store.close()
+        wait_until(lambda: not ward.a.status()["problems"], 30, "the agent believes that the lease is gone")
+
+
+def another_vni(ward: Ward) -> AbstractContextManager[None]:
+    return a_lease(ward, 7, 0)
+
+
+@contextmanager
+def another_port(ward: Ward) -> Iterator[None]:
+    """The peer's tunnel is there, made by somebody who has not heard of the network's port."""
+    b = ward.b
+    b.stop_processes()
+    b.ovctl("teardown")
+    b.ip("link", "add", "ovnet.1", "type", "vxlan", "id", "1", "dstport", "4789", "dev", "eth0")
+    b.ip("link", "set", "ovnet.1", "up")
+    try:
+        yield
+    finally:
+        b.ip("link", "del", "ovnet.1")
+        b.agent("--resync-interval", "3600")
+        meet(ward.a, b)
+
+
+@contextmanager
+def a_learned_mtu(ward: Ward) -> Iterator[None]:
+    """As ICMP's "fragmentation needed" leaves it in the kernel."""
+    route = (ward.b.address, "dev", "eth0")
+    ward.a.ip("route", "add", *route, "mtu", "1400")
+    try:
+        yield
+    finally:
+        ward.a.ip("route", "del", *route)
+        meet(ward.a, ward.b)
+
+
+@contextmanager
+def with_agents_flags(ward: Ward, *flags: str) -> Iterator[None]:
+    """`a` runs with these, and then as before."""
+    ward.a.stop_processes()
+    try:
+        ward.a.agent("--resync-interval", "3600", *flags)
+        meet(ward.a, ward.b)
+        yield
+    finally:
+        ward.a.stop_processes()
+        ward.a.agent("--resync-interval", "3600")
+        meet(ward.a, ward.b)
+
+
+@contextmanager
+def few_endpoints(ward: Ward) -> Iterator[None]:
+    with with_agents_flags(ward, "--endpoints-max", "1"):
+        for container in (ward.on_a, ward.beside):
+            container.run("ping", "-c", "1", str(ward.a.gateway.ip))
+        wait_until(lambda: ward.a.json("map", "dump", "endpoints"), 30, "one of them is known")
+        yield
+
+
+@contextmanager
+def few_peers(ward: Ward) -> Iterator[None]:
+    with with_agents_flags(ward, "--peers-max", "1"), a_lease(ward, 1, 0):
+        wait_until(lambda: ward.a.status()["peers_kernel_path"], 30, "a peer has found no room")
+        yield
+
+
+@contextmanager
+def elsewhere(_: Ward) -> Iterator[None]:
+    """What is wrong is said by the flags: the doctor sees another bpffs than the agent."""
+    yield
+
+
+FAULTS: tuple[Fault, ...] = (
+    Fault(
+        "UDP of the port is stopped on its way in", no_way_in, "answers nothing, its host", "open UDP 8472"
+    ),
+    Fault(
+        "UDP of the port is stopped on its way out", no_way_out, "answers nothing, its host", "open UDP 8472"
+    ),
+    Fault(
+        "UDP of the port is stopped both ways", no_way_at_all, "answers nothing, its host", "open UDP 8472"
+    ),
+    Fault(
+        "the path's MTU is smaller than the uplink's, no ICMP tells of it",
+        a_smaller_path,
+        "answers packets up to 1350 bytes, not 1450",
+        "--mtu 1400",
+    ),
+    Fault(
+        "the path's MTU is smaller, and it fragments",
+        fragmented,
+        "answers whole echoes up to 1400 bytes, not 1500",
+        "--mtu 1400",
+    ),
+    Fault("the next hop's MAC is not known", peer_down, "no ARP", "ping 192.168.77.12"),
+    Fault(
+        "a more specific route steals a subnet",
+        stolen,
+        "is routed to eth0, not to ovnet.1",
+        "ip route get",
+    ),
+    Fault(
+        "a port's MTU is larger than the overlay's",
+        a_large_port,
+        "MTU 1500, the overlay carries 1450",
+        "with MTU 1450",
+    ),
+    Fault(
+        "a container's MTU is larger than the overlay's",
+        a_large_container,
+        "MTU 1500, the overlay carries 1450",
+        "inside: ip link set dev eth0 mtu 1450",
+    ),
+    Fault(
+        "somebody's chain refuses what it has no rule for",
+        a_policy_that_drops,
+        "ip somebody theirs",
+        "nft insert rule ip somebody theirs ip saddr 172.17.0.0/16 accept",
+    ),
+    Fault(
+        "somebody's rule drops what is forwarded",
+        a_rule_that_drops,
+        'iifname "ovnet0" counter drop',
+        "nft delete rule",
+    ),
+    Fault(
+        "a container has no route",
+        no_route_inside,
+        "has no route to 172.17.0.0/16",
+        "ip route add default via",
+    ),
+    Fault("a container has a wrong gateway", a_wrong_gateway, "not by 172.17.", "ip route replace default"),
+    Fault(
+        "a container has an address that is none of its node's",
+        a_foreign_address,
+        "has 10.9.9.9/24",
+        "start it anew with an address of 172.17.",
+    ),
+    Fault("another tunnel has the UDP port", another_tunnel, "flannel.9 (VNI 9)", "ip link del flannel.9"),
+    Fault("IPsec policies", ipsec, "IPsec policies", "ip xfrm policy"),
+    Fault("a peer with another VNI", another_vni, "its VNI is 7", "restart the agent there"),
+    Fault(
+        "a peer's tunnel has another port", another_port, "nothing listens on UDP 8472 of its host", "(Port)"
+    ),
+    Fault(
+        "the path's MTU is smaller, and ICMP tells of it",
+        a_learned_mtu,
+        "answers packets up to 1350 bytes, not 1450",
+        "--mtu 1400",
+    ),
+    Fault("map endpoints is full", few_endpoints, "map endpoints is full: 1 of 1", "--endpoints-max 2"),
+    Fault(
+        "map peers is full",
+        few_peers,
+        "map peers is full: 1 of 1",
+        "--peers-max 2",
+        flags=("--peers-max", "1", "--peer", "b"),
+    ),
+    Fault(
+        "the agent's bpffs is private to its container",
+        elsewhere,
+        "/sys/fs/bpf/ovnet-elsewhere",
+        "--volume /sys/fs/bpf:/sys/fs/bpf",
+        flags=("--bpffs", "/sys/fs/bpf/ovnet-elsewhere"),
+    ),
+)
+
+
+# --- While no agent runs, which would mend them --------------------------------
+
+
+def peers_vtep(ward: Ward) -> tuple[str, str]:
+    """(address, MAC) of `b`'s tunnel."""
+    (peer,) = ward.a.json("map", "dump", "peers")
+    return peer["subnet"].split("/")[0], peer["vtep_mac"]
+
+
+@contextmanager
+def another_fdb_entry(ward: Ward) -> Iterator[None]:
+    _, mac = peers_vtep(ward)
+    entry = ("bridge", "fdb", "replace", mac, "dev", "ovnet.1", "dst")
+    ward.a.run(*entry, "192.0.2.9", "self", "permanent")
+    try:
+        yield
+    finally:
+        ward.a.run(*entry, ward.b.address, "self", "permanent")
+
+
+@contextmanager
+def another_neighbour(ward: Ward) -> Iterator[None]:
+    address, mac = peers_vtep(ward)
+    entry = ("neigh", "replace", address, "dev", "ovnet.1", "nud", "permanent", "lladdr")
+    ward.a.ip(*entry, "02:00:00:00:00:99")
+    try:
+        yield
+    finally:
+        ward.a.ip(*entry, mac)
+
+
+@contextmanager
+def no_route(ward: Ward) -> Iterator[None]:
+    (route,) = ward.a.ip("route", "show", "proto", "147").splitlines()
+    words = [*route.split(), "proto", "147"]
+    ward.a.ip("route", "del", *words)
+    try:
+        yield
+    finally:
+        ward.a.ip("route", "add", *words)
+
+
+@contextmanager
+def not_forwarding(ward: Ward) -> Iterator[None]:
+    ward.a.sysctl("net.ipv4.ip_forward", "0")
+    try:
+        yield
+    finally:
+        ward.a.sysctl("net.ipv4.ip_forward", "1")
+
+
+@contextmanager
+def subnet_of_another(ward: Ward) -> Iterator[None]:
+    store = open_store(ward.a.lab.store_url)
+    try:
+        own = next(lease for lease in store.snapshot(fresh=True).leases if str(lease.host) == ward.a.address)
+        taken = store.put(replace(own, host=IPv4Address("192.168.77.99"), node="thief"), own)
+        yield
+        store.put(replace(own, revision=0), taken)
+    finally:
+        store.close()
+
+
+@contextmanager
+def clock_set_back(ward: Ward) -> Iterator[None]:
+    """By half an hour, since our lease was renewed; which is to say that it ends so much later."""
+    store = open_store(ward.a.lab.store_url)
+    try:
+        own = next(lease for lease in store.snapshot(fresh=True).leases if str(lease.host) == ward.a.address)
+        assert own.expires_at is not None
+        later = store.put(replace(own, expires_at=own.expires_at + 1800), own)
+        yield
+        store.put(own, later)
+    finally:
+        store.close()
+
+
+WITHOUT_AGENT: tuple[Fault, ...] = (
+    Fault(
+        "an FDB entry of ours is replaced",
+        another_fdb_entry,
+        "fdb: ",
+        "systemctl start ovnet; who changed it?",
+    ),
+    Fault(
+        "a neighbour of ours is replaced",
+        another_neighbour,
+        "neighbours: ",
+        "systemctl start ovnet; who changed it?",
+    ),
+    Fault("a route of ours is gone", no_route, "routes: ", "systemctl start ovnet; who changed it?"),
+    Fault("ip_forward is off", not_forwarding, "net.ipv4.ip_forward is 0", "sysctl -w net.ipv4.ip_forward=1"),
+    Fault(
+        "another host holds our lease",
+        subnet_of_another,
+        "is held by 192.168.77.99 (thief)",
+        "ovctl lease release 172.17.",
+    ),
+    Fault("the clock was set back", clock_set_back, "our lease ends in 88", "have the clock set by NTP"),
+)
+"""Beside the agent that is dead, each of these is named alone."""
