@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 
+from ctl.backend.vxlan.device import vtep_mac
 from ctl.core.model import IPv6Lease, Lease, MacAddress
 from ctl.core.wire import parse_network
 from ctl.store import open_store
@@ -17,7 +17,6 @@ from tests.process import wait_until
 
 NETWORK = IPv6Network("fd00:10::/48")
 UNDERLAY = IPv6Network("fd77::/64")
-OVCTL = [sys.executable, "-m", "tests.carries_ipv6"]
 
 
 def underlay(host: Host) -> str:
@@ -32,24 +31,25 @@ def with_ipv6(host: Host) -> Host:
     return host
 
 
-def init_network(host: Host, backend: str = '{"Type":"vxlan"}') -> None:
+def init_network(host: Host, backend: str = '{"Type":"vxlan"}', *, ipv6: bool = True) -> None:
     """A network of both families, in the lab's store, which the host reaches; in place of another one."""
-    text = f'{{"Network":"172.17.0.0/16","EnableIPv6":true,"IPv6Network":"{NETWORK}","Backend":{backend}}}'
+    both = f'"EnableIPv6":true,"IPv6Network":"{NETWORK}",' if ipv6 else ""
+    text = f'{{"Network":"172.17.0.0/16",{both}"Backend":{backend}}}'
 
     def write() -> None:
-        with closing(open_store(host.lab.store_url)) as store:
+        with closing(open_store(host.lab.store_url, create=True)) as store:
             store.write_network(parse_network(text), replace=True)
 
     host.call(write)
 
 
 def lease(host: Host, number: int, backend: str = "vxlan", *, ipv6: bool = True) -> Lease:
-    """The host's, on the subnets of that number."""
+    """The host's, on the subnets of that number; of IPv6 all is as its agent will have it."""
     has_mac = backend == "vxlan"
     part = IPv6Lease(
         IPv6Network((int(NETWORK.network_address) + (number << 64), 64)),
         IPv6Address(underlay(host)),
-        MacAddress(bytes((2, 6, 0, 0, 0, number))) if has_mac else None,
+        vtep_mac(IPv6Address(underlay(host)), 1) if has_mac else None,
         1 if has_mac else None,
     )
     return Lease(

@@ -28,7 +28,7 @@ from ctl.core.host import EVERYTHING, Change
 from ctl.core.model import Network
 from ctl.core.ports import Closing, Events, Kernel, LeaseStore, Runtimes
 from ctl.core.report import AgentReport, ReconcileReport
-from ctl.core.wire import SubnetEnv
+from ctl.core.wire import env_of
 from ctl.process.backoff import BackOff
 from ctl.process.clock import uptime
 from ctl.process.notify import Starting, notify, watchdog_seconds
@@ -244,7 +244,7 @@ class Agent:
             self._runtimes.refuse()
         elif self._schedule.ready:
             network, lease = membership.network, membership.holding.lease
-            self._runtimes.admit(SubnetEnv(network.network, lease.subnet, findings.mtu, settings.ip_masq))
+            self._runtimes.admit(env_of(network, lease, findings.mtu, ip_masq=settings.ip_masq))
 
     def _tell_store(self) -> None:
         """That this node is in service, once it is: no more than a hint, so what fails is only said, once."""

@@ -19,6 +19,7 @@ from ctl.core.lease import (
     NOTHING_AROUND,
     Keep,
     Pick,
+    PickIPv6,
     Replace,
     choose,
     holder,
@@ -26,8 +27,9 @@ from ctl.core.lease import (
     named,
     renew_at,
     take,
+    with_ipv6,
 )
-from ctl.core.model import Lease, Network
+from ctl.core.model import IPv6Lease, Lease, Network
 from ctl.core.ports import LeaseStore
 
 ATTEMPTS: Final = 20
@@ -50,6 +52,7 @@ class LeaseHolder:
         margin: float,
         clock: Callable[[], float] = time.time,
         pick: Pick = random.choice,
+        pick_ipv6: PickIPv6 = random.choice,
     ) -> None:
         self.identity = identity
         self.lease: Lease | None = None
@@ -58,7 +61,7 @@ class LeaseHolder:
         self._ttl = ttl
         self._margin = margin
         self._clock = clock
-        self._pick = pick
+        self._pick, self._pick_ipv6 = pick, pick_ipv6
         self._doubtful = False
         """Whether the end that the lease has was written by a wall clock that was set since."""
         self.reclaims = 0
@@ -97,12 +100,14 @@ class LeaseHolder:
             choice = choose(network, leases, self.identity.host, previous, self._pick, around)
         else:
             choice = take(assigned, leases, self.identity.node, around)
-        if isinstance(choice, Keep):
-            return self._write(choice.lease, self._clock())
         if isinstance(choice, Replace):
             self._store.delete(choice.stale)
             return None
-        return self._create(choice.subnet, self._clock())
+        if isinstance(choice, Keep):
+            wanted = with_ipv6(choice.lease, network, leases, self._pick_ipv6)
+            return self._write(wanted, choice.lease, self._clock())
+        wanted = with_ipv6(Lease(choice.subnet, self.identity.host), network, leases, self._pick_ipv6)
+        return self._create(wanted, self._clock())
 
     def distrust_end(self) -> None:
         """The wall clock was set, and the lease's end is by that clock: `keep` writes it anew."""
@@ -130,12 +135,13 @@ class LeaseHolder:
         held = self._held()
         if stored is None:
             self.reclaims += 1
-            return self._create(held.subnet, now)
+            return self._create(held, now)
+        wanted = replace(stored, ipv6=_part(held, stored))
         due = now >= renew_at(stored, self._ttl, self._margin) or (
             self._doubtful and stored.expires_at is not None
         )
-        if due or self.identity.mark(stored) != stored:
-            return self._write(stored, now)
+        if due or self.identity.mark(wanted) != stored:
+            return self._write(wanted, stored, now)
         self.lease = stored
         return stored
 
@@ -188,17 +194,25 @@ class LeaseHolder:
             )
         return assigned
 
-    def _create(self, subnet: IPv4Network, now: float) -> Lease:
-        lease = Lease(subnet, self.identity.host, expires_at=now + self._ttl)
+    def _create(self, wanted: Lease, now: float) -> Lease:
+        """An entry of ours on the subnets of `wanted`."""
+        lease = Lease(wanted.subnet, self.identity.host, expires_at=now + self._ttl, ipv6=wanted.ipv6)
         return self._wrote(self._store.put(self.identity.mark(lease), None))
 
-    def _write(self, stored: Lease, now: float) -> Lease:
-        """Put our identity on `stored`. A reservation stays without an end."""
+    def _write(self, wanted: Lease, stored: Lease, now: float) -> Lease:
+        """Put `wanted` with our identity in the place of `stored`. A reservation stays without an end."""
         expires_at = None if stored.expires_at is None else now + self._ttl
         return self._wrote(
-            self._store.put(self.identity.mark(replace(stored, expires_at=expires_at)), stored)
+            self._store.put(self.identity.mark(replace(wanted, expires_at=expires_at)), stored)
         )
 
     def _wrote(self, lease: Lease) -> Lease:
         self.lease, self._doubtful = lease, False
         return lease
+
+
+def _part(held: Lease, stored: Lease) -> IPv6Lease | None:
+    """What our entry is to say of IPv6: the subnet is ours whatever somebody has made of the entry."""
+    if held.ipv6 is None or stored.ipv6 is None or stored.ipv6.subnet != held.ipv6.subnet:
+        return held.ipv6
+    return stored.ipv6

@@ -72,6 +72,7 @@ def conflist(env: SubnetEnv, bridge: str, chained: Sequence[Plugin]) -> str:
     """The text of the configuration. `bridge`: the name of ours."""
     import json
 
+    spaces = [(env.network, env.subnet), *([env.ipv6] if env.ipv6 else [])]
     first = {
         "type": "bridge",
         "bridge": bridge,
@@ -82,8 +83,8 @@ def conflist(env: SubnetEnv, bridge: str, chained: Sequence[Plugin]) -> str:
         "ipMasq": not env.ip_masq,  # either we masquerade or the plugin does
         "ipam": {
             "type": "host-local",
-            "ranges": [[{"subnet": str(env.subnet)}]],
-            "routes": [{"dst": str(env.network)}],
+            "ranges": [[{"subnet": str(subnet)}] for _, subnet in spaces],
+            "routes": [{"dst": str(network)} for network, _ in spaces],
         },
     }
     whole = {

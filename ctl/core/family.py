@@ -7,11 +7,12 @@ them are Network and Lease themselves, which are about IPv6 too where there is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Generic, Protocol, TypeVar
 
+from ctl.core.errors import AgentError
 from ctl.core.host import Uplink
 from ctl.core.model import (
     VXLAN_IPV6_OVERHEAD,
@@ -28,21 +29,31 @@ A_co = TypeVar("A_co", bound=IPv4Address | IPv6Address, covariant=True)
 N_co = TypeVar("N_co", bound=IPv4Network | IPv6Network, covariant=True)
 
 
-def cannot_carry_ipv6_yet(network: Network) -> str:
-    """Why this version does not serve a network that has IPv6, one line; empty if it does."""
-    if network.ipv6 is None:
-        return ""
-    return (
-        f"the network has IPv6 too ({network.ipv6.network}), and this version carries IPv4 only:"
-        " EnableIPv6 must be false"
-    )
-
-
 def lacks_ipv6(network: Network) -> str:
     """Why the network's backend cannot serve it, as it has IPv6, one line; empty if it can."""
     if network.ipv6 is None or network.backend != "udp":
         return ""
     return "backend udp carries IPv4 only: EnableIPv6 must be false, or the backend vxlan or host-gw"
+
+
+def own_ipv6(
+    lasting: Sequence[IPv6Address], uplink: str, asked: IPv6Address | None, before: IPv6Address | None
+) -> IPv6Address:
+    """The address that a node publishes of IPv6. AgentError if there is none.
+
+    `lasting`: those of the uplink at which others can reach it for good, in the kernel's order; `asked`: by
+    --public-ipv6; `before`: what was published until now, which stays as long as it is there.
+    """
+    if asked is not None:
+        if asked not in lasting:
+            raise AgentError(f"uplink {uplink} does not have {asked} for good: see --public-ipv6 and --iface")
+        return asked
+    if not lasting:
+        raise AgentError(
+            f"the network has IPv6, and uplink {uplink} no address of it that others can reach for good"
+            " (not link-local, temporary, deprecated, or in doubt): give it one, or see --iface"
+        )
+    return before if before is not None and before in lasting else lasting[0]
 
 
 NAMED: Final = 5

@@ -18,6 +18,8 @@ class Concern(StrEnum):
 
     UPLINK = "uplink"
     """The interface of the underlay is not the one that was asked for."""
+    UPLINK_IPV6 = "uplink IPv6"
+    """It has no IPv6 address to be reached at (any more)."""
     NETWORK = "network"
     """The network in the store has changed, or is gone."""
     MASS_REMOVAL = "mass removal"

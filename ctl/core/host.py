@@ -43,6 +43,15 @@ EVERYTHING: Final = frozenset(Change) - {Change.MAPS}
 
 
 @dataclass(frozen=True, slots=True)
+class IPv6Identity:
+    """What it publishes of IPv6. The names are those of IPv6Lease."""
+
+    host: IPv6Address
+    vtep_mac: MacAddress | None = None
+    vni: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Identity:
     """What a node publishes of itself in its lease."""
 
@@ -51,9 +60,15 @@ class Identity:
     vni: int | None = None
     node: str = ""
     backend: str = "vxlan"
+    ipv6: IPv6Identity | None = None
+    """None: the network has IPv4 only."""
 
     def mark(self, lease: Lease) -> Lease:
-        """`lease` as this node would have it."""
+        """`lease` as this node would have it; of IPv6, what belongs to the subnet that it has."""
+        ipv6 = lease.ipv6
+        if ipv6 is not None and self.ipv6 is not None:
+            own = self.ipv6
+            ipv6 = replace(ipv6, host=own.host, vtep_mac=own.vtep_mac, vni=own.vni)
         return replace(
             lease,
             host=self.host,
@@ -61,6 +76,7 @@ class Identity:
             vni=self.vni,
             node=self.node,
             backend=self.backend,
+            ipv6=ipv6,
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from itertools import chain, islice
 from typing import Any, Final
@@ -18,13 +18,17 @@ from typing import Any, Final
 from ctl.core.errors import ConfigError, NetworkExhausted
 from ctl.core.family import Member
 from ctl.core.host import Surroundings
-from ctl.core.model import END_UNKNOWN, Lease, Network
+from ctl.core.model import END_UNKNOWN, IPv6Lease, IPv6Range, Lease, Network
 
 CANDIDATES: Final = 100
 """Free subnets to pick from: more than one, so that nodes starting together seldom race."""
 
 Pick = Callable[[Sequence[IPv4Network]], IPv4Network]
 """Takes one of the candidates, which are never empty; `random.choice` outside tests."""
+PickIPv6 = Callable[[Sequence[IPv6Network]], IPv6Network]
+"""The same of IPv6."""
+Cut = Network | IPv6Range
+"""What a network has of one family, and how it is cut."""
 
 
 NOTHING_AROUND: Final = Surroundings()
@@ -54,8 +58,8 @@ class Create:
 Choice = Keep | Replace | Create
 
 
-def fits(network: Network, subnet: IPv4Network) -> bool:
-    """Whether `subnet` is one that `network` hands out."""
+def fits(network: Cut, subnet: IPv4Network | IPv6Network) -> bool:
+    """Whether `subnet` is one that `network` hands out, of the same family."""
     return subnet.prefixlen == network.subnet_len and (
         int(network.subnet_min.network_address)
         <= int(subnet.network_address)
@@ -91,9 +95,15 @@ def free_subnets(
     network: Network, leases: Iterable[Lease], avoid: Iterable[IPv4Network] = ()
 ) -> Iterator[IPv4Network]:
     """Subnets that overlap no lease and nothing of `avoid`, from the lowest up."""
-    taken = sorted(map(span, chain((lease.subnet for lease in leases), avoid)))
-    size = 1 << (32 - network.subnet_len)
-    start, (stop, _) = int(network.subnet_min.network_address), span(network.subnet_max)
+    taken = chain((lease.subnet for lease in leases), avoid)
+    return (IPv4Network((start, network.subnet_len)) for start in _free(network, taken))
+
+
+def _free(cut: Cut, subnets: Iterable[IPv4Network | IPv6Network]) -> Iterator[int]:
+    """First addresses of what overlaps none of these, from the lowest up."""
+    taken = sorted(map(span, subnets))
+    size = 1 << (cut.network.max_prefixlen - cut.subnet_len)
+    start, (stop, _) = int(cut.subnet_min.network_address), span(cut.subnet_max)
     index = 0
     while start <= stop:
         while index < len(taken) and taken[index][1] < start:
@@ -102,8 +112,51 @@ def free_subnets(
             # Leap over the lease: the next boundary behind its last address.
             start = max(start + size, (taken[index][1] // size + 1) * size)
         else:
-            yield IPv4Network((start, network.subnet_len))
+            yield start
             start += size
+
+
+def with_ipv6(lease: Lease, network: Network, leases: Iterable[Lease], pick: PickIPv6) -> Lease:
+    """`lease` with an IPv6 subnet if the network has IPv6, and without one if it has not.
+
+    The one that it has stays if it fits. NetworkExhausted if none is free among `leases`.
+    """
+    cut = network.ipv6
+    if cut is None:
+        return replace(lease, ipv6=None)
+    others = [each.ipv6.subnet for each in leases if each.ipv6 and each.subnet != lease.subnet]
+    if lease.ipv6 and fits(cut, lease.ipv6.subnet) and not any(map(lease.ipv6.subnet.overlaps, others)):
+        return lease
+    free = (IPv6Network((start, cut.subnet_len)) for start in _free(cut, others))
+    candidates = list(islice(free, CANDIDATES))
+    if not candidates:
+        where = f"between {cut.subnet_min} and {cut.subnet_max}"
+        raise NetworkExhausted(f"no /{cut.subnet_len} of {cut.network} is free {where}: {MAKE_ROOM}")
+    return replace(lease, ipv6=IPv6Lease(pick(candidates)))
+
+
+def moves(lease: Lease, before: Lease) -> bool:
+    """Whether a lease is to have other subnets than before, and so where it is stored, another place."""
+    return (lease.subnet, _ipv6_subnet(lease)) != (before.subnet, _ipv6_subnet(before))
+
+
+def _ipv6_subnet(lease: Lease) -> IPv6Network | None:
+    return lease.ipv6.subnet if lease.ipv6 else None
+
+
+def taken(lease: Lease, other: Lease) -> IPv4Network | IPv6Network:
+    """The subnet of `lease` that `other`, which clashes with it, has taken."""
+    ipv6 = _ipv6_subnet(lease)
+    return lease.subnet if ipv6 is None or lease.subnet.overlaps(other.subnet) else ipv6
+
+
+def clash(lease: Lease, leases: Iterable[Lease]) -> Lease | None:
+    """The first of the others that overlaps `lease` in one family or the other; None: it is free."""
+    others = sorted((each for each in leases if each.subnet != lease.subnet), key=rank)
+    if (other := holder(others, lease.subnet)) or lease.ipv6 is None:
+        return other
+    own = lease.ipv6.subnet
+    return next((each for each in others if each.ipv6 and each.ipv6.subnet.overlaps(own)), None)
 
 
 def choose(
@@ -200,11 +253,14 @@ def _pick_free(network: Network, leases: Sequence[Lease], pick: Pick, around: Su
     )
 
 
+MAKE_ROOM: Final = "release a lease or make the network larger"
+
+
 def _remedy(network: Network, leases: Iterable[Lease]) -> str:
     """What makes room; the largest lease by name, if it holds more than one of the subnets."""
     largest = min(leases, key=lambda lease: (lease.subnet.prefixlen, rank(lease)), default=None)
     if largest is None or largest.subnet.prefixlen >= network.subnet_len:
-        return "release a lease or make the network larger"
+        return MAKE_ROOM
     return f"release {in_words(largest)}, which holds more than one of them, or make the network larger"
 
 

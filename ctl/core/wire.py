@@ -453,6 +453,12 @@ class SubnetEnv:
     """Network and subnet; None: the node has IPv4 only."""
 
 
+def env_of(network: Network, lease: Lease, mtu: int, *, ip_masq: bool) -> SubnetEnv:
+    """What the node that holds this lease tells; `mtu`: the containers', bytes."""
+    ipv6 = (network.ipv6.network, lease.ipv6.subnet) if network.ipv6 and lease.ipv6 else None
+    return SubnetEnv(network.network, lease.subnet, mtu, ip_masq, ipv6)
+
+
 def format_subnet_env(env: SubnetEnv) -> str:
     """The text of subnet.env. FLANNEL_SUBNET is the bridge's address and prefix length."""
     ipv6 = ""

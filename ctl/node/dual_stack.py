@@ -7,9 +7,9 @@ from ipaddress import IPv4Network, IPv6Address, IPv6Network
 
 from ctl.backend.protocol import Backend
 from ctl.backend.site import Site
-from ctl.core.errors import KernelError
-from ctl.core.family import IPV6
-from ctl.core.host import Link
+from ctl.core.errors import AgentError, KernelError
+from ctl.core.family import IPV6, own_ipv6
+from ctl.core.host import Link, Uplink
 from ctl.core.model import Network
 from ctl.kernel import firewall, sysctl
 from ctl.kernel.netlink.session import Netlink
@@ -27,6 +27,8 @@ class DualStack:
         self.links: tuple[IPv6Network, ...] = ()
         """The uplink's own networks, as they were looked at last."""
         self._settings, self._netlink, self._bridge = settings, netlink, bridge
+        self.address: IPv6Address | None = None
+        """Ours on the underlay; None: not looked for, or the network has no IPv6."""
         self._rules: firewall.Firewall | None = None
         """None: there are none of ours, or only those of an earlier life."""
         self._clean = False
@@ -36,6 +38,22 @@ class DualStack:
     def unseen(self) -> tuple[str, ...]:
         """Others' rules that we could not look at, a line each."""
         return self._rules.unseen if self._rules else ()
+
+    def find_address(self, network: Network, uplink: Uplink) -> None:
+        """Look which of the uplink's is ours. AgentError if none can be."""
+        if network.ipv6 is None:
+            return
+        lasting = [each.ip for each in self._netlink.lasting_ipv6_addresses(uplink.link.ifindex)]
+        self.address = own_ipv6(lasting, uplink.link.name, self._settings.public_ipv6, self.address)
+
+    def follow_address(self, network: Network | None, uplink: Uplink) -> str:
+        """Look again; one line if there is none now: then it is as it was, for IPv4 goes on."""
+        try:
+            if network is not None:
+                self.find_address(network, uplink)
+        except AgentError as error:
+            return str(error)
+        return ""
 
     def preflight(self, network: Network, tunnel: firewall.Tunnel | None) -> None:
         """Refuse what this kernel cannot. KernelError. `tunnel`: that of IPv4."""

@@ -20,13 +20,14 @@ from ctl.backend.vxlan.backend import VxlanBackend
 from ctl.core.abi import Event
 from ctl.core.base_chains import Chain, base_chains
 from ctl.core.errors import AgentError, ConfigError, Failures
-from ctl.core.family import IPV4, cannot_carry_ipv6_yet, lacks_ipv6
+from ctl.core.family import IPV4, IPV6, lacks_ipv6
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import (
     EVERYTHING,
     Change,
     Devices,
     Identity,
+    IPv6Identity,
     Removed,
     Surroundings,
     Uplink,
@@ -42,7 +43,7 @@ from ctl.core.model import (
     Network,
 )
 from ctl.core.ports import Closing, Holding
-from ctl.core.wire import SubnetEnv
+from ctl.core.wire import env_of
 from ctl.kernel import firewall, forward, sysctl
 from ctl.kernel.bpf import maps
 from ctl.kernel.bpf.maps import RING_BYTES
@@ -121,7 +122,7 @@ class Node:
         if network.backend not in BACKENDS:
             known = ", ".join(BACKENDS)
             raise ConfigError(f"the network's backend is {network.backend}: this agent runs {known}")
-        if why := lacks_ipv6(network) or cannot_carry_ipv6_yet(network):
+        if why := lacks_ipv6(network):
             raise ConfigError(why)
         backend: Backend = BACKENDS[network.backend](self._settings, self._netlink, self.findings)
         self._inner_mtu(network, backend)
@@ -135,6 +136,7 @@ class Node:
         self._dual.preflight(network, tunnel)
         backend.preflight(self._uplink)
         self._takeover.look(network, self._uplink)
+        self._dual.find_address(network, self._uplink)
         self.findings.surroundings = self.surroundings()
         self._network, self._backend = network, backend
         return self._identity(), self.previous()
@@ -152,7 +154,14 @@ class Node:
         host = self._uplink.address
         mac, vni = backend.identity(host, network)
         mac = mac and (self._takeover.macs.get(IPV4.version) or mac)
-        return Identity(host, mac, vni, self._settings.node_name, network.backend)
+        return Identity(host, mac, vni, self._settings.node_name, network.backend, self._ipv6_identity())
+
+    def _ipv6_identity(self) -> IPv6Identity | None:
+        network, backend = self._working
+        if self._dual.address is None:
+            return None
+        mac, vni = backend.identity(self._dual.address, network)
+        return IPv6Identity(self._dual.address, mac and (self._takeover.macs.get(IPV6.version) or mac), vni)
 
     def _inner_mtu(self, network: Network, backend: Backend) -> int:
         """Largest inner IP packet, bytes. AgentError if it is too small to be of use."""
@@ -170,11 +179,14 @@ class Node:
 
     def follow_uplink(self) -> Identity | None:
         """Look at the uplink again. Named as a problem if it is not the one that was asked for."""
-        before = self._uplink
+        before = self._uplink, self._dual.address
         self._standing.follow()
+        told(self.findings, Concern.UPLINK_IPV6, self._dual.follow_address(self._network, self._uplink))
         near = look_at_underlay(self._netlink, self._uplink.link)
         self.findings.surroundings = replace(self.findings.surroundings, underlay=near)
-        return None if known_as(before) == known_as(self._uplink) else self._identity()
+        uplink, address = before
+        same = known_as(uplink) == known_as(self._uplink) and address == self._dual.address
+        return None if same else self._identity()
 
     def _site(self, holding: Holding) -> Site:
         """Where the node stands, for the backend."""
@@ -211,7 +223,7 @@ class Node:
         failures = Failures()
         failures.take(self._dual.ensure, self._site(holding), backend, links)
         self._bridge.ensure_forwarding(self._devices())
-        env = SubnetEnv(network.network, holding.lease.subnet, self.findings.mtu, self._settings.ip_masq)
+        env = env_of(network, holding.lease, self.findings.mtu, ip_masq=self._settings.ip_masq)
         self._env.write(env, fenced=holding.fenced)
         self._standing.keep()
         failures.raise_any()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Final
 
@@ -80,6 +80,8 @@ class Settings:
     uplink is the interface of the default route."""
     public_ip: IPv4Address | None
     """The underlay address to publish; None means the uplink's first one."""
+    public_ipv6: IPv6Address | None
+    """The same of IPv6, where the network has it."""
     bridge: str
     bypass: Bypass
     hook: HookMode
@@ -260,6 +262,14 @@ SETTINGS: Final = (
         values.optional_ipv4,
         "",
         "underlay address to publish (default: the uplink's)",
+        "IP",
+        flannel=True,
+    ),
+    Setting(
+        "public_ipv6",
+        values.optional_ipv6,
+        "",
+        "its IPv6 address to publish, where the network has IPv6 (default: the uplink's)",
         "IP",
         flannel=True,
     ),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from ipaddress import IPv4Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 
 from ctl.core.model import Bypass, HookMode, host_address
@@ -104,6 +104,16 @@ def ipv4(text: str) -> IPv4Address:
 def optional_ipv4(text: str) -> IPv4Address | None:
     """A host's address, or nothing."""
     return ipv4(text) if text else None
+
+
+def optional_ipv6(text: str) -> IPv6Address | None:
+    """A host's IPv6 address, or nothing."""
+    if not text:
+        return None
+    try:
+        return host_address(IPv6Address(text))
+    except ValueError:
+        raise ValueError(f"{text!r} is not the IPv6 address of a host") from None
 
 
 def listen_address(text: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 from ctl.core.errors import LeaseConflict
-from ctl.core.lease import holder, in_words, rank
+from ctl.core.lease import clash, in_words, moves, rank, taken
 from ctl.core.model import Lease, Network, Snapshot
 from ctl.core.ports import Closing
 from ctl.store.choosing import Choosing
@@ -42,12 +42,12 @@ class MemoryStore(Choosing):
 
     def put(self, lease: Lease, expected: Lease | None) -> Lease:
         with self._lock:
-            if expected is None:
-                other = holder(sorted(self._live(), key=rank), lease.subnet)
-                if other is not None:
-                    raise LeaseConflict(f"{lease.subnet} is taken: {in_words(other)}")
-            else:
+            if expected is not None:
                 self._check(expected)
+            elif lease.subnet in {live.subnet for live in self._live()}:
+                raise LeaseConflict(f"{lease.subnet} is taken: {in_words(self._leases[lease.subnet])}")
+            if (expected is None or moves(lease, expected)) and (other := clash(lease, self._live())):
+                raise LeaseConflict(f"{taken(lease, other)} is taken: {in_words(other)}")
             self._revision += 1
             self._leases = {live.subnet: live for live in self._live()}
             stored = self._leases[lease.subnet] = replace(lease, revision=self._revision)

@@ -10,14 +10,14 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
 from ctl.cluster.leasing import LeaseHolder
 from ctl.core.errors import ConfigError, LeaseConflict
 from ctl.core.host import Identity
-from ctl.core.model import END_UNKNOWN, Lease, MacAddress
+from ctl.core.model import END_UNKNOWN, IPv6Lease, Lease, MacAddress
 from ctl.core.ports import LeaseStore
 from ctl.core.wire import format_network
 from ctl.store.etcd.store import EtcdStore
@@ -27,9 +27,12 @@ from tests.process import wait_until
 from tests.unit.stores import DEADLINE, MAC, Clock, watching
 from tests.unit.strategies import NETWORK
 from tests.unit.test_store import (  # noqa: F401  # the contract, run here with these fixtures
+    test_a_lease_of_both_families_is_one,
     test_a_new_store_is_empty,
     test_a_watch_fires_on_a_change_of_another_client,
     test_creating_over_a_live_lease_is_refused,
+    test_it_can_move_to_another_ipv6_subnet_or_to_none,
+    test_no_two_have_one_ipv6_subnet_created_or_moved,
     test_of_two_creators_exactly_one_wins,
     test_replacing_needs_the_revision_that_is_stored,
     test_the_network_is_written_once_unless_replaced,
@@ -438,6 +441,30 @@ def test_a_lease_with_an_ipv6_subnet_is_a_lease_and_keeps_its_key_when_it_is_wri
     assert '"PublicIPv6":"fd00::9"' in etcd.value(both)
     one.delete(written)
     assert etcd.get(both) is None
+
+
+def _grant(etcd: Etcd, name: str) -> object:
+    """The etcd lease that the key hangs on."""
+    found = etcd.get(name)
+    assert found is not None
+    return found["lease"]
+
+
+def test_a_lease_that_gets_ipv6_moves_to_another_key_on_its_etcd_lease_and_back(
+    etcd: Etcd, one: EtcdStore, prefix: str
+) -> None:
+    stored = one.put(lease(4), None)
+    grant = _grant(etcd, key(prefix, 4))
+    both = f"{prefix}/subnets/172.17.4.0-24&fd00:10:244:1::-64"
+    part = IPv6Lease(IPv6Network("fd00:10:244:1::/64"), IPv6Address("fd00::9"), MAC, 1)
+    moved = one.put(replace(stored, ipv6=part), stored)
+    assert etcd.get(key(prefix, 4)) is None
+    assert _grant(etcd, both) == grant
+    with pytest.raises(LeaseConflict):
+        one.put(replace(stored, ipv6=None), stored)
+    back = one.put(replace(moved, ipv6=None), moved)
+    assert etcd.get(both) is None
+    assert one.snapshot().leases == (back,)
 
 
 def test_keys_beside_flannels_are_not_looked_at(etcd: Etcd, one: EtcdStore, prefix: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from ctl.kernel.netlink.session import Netlink
 from ctl.node import forwarding
-from tests.dual import OVCTL, give, guest, init_network, lease, ping, reaches, underlay, with_ipv6
+from tests.dual import give, guest, init_network, lease, ping, reaches, underlay, with_ipv6
 from tests.host import Host, started
 from tests.lab import Lab, wait_until
 from tests.namespace import Netns
@@ -30,8 +30,7 @@ class Place:
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[Place]:
-    with pytest.MonkeyPatch.context() as patch, Lab() as lab:
-        patch.setattr("tests.host.ovctl_argv", lambda: OVCTL)
+    with Lab() as lab:
         lab.etcd()
         yield Place(lab, with_ipv6(lab.host("a")), with_ipv6(lab.host("b")))
 
@@ -102,7 +101,7 @@ def test_a_node_goes_back_to_ipv4_alone_and_its_ipv6_is_gone(place: Place, backe
     assert "fd00:10:0:1::1/64" in a.run(*bridge).stdout
     assert "fd00:10:0:2::/64" in a.ip("-6", "route", "show", "proto", "147")
     with_both.stop()
-    give(a, lease(a, 1, backend, ipv6=False))
+    init_network(a, text, ipv6=False)
     alone = a.agent("--bypass", "off")
     assert a.run(*bridge).stdout == ""
     assert a.ip("-6", "route", "show", "proto", "147") == ""

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from ctl.core.family import IPV6
 from ctl.core.model import Lease
 from tests.dual import (
-    OVCTL,
     Guest,
     give,
     guest,
@@ -53,8 +53,7 @@ def start(lab: Lab, hosts: tuple[Host, ...]) -> dict[str, Agent]:
 
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Duals]:
-    with pytest.MonkeyPatch.context() as patch, Lab() as lab:
-        patch.setattr("tests.host.ovctl_argv", lambda: OVCTL)
+    with Lab() as lab:
         lab.etcd()
         a, b, outside = with_ipv6(lab.host("a")), with_ipv6(lab.host("b")), with_ipv6(lab.outside())
         init_network(a)
@@ -188,7 +187,9 @@ def refused(host: Host) -> int:
 def test_what_somebody_removes_of_ipv6_comes_back(duals: Duals) -> None:
     a, part = duals.a, duals.leases["b"].ipv6
     assert part and part.vtep_mac
-    hop = f"fe80::6:ff:fe00:{part.vtep_mac.packed[5]:x}"
+    member = IPV6.member(duals.leases["b"])
+    assert member
+    hop = str(member.overlay_hop)
     own = duals.leases["a"].ipv6
     assert own
     wanted = {

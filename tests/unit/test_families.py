@@ -20,13 +20,15 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ctl.backend.hostgw import HostGwBackend
 from ctl.backend.vxlan.backend import VxlanBackend
-from ctl.core.family import IPV6, cannot_carry_ipv6_yet, lacks_ipv6, without_ipv6
+from ctl.core.errors import AgentError
+from ctl.core.family import IPV6, lacks_ipv6, own_ipv6, without_ipv6
 from ctl.core.host import Change, Devices, Hop, Route, RouteKey, Sender
-from ctl.core.lease import rank
+from ctl.core.lease import clash, rank, with_ipv6
 from ctl.core.model import IPv6Lease, IPv6Range, Lease, MacAddress, Network
 from ctl.core.peers import KernelTables
 from ctl.core.plan import Delta
 from ctl.core.roster import Moves, Roster
+from ctl.core.wire import parse_network
 from ctl.kernel import sysctl
 from ctl.kernel.firewall import Tunnel, ruleset
 from ctl.kernel.netlink import addressing
@@ -181,10 +183,55 @@ def test_containers_have_one_mtu_by_the_family_that_needs_more(ipv6: IPv6Range |
 @pytest.mark.parametrize("backend", ["vxlan", "host-gw", "udp"])
 def test_a_network_with_ipv6_is_refused_with_the_key_and_udp_in_any_version(backend: str) -> None:
     plain, dual = replace(NETWORK, backend=backend, ipv6=None), replace(NETWORK, backend=backend)
-    assert cannot_carry_ipv6_yet(plain) == lacks_ipv6(plain) == ""
-    assert "fd00:10::/48" in cannot_carry_ipv6_yet(dual)
-    assert "EnableIPv6 must be false" in cannot_carry_ipv6_yet(dual)
+    assert lacks_ipv6(plain) == ""
     assert bool(lacks_ipv6(dual)) is (backend == "udp")
+
+
+LASTING = [IPv6Address("2001:db8::7"), IPv6Address("fd77::7")]
+
+
+@pytest.mark.parametrize(
+    ("asked", "before", "found"),
+    [
+        (None, None, LASTING[0]),
+        (None, LASTING[1], LASTING[1]),
+        (None, IPv6Address("fd77::9"), LASTING[0]),
+        (LASTING[1], LASTING[0], LASTING[1]),
+    ],
+    ids=["the first", "that of before stays", "that of before is gone", "the one that was asked for"],
+)
+def test_which_of_the_uplinks_addresses_is_published(
+    asked: IPv6Address | None, before: IPv6Address | None, found: IPv6Address
+) -> None:
+    assert own_ipv6(LASTING, "eth0", asked, before) == found
+
+
+def test_an_uplink_without_such_an_address_is_named_with_the_remedy() -> None:
+    with pytest.raises(AgentError, match=r"uplink eth0 no address .* give it one, or see --iface"):
+        own_ipv6([], "eth0", None, LASTING[0])
+    with pytest.raises(AgentError, match="eth0 does not have fd77::9 for good: see --public-ipv6"):
+        own_ipv6(LASTING, "eth0", IPv6Address("fd77::9"), None)
+
+
+@given(st.lists(st.integers(0, 9), max_size=9, unique=True), st.integers(0, 12))
+def test_a_lease_gets_an_ipv6_subnet_that_no_other_has_and_keeps_one_that_fits(
+    numbers: list[int], own: int
+) -> None:
+    """`own`: the number of the one that it has; above those that the network hands out, it has none."""
+    cut = parse_network(
+        '{"Network":"172.17.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10::/60","Backend":{"Type":"vxlan"}}'
+    )
+    assert cut.ipv6 is not None
+    ours = [IPv6Network((int(cut.ipv6.network.network_address) + (n << 64), 64)) for n in range(16)]
+    others = [Lease(IPv4Network(f"172.17.{n + 1}.0/24"), PEER.host, ipv6=IPv6Lease(ours[n])) for n in numbers]
+    mine = Lease(IPv4Network("172.17.99.0/24"), OWN.host, ipv6=IPv6Lease(ours[own]))
+    found = with_ipv6(mine, cut, [*others, mine], lambda candidates: candidates[0])
+    assert found.ipv6 is not None
+    assert clash(found, others) is None
+    assert cut.ipv6.subnet_min <= found.ipv6.subnet <= cut.ipv6.subnet_max
+    if own and own not in numbers:
+        assert found == mine
+    assert with_ipv6(found, replace(cut, ipv6=None), others, lambda candidates: candidates[0]).ipv6 is None
 
 
 # --- Rules ---------------------------------------------------------------------------

@@ -5,13 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
 
 from ctl.core.errors import LeaseConflict
-from ctl.core.model import Lease
+from ctl.core.model import IPv6Lease, Lease, MacAddress
 from ctl.core.ports import LeaseStore
 from ctl.store.memory import MemoryStore
 from ctl.store.sqlite.store import SqliteStore
@@ -146,3 +146,32 @@ def test_a_watch_fires_on_a_change_of_another_client(two: tuple[LeaseStore, Leas
     assert watching(one, lambda: other.delete(other.snapshot().leases[0]))
     assert watching(one, lambda: other.write_network(NETWORK))
     assert watching(one, lambda: one.put(lease(), None))
+
+
+IPV6 = IPv6Lease(
+    IPv6Network("fd00:10:0:1::/64"), IPv6Address("fd77::1"), MacAddress.parse("02:06:00:00:00:01"), 1
+)
+
+
+def test_a_lease_of_both_families_is_one(two: tuple[LeaseStore, LeaseStore]) -> None:
+    one, other = two
+    stored = one.put(replace(lease(1), ipv6=IPV6), None)
+    (found,) = other.snapshot().leases
+    assert (found.subnet, found.ipv6) == (stored.subnet, stored.ipv6) == (lease(1).subnet, IPV6)
+
+
+@pytest.mark.parametrize("moved", [replace(IPV6, subnet=IPv6Network("fd00:10:0:2::/64")), None])
+def test_it_can_move_to_another_ipv6_subnet_or_to_none(store: LeaseStore, moved: IPv6Lease | None) -> None:
+    stored = store.put(replace(lease(1), ipv6=IPV6), None)
+    (found,) = (store.put(replace(stored, ipv6=moved), stored), *store.snapshot().leases)[1:]
+    assert found.ipv6 == moved
+
+
+def test_no_two_have_one_ipv6_subnet_created_or_moved(store: LeaseStore) -> None:
+    store.put(replace(lease(1), ipv6=IPV6), None)
+    with pytest.raises(LeaseConflict, match="fd00:10:0:1::/64 is taken"):
+        store.put(replace(lease(2), ipv6=IPV6), None)
+    plain = store.put(lease(2), None)
+    with pytest.raises(LeaseConflict, match="fd00:10:0:1::/64 is taken"):
+        store.put(replace(plain, ipv6=IPV6), plain)
+    assert [each.ipv6 for each in store.snapshot().leases] == [IPV6, None]

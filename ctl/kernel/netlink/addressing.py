@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from ipaddress import IPv4Interface, IPv6Interface, ip_interface
-from typing import Any
+from typing import Any, Final
 
 from pyroute2.netlink.rtnl import RTM_GETADDR
 from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD, ifaddrmsg
@@ -19,6 +19,22 @@ Interface = IPv4Interface | IPv6Interface
 def of(rtnl: Rtnl, ifindex: int, version: int) -> Sequence[Interface]:
     """Those of that IP version, in the kernel's order (primary first). Refused."""
     return [address for address, _ in _listed(rtnl, ifindex, version)]
+
+
+def lasting_ipv6(rtnl: Rtnl, ifindex: int) -> list[IPv6Interface]:
+    """Those at which others can reach it for good, in the kernel's order. Refused.
+
+    Not temporary ones (RFC 8981), nor what is going (deprecated) or is not (yet) known to be ours alone.
+    """
+    return [
+        address
+        for address, flags in _listed(rtnl, ifindex, 6)
+        if isinstance(address, IPv6Interface) and not flags & _PASSING
+    ]
+
+
+_PASSING: Final = 0x01 | 0x08 | 0x20 | 0x40
+"""IFA_F_TEMPORARY, IFA_F_DADFAILED, IFA_F_DEPRECATED, IFA_F_TENTATIVE (linux/if_addr.h)."""
 
 
 def set_only(rtnl: Rtnl, ifindex: int, address: Interface) -> None:

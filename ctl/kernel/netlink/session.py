@@ -86,6 +86,11 @@ class Netlink:
         with self.doing(f"list addresses of interface {ifindex}"):
             return list(map(IPv6Interface, addressing.of(self.rtnl, ifindex, 6)))
 
+    def lasting_ipv6_addresses(self, ifindex: int) -> list[IPv6Interface]:
+        """Those of them at which others can reach it for good."""
+        with self.doing(f"list addresses of interface {ifindex}"):
+            return addressing.lasting_ipv6(self.rtnl, ifindex)
+
     def remove_own_ipv6(self, found: Link) -> None:
         """Take the IPv6 addresses away that we have given an interface of ours."""
         with self.doing(f"remove IPv6 addresses of {found.name}"):

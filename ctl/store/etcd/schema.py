@@ -72,6 +72,10 @@ class Schema:
         ipv6 = None if lease.ipv6 is None else lease.ipv6.subnet
         return self.subnets + b"/" + format_key(lease.subnet, ipv6).encode()
 
+    def ipv4_key(self, lease: Lease) -> bytes:
+        """Where a lease on the same IPv4 subnet without IPv6 is."""
+        return self.subnets + b"/" + format_key(lease.subnet).encode()
+
     def value(self, lease: Lease) -> bytes:
         return format_attributes(lease, with_node=True).encode()
 

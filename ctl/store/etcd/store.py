@@ -17,13 +17,13 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 from ctl.core.errors import ConfigError, LeaseConflict
-from ctl.core.lease import holder, in_words, rank
+from ctl.core.lease import clash, in_words, moves, taken
 from ctl.core.model import Lease, Network, Snapshot
 from ctl.core.ports import Closing
 from ctl.core.wire import format_network, parse_network
 from ctl.store.choosing import Choosing
 from ctl.store.connection.http import Json
-from ctl.store.etcd.cache import Cache
+from ctl.store.etcd.cache import Cache, Listing
 from ctl.store.etcd.client import EtcdClient, EtcdOptions
 from ctl.store.etcd.grants import Grants
 from ctl.store.etcd.list import read_list
@@ -102,6 +102,8 @@ class EtcdStore(Choosing):
     def put(self, lease: Lease, expected: Lease | None) -> Lease:
         if expected is None:
             return self._create(lease)
+        if moves(lease, expected):
+            return self._move(lease, expected)
         return self._renew(lease, expected) or self._replace(lease, expected)
 
     def delete(self, lease: Lease) -> None:
@@ -134,32 +136,62 @@ class EtcdStore(Choosing):
         to that. A different subnet that overlaps (the network's SubnetLen was changed)
         created since then is shown by the transaction itself: the later one yields.
         """
-        listing = self._watch.listing(self._written) if self._watch is not None and not self._stale else None
-        listing = listing or read_list(self._client, self._schema, {})
+        listing = self._listing()
         self._require_free(lease, listing.entries.values())
+        stored, newer = self._put_since(lease, listing.revision)
+        if newer is not None:
+            self.delete(stored)
+            raise LeaseConflict(f"{taken(lease, newer)} is taken: {in_words(newer)}")
+        return stored
+
+    def _listing(self) -> Listing:
+        """What there is; where a watch runs, as that has heard it."""
+        listing = self._watch.listing(self._written) if self._watch is not None and not self._stale else None
+        return listing or read_list(self._client, self._schema, {})
+
+    def _put_since(
+        self, lease: Lease, revision: int, place: bytes | None = None, at: int = 0, *more: Json
+    ) -> tuple[Lease, Lease | None]:
+        """Write it, and what has been created since `revision` that clashes with it; None: nothing.
+
+        `place`: the key that has to be at the revision `at`; None: its own, which must be absent.
+        """
         key, value = self._schema.key(lease), self._schema.value(lease)
-        since = {"request_range": {**self._schema.span, "min_create_revision": str(listing.revision + 1)}}
-        stored, answer = self._put(lease, key, 0, value, since)
+        since = {"request_range": {**self._schema.span, "min_create_revision": str(revision + 1)}}
+        stored, answer = self._put(lease, key, at, value, since, *more, guard=place or key)
         found = answer["responses"][1]["response_range"].get("kvs", ())
         newer = map(self._schema.decode, found)
         rivals = [each.lease for each in newer if each.lease is not None and each.key != key]
-        other = holder(sorted(rivals, key=rank), lease.subnet)
-        if other is not None:
-            self.delete(stored)
-            raise LeaseConflict(f"{lease.subnet} is taken: {in_words(other)}")
-        return stored
+        return stored, clash(lease, rivals)
 
     def _require_free(self, lease: Lease, entries: Collection[Entry]) -> None:
-        subnet = lease.subnet
-        other = holder(sorted((each.lease for each in entries if each.lease), key=rank), subnet)
+        leases = [each.lease for each in entries if each.lease]
+        same = [each for each in leases if each.subnet == lease.subnet]
+        other = same[0] if same else clash(lease, leases)
         if other is not None:
             self._stale = True
-            raise LeaseConflict(f"{subnet} is taken: {in_words(other)}")
-        key = self._schema.key(lease)
+            raise LeaseConflict(f"{taken(lease, other)} is taken: {in_words(other)}")
+        key = self._schema.ipv4_key(lease)
         # The second: one with an IPv6 subnet.
         unread = [each for each in entries if each.key == key or each.key.startswith(key + b"&")]
         if unread:
-            raise LeaseConflict(f"{subnet} is taken: {unread[0].problem}")
+            raise LeaseConflict(f"{lease.subnet} is taken: {unread[0].problem}")
+
+    # --- Moving ----------------------------------------------------------------
+
+    def _move(self, lease: Lease, expected: Lease) -> Lease:
+        """The same lease with another IPv6 subnet, or none: another key, at no moment both or neither."""
+        listing = self._listing()
+        if other := clash(lease, (each.lease for each in listing.entries.values() if each.lease)):
+            self._stale = True
+            raise LeaseConflict(f"{taken(lease, other)} is taken: {in_words(other)}")
+        before = self._schema.key(expected)
+        away = {"request_delete_range": {"key": encode(before)}}
+        stored, newer = self._put_since(lease, listing.revision, before, expected.revision, away)
+        if newer is not None:
+            self.delete(stored)
+            raise LeaseConflict(f"{taken(lease, newer)} is taken: {in_words(newer)}")
+        return stored
 
     # --- Replacing -------------------------------------------------------------
 
@@ -184,17 +216,23 @@ class EtcdStore(Choosing):
 
     # --- Requests --------------------------------------------------------------
 
-    def _put(self, lease: Lease, key: bytes, revision: int, value: bytes, *more: Json) -> tuple[Lease, Json]:
-        """Write `value` where the entry is at `revision` (0: absent), with the lease's time to live."""
+    def _put(
+        self, lease: Lease, key: bytes, revision: int, value: bytes, *more: Json, guard: bytes | None = None
+    ) -> tuple[Lease, Json]:
+        """Write `value`, with the lease's time to live, where `guard` is at `revision` (0: absent).
+
+        `guard`: another key than its own.
+        """
+        guard = guard or key
         written: Json = {"key": encode(key), "value": encode(value)}
         if not _lasts(lease):
             grant = None
             written |= {"lease": "0"} if lease.expires_at is None else {"ignore_lease": True}
-            answer = self._transact(key, revision, {"request_put": written}, *more)
+            answer = self._transact(guard, revision, {"request_put": written}, *more)
         else:
             grant = self._grants.lasting(self._ttl(lease))
             written["lease"] = str(grant.number)
-            answer = self._transact(key, revision, {"request_put": written}, *more)
+            answer = self._transact(guard, revision, {"request_put": written}, *more)
         if not answer.get("succeeded"):
             raise self._changed(lease, revision, answer)
         self._note(answer)

@@ -13,14 +13,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from ctl.core.errors import LeaseConflict, StoreError
-from ctl.core.lease import in_words
+from ctl.core.lease import clash, in_words, moves, taken
 from ctl.core.model import Lease, Network, Snapshot
 from ctl.core.ports import Closing
-from ctl.core.wire import format_attributes, format_network, parse_attributes, parse_network
+from ctl.core.wire import decode, format_attributes, format_network, parse_attributes, parse_network
 from ctl.store.choosing import Choosing
 from ctl.store.sqlite.file import FileId, connect, explain, file_id, make_file, set_up
 
@@ -28,6 +28,8 @@ POLL_SECONDS: Final = 0.2
 """How many seconds pass between two looks of a watch; one costs a stat and a PRAGMA, some microseconds."""
 
 _Row = tuple[str, str, str, float | None, int]
+IPV6_SUBNET: Final = "IPv6Subnet"
+"""The attribute that has it."""
 _COLUMNS: Final = "subnet, attributes, node, expires_at, revision"
 
 
@@ -92,6 +94,8 @@ class SqliteStore(Choosing):
                 self._require_free(db, lease.subnet, first, last)
             else:
                 self._require_unchanged(db, expected)
+            if lease.ipv6 and (expected is None or moves(lease, expected)):
+                self._require_free_ipv6(db, lease)
             stored = replace(lease, revision=self._next_revision(db))
             db.execute(
                 "INSERT OR REPLACE INTO lease VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -99,7 +103,7 @@ class SqliteStore(Choosing):
                     str(stored.subnet),
                     first,
                     last,
-                    format_attributes(stored),
+                    _attributes(stored),
                     stored.node,
                     stored.expires_at,
                     stored.revision,
@@ -170,6 +174,11 @@ class SqliteStore(Choosing):
         if row:
             raise LeaseConflict(f"{subnet} is taken: {self._describe(row)}")
 
+    def _require_free_ipv6(self, db: sqlite3.Connection, lease: Lease) -> None:
+        rows = db.execute(f"SELECT {_COLUMNS} FROM lease").fetchall()
+        if other := clash(lease, self._parse(rows, 0).leases):
+            raise LeaseConflict(f"{taken(lease, other)} is taken: {in_words(other)}")
+
     def _require_unchanged(self, db: sqlite3.Connection, expected: Lease) -> None:
         row = db.execute(
             f"SELECT {_COLUMNS} FROM lease WHERE subnet = ? AND (expires_at IS NULL OR expires_at > ?)",
@@ -199,9 +208,27 @@ class SqliteStore(Choosing):
         return Snapshot(tuple(parsed.values()), revision, tuple(problems))
 
 
+def _attributes(lease: Lease) -> str:
+    """Flannel's, and the IPv6 subnet, which there is in the key."""
+    text = format_attributes(lease)
+    if lease.ipv6 is None:
+        return text
+    return f'{text[:-1]},"{IPV6_SUBNET}":"{lease.ipv6.subnet}"}}'
+
+
+def _ipv6_subnet(attributes: str) -> IPv6Network | None:
+    """None: there is none. ValueError; but what is not JSON is for who reads the rest."""
+    try:
+        found = decode(attributes)
+    except ValueError:
+        return None
+    text = found.get(IPV6_SUBNET.lower()) if isinstance(found, dict) else None
+    return None if text is None else IPv6Network(str(text))
+
+
 def _lease(row: _Row) -> Lease:
     subnet, attributes, node, expires_at, revision = row
-    lease = parse_attributes(IPv4Network(subnet), attributes)
+    lease = parse_attributes(IPv4Network(subnet), attributes, ipv6=_ipv6_subnet(attributes))
     return replace(lease, node=node, expires_at=expires_at, revision=revision)
 
 
