@@ -241,7 +241,7 @@ def test_what_finds_no_room_is_signed_and_has_not_bypassed(datapath: Datapath) -
 
 def test_what_netfilter_translated_is_not_learned_as_it_came(datapath: Datapath) -> None:
     signature = datapath.run("probe_from_wire", wire(received())).hash
-    translated = received(packets.udp(b"payload?", 2000, 8080))
+    translated = received(packets.udp(b"another!", 2000, 8080))
     assert datapath.run("to_container", translated, hash=signature).reason == "changed", "another packet"
     translated = received(packets.udp(b"payload!", 2000, 8080))
     assert datapath.run("to_container", translated, hash=signature).reason == "learned_translated"

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from typing import Final
 
+from ctl.kernel.bpf.source import MAPS, PROGRAMS
 from tests.chaos.scenario import ALL, KERNEL_PATH, Scenario, Sight
 from tests.chaos.site import Site, pair, rule_handles
 from tests.hooks import detach, programs, put_foreign_filter
@@ -116,8 +117,8 @@ def pins_removed(site: Site) -> None:
 
 def pinned(site: Site) -> bool:
     return (
-        len([*site.a.bpffs.glob("v*/maps/*")]) == 7
-        and len([*site.a.bpffs.glob("v*/progs-*/*")]) == 5
+        len([*site.a.bpffs.glob("v*/maps/*")]) == len(MAPS)
+        and len([*site.a.bpffs.glob("v*/progs-*/*")]) == len(PROGRAMS)
         and len(programs(site.a)) == 4
     )
 
