@@ -1,4 +1,4 @@
-"""Tables in docs/ that are made from the code: `python -m tests.docs` renews them."""
+"""Tables in docs/ that are made from the code, and copies of files: `python -m tests.docs` renews them."""
 
 from __future__ import annotations
 
@@ -53,6 +53,11 @@ TABLES: dict[Path, Callable[[], str]] = {
 """Which document holds which table."""
 
 
+MANIFEST = DOCS.parent / "deploy" / "kubernetes" / "base" / "ovnet.yml"
+COPIES = {MANIFEST.parents[1] / "ovnet.yml": MANIFEST}
+"""What has to be a file of its own, for a link is only its text where it is fetched by URL; and of what."""
+
+
 def renewed(text: str, table: str) -> str:
     """The document with its table replaced. ValueError without the two marks."""
     before, begin, rest = text.partition(BEGIN)
@@ -65,3 +70,5 @@ def renewed(text: str, table: str) -> str:
 if __name__ == "__main__":
     for path, table in TABLES.items():
         path.write_text(renewed(path.read_text(), table()))
+    for copy, original in COPIES.items():
+        copy.write_bytes(original.read_bytes())

@@ -12,6 +12,7 @@ import yaml
 
 import ctl
 from ctl.settings.config import SETTINGS
+from tests import docs
 from tests.kube.twin import FLANNEL
 from tests.namespace import REPOSITORY
 from tests.process import run
@@ -48,6 +49,12 @@ def container(found: list[Json]) -> Json:
     (one,) = of("DaemonSet", found)["spec"]["template"]["spec"]["containers"]
     assert isinstance(one, dict)
     return one
+
+
+@pytest.mark.parametrize("copy", docs.COPIES, ids=lambda path: str(path.name))
+def test_what_is_applied_by_url_is_a_file_and_that_of_the_base(copy: Path) -> None:
+    assert not copy.is_symlink()
+    assert copy.read_bytes() == docs.COPIES[copy].read_bytes(), "run: python -m tests.docs"
 
 
 @pytest.mark.parametrize("version", VERSIONS)
