@@ -15,7 +15,7 @@ from ctl.core.tracer import Trace, TracerEntry
 from ctl.kernel.bpf.maps import TRACE_RING_BYTES, Maps
 from ctl.kernel.bpf.ring import Ring
 
-LEASE_S: Final = 3.0
+LEASE_S: Final = 10.0
 """How long the programs go on for a tracer that has not said that it still listens."""
 RENEW: Final = 512
 """After how many packets it says so at the latest: in a flood there are always more."""
