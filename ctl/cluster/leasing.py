@@ -29,7 +29,7 @@ from ctl.core.lease import (
     take,
     with_ipv6,
 )
-from ctl.core.model import IPv6Lease, Lease, Network
+from ctl.core.model import Lease, Network
 from ctl.core.ports import LeaseStore
 
 ATTEMPTS: Final = 20
@@ -136,7 +136,8 @@ class LeaseHolder:
         if stored is None:
             self.reclaims += 1
             return self._create(held, now)
-        wanted = replace(stored, ipv6=_part(held, stored))
+        # The IPv6 subnet is ours, too, whatever somebody has made of the entry.
+        wanted = replace(stored, ipv6=held.ipv6)
         due = now >= renew_at(stored, self._ttl, self._margin) or (
             self._doubtful and stored.expires_at is not None
         )
@@ -209,10 +210,3 @@ class LeaseHolder:
     def _wrote(self, lease: Lease) -> Lease:
         self.lease, self._doubtful = lease, False
         return lease
-
-
-def _part(held: Lease, stored: Lease) -> IPv6Lease | None:
-    """What our entry is to say of IPv6: the subnet is ours whatever somebody has made of the entry."""
-    if held.ipv6 is None or stored.ipv6 is None or stored.ipv6.subnet != held.ipv6.subnet:
-        return held.ipv6
-    return stored.ipv6

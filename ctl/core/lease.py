@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from itertools import chain, islice
 from typing import Any, Final
 
-from ctl.core.errors import ConfigError, NetworkExhausted
+from ctl.core.errors import ConfigError, LeaseConflict, NetworkExhausted
 from ctl.core.family import Member
 from ctl.core.host import Surroundings
 from ctl.core.model import END_UNKNOWN, IPv6Lease, IPv6Range, Lease, Network
@@ -144,19 +144,21 @@ def _ipv6_subnet(lease: Lease) -> IPv6Network | None:
     return lease.ipv6.subnet if lease.ipv6 else None
 
 
-def taken(lease: Lease, other: Lease) -> IPv4Network | IPv6Network:
-    """The subnet of `lease` that `other`, which clashes with it, has taken."""
-    ipv6 = _ipv6_subnet(lease)
-    return lease.subnet if ipv6 is None or lease.subnet.overlaps(other.subnet) else ipv6
-
-
 def clash(lease: Lease, leases: Iterable[Lease]) -> Lease | None:
-    """The first of the others that overlaps `lease` in one family or the other; None: it is free."""
-    others = sorted((each for each in leases if each.subnet != lease.subnet), key=rank)
+    """The first of these that overlaps `lease` in one family or the other; None: it is free."""
+    others = sorted(leases, key=rank)
     if (other := holder(others, lease.subnet)) or lease.ipv6 is None:
         return other
     own = lease.ipv6.subnet
     return next((each for each in others if each.ipv6 and each.ipv6.subnet.overlaps(own)), None)
+
+
+def require_free(lease: Lease, leases: Iterable[Lease]) -> None:
+    """LeaseConflict, with the subnet and its holder, if one of these overlaps `lease`."""
+    if other := clash(lease, leases):
+        own = _ipv6_subnet(lease)
+        subnet = lease.subnet if own is None or lease.subnet.overlaps(other.subnet) else own
+        raise LeaseConflict(f"{subnet} is taken: {in_words(other)}")
 
 
 def choose(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 from ctl.core.errors import LeaseConflict
-from ctl.core.lease import clash, in_words, moves, rank, taken
+from ctl.core.lease import moves, rank, require_free
 from ctl.core.model import Lease, Network, Snapshot
 from ctl.core.ports import Closing
 from ctl.store.choosing import Choosing
@@ -42,12 +42,12 @@ class MemoryStore(Choosing):
 
     def put(self, lease: Lease, expected: Lease | None) -> Lease:
         with self._lock:
-            if expected is not None:
+            if expected is None:
+                require_free(lease, self._live())
+            else:
                 self._check(expected)
-            elif lease.subnet in {live.subnet for live in self._live()}:
-                raise LeaseConflict(f"{lease.subnet} is taken: {in_words(self._leases[lease.subnet])}")
-            if (expected is None or moves(lease, expected)) and (other := clash(lease, self._live())):
-                raise LeaseConflict(f"{taken(lease, other)} is taken: {in_words(other)}")
+                if moves(lease, expected):
+                    require_free(lease, (live for live in self._live() if live.subnet != expected.subnet))
             self._revision += 1
             self._leases = {live.subnet: live for live in self._live()}
             stored = self._leases[lease.subnet] = replace(lease, revision=self._revision)

@@ -17,7 +17,7 @@ from dataclasses import replace
 from ipaddress import IPv4Network
 
 from ctl.core.errors import ConfigError, LeaseConflict
-from ctl.core.lease import clash, in_words, moves, taken
+from ctl.core.lease import in_words, moves, require_free
 from ctl.core.model import Lease, Network, Snapshot
 from ctl.core.ports import Closing
 from ctl.core.wire import format_network, parse_network
@@ -100,10 +100,8 @@ class EtcdStore(Choosing):
         return cache.snapshot(self._grants.ends())
 
     def put(self, lease: Lease, expected: Lease | None) -> Lease:
-        if expected is None:
-            return self._create(lease)
-        if moves(lease, expected):
-            return self._move(lease, expected)
+        if expected is None or moves(lease, expected):
+            return self._claim(lease, expected)
         return self._renew(lease, expected) or self._replace(lease, expected)
 
     def delete(self, lease: Lease) -> None:
@@ -127,21 +125,35 @@ class EtcdStore(Choosing):
         if self._watch is watch:
             self._watch = None
 
-    # --- Creating --------------------------------------------------------------
+    # --- Claiming --------------------------------------------------------------
 
-    def _create(self, lease: Lease) -> Lease:
+    def _claim(self, lease: Lease, before: Lease | None) -> Lease:
         """Only where nothing overlaps, at no moment in between.
 
-        The list shows what was there before. Same subnet, same key: the transaction sees
-        to that. A different subnet that overlaps (the network's SubnetLen was changed)
-        created since then is shown by the transaction itself: the later one yields.
+        `before`: our entry with other subnets, so under another key, whose place it takes: at no moment both
+        are there or neither. None: there is none.
+
+        The list shows what was there before. Same subnets, same key: the transaction sees
+        to that. What overlaps and was created since then (the network's SubnetLen was changed, or two have
+        picked one IPv6 subnet) is shown by the transaction itself: the later one yields.
         """
         listing = self._listing()
-        self._require_free(lease, listing.entries.values())
-        stored, newer = self._put_since(lease, listing.revision)
-        if newer is not None:
+        self._require_free(lease, before, listing.entries.values())
+        key, value = self._schema.key(lease), self._schema.value(lease)
+        since = {"request_range": {**self._schema.span, "min_create_revision": str(listing.revision + 1)}}
+        if before is None:
+            stored, answer = self._put(lease, key, 0, value, since)
+        else:
+            guard = self._schema.key(before)
+            away = {"request_delete_range": {"key": encode(guard)}}
+            stored, answer = self._put(lease, guard, before.revision, value, since, away)
+        found = answer["responses"][1]["response_range"].get("kvs", ())
+        newer = map(self._schema.decode, found)
+        try:
+            require_free(lease, [each.lease for each in newer if each.lease is not None and each.key != key])
+        except LeaseConflict:
             self.delete(stored)
-            raise LeaseConflict(f"{taken(lease, newer)} is taken: {in_words(newer)}")
+            raise
         return stored
 
     def _listing(self) -> Listing:
@@ -149,49 +161,21 @@ class EtcdStore(Choosing):
         listing = self._watch.listing(self._written) if self._watch is not None and not self._stale else None
         return listing or read_list(self._client, self._schema, {})
 
-    def _put_since(
-        self, lease: Lease, revision: int, place: bytes | None = None, at: int = 0, *more: Json
-    ) -> tuple[Lease, Lease | None]:
-        """Write it, and what has been created since `revision` that clashes with it; None: nothing.
-
-        `place`: the key that has to be at the revision `at`; None: its own, which must be absent.
-        """
-        key, value = self._schema.key(lease), self._schema.value(lease)
-        since = {"request_range": {**self._schema.span, "min_create_revision": str(revision + 1)}}
-        stored, answer = self._put(lease, key, at, value, since, *more, guard=place or key)
-        found = answer["responses"][1]["response_range"].get("kvs", ())
-        newer = map(self._schema.decode, found)
-        rivals = [each.lease for each in newer if each.lease is not None and each.key != key]
-        return stored, clash(lease, rivals)
-
-    def _require_free(self, lease: Lease, entries: Collection[Entry]) -> None:
+    def _require_free(self, lease: Lease, before: Lease | None, entries: Collection[Entry]) -> None:
         leases = [each.lease for each in entries if each.lease]
-        same = [each for each in leases if each.subnet == lease.subnet]
-        other = same[0] if same else clash(lease, leases)
-        if other is not None:
+        if before is not None:
+            leases = [each for each in leases if each.subnet != before.subnet]
+        try:
+            require_free(lease, leases)
+        except LeaseConflict:
             self._stale = True
-            raise LeaseConflict(f"{taken(lease, other)} is taken: {in_words(other)}")
-        key = self._schema.ipv4_key(lease)
-        # The second: one with an IPv6 subnet.
-        unread = [each for each in entries if each.key == key or each.key.startswith(key + b"&")]
-        if unread:
-            raise LeaseConflict(f"{lease.subnet} is taken: {unread[0].problem}")
-
-    # --- Moving ----------------------------------------------------------------
-
-    def _move(self, lease: Lease, expected: Lease) -> Lease:
-        """The same lease with another IPv6 subnet, or none: another key, at no moment both or neither."""
-        listing = self._listing()
-        if other := clash(lease, (each.lease for each in listing.entries.values() if each.lease)):
-            self._stale = True
-            raise LeaseConflict(f"{taken(lease, other)} is taken: {in_words(other)}")
-        before = self._schema.key(expected)
-        away = {"request_delete_range": {"key": encode(before)}}
-        stored, newer = self._put_since(lease, listing.revision, before, expected.revision, away)
-        if newer is not None:
-            self.delete(stored)
-            raise LeaseConflict(f"{taken(lease, newer)} is taken: {in_words(newer)}")
-        return stored
+            raise
+        if before is None:
+            key = self._schema.ipv4_key(lease)
+            # The second: one with an IPv6 subnet.
+            unread = [each for each in entries if each.key == key or each.key.startswith(key + b"&")]
+            if unread:
+                raise LeaseConflict(f"{lease.subnet} is taken: {unread[0].problem}")
 
     # --- Replacing -------------------------------------------------------------
 
@@ -217,14 +201,10 @@ class EtcdStore(Choosing):
     # --- Requests --------------------------------------------------------------
 
     def _put(
-        self, lease: Lease, key: bytes, revision: int, value: bytes, *more: Json, guard: bytes | None = None
+        self, lease: Lease, guard: bytes, revision: int, value: bytes, *more: Json
     ) -> tuple[Lease, Json]:
-        """Write `value`, with the lease's time to live, where `guard` is at `revision` (0: absent).
-
-        `guard`: another key than its own.
-        """
-        guard = guard or key
-        written: Json = {"key": encode(key), "value": encode(value)}
+        """Write `value`, with the lease's time to live, where key `guard` is at `revision` (0: absent)."""
+        written: Json = {"key": encode(self._schema.key(lease)), "value": encode(value)}
         if not _lasts(lease):
             grant = None
             written |= {"lease": "0"} if lease.expires_at is None else {"ignore_lease": True}

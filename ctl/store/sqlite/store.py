@@ -17,7 +17,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
 from ctl.core.errors import LeaseConflict, StoreError
-from ctl.core.lease import clash, in_words, moves, taken
+from ctl.core.lease import in_words, moves, require_free
 from ctl.core.model import Lease, Network, Snapshot
 from ctl.core.ports import Closing
 from ctl.core.wire import decode, format_attributes, format_network, parse_attributes, parse_network
@@ -175,9 +175,8 @@ class SqliteStore(Choosing):
             raise LeaseConflict(f"{subnet} is taken: {self._describe(row)}")
 
     def _require_free_ipv6(self, db: sqlite3.Connection, lease: Lease) -> None:
-        rows = db.execute(f"SELECT {_COLUMNS} FROM lease").fetchall()
-        if other := clash(lease, self._parse(rows, 0).leases):
-            raise LeaseConflict(f"{taken(lease, other)} is taken: {in_words(other)}")
+        query = f"SELECT {_COLUMNS} FROM lease WHERE subnet != ?"
+        require_free(lease, self._parse(db.execute(query, (str(lease.subnet),)).fetchall(), 0).leases)
 
     def _require_unchanged(self, db: sqlite3.Connection, expected: Lease) -> None:
         row = db.execute(
