@@ -160,8 +160,9 @@ static __always_inline enum reason find_target(const struct node *self, struct d
 {
 	const struct translation *to = &out->inner.approval.to;
 
-	if (to->addr)
-		out->peer = peer_of(self, to->addr);
+	if (!to->addr) /* read_frame() has looked at it */
+		return out->peer ? REASON_NONE : REASON_NOT_OVERLAY;
+	out->peer = peer_of(self, to->addr);
 	if (!out->peer)
 		return REASON_NOT_OVERLAY; /* no longer */
 	return out->peer->flags & PEER_F_KERNEL_PATH ? REASON_PEER_KERNEL_PATH : REASON_NONE;

@@ -7,9 +7,8 @@
  * where it leaves netfilter (to_overlay, to_container) approves the flow only if
  * the signature matches what the packet says now. A packet that was translated, or
  * that never came through our port, does not match (what becomes of the first: translation.h).
- * The kernel keeps an L4 hash
- * over bridge, routing, NAT and the vxlan device, and derives the outer source port
- * from it, so both paths also use the same one.
+ * The kernel keeps an L4 hash over bridge, routing, NAT and the vxlan device, and derives the
+ * outer source port from it, so both paths also use the same one.
  */
 #ifndef OVNET_FLOW_H
 #define OVNET_FLOW_H
