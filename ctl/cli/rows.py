@@ -34,6 +34,8 @@ def _translated(to: Mapping[str, Any] | None) -> str:
     return "-" if to is None else f"{to['address']} {to['sport']}->{to['dport']}"
 
 
+_FLOW: Final = ("src", "dst", "proto", "sport", "dport", Column("direction", "DIR"), "dev")
+
 COLUMNS: Final[Mapping[str, tuple[Column | str, ...]]] = {
     "peers": (
         "subnet",
@@ -54,13 +56,7 @@ COLUMNS: Final[Mapping[str, tuple[Column | str, ...]]] = {
         Column("ifindex", wide=True),
     ),
     "flows": (
-        "src",
-        "dst",
-        "proto",
-        "sport",
-        "dport",
-        Column("direction", "DIR"),
-        "dev",
+        *_FLOW,
         Column("age", show=_age),
         "state",
         "packets",
@@ -68,16 +64,7 @@ COLUMNS: Final[Mapping[str, tuple[Column | str, ...]]] = {
         Column("to", show=_translated),
     ),
     "notes": ("src", "dst", "proto", "sport", "dport", "dev", Column("age", show=_age)),
-    "translations": (
-        "src",
-        "dst",
-        "proto",
-        "sport",
-        "dport",
-        Column("direction", "DIR"),
-        "dev",
-        Column("to", show=_translated),
-    ),
+    "translations": (*_FLOW, Column("to", show=_translated)),
     "services": ("ip", Column("age", show=_age)),
     "node": (
         "host",

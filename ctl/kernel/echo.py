@@ -75,6 +75,9 @@ class Echo(Generic[A]):
         except OSError as error:
             raise KernelError(f"cannot send echoes from {source}: {error.strerror}") from error
         self._socket.setblocking(False)
+        # Not select(2), which knows no descriptors beyond 1023: a node has two for each container.
+        self._waiting = select.poll()
+        self._waiting.register(self._socket, select.POLLIN)
         self._identifier = int.from_bytes(os.urandom(2), "big")
         self._sequence = 0
         self._out: dict[int, tuple[A, float]] = {}
@@ -174,10 +177,7 @@ class Echo(Generic[A]):
 
     def _heard(self, patience: float) -> list[int]:
         """Sequence numbers of the replies that are here, once there are any or that time is over."""
-        # Not select(2), which knows no descriptors beyond 1023: a node has two for each container.
-        waiting = select.poll()
-        waiting.register(self._socket, select.POLLIN)
-        return list(self._replies()) if waiting.poll(patience * 1000) else []
+        return list(self._replies()) if self._waiting.poll(patience * 1000) else []
 
     def _replies(self) -> Iterator[int]:
         """Sequence numbers of the replies to our requests that are here."""

@@ -20,7 +20,7 @@ from ctl.backend.vxlan.backend import VxlanBackend
 from ctl.core.abi import Event
 from ctl.core.base_chains import Chain, base_chains
 from ctl.core.errors import AgentError, ConfigError, Failures
-from ctl.core.family import IPV4, IPV6, lacks_ipv6
+from ctl.core.family import IPV4, lacks_ipv6
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import (
     EVERYTHING,
@@ -37,9 +37,12 @@ from ctl.core.model import (
     MIN_IPV6_MTU,
     MIN_MTU,
     Bypass,
+    IPv4Address,
     IPv4Network,
+    IPv6Address,
     IPv6Network,
     Lease,
+    MacAddress,
     Network,
 )
 from ctl.core.ports import Closing, Holding
@@ -150,18 +153,16 @@ class Node:
 
     def _identity(self) -> Identity:
         """What the node publishes of itself. A VTEP MAC taken over from flanneld is kept."""
-        network, backend = self._working
-        host = self._uplink.address
-        mac, vni = backend.identity(host, network)
-        mac = mac and (self._takeover.macs.get(IPV4.version) or mac)
-        return Identity(host, mac, vni, self._settings.node_name, network.backend, self._ipv6_identity())
+        network, _ = self._working
+        host, host6 = self._uplink.address, self._dual.address
+        ipv6 = IPv6Identity(host6, *self._vtep(host6)) if host6 else None
+        return Identity(host, *self._vtep(host), self._settings.node_name, network.backend, ipv6)
 
-    def _ipv6_identity(self) -> IPv6Identity | None:
+    def _vtep(self, host: IPv4Address | IPv6Address) -> tuple[MacAddress | None, int | None]:
+        """(MAC, VNI) of the VTEP at this address."""
         network, backend = self._working
-        if self._dual.address is None:
-            return None
-        mac, vni = backend.identity(self._dual.address, network)
-        return IPv6Identity(self._dual.address, mac and (self._takeover.macs.get(IPV6.version) or mac), vni)
+        mac, vni = backend.identity(host, network)
+        return mac and (self._takeover.macs.get(host.version) or mac), vni
 
     def _inner_mtu(self, network: Network, backend: Backend) -> int:
         """Largest inner IP packet, bytes. AgentError if it is too small to be of use."""
