@@ -20,6 +20,7 @@ from ctl.core.abi import (
     FlowKey,
     NodeEntry,
     PeerEntry,
+    Translation,
 )
 from ctl.core.dissect import ICMP, TCP, UDP
 from ctl.core.model import Bypass, Lease
@@ -62,7 +63,7 @@ class View:
     origin: PeerEntry | None = None
     """The peer that it is from."""
     peer: PeerEntry | None = None
-    """And the one it is for."""
+    """And the one it is for, translated if its flow is."""
     flows: Mapping[FlowKey, FlowEntry] = field(default_factory=dict)
     """Approvals of the flows that it may be of."""
     now_ns: int = 0
@@ -97,6 +98,11 @@ class View:
             if end and (key.direction, key.ifindex) == (direction, end.ifindex)
         ]
         return max(found, key=lambda each: each[1].approved_ns, default=None)
+
+    def translation(self, direction: Direction) -> Translation | None:
+        """What netfilter makes of the flow that `approval` finds; None: nothing, or there is none."""
+        found = self.approval(direction)
+        return found[1].to if found else None
 
 
 def leaving(probe: Probe, view: View) -> Reason:

@@ -162,7 +162,9 @@ def _in(probe: Probe, view: View, node: NodeEntry) -> Iterator[Hop]:
     uplink = view.name(node.uplink_ifindex)
     why, watched = arriving(probe, view), (uplink, "ingress") in view.programs
     if watched:
+        # XDP leaves to from_wire what has to be translated.
         by_xdp = (uplink, "xdp") in view.programs and why.verdict is Verdict.BYPASS
+        by_xdp = by_xdp and view.translation(Direction.IN) is None
         name = "from_wire_xdp" if by_xdp else "from_wire"
         yield _program(name, uplink, why, _approved(probe, view, Direction.IN))
     else:
@@ -197,7 +199,8 @@ def _approved(probe: Probe, view: View, direction: Direction) -> str:
         return ""
     key, flow = found
     name = f"echo {key.sport}" if probe.proto == ICMP else f"ports {key.sport} > {key.dport}"
-    return f"{name}, approved {(view.now_ns - flow.approved_ns) / 1e9:.1f} s ago"
+    other = f" as {flow.to.address}, ports {flow.to.sport} > {flow.to.dport}" if flow.to else ""
+    return f"{name}, approved{other} {(view.now_ns - flow.approved_ns) / 1e9:.1f} s ago"
 
 
 def _netfilter(view: View) -> Iterator[Hop]:

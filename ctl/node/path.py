@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
-from ctl.core.abi import NodeEntry, PeerEntry
+from ctl.core.abi import Direction, NodeEntry, PeerEntry
 from ctl.core.base_chains import base_chains
 from ctl.core.decision import Probe, View
 from ctl.core.errors import OvnetError
@@ -37,7 +38,8 @@ def look(
     """
     node = maps.configured()
     hooked = listing(netlink, settings.bpffs)
-    return View(
+    names = {link.ifindex: link.name for link in netlink.links().values()}
+    view = View(
         node,
         source=maps.lookup_endpoint(probe.src),
         target=maps.lookup_endpoint(probe.dst),
@@ -45,28 +47,36 @@ def look(
         peer=_peer(maps, node, probe.dst),
         flows={key: flow for key, flow in maps.flows().items() if probe.is_of(key)},
         now_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC),
-        names={link.ifindex: link.name for link in netlink.links().values()},
+        names=names,
         programs=frozenset((each.dev, each.hook) for each in hooked if each.ours),
-        route=_route(netlink, probe.dst),
+        route=_route(netlink, names, probe.dst),
         refusals=_refusals(node, report),
         unresolved=netlink.unresolved(IPV4),
-        lease=next((lease for lease in leases if probe.dst in lease.subnet), None),
+        lease=_lease(leases, probe.dst),
         store=store_error,
         time_s=time.time(),
     )
+    to = view.translation(Direction.OUT)
+    if to is None:
+        return view
+    return replace(view, peer=_peer(maps, node, to.address), lease=_lease(leases, to.address))
+
+
+def _lease(leases: Sequence[Lease], address: IPv4Address) -> Lease | None:
+    """The one whose containers have the address."""
+    return next((lease for lease in leases if address in lease.subnet), None)
 
 
 def _peer(maps: Maps, node: NodeEntry, address: IPv4Address) -> PeerEntry | None:
     return maps.lookup_peer(IPv4Network((address, node.subnet.prefixlen), strict=False).network_address)
 
 
-def _route(netlink: Netlink, target: IPv4Address) -> str:
+def _route(netlink: Netlink, names: Mapping[int, str], target: IPv4Address) -> str:
     try:
         ifindex, _ = next_hop(netlink.rtnl, target)
     except OvnetError:
         return ""
-    link = netlink.links().get(ifindex)
-    return link.name if link else ""
+    return names.get(ifindex, "")
 
 
 def _refusals(node: NodeEntry, report: AgentReport | None) -> tuple[str, ...]:

@@ -55,6 +55,8 @@ def test_a_connection_to_a_service_bypasses_both_ways(pair: Pair) -> None:
     assert not invalid(pair)
     flow = next(row for row in pair.a.json("map", "dump", "flows") if row["dst"] == SERVICE)
     assert flow["to"] == {"address": pair.on_b.address, "sport": flow["sport"], "dport": sink.port}
+    hops = pair.a.json("trace", pair.on_a.address, SERVICE, "--dport", str(sink.port))
+    assert pair.b.address in [hop["at"] for hop in hops if hop["hop"] == "peer"]
 
 
 def test_questions_and_answers_in_datagrams_bypass_both_ways(pair: Pair) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ctl.core.abi import Direction, EndpointEntry, FlowEntry, FlowKey, NodeEntry, PeerEntry
+from ctl.core.abi import Direction, EndpointEntry, FlowEntry, FlowKey, NodeEntry, PeerEntry, Translation
 from ctl.core.decision import Probe, View
 from ctl.core.dissect import ICMP, TCP
 from ctl.core.errors import KernelError
@@ -177,6 +177,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., View]:
             "next_hop": lambda rtnl, target: (9, None),
             "run": lambda *argv: "",
             "report": REPORT,
+            "probe": OUT,
         } | changes  # fmt: skip
         hooked = [Hooked("eth0", "ingress", "tcx", "from_wire", 1, ours) for ours in (True, False)]
         monkeypatch.setattr(path, "listing", lambda netlink, root: hooked)
@@ -184,7 +185,7 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., View]:
         monkeypatch.setattr(path, "run", answers["run"])
         kernel: Any = SimpleNamespace(rtnl=None, **answers)
         settings: Any = SimpleNamespace(bpffs=Path("/"))
-        return path.look(settings, kernel, kernel, OUT, answers["report"], [LEASE], "")
+        return path.look(settings, kernel, kernel, answers["probe"], answers["report"], [LEASE], "")
 
     return look
 
@@ -200,6 +201,34 @@ def test_what_has_to_do_with_the_packet_is_read_of_the_node(looked: Callable[...
     assert view.flows == approved(OUT, Direction.OUT)
     assert (view.programs, view.route, view.lease) == (frozenset({("eth0", "ingress")}), "ovnet.1", LEASE)
     assert view.unresolved == {HOST}
+
+
+VIP = IPv4Address("10.96.0.1")
+CALL = replace(OUT, dst=VIP)
+TO = Translation(THERE, 1000, 8080)
+TRANSLATED = {key: replace(flow, to=TO) for key, flow in approved(CALL, Direction.OUT).items()}
+
+
+def test_a_service_goes_to_the_peer_of_what_netfilter_has_made_of_it(looked: Callable[..., View]) -> None:
+    view = looked(probe=CALL, flows=lambda: TRANSLATED)
+    assert (view.peer, view.lease) == (PEER, LEASE)
+    assert looked(probe=CALL, flows=dict).peer is None
+
+
+def test_a_service_that_is_approved_bypasses_and_its_translation_is_named() -> None:
+    view = replace(LEAVING, flows=TRANSLATED)
+    program = next(hop for hop in hops(CALL, view) if hop.hop == "program")
+    assert (program.by, program.reason) == ("ebpf", "encap")
+    assert "approved as 10.77.2.3, ports 1000 > 8080 1.0 s ago" in program.seen
+
+
+@pytest.mark.parametrize(("to", "name"), [(None, "from_wire_xdp"), (TO, "from_wire")])
+def test_what_has_to_be_translated_is_not_done_by_xdp(to: Translation | None, name: str) -> None:
+    flows = {key: replace(flow, to=to) for key, flow in ARRIVING.flows.items()}
+    programs = ARRIVING.programs | {("eth0", "xdp")}
+    view = replace(ARRIVING, flows=flows, programs=programs)
+    program = next(hop for hop in hops(IN, view) if hop.hop == "program")
+    assert program.at == f"{name} eth0"
 
 
 def test_what_chains_refuse_is_left_out_where_no_agent_has_told_of_its_bridge(
