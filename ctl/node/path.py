@@ -59,7 +59,13 @@ def look(
     to = view.translation(Direction.OUT)
     if to is None:
         return view
-    return replace(view, peer=_peer(maps, node, to.address), lease=_lease(leases, to.address))
+    # Netfilter has translated it before it is routed.
+    return replace(
+        view,
+        peer=_peer(maps, node, to.address),
+        route=_route(netlink, names, to.address),
+        lease=_lease(leases, to.address),
+    )
 
 
 def _lease(leases: Sequence[Lease], address: IPv4Address) -> Lease | None:

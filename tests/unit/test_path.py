@@ -210,8 +210,9 @@ TRANSLATED = {key: replace(flow, to=TO) for key, flow in approved(CALL, Directio
 
 
 def test_a_service_goes_to_the_peer_of_what_netfilter_has_made_of_it(looked: Callable[..., View]) -> None:
-    view = looked(probe=CALL, flows=lambda: TRANSLATED)
-    assert (view.peer, view.lease) == (PEER, LEASE)
+    ways = {THERE: (9, None), VIP: (2, None)}
+    view = looked(probe=CALL, flows=lambda: TRANSLATED, next_hop=lambda rtnl, target: ways[target])
+    assert (view.peer, view.route, view.lease) == (PEER, "ovnet.1", LEASE)
     assert looked(probe=CALL, flows=dict).peer is None
 
 
