@@ -125,6 +125,7 @@ class Lab:
                      "peer", "name", "eth0", "mtu", str(mtu), "netns", host.netns)  # fmt: skip
         self.wire.ip("link", "set", "dev", name, "master", "lab0", "up")
         host.up("eth0")
+        host.settle()
         return host
 
     def pair(self, first: str = "a", second: str = "b", *, mtu: int = 1500) -> tuple[Host, Host]:
@@ -132,8 +133,10 @@ class Lab:
         one, two = self._host(first, None), self._host(second, None)
         one.ip("link", "add", "eth0", "mtu", str(mtu), "type", "veth",
                "peer", "name", "eth0", "mtu", str(mtu), "netns", two.netns)  # fmt: skip
-        one.up("eth0")
-        two.up("eth0")
+        for host in (one, two):
+            host.up("eth0")
+        for host in (one, two):
+            host.settle()
         return one, two
 
     def outside(self, name: str = "outside") -> Host:

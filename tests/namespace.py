@@ -82,6 +82,12 @@ class Netns:
         """The `ip` command in it."""
         return self.run("ip", *arguments).stdout
 
+    def settle(self) -> None:
+        """Wait until what is up has its carrier, which the kernel may note a second later (link_watch.c)."""
+        wait_until(
+            lambda: "NO-CARRIER" not in self.ip("link", "show", "up"), 10, lambda: self.ip("link", "show")
+        )
+
     def nft(self, rules: str) -> None:
         """Load rules in one transaction."""
         self.run("nft", "-f", "-", stdin=rules)

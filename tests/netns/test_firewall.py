@@ -117,6 +117,7 @@ def site() -> Iterator[Site]:
         host.ip("link", "set", "tunnel", "up")
         host.ip("route", "add", "172.17.9.0/24", "dev", "tunnel")
         wait_until(lambda: "lladdr" in neighbour(guest), 10, "guest knows its gateway")
+        host.settle()
         with host.call(listener) as sink:
             yield Site(host, guest, outside, Firewall(), sink)
 
