@@ -228,6 +228,14 @@ class Host(Namespace):
 
         return self.call(read)
 
+    def serves(self, container: Container) -> bool:
+        """Whether eBPF can carry what the container sends and gets: its port's programs run, and they
+        know its address.
+        """
+        running = {each.hook for each in self.hooks() if each.dev == container.port and each.ours}
+        known = {row["ip"] for row in self.json("map", "dump", "endpoints")}
+        return running == {"ingress", "egress"} and container.address in known
+
     def knows_a_peer(self) -> bool:
         """Whether another node's lease has become a route."""
         return bool(self.ip("route", "show", "proto", "147"))
@@ -262,6 +270,13 @@ def started(hosts: Iterable[Host], *flags: str) -> dict[str, Agent]:
     for agent in agents.values():
         agent.wait_ready()
     return agents
+
+
+def served(*containers: Container) -> None:
+    """Wait until a flow between them can bypass from its first packets on, where a test counts them."""
+    for each in containers:
+        each.run("ping", "-c1", "-W5", str(each.host.gateway.ip))
+        wait_until(partial(each.host.serves, each), 30, f"{each.host.name} serves {each.name}")
 
 
 def meet(one: Host, other: Host) -> None:

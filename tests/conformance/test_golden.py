@@ -25,11 +25,10 @@ from ctl.core.abi import Hook
 from ctl.core.model import MacAddress
 from ctl.kernel.bpf.maps import Maps, open_maps
 from tests import packets
-from tests.host import Container, Host
+from tests.host import Container, Host, served
 from tests.lab import Lab
 from tests.namespace import Namespace
 from tests.packets import ICMP, IP_LEN, TCP, UDP, Tunnel
-from tests.process import wait_until
 
 ENCAP, DECAP = 1, 2
 SECONDS = 30
@@ -118,6 +117,7 @@ def wire() -> Iterator[Wire]:
         one, two = a.container("one"), b.container("two")
         # Nobody listens: a reset would end the flow that the test looks at.
         two.nft("table ip t { chain c { type filter hook output priority 0; tcp flags rst drop; }; }")
+        served(one, two)
         one.run("ping", "-c2", "-i0.1", "-W2", two.address)
         with (
             open_maps(a.bpffs) as maps_a,
@@ -127,9 +127,6 @@ def wire() -> Iterator[Wire]:
             closing(Tap(b)) as at_b,
             closing(Tap(two)) as at_two,
         ):
-            for maps, container in ((maps_a, one), (maps_b, two)):
-                address = IPv4Address(container.address)
-                wait_until(lambda m=maps, i=address: m.lookup_endpoint(i), 10, f"{address} is known")  # type: ignore[misc]
             yield Wire(a, b, one, two, maps_a, maps_b, at_one, at_a, at_b, at_two, mac_of(a, a.bridge))
 
 
@@ -154,10 +151,13 @@ def both_ways(wire: Wire, frame: bytes) -> tuple[bytes, bytes]:
     start = wire.carried()
     kernel_wire, kernel_delivered = send(wire, frame)
     assert wire.carried() == start, "the first packet was the kernel's to carry"
-    ours_wire, ours_delivered = send(wire, frame)
-    if wire.carried() == start:  # so late that the first approval of UDP was over: the next one lasts
+    for _ in range(2):  # so late that UDP's first approval was over, on a node or both: the next one lasts
+        before = wire.carried()
         ours_wire, ours_delivered = send(wire, frame)
-    assert wire.carried() == (start[0] + 1, start[1] + 1), "the second packet was ours to carry"
+        if wire.carried() == (before[0] + 1, before[1] + 1):
+            break
+    else:
+        pytest.fail("the second packet was ours to carry")
     assert without_ident(ours_wire) == without_ident(kernel_wire)
     assert Tunnel.parse(ours_wire).ip.valid
     assert ours_delivered == kernel_delivered

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.host import served
 from tests.lab import Lab, wait_until
 from tests.namespace import Netns
 from tests.netns.conftest import Pair, build
@@ -30,6 +31,7 @@ def translate(place: Netns, to: str) -> None:
 def nodes() -> Iterator[Pair]:
     with Lab() as made:
         pair = build(made)
+        served(pair.on_a, pair.on_b)
         translate(pair.a, pair.on_b.address)
         yield pair
 
