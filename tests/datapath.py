@@ -11,6 +11,7 @@ import os
 import struct
 import time
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cache
@@ -25,6 +26,7 @@ from ctl.core.reasons import REASONS
 from ctl.kernel.bpf import syscall
 from ctl.kernel.bpf.child import Bcc
 from ctl.kernel.bpf.maps import Maps, Spec, specs
+from ctl.kernel.bpf.ring import Ring
 from ctl.kernel.bpf.source import XDP, source
 from tests import packets
 from tests.lab import Lab
@@ -163,11 +165,11 @@ class Datapath:
     ) -> None:
         """Capacities in entries; `other`: maps to be something else than a node's."""
         bcc()
-        wanted = _specs(peers, endpoints, flows) | dict(other or {})
-        self._raw = _created(wanted)
+        self._specs = _specs(peers, endpoints, flows) | dict(other or {})
+        self._raw = _created(self._specs)
         self.maps = Maps(self._raw)
         self._fds: dict[str, int] = {}
-        size = wanted["counters"].entries * abi.COUNTER.size
+        size = self._specs["counters"].entries * abi.COUNTER.size
         self._counters = mmap.mmap(self._raw["counters"].fd, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
 
     def __enter__(self) -> Self:
@@ -178,6 +180,14 @@ class Datapath:
         self.maps.close()
         for fd in self._fds.values():
             os.close(fd)
+
+    def clear(self) -> Self:
+        """Empty every map. The programs stay loaded: the verifier takes longer with one than a test with
+        all that it does.
+        """
+        for name, raw in self._raw.items():
+            _clear(raw, self._specs[name])
+        return self
 
     def furnish(self, **node: Any) -> Self:
         """The usual: NODE (with changes), two peers, two endpoints."""
@@ -314,6 +324,18 @@ def _specs(peers: int, endpoints: int, flows: int) -> dict[str, Spec]:
 
 def _created(wanted: Mapping[str, Spec]) -> dict[str, syscall.Map]:
     return {name: syscall.Map(_create(name, spec)) for name, spec in wanted.items()}
+
+
+def _clear(raw: syscall.Map, spec: Spec) -> None:
+    if spec.kind == "ringbuf":
+        with closing(Ring(raw.fd, spec.entries, bytes)) as ring:
+            ring.clear()
+        return
+    for key, _ in list(raw.items()):
+        if spec.kind == "array":
+            raw.update(key, bytes(spec.value))
+        else:
+            raw.delete(key)
 
 
 def _create(name: str, spec: Spec) -> int:

@@ -24,11 +24,17 @@ def bpffs_is_there() -> Iterator[None]:
     release()
 
 
-@pytest.fixture
-def datapath() -> Iterator[Datapath]:
-    """Programs on fresh maps, furnished with a node, two peers and two containers."""
+@pytest.fixture(scope="session")
+def loaded() -> Iterator[Datapath]:
+    """Programs and maps that tests share, one after the other."""
     with Datapath() as opened:
-        yield opened.furnish()
+        yield opened
+
+
+@pytest.fixture
+def datapath(loaded: Datapath) -> Datapath:
+    """Programs on empty maps, furnished with a node, two peers and two containers."""
+    return loaded.clear().furnish()
 
 
 @pytest.fixture
