@@ -144,12 +144,11 @@ class Roster(Generic[A, N]):
         touched[lease.key] = lease
         if self._wrong(lease):
             return
+        alone = (lease,)  # for each claim the same one: mostly nobody else has any
         for claim in self._claimed(lease):
             others = self._claims.get(claim, ())
             touched.update((each.key, each) for each in others)
-            self._claims[claim] = (
-                tuple(sorted((*others, lease), key=self._precedence)) if others else (lease,)
-            )
+            self._claims[claim] = tuple(sorted((*others, lease), key=self._precedence)) if others else alone
 
     def _precedence(self, lease: Member[A, N]) -> tuple[bool, tuple[int, int], IPv4Network]:
         return lease.subnet.prefixlen != self._space.subnet_len, rank(lease), lease.key

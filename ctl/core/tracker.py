@@ -112,4 +112,6 @@ class Tracker(Generic[K, V]):
         for key in delta.removals:
             if key not in pending:
                 self._stale.pop(key, None)
+        # A dict that has been emptied keeps the room that all it held took.
+        self._due, self._stale = self._due or {}, self._stale or {}
         self.known = True

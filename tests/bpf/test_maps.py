@@ -69,6 +69,32 @@ def test_lookup_update_delete() -> None:
         assert dict(table.items()) == {b"bbbb": [bytes(8)]}
 
 
+@pytest.mark.parametrize("kind", ["hash", "percpu_hash"])
+def test_ten_thousand_entries_go_in_in_batches(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(syscall.Map(syscall.map_create(kind, "many", 4, 12, MANY))) as table:
+        monkeypatch.setattr(syscall.Map, "update", None)
+        entries = [(number(i), struct.pack("=III", i, ~i & 0xFFFFFFFF, 7)) for i in range(MANY)]
+        assert table.update_all(entries) == [None] * MANY
+        copies = syscall.possible_cpus() if "percpu" in kind else 1
+        assert dict(table.items()) == {key: [value] * copies for key, value in entries}
+
+
+def test_what_a_batch_has_no_room_for_is_told_and_keeps_nothing_else_out() -> None:
+    with closing(syscall.Map(syscall.map_create("hash", "small", 4, 4, 2))) as table:
+        table.update(number(4), bytes(4))
+        errors = table.update_all([(number(i), number(i)) for i in range(5)])
+        full = errno.E2BIG
+        assert [error and error.errno for error in errors] == [None, full, full, full, None]
+        assert dict(table.items()) == {number(0): [number(0)], number(4): [number(4)]}
+
+
+def test_a_batch_that_cannot_begin_is_put_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syscall, "MAP_UPDATE_BATCH", 9999)
+    with closing(syscall.Map(syscall.map_create("hash", "some", 4, 4, 8))) as table:
+        assert table.update_all([(number(i), number(i)) for i in range(3)]) == [None] * 3
+        assert dict(table.items()) == {number(i): [number(i)] for i in range(3)}
+
+
 def test_an_empty_map_has_no_items() -> None:
     with closing(syscall.Map(syscall.map_create("hash", "none", 4, 4, 8))) as table:
         assert list(table.items()) == []

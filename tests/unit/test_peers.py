@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ctl.core.abi import PEER_F_KERNEL_PATH
 from ctl.core.family import IPV4
-from ctl.core.host import Hop, Removed, Route, RouteKey
+from ctl.core.host import METRICS, Hop, Removed, Route, RouteKey
 from ctl.core.model import Lease, MacAddress, Network
 from ctl.core.peers import KernelTables, PeerMaps
 from ctl.core.roster import Roster
@@ -159,5 +161,18 @@ def test_change_by_change_is_as_from_the_start(story: list[list[Lease]], direct:
 
 def test_metrics_of_routes_are_spread_and_never_those_of_others() -> None:
     keys = [RouteKey.of(each) for each in IPv4Network("10.0.0.0/14").subnets(new_prefix=24)]
-    assert len({key.metric for key in keys}) == 64
-    assert all(key.metric for key in keys)
+    assert {key.metric for key in keys} == set(METRICS)
+
+
+@pytest.mark.parametrize(
+    "subnets",
+    [
+        [IPv4Network((0x0A000000 + (each << 8), 24)) for each in range(100_000)],
+        [IPv6Network((0xFD << 120 | each << 64, 64)) for each in range(100_000)],
+    ],
+    ids=("IPv4", "IPv6"),
+)
+def test_few_of_a_hundred_thousand_routes_share_a_metric(subnets: list[IPv4Network | IPv6Network]) -> None:
+    metrics = Counter(RouteKey.of(subnet).metric for subnet in subnets)
+    assert max(metrics.values()) < 650, "the kernel looks through all of one metric for each route"
+    assert all(0 < metric < 256 for metric in metrics)

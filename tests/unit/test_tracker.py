@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import suppress
 
 from hypothesis import given
@@ -120,3 +121,19 @@ def test_what_went_and_came_back_is_not_touched() -> None:
     assert tracker.delta() == Delta(removals=(1,))
     tracker.put(1, 1)
     assert not tracker
+
+
+def test_a_table_that_was_filled_takes_no_more_memory_than_one_that_was_full() -> None:
+    filled, full = Tracker[int, int](), Tracker[int, int]()
+    for key in range(1000):
+        filled.put(key, key)
+        full.put(key, key)
+    filled.saw({})
+    with filled.applying(delta := filled.delta()):
+        pass
+    full.saw(dict(delta.puts))
+    assert _bytes(filled) == _bytes(full)
+
+
+def _bytes(tracker: Tracker[int, int]) -> int:
+    return sum(map(sys.getsizeof, vars(tracker).values()))

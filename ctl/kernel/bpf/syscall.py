@@ -16,9 +16,10 @@ import errno
 import os
 import platform
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final, TypeAlias
 
 _SYSCALL: Final = {"x86_64": 321, "aarch64": 280, "ppc64le": 361, "s390x": 351, "riscv64": 280}
@@ -53,6 +54,8 @@ _BATCH: Final = 4096
 _BATCH_MIN: Final = 256
 """Entries; what hashes to one bucket has to fit in a batch."""
 _BATCH_BYTES: Final = 1 << 18
+_BATCH_COUNT: Final = 32
+"""Offset in union bpf_attr of how many entries a batch has, or had (batch.count)."""
 _LOG_BYTES: Final = 1 << 22
 """Room for the verifier's words about a program that it refuses."""
 
@@ -331,6 +334,11 @@ class Map:
     def close(self) -> None:
         os.close(self.fd)
 
+    @property
+    def _batch(self) -> int:
+        """Entries of a full batch, which with many CPUs would be megabytes."""
+        return max(_BATCH_MIN, min(_BATCH, _BATCH_BYTES // self._value_room))
+
     def lookup(self, key: bytes) -> list[bytes] | None:
         """The values of one key (one, or one a CPU); None if it is absent."""
         key_buffer, key_address = _buffer(key)
@@ -350,6 +358,45 @@ class Map:
         value_buffer, value_address = _buffer(self._spread(value))
         _bpf(MAP_UPDATE, struct.pack("=IIQQQ", self.fd, 0, key_address, value_address, 0))
         del key_buffer, value_buffer
+
+    def update_all(self, entries: Iterable[tuple[bytes, bytes]]) -> list[OSError | None]:
+        """Create or replace these keys and values, in batches; why not, for each, None where it did.
+
+        A failing one does not keep the others out.
+        """
+        results: list[OSError | None] = []
+        rest = iter(entries)
+        while batch := list(islice(rest, self._batch)):
+            done = self._update_batch(batch)
+            results += [None] * done
+            # One by one the kernel says what is wrong with which.
+            results += [self._try_update(*entry) for entry in batch[done:]]
+        return results
+
+    def _update_batch(self, entries: Sequence[tuple[bytes, bytes]]) -> int:
+        """How many of them are in, from the first on: the kernel stops at one that it refuses."""
+        keys, keys_address = _buffer(b"".join(key for key, _ in entries))
+        values, values_address = _buffer(b"".join(self._spread(value) for _, value in entries))
+        attr = ctypes.create_string_buffer(_ATTR_SIZE)
+        struct.pack_into(
+            "=QQQQIIQQ", attr, 0, 0, 0, keys_address, values_address, len(entries), self.fd, 0, 0
+        )
+        try:
+            _call(MAP_UPDATE_BATCH, attr)
+        except OSError:
+            (count,) = struct.unpack_from("=I", attr, _BATCH_COUNT)
+            # One that cannot begin leaves the number as it was.
+            return count if count < len(entries) else 0
+        finally:
+            del keys, values
+        return len(entries)
+
+    def _try_update(self, key: bytes, value: bytes) -> OSError | None:
+        try:
+            self.update(key, value)
+        except OSError as error:
+            return error
+        return None
 
     def delete(self, key: bytes) -> bool:
         """False if it was not there."""
@@ -381,9 +428,7 @@ class Map:
 
     def _batches(self) -> Iterator[tuple[int, _Buffer, _Buffer]]:
         """(entries, their keys, their values), until there are no more."""
-        key_size = self.info.key_size
-        # With many CPUs a full batch would be megabytes.
-        size = max(_BATCH_MIN, min(_BATCH, _BATCH_BYTES // self._value_room))
+        key_size, size = self.info.key_size, self._batch
         cursor, cursor_address = _room(max(key_size, 8))
         keys, keys_address = _room(key_size * size)
         values, values_address = _room(self._value_room * size)
@@ -399,7 +444,7 @@ class Map:
                 if error.errno != errno.ENOENT:
                     raise
                 done = True
-            (count,) = struct.unpack_from("=I", attr, 32)
+            (count,) = struct.unpack_from("=I", attr, _BATCH_COUNT)
             yield count, keys, values
             if done:
                 return

@@ -49,7 +49,10 @@ class MapTable(Generic[K, V]):
         Unapplied; or KernelError where the map is full: then entries are in it that nobody counted on.
         """
         kept = {gone: error for gone in delta.removals if (error := self._delete(gone))}
-        lost = {key: error for key, value in delta.puts if (error := self._put(key, value))}
+        errors = self._raw.update_all(
+            (self._pack_key(key), self._pack_value(value)) for key, value in delta.puts
+        )
+        lost = {key: error for (key, _), error in zip(delta.puts, errors, strict=True) if error}
         if not kept and not lost:
             return
         what, last = ("stored", [*lost.values()][-1]) if lost else ("removed", [*kept.values()][-1])
@@ -61,13 +64,6 @@ class MapTable(Generic[K, V]):
     def _delete(self, key: K) -> OSError | None:
         try:
             self._raw.delete(self._pack_key(key))
-        except OSError as error:
-            return error
-        return None
-
-    def _put(self, key: K, value: V) -> OSError | None:
-        try:
-            self._raw.update(self._pack_key(key), self._pack_value(value))
         except OSError as error:
             return error
         return None

@@ -94,7 +94,10 @@ def _ways(
     """As `hops`, for one kind of packet; `more`: the attributes that say which."""
     # The route itself, not one path that was picked of it.
     routes = _routes(rtnl, hosts, source, _RTM_F_FIB_MATCH, more)
-    found = {host: _hop(body, host, mtu, ttl) if body else None for host, body in routes.items()}
+    # Most are behind a few gateways: one object for all that are reached in one way.
+    same: dict[Hop[A] | None, Hop[A] | None] = {}
+    hops = ((host, _hop(body, host, mtu, ttl) if body else None) for host, body in routes.items())
+    found = {host: same.setdefault(hop, hop) for host, hop in hops}
     # Of several paths over one interface, the one that the kernel picks by the addresses. Left to
     # the programs it would be the first one, for all peers: they have to say the interface.
     several = {host: hop for host, hop in found.items() if hop and hop.next_hop is None}

@@ -46,8 +46,8 @@ class Cache:
         self.revision = 0
         self.cluster = 0
         self.entries: dict[bytes, Entry] = {}
-        self._ranks: list[Rank] = []
         self._leases: list[Lease] = []
+        """In the order of their ranks."""
         self._problems: dict[bytes, str] = {}
         self._second: dict[bytes, Rank] = {}
         """Leases on an IPv4 subnet for which there is another key: with an IPv6 subnet, or another one."""
@@ -85,8 +85,11 @@ class Cache:
                 self._put_second(entry, ranked)
             else:
                 found[ranked] = entry.lease
-        self._ranks = sorted(found)
-        self._leases = [found[ranked] for ranked in self._ranks]
+        self._leases = [found[ranked] for ranked in sorted(found)]
+
+    def _place(self, ranked: Rank) -> int:
+        """Where among the leases the one of that rank is, or would be."""
+        return bisect_left(self._leases, ranked, key=rank)
 
     def _put_second(self, entry: Entry, ranked: Rank) -> None:
         self._second[entry.key] = ranked
@@ -120,7 +123,7 @@ class Cache:
             for key in self._granted.get(grant, ()):
                 lease = self.entries[key].lease
                 if lease is not None and key not in self._second:
-                    leases[bisect_left(self._ranks, rank(lease))] = self._ending(lease, end)
+                    leases[self._place(rank(lease))] = self._ending(lease, end)
         return Snapshot(tuple(leases), self.revision, tuple(sorted(self._problems.values())))
 
     def _ending(self, lease: Lease, end: float) -> Lease:
@@ -141,8 +144,8 @@ class Cache:
             if not keys:
                 del self._granted[entry.grant]
         if self._second.pop(key, None) is None and entry.lease is not None:
-            place = bisect_left(self._ranks, ranked := rank(entry.lease))
-            del self._ranks[place], self._leases[place]
+            ranked = rank(entry.lease)
+            del self._leases[self._place(ranked)]
             self._follow(ranked)
 
     def _follow(self, ranked: Rank) -> None:
@@ -163,11 +166,10 @@ class Cache:
         """Put an entry's lease among the others, if it is one."""
         if entry.lease is None:
             return
-        place = bisect_left(self._ranks, ranked := rank(entry.lease))
-        if self._ranks[place : place + 1] == [ranked]:
+        place = self._place(ranked := rank(entry.lease))
+        if any(rank(each) == ranked for each in self._leases[place : place + 1]):
             self._put_second(entry, ranked)
         else:
-            self._ranks.insert(place, ranked)
             self._leases.insert(place, entry.lease)
 
     def _index(self, entry: Entry) -> None:

@@ -40,7 +40,8 @@ def _read_pages(client: EtcdClient, schema: Schema, known: Mapping[bytes, Entry]
         for each in found:
             key = b64decode(each["key"])
             if schema.belongs(key):
-                entries[key] = _reuse(known.get(key), each) or schema.decode(each)
+                entry = _reuse(known.get(key), each) or schema.decode(each)
+                entries[entry.key] = entry
         header = answer.get("header", {})
         # Later pages are of the first one's revision, or an entry could be in two or in none.
         request["revision"] = request.get("revision") or integer(header, "revision")
