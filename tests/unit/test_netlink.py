@@ -7,7 +7,7 @@ import socket
 import struct
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from ipaddress import IPv4Address
 from types import SimpleNamespace
@@ -15,7 +15,7 @@ from typing import Any, Self
 
 import pytest
 from pyroute2.netlink import NLM_F_DUMP_INTR, NLM_F_MULTI, NLMSG_DONE, NLMSG_ERROR
-from pyroute2.netlink.rtnl import RTM_GETROUTE, RTM_NEWROUTE
+from pyroute2.netlink.rtnl import RTM_DELROUTE, RTM_GETROUTE, RTM_NEWROUTE
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 from pyroute2.netlink.rtnl.rtmsg import rtmsg
@@ -28,7 +28,7 @@ from ctl.core.plan import Delta
 from ctl.kernel.netlink import link, xfrm
 from ctl.kernel.netlink.message import Shape, attributes, body, message, nested, number_of, to_number
 from ctl.kernel.netlink.session import Netlink
-from ctl.kernel.netlink.socket import Bulk, Refused, Rtnl
+from ctl.kernel.netlink.socket import Bulk, Message, Refused, Rtnl
 from ctl.kernel.netlink.tables import Routes
 
 NEWPOLICY = 0x13
@@ -146,6 +146,22 @@ def test_what_is_gone_and_what_is_refused(kernel: Kernel, bulk: Bulk, code: int,
         return
     with pytest.raises(KernelError, match="1 entries not applied: Invalid argument"):
         table.apply(removal)
+
+
+def test_a_subnets_route_with_another_metric_is_there_before_the_old_one_goes() -> None:
+    """A new version may number its routes otherwise."""
+    asked: list[int] = []
+
+    def change(messages: Iterable[Message]) -> list[int]:
+        kinds = [each.kind for each in messages]
+        asked.extend(kinds)
+        return [0] * len(kinds)
+
+    subnet = IPv4Network("10.1.0.0/24")
+    key, route = RouteKey.of(subnet), Route(subnet.network_address, 7, onlink=True)
+    table = Routes(SimpleNamespace(bulk=SimpleNamespace(change=change)), IPV4)  # type: ignore[arg-type]
+    table.apply(Delta(puts=((key, route),), removals=(RouteKey(subnet, 1),)))
+    assert asked == [RTM_NEWROUTE, RTM_DELROUTE]
 
 
 def test_policies_of_ipsec_that_cannot_be_listed_are_not_none(monkeypatch: pytest.MonkeyPatch) -> None:

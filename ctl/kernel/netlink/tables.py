@@ -111,7 +111,8 @@ class Routes(Generic[A, N]):
             raise KernelError(f"routes to peers: {len(kept)} entries not applied: {os.strerror(kept[-1])}")
         removals = (Message(RTM_DELROUTE, 0, _removal(key)) for key in delta.removals)
         puts = (Message(RTM_NEWROUTE, _PUT, _put(key, route)) for key, route in delta.puts)
-        _change(self._rtnl, "routes to peers", delta, removals, puts)
+        # A subnet's route may get another metric, by a new version: it has one at any time.
+        _change(self._rtnl, "routes to peers", delta, removals, puts, puts_first=True)
 
 
 def main_routes(rtnl: Rtnl, family: Family[Any, Any], protocol: int = 0, *, by: int = 0) -> Iterator[bytes]:
@@ -309,13 +310,28 @@ class Fdb(Generic[A, N]):
 
 
 def _change(
-    rtnl: Rtnl, what: str, delta: Delta[K, V], removals: Iterable[Message], puts: Iterable[Message]
+    rtnl: Rtnl,
+    what: str,
+    delta: Delta[K, V],
+    removals: Iterable[Message],
+    puts: Iterable[Message],
+    *,
+    puts_first: bool = False,
 ) -> None:
-    """Removals, then puts, a message for each entry. What is missing is removed already. Unapplied."""
-    gone = zip(delta.removals, rtnl.bulk.change(removals), strict=True)
-    failed: dict[K, int] = {key: code for key, code in gone if code and code not in GONE}
-    there = zip(delta.puts, rtnl.bulk.change(puts), strict=True)
-    failed |= {key: code for (key, _), code in there if code}
+    """A message for each entry. What is missing is removed already. Unapplied.
+
+    Removals come first, unless told otherwise: a table may be full.
+    """
+
+    def remove() -> dict[K, int]:
+        codes = zip(delta.removals, rtnl.bulk.change(removals), strict=True)
+        return {key: code for key, code in codes if code and code not in GONE}
+
+    def put() -> dict[K, int]:
+        codes = zip(delta.puts, rtnl.bulk.change(puts), strict=True)
+        return {key: code for (key, _), code in codes if code}
+
+    failed = {**put(), **remove()} if puts_first else {**remove(), **put()}
     if failed:
         last = [*failed.values()][-1]
         raise Unapplied(f"{what}: {len(failed)} entries not applied: {os.strerror(last)}", failed)
