@@ -29,6 +29,17 @@ def number(low: int, high: int) -> Callable[[str], int]:
     return read
 
 
+def seconds(text: str) -> float:
+    """How often something is shown."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = 0
+    if not 0.1 <= found <= 86400:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time between 0.1 and 86400 seconds")
+    return found
+
+
 def parsed(parse: Callable[[str], T]) -> Callable[[str], T]:
     """A type of what `parse` reads; the words of its ValueError are shown."""
 

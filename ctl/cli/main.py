@@ -21,7 +21,7 @@ from ctl.core.errors import OvnetError
 
 NOUNS = (
     "agent", "network", "lease", "map", "flow", "hook", "status", "doctor", "report", "trace", "monitor",
-    "capture", "docker-opts", "teardown",
+    "top", "capture", "docker-opts", "teardown",
 )  # fmt: skip
 """The commands, each a module of this package (with `_` for `-`) that has `register(subparsers)`."""
 

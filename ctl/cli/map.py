@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any, Final
 
 from ctl.cli import rows
-from ctl.cli.arguments import address
+from ctl.cli.arguments import address, seconds
 from ctl.cli.output import Column, Row, add_output_option, dumps, emit, say, table
 from ctl.core.errors import ConfigError, NotFound
 from ctl.settings.config import STORE_SETTINGS, add_options
@@ -46,7 +46,7 @@ def register(subparsers: Any) -> None:
         "--watch",
         nargs="?",
         const=2.0,
-        type=_seconds,
+        type=seconds,
         metavar="S",
         help="print it again every S seconds (default: 2) until interrupted",
     )
@@ -116,16 +116,6 @@ def _condition(text: str) -> tuple[str, str]:
     if not column or not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is no condition such as host=192.0.2.7")
     return column, value
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0
-    if not 0.1 <= seconds <= 86400:
-        raise argparse.ArgumentTypeError(f"{text!r} is no time between 0.1 and 86400 seconds")
-    return seconds
 
 
 def run_get(args: argparse.Namespace) -> int:

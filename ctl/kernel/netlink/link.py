@@ -122,6 +122,24 @@ def traffic(rtnl: Rtnl, ifindex: int) -> Device:
     return Device(rx=counted["rx_packets"], tx=counted["tx_packets"])
 
 
+def counted(rtnl: Rtnl, port: Link) -> tuple[int, int, int, int] | None:
+    """What a container with this port has sent and received: packets and bytes each; None if it is gone.
+
+    Of a veth the container's end says so, in whichever namespace: what redirect_peer brings there, no one
+    else sees. Refused.
+    """
+    far = port.peer
+    where = {"index": far.ifindex, "if_netnsid": far.netns} if far else {"index": port.ifindex}
+    answers: list[Any] = []
+    with suppress_missing():
+        answers = rtnl.link(_GET, **where)
+    if not answers:
+        return None
+    found = answers[0].get("stats64")
+    sent, received = (found["tx_packets"], found["tx_bytes"]), (found["rx_packets"], found["rx_bytes"])
+    return (*sent, *received) if far else (*received, *sent)
+
+
 def tunnel(rtnl: Rtnl, ifindex: int) -> Vxlan:
     """The tunnel of a vxlan device. Refused if there is no such interface."""
     (found,) = rtnl.link(_GET, ext_mask=_SKIP_STATISTICS, index=ifindex)
