@@ -6,14 +6,14 @@ Exit 0: nothing fails, 1: something does. It changes nothing, and needs no agent
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ctl.cli.output import Column, add_output_option, emit, say
-from ctl.core.errors import NotFound, OvnetError, StoreError
+from ctl.cli.peers import NoSuchPeer, named, progress, usable
+from ctl.core.errors import OvnetError, StoreError
 from ctl.core.model import Bypass
 from ctl.settings.config import STORE_SETTINGS, Settings, add_options
 
@@ -230,15 +230,10 @@ class _Checkup:
         return member.of_renewals(peers, self._now, margin)
 
     def _peers(self, site: Site) -> Sequence[Lease]:
-        """Those that are asked for. NotFound for one that there is not."""
-        from ctl.core.family import IPV4
-        from ctl.core.roster import Roster
-
-        roster = Roster(IPV4, site.lease, self._network, site.underlay)
-        roster.update(self._snapshot.leases)
-        peers = [lease for lease in self._snapshot.leases if lease.key in roster.usable]
+        """Those that are asked for. NoSuchPeer for one that there is not."""
+        peers = usable(site, self._snapshot.leases)
         if self._args.peer:
-            return _named(peers, self._args.peer)
+            return named(peers, self._args.peer)
         return self._some(peers, MOST_PEERS, "peers are asked")
 
     def _some(self, each: Sequence[T], most: int, what: str) -> Sequence[T]:
@@ -263,7 +258,7 @@ class _Checkup:
             if not told & {str(word) for word in (each.subnet, each.overlay_hop, each.vtep_mac, each.host)}
         ]
         mtu = self._report.mtu
-        ways = examination.ways(family, asked, _progress(2 * len(asked)))
+        ways = examination.ways(family, asked, progress(2 * len(asked)))
         found = [finding for way in ways for finding in of_way(way, mtu, self._network.port)]
         yield from found
         if ways and not found:
@@ -271,46 +266,13 @@ class _Checkup:
             yield ok("peers", f"{len(ways)} of {len(ways)} answer{by}, packets of {mtu} bytes too")
 
 
-class _NoSuchPeer(NotFound):
-    """Somebody has asked for a peer that there is not."""
-
-
-def _named(peers: Sequence[Lease], names: Sequence[str]) -> list[Lease]:
-    """Those of these names: host, node or subnet. _NoSuchPeer for a name that nobody has."""
-    by_name: dict[str, list[Lease]] = {}
-    for lease in peers:
-        for name in {str(lease.host), lease.node, str(lease.subnet)}:
-            by_name.setdefault(name, []).append(lease)
-    for name in names:
-        if name not in by_name:
-            raise _NoSuchPeer(f"no peer {name}: ovctl lease list shows them, by subnet, host and node")
-    return [lease for lease in peers if any(lease in by_name[name] for name in names)]
-
-
 def _look(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
-    """What a look finds; that it cannot be taken is a finding too. _NoSuchPeer."""
+    """What a look finds; that it cannot be taken is a finding too. NoSuchPeer."""
     from ctl.core.diagnosis.finding import failure
 
     try:
         yield from list(look())
-    except _NoSuchPeer:
+    except NoSuchPeer:
         raise
     except OvnetError as error:
         yield failure(check, str(error), "that could not be looked at", "ovctl status -o wide")
-
-
-def _progress(steps: int) -> Callable[[], None]:
-    """A bar on a terminal, for what takes long; nothing elsewhere."""
-    if not sys.stderr.isatty() or steps < 200:
-        return lambda: None
-    done = 0
-
-    def step() -> None:
-        nonlocal done
-        done += 1
-        if done % 50 == 0 or done >= steps:
-            share = min(done / steps, 1)
-            sys.stderr.write(f"\r[{'#' * int(30 * share):<30}] {share:4.0%}" + ("\n" if share >= 1 else ""))
-            sys.stderr.flush()
-
-    return step
