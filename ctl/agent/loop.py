@@ -178,6 +178,8 @@ class Agent:
             changes = self._schedule.due(self._steady(), posted, membership.look_in())
             if changes:
                 self.reconcile(changes)
+            else:  # what runtimes are told is a file, and no event says that somebody has changed it
+                self._aside(Concern.CNI, self._tell_runtimes, None)
             if changes >= EVERYTHING:
                 self._rest()
             self._aside(Concern.DROPS, self._log_drops, None)

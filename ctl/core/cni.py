@@ -9,6 +9,7 @@ addresses which they have given out stay theirs: `host-local` keeps them under t
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
@@ -107,10 +108,15 @@ def is_ours(text: str) -> bool:
     return isinstance(found, dict) and found.get(_WRITER) == "ovnet"
 
 
-def ahead_of(name: str, others: Iterable[str]) -> str:
-    """The file of the directory that a runtime takes instead of `name`; "" if it takes that one.
+def shadowed(path: PurePath, others: Iterable[str]) -> str:
+    """Which file a runtime takes instead of `path`, and what to do, a line; "" if it takes that one.
 
-    Of all that it reads, a runtime takes the first by name.
+    `others`: names of the files in its directory. Of all that it reads, a runtime takes the first by name.
     """
-    first = min((other for other in others if other.endswith(ENDINGS)), default=name)
-    return first if first < name else ""
+    first = min((other for other in others if other.endswith(ENDINGS)), default=path.name)
+    if first >= path.name:
+        return ""
+    return (
+        f"{path.parent / first} sorts before {path.name}, and container runtimes take the first: remove it,"
+        " or choose a --cni-conf that sorts before it"
+    )

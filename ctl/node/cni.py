@@ -7,8 +7,11 @@ datapath does. A configuration of someone else in its place is set aside, and pu
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 from pathlib import Path
+from typing import Final
 
 from ctl.core import cni
 from ctl.core.errors import AgentError
@@ -24,6 +27,8 @@ class CniConf:
 
     def __init__(self, settings: Settings, path: Path) -> None:
         self._settings, self._path = settings, path
+        self._written = ""
+        """What we have put there last, as far as it is still to be there; "": nothing."""
 
     def admit(self, env: SubnetEnv) -> None:
         """Containers may come. AgentError if a runtime cannot be told, or takes another file instead."""
@@ -31,18 +36,13 @@ class CniConf:
         try:
             present = _read(self._path)
             if present != text:
-                if present is not None and not cni.is_ours(present):
-                    statedir.write_atomically(_aside(self._path), present)
-                    log.warning("%s was another's: kept as %s", self._path, _aside(self._path).name)
+                self._replace(present)
                 self._write(text)
-            names = [each.name for each in self._path.parent.iterdir()]
         except OSError as error:
-            raise AgentError(f"cannot write {self._path}: {error.strerror}") from error
-        if first := cni.ahead_of(self._path.name, names):
-            raise AgentError(
-                f"{self._path.parent / first} sorts before {self._path.name}: container runtimes take that "
-                "one: remove it, or choose a --cni-conf that sorts before it"
-            )
+            raise AgentError(f"cannot write {self._path}: {error.strerror}: {_remedy(error)}") from error
+        self._written = text
+        if line := shadowed(self._path):
+            raise AgentError(line)
 
     def refuse(self) -> None:
         """No more containers for now. AgentError if a runtime cannot be told."""
@@ -52,16 +52,59 @@ class CniConf:
                 self._path.unlink()
                 log.warning("%s taken away: no containers may be added now", self._path)
         except OSError as error:
-            raise AgentError(f"cannot remove {self._path}: {error.strerror}") from error
+            raise AgentError(f"cannot remove {self._path}: {error.strerror}: {_remedy(error)}") from error
+        self._written = ""
+
+    def _replace(self, present: str | None) -> None:
+        """Say and keep what is lost by writing. OSError."""
+        if present is not None and not cni.is_ours(present):
+            statedir.write_atomically(_aside(self._path), present)
+            log.warning("%s was another's: kept as %s", self._path, _aside(self._path).name)
+        elif present != (self._written or present):
+            what = "removed" if present is None else "changed"
+            log.warning("%s was %s by someone: written again", self._path, what)
 
     def _write(self, text: str) -> None:
-        """Into a directory that is there: a runtime that looks elsewhere would wait for ever."""
+        """Into a directory that is there.
+
+        Runtimes make theirs when they start, and watch that one: into another one they would never look.
+        """
         if not self._path.parent.is_dir():
             raise AgentError(
                 f"cannot write {self._path}: no directory {self._path.parent}: "
                 "make it, or point --cni-conf to where the container runtime looks"
             )
         statedir.write_atomically(self._path, text)
+
+
+def shadowed(path: Path) -> str:
+    """Which file beside it a runtime takes instead, a line; "" if it takes it. AgentError."""
+    try:
+        with os.scandir(path.parent) as found:
+            # As libcni does: a directory is passed over, whatever its name.
+            names = [each.name for each in found if not each.is_dir(follow_symlinks=False)]
+    except OSError as error:
+        raise AgentError(f"cannot list {path.parent}: {error.strerror}") from error
+    return cni.shadowed(path, names)
+
+
+def is_there(path: Path) -> bool:
+    """Whether runtimes are told of this node, by a configuration of ours. AgentError."""
+    try:
+        return cni.is_ours(_read(path) or "")
+    except OSError as error:
+        raise AgentError(f"cannot read {path}: {error.strerror}") from error
+
+
+_REMEDIES: Final = {
+    errno.EROFS: "mount its file system read-write, in a pod as a hostPath that is not readOnly",
+    errno.EACCES: "the directory has to be root's, or the agent have CAP_DAC_OVERRIDE",
+    errno.ENOSPC: "make room there",
+}
+
+
+def _remedy(error: OSError) -> str:
+    return _REMEDIES.get(error.errno or 0, "container runtimes are not told of this node until it can be")
 
 
 def restore(path: Path) -> list[str]:

@@ -31,6 +31,7 @@ from ctl.kernel.netlink.inside import look_inside
 from ctl.kernel.netlink.session import Netlink, by_name
 from ctl.kernel.netlink.socket import Refused
 from ctl.kernel.netlink.xfrm import Policies
+from ctl.node import cni
 from ctl.node.dual_stack import networks
 from ctl.settings.config import Settings
 
@@ -67,6 +68,16 @@ class Examination:
         # Who is told that there are no maps here cannot tell whose programs are ours.
         if network.backend == "vxlan" and Bypass.OFF not in (report.bypass, self._settings.bypass):
             yield from self._programs(ports)
+
+    def runtimes(self) -> Iterator[Finding]:
+        """What container runtimes are told of this node. AgentError."""
+        path = self._settings.cni_conf
+        if path is None:
+            return
+        shadowed = cni.shadowed(path)
+        if shadowed:
+            self.told.append(shadowed)
+        yield from node.of_runtimes(str(path), shadowed, there=cni.is_there(path) or not self._report.ready)
 
     def rules(self) -> Iterator[Finding]:
         """What others' rules drop, and IPsec policies. KernelError."""

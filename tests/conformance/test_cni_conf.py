@@ -98,10 +98,24 @@ def test_it_goes_while_no_container_may_come_and_at_the_end_what_was_before_is_b
     assert list(net_d(b).iterdir()) == []
 
 
-def test_a_file_that_the_runtime_takes_instead_is_a_problem(nodes: tuple[Host, Host]) -> None:
+def test_what_others_do_in_the_directory_is_named_and_followed_without_a_restart(
+    nodes: tuple[Host, Host],
+) -> None:
     a, _ = nodes
-    (net_d(a) / "00-multus.conf").write_text("{}")
-    a.stop_processes()
-    a.agent("--cni-conf", str(conflist(a)))
-    wait_until(lambda: "00-multus.conf sorts before" in str(a.status()), 10, "it is named")
+    first = net_d(a) / "00-multus.conf"
+    named = f"{first} sorts before 10-flannel.conflist"
+    first.write_text("{}")
+    wait_until(lambda: named in str(a.status()), 30, "it is named")
+    assert named in a.ovctl("status", check=False).stdout
     assert a.ovctl("status", check=False).returncode == 1
+    doctor = a.ovctl("doctor", "--no-probe", "--cni-conf", str(conflist(a)), "-o", "json", check=False)
+    (line,) = (each for each in json.loads(doctor.stdout) if each["level"] == "failure")
+    assert named in line["seen"] and line["remedy"].startswith("remove it")
+    first.unlink()
+    conflist(a).write_text(ANOTHERS)
+    wait_until(lambda: a.ovctl("status", check=False).returncode == 0, 30, "it is well again")
+    assert is_told(a)
+    moved = net_d(a).rename(net_d(a).with_suffix(".away"))
+    wait_until(lambda: f"no directory {net_d(a)}" in str(a.status()), 30, "that is named, too")
+    moved.rename(net_d(a))
+    wait_until(lambda: a.ovctl("status", check=False).returncode == 0, 30, "it is well again")

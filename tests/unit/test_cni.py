@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import json
+import os
+from dataclasses import replace
 from ipaddress import IPv4Network
 from pathlib import Path
 
@@ -11,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ctl.agent.schedule import TICK_S
 from ctl.agent.steps import Part
 from ctl.core import cni
 from ctl.core.errors import AgentError, ConfigError, KernelError
@@ -64,8 +68,9 @@ NAMES = st.sampled_from(["00-multus.conf", "10-flannel.conflist", "20-x.json", "
 
 @given(st.sets(NAMES))
 def test_a_runtime_takes_the_first_file_that_it_can_read(names: set[str]) -> None:
-    ahead = cni.ahead_of("10-flannel.conflist", names)
-    assert bool(ahead) == ("00-multus.conf" in names)
+    line = cni.shadowed(Path("/etc/cni/net.d/10-flannel.conflist"), names)
+    assert line.startswith("/etc/cni/net.d/00-multus.conf sorts before") == ("00-multus.conf" in names)
+    assert bool(line) == ("00-multus.conf" in names)
 
 
 def test_what_was_there_is_set_aside_and_put_back(tmp_path: Path) -> None:
@@ -106,6 +111,76 @@ def test_a_runtime_that_cannot_be_told_is_named_with_the_remedy(tmp_path: Path) 
     (tmp_path / "20-x").mkdir()
     with pytest.raises(AgentError, match="cannot write"):
         conf_at(tmp_path / "20-x").admit(ENV)
+
+
+def test_a_directory_is_no_configuration_whatever_its_name(tmp_path: Path) -> None:
+    (tmp_path / "00-multus.conf").mkdir()
+    conf_at(tmp_path / "10-flannel.conflist").admit(ENV)
+
+
+def test_what_somebody_does_to_our_file_is_said_and_put_right(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "10-flannel.conflist"
+    conf = conf_at(path)
+    conf.admit(ENV)
+    conf.admit(replace(ENV, mtu=1400))
+    assert caplog.messages == [], "that was us"
+    ours = path.read_text()
+    path.unlink()
+    conf.admit(replace(ENV, mtu=1400))
+    path.write_text(ours.replace("1400", "9000"))
+    conf.admit(replace(ENV, mtu=1400))
+    path.write_text("half a fi")
+    conf.admit(replace(ENV, mtu=1400))
+    assert path.read_text() == ours
+    assert [message.removeprefix(f"{path} was ") for message in caplog.messages] == [
+        "removed by someone: written again",
+        "changed by someone: written again",
+        "another's: kept as 10-flannel.conflist.before-ovnet",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("code", "line"),
+    [
+        (errno.EROFS, "Read-only file system: mount its file system read-write"),
+        (errno.EACCES, "Permission denied: the directory has to be root's"),
+        (errno.EIO, "Input/output error: container runtimes are not told"),
+    ],
+)
+def test_a_directory_that_refuses_is_one_line_with_the_remedy_until_it_takes_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, line: str
+) -> None:
+    path = tmp_path / "10-flannel.conflist"
+    conf = conf_at(path)
+
+    def refused(*_: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr("ctl.process.statedir.write_atomically", refused)
+        with pytest.raises(AgentError, match=f"^cannot write {path}: {line}"):
+            conf.admit(ENV)
+    conf.admit(ENV)
+    with monkeypatch.context() as meanwhile:
+        meanwhile.setattr(Path, "unlink", refused)
+        with pytest.raises(AgentError, match=f"^cannot remove {path}: {line}"):
+            conf.refuse()
+    conf.refuse()
+    assert not path.exists()
+
+
+def test_runtimes_are_looked_after_though_nothing_happens(world: World) -> None:
+    """A file has no events here: what became of it is seen at each turn of the loop."""
+    world.runtimes.failure = AgentError("read-only")
+    world.run(1)
+    assert world.problem(Concern.CNI) == ("read-only",)
+    passes = world.passes()
+    world.runtimes.failure = None
+    world.run(2 * TICK_S)
+    assert world.problem(Concern.CNI) == () and "read-only" not in world.report.problems
+    assert world.passes() == passes
 
 
 def test_containers_may_come_when_a_start_is_whole(world: World) -> None:

@@ -149,6 +149,15 @@ def test_sizes_that_do_not_fit_are_named() -> None:
     assert "takes 1300 bytes" in found.seen
 
 
+def test_a_configuration_that_runtimes_do_not_take_is_named() -> None:
+    path = "/etc/cni/net.d/10-flannel.conflist"
+    assert levels(list(node.of_runtimes(path, "", there=True))) == ["ok"]
+    (missing,) = node.of_runtimes(path, "", there=False)
+    assert missing.level is Level.FAILURE and path in missing.seen
+    (other,) = node.of_runtimes(path, "/etc/cni/net.d/00-x.conf sorts before it: remove it", there=True)
+    assert (other.seen, other.remedy) == ("/etc/cni/net.d/00-x.conf sorts before it", "remove it")
+
+
 def test_only_a_failure_is_one() -> None:
     assert verdict([ok("a", "b"), warning("a", "b", "c", "d")]) == 0
     assert verdict([failure("a", "b", "c", "d")]) == 1

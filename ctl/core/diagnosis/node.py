@@ -154,6 +154,25 @@ def of_forward(refusing: Sequence[str], dropping: Sequence[str]) -> Iterator[Fin
         )
 
 
+def of_runtimes(path: str, shadowed: str, *, there: bool) -> Iterator[Finding]:
+    """By the CNI configuration `path`. `there`: it is one of ours, or has not to be there now.
+
+    `shadowed`: which file is taken instead, with the remedy behind the last colon; "" if none is.
+    """
+    if shadowed:
+        seen, _, remedy = shadowed.rpartition(": ")
+        yield failure("runtimes", seen, "new containers come to another network, or do not start", remedy)
+    elif not there:
+        yield failure(
+            "runtimes",
+            f"{path} is not there, or not of ours",
+            "kubelet says NotReady, and no container is added",
+            "the agent writes it within seconds: ovctl status says why it cannot; who took it away?",
+        )
+    else:
+        yield ok("runtimes", f"{path} is the first by name")
+
+
 def of_ipsec(present: bool) -> Iterator[Finding]:
     """Whether there are IPsec policies."""
     if present:
