@@ -197,7 +197,7 @@ class _Checkup:
         site = stand(self._settings, netlink, self._report, self._network, self._snapshot.leases)
         examination = Examination(self._settings, netlink, site, self._report)
         yield from _look("entries", lambda: self._entries(netlink, site, alive))
-        for check in ("own", "runtimes", "rules", "others"):
+        for check in ("own", "bridge", "runtimes", "rules", "others"):
             yield from _look(check, getattr(examination, check))
         ports = self._some(examination.ports(), MOST_INSIDE, "containers are looked into")
         yield from _look("containers", lambda: examination.containers(ports))

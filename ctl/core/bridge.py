@@ -7,10 +7,13 @@ uplink's MTU would follow the bridge's, the inner one the uplink's, and so on, d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from ipaddress import IPv4Interface, IPv6Interface
 from typing import Final
 
-from ctl.core.host import OWNER, Link
+from ctl.core.host import OWNER, BridgeDevice, Link
+
+Interface = IPv4Interface | IPv6Interface
 
 _CONTAINERS: Final = frozenset({"veth", "tun", "vxlan"})
 """Kinds of a bridge's ports behind which are containers, virtual machines, or an overlay."""
@@ -83,3 +86,40 @@ def lowered(bridge: Link, mtu: int, links: Mapping[int, Link]) -> str:
         f"bridge {bridge.name} has {named} beside the containers: its own MTU is {mtu} as long as the overlay"
         " is on it, so this host sends no larger packets there; --bridge may name one for containers only"
     )
+
+
+def ports(bridge: int, links: Mapping[int, Link]) -> list[Link]:
+    """What is plugged into the bridge of that ifindex, but for what we have put there ourselves."""
+    return [link for link in links.values() if link.master == bridge and link.alias != OWNER]
+
+
+def in_the_way(
+    present: Sequence[Interface], wanted: Interface, *, ours: bool, by_cni: bool
+) -> Sequence[Interface]:
+    """Addresses of a bridge, of one family and in the kernel's order, that may not stay beside `wanted`.
+
+    `ours`: we have made it. `by_cni`: the plugin `bridge` looks at them for each container, and adds none
+    once it comes to another one before ours; of IPv6 it lets those be that do not overlap (ensureAddr in
+    containernetworking/plugins, bridge.go).
+    """
+    before = present[: present.index(wanted)] if wanted in present else present
+    if by_cni and not ours:
+        return [each for each in before if wanted.version == 4 or each.network.overlaps(wanted.network)]
+    return () if wanted in present else before
+
+
+def misplaced(want: BridgeDevice, wanted: Interface, other: Interface, plugged: int) -> str:
+    """A line about a bridge that has `other`, and is not ours to change.
+
+    What to do is behind the first colon. `plugged`: how many ports it has.
+    """
+    has = f"bridge {want.name} has {other}, not {wanted}"
+    if want.by_cni:
+        return (
+            f"{has}, and {plugged} {'port' if plugged == 1 else 'ports'}: move its containers away (kubectl"
+            " drain); once no port is left it gets that address"
+        )
+    options = f"--bip={wanted} --mtu={want.mtu}"
+    if wanted.version == 6:
+        options = f"--ipv6 --fixed-cidr-v6={wanted.network}"
+    return f"{has}: restart its owner with that address (dockerd: {options})"

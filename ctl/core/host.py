@@ -287,6 +287,8 @@ class BridgeDevice:
     address: IPv4Interface
     ipv6: IPv6Interface | None = None
     """None: it needs no IPv6 address."""
+    by_cni: bool = False
+    """Whether a CNI configuration of ours has containers plugged in there, by the plugin `bridge`."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

@@ -29,7 +29,9 @@ class ContainerBridge:
         """0: it is not made yet."""
         self.adopted = False
         """Whether it is somebody else's, as it was found last."""
-        self._name: Final = settings.bridge
+        self._plugged: int | None = None
+        """How many ports one that is somebody else's had then; None: it is ours."""
+        self._settings, self._name = settings, settings.bridge
         self._saved: Final = settings.state_dir / statedir.SYSCTLS
         self._netlink, self._findings = netlink, findings
         self._wrong = ""
@@ -42,9 +44,10 @@ class ContainerBridge:
 
     def ensure(self, lease: Lease, mtu: int, links: dict[int, Link], *, lowers: bool) -> None:
         """Have it carry our address. KernelError. `lowers`: the overlay has a smaller MTU than the uplink."""
-        wanted, found = _device(self._name, lease, mtu), by_name(links, self._name)
-        self.ifindex, self._wrong = self._netlink.ensure_bridge(wanted, links)
+        wanted, found = device(self._settings, lease, mtu), by_name(links, self._name)
         self.adopted = found is not None and found.alias != OWNER
+        self._plugged = len(bridge.ports(found.ifindex, links)) if found and self.adopted else None
+        self.ifindex, self._wrong = self._netlink.ensure_bridge(wanted, links, self._plugged)
         self._note_lowered(mtu, links if lowers else {})
         if found:
             self._guard_mac(found, wanted.mac)
@@ -55,8 +58,8 @@ class ContainerBridge:
         # Containers are no routers to us.
         own = {} if self.adopted else {sysctl.accept_ra(self._name): "0"}
         sysctl.ensure(settings | own, self._saved)
-        wanted = _device(self._name, lease, mtu)
-        wrong = self._netlink.ensure_ipv6_on_bridge(self.ifindex, wanted, ours=not self.adopted)
+        wanted = device(self._settings, lease, mtu)
+        wrong = self._netlink.ensure_ipv6_on_bridge(self.ifindex, wanted, self._plugged)
         self._wrong = self._wrong or wrong
 
     def ensure_forwarding(self, devices: Devices) -> None:
@@ -87,13 +90,15 @@ class ContainerBridge:
         told(self._findings, Concern.BRIDGE_MTU, bridge.lowered(found, mtu, links) if found else "")
 
 
-def _device(name: str, lease: Lease, mtu: int) -> BridgeDevice:
+def device(settings: Settings, lease: Lease, mtu: int) -> BridgeDevice:
+    """The bridge as a node with this lease needs it. `mtu`: of containers, bytes."""
     own = IPV6.member(lease)
     return BridgeDevice(
-        name=name,
+        name=settings.bridge,
         # Docker's rule for MACs, so that a restart keeps the gateway's.
         mac=MacAddress(b"\x02\x42" + lease.gateway.packed),
         mtu=mtu,
         address=IPv4Interface((lease.gateway, lease.subnet.prefixlen)),
         ipv6=IPv6Interface((own.gateway, own.subnet.prefixlen)) if own else None,
+        by_cni=settings.cni_conf is not None,
     )

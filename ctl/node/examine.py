@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, suppress
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
 from ctl.backend.site import Site
 from ctl.backend.vxlan.device import device_name
 from ctl.core.base_chains import base_chains
+from ctl.core.bridge import Interface, in_the_way, misplaced, ports
 from ctl.core.diagnosis import node
 from ctl.core.diagnosis.finding import Finding
 from ctl.core.diagnosis.inside import of_inside
@@ -17,7 +19,7 @@ from ctl.core.diagnosis.way import Way
 from ctl.core.errors import OvnetError
 from ctl.core.family import Family, Member
 from ctl.core.findings import IPSEC_LINE
-from ctl.core.host import Link
+from ctl.core.host import OWNER, Link
 from ctl.core.model import A, Bypass, HookMode, N, Network
 from ctl.core.report import AgentReport
 from ctl.kernel import forward, sysctl
@@ -32,6 +34,7 @@ from ctl.kernel.netlink.session import Netlink, by_name
 from ctl.kernel.netlink.socket import Refused
 from ctl.kernel.netlink.xfrm import Policies
 from ctl.node import cni
+from ctl.node.bridge import device
 from ctl.node.dual_stack import networks
 from ctl.settings.config import Settings
 
@@ -68,6 +71,25 @@ class Examination:
         # Who is told that there are no maps here cannot tell whose programs are ours.
         if network.backend == "vxlan" and Bypass.OFF not in (report.bypass, self._settings.bypass):
             yield from self._programs(ports)
+
+    def bridge(self) -> Iterator[Finding]:
+        """Whether an adopted bridge has our addresses. KernelError."""
+        found = by_name(self._links, self._report.bridge)
+        if found is None or found.alias == OWNER:
+            return
+        want = device(replace(self._settings, bridge=found.name), self._site.lease, self._report.mtu)
+        present: dict[Interface, Sequence[Interface]] = {want.address: self._netlink.addresses(found.ifindex)}
+        if want.ipv6 and self._site.has_ipv6:
+            present[want.ipv6] = self._netlink.ipv6_addresses(found.ifindex)
+        plugged = len(ports(found.ifindex, self._links))
+        lines = [
+            misplaced(want, wanted, others[0], plugged)
+            for wanted, addresses in present.items()
+            if (others := in_the_way(addresses, wanted, ours=False, by_cni=want.by_cni))
+            and (plugged or not want.by_cni)  # else the agent mends it
+        ]
+        self.told += [f"not ready: {line}" for line in lines]
+        yield from node.of_bridge(lines)
 
     def runtimes(self) -> Iterator[Finding]:
         """What container runtimes are told of this node. AgentError."""

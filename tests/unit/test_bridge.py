@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv4Interface, ip_interface
 
 import pytest
 
-from ctl.core.bridge import carriers, lowered, why_not
-from ctl.core.host import OWNER, Link
+from ctl.core.bridge import Interface, carriers, in_the_way, lowered, misplaced, ports, why_not
+from ctl.core.host import OWNER, BridgeDevice, Link
 from ctl.core.model import MacAddress
 
 
@@ -103,3 +104,54 @@ def test_a_network_beside_the_containers_is_told_of_its_smaller_mtu() -> None:
 )
 def test_no_mtu_is_complained_of_where_none_is_lowered(bridge: Link, port: Link) -> None:
     assert lowered(bridge, 1450, {3: bridge, 2: port}) == ""
+
+
+def left(present: str, wanted: str, *, ours: bool = False, by_cni: bool = False) -> list[str]:
+    """Which of these addresses may not stay beside the wanted one."""
+    addresses: list[Interface] = [ip_interface(text) for text in present.split()]
+    found = in_the_way(addresses, ip_interface(wanted), ours=ours, by_cni=by_cni)
+    return [str(each) for each in found]
+
+
+def test_the_plugin_bridge_stands_no_other_ipv4_address_before_ours() -> None:
+    ours, other = "10.244.1.1/24", "10.244.9.1/24"
+    assert left("", ours, by_cni=True) == []
+    assert left(ours, ours, by_cni=True) == []
+    assert left(other, ours, by_cni=True) == [other]
+    assert left(f"{other} {ours}", ours, by_cni=True) == [other]
+    assert left(f"{ours} {other}", ours, by_cni=True) == [], "it looks no further than ours"
+    assert left("10.244.1.1/16", ours, by_cni=True) == ["10.244.1.1/16"], "another length is another address"
+
+
+def test_of_ipv6_it_stands_those_that_do_not_overlap() -> None:
+    ours = "fd00:1::1/64"
+    assert left("fd00:2::1/64", ours, by_cni=True) == []
+    assert left("fd00:2::1/64 fd00::1/16", ours, by_cni=True) == ["fd00::1/16"]
+    assert left("fd00:1::7/64", ours, by_cni=True) == ["fd00:1::7/64"]
+
+
+def test_another_owners_bridge_has_our_address_or_is_wrong_and_ours_has_no_other() -> None:
+    ours, other = "10.244.1.1/24", "10.244.9.1/24"
+    for whose in (True, False):
+        assert left(other, ours, ours=whose) == [other]
+        assert left(f"{other} {ours}", ours, ours=whose) == []
+        assert left("", ours, ours=whose) == []
+
+
+def test_what_is_plugged_in_counts_but_for_our_own_port() -> None:
+    room = replace(link(5, "ovnet-room", "vxlan", master=3), alias=OWNER)
+    links = {each.ifindex: each for each in (NIC, BRIDGE, GUEST, room)}
+    assert [each.name for each in ports(3, links)] == ["veth8"]
+
+
+def test_a_bridge_with_another_address_is_one_line_with_the_remedy_of_its_owner() -> None:
+    ours, other = IPv4Interface("10.244.1.1/24"), IPv4Interface("10.244.9.1/24")
+    want = BridgeDevice("cni0", MacAddress(bytes(6)), 1450, ours)
+    assert misplaced(want, ours, other, 2) == (
+        "bridge cni0 has 10.244.9.1/24, not 10.244.1.1/24: restart its owner with that address"
+        " (dockerd: --bip=10.244.1.1/24 --mtu=1450)"
+    )
+    assert misplaced(replace(want, by_cni=True), ours, other, 2) == (
+        "bridge cni0 has 10.244.9.1/24, not 10.244.1.1/24, and 2 ports: move its containers away"
+        " (kubectl drain); once no port is left it gets that address"
+    )

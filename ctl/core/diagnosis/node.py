@@ -154,6 +154,16 @@ def of_forward(refusing: Sequence[str], dropping: Sequence[str]) -> Iterator[Fin
         )
 
 
+def of_bridge(misplaced: Sequence[str]) -> Iterator[Finding]:
+    """Lines about addresses that an adopted bridge has in place of ours.
+
+    Of each the remedy is behind the first colon.
+    """
+    for line in misplaced:
+        seen, _, remedy = line.partition(": ")
+        yield failure("bridge", seen, "no container is added: runtimes and Docker go by ours", remedy)
+
+
 def of_runtimes(path: str, shadowed: str, *, there: bool) -> Iterator[Finding]:
     """By the CNI configuration `path`. `there`: it is one of ours, or has not to be there now.
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Interface, IPv6Interface, ip_interface
+from ipaddress import IPv6Interface, ip_interface
 from typing import Any, Final
 
 from pyroute2.netlink.rtnl import RTM_GETADDR
 from pyroute2.netlink.rtnl.ifaddrmsg import IFA_F_NODAD, ifaddrmsg
 
+from ctl.core.bridge import Interface
 from ctl.kernel.netlink.message import body, message, unpack
 from ctl.kernel.netlink.socket import Rtnl, suppress_missing
 from ctl.kernel.netlink.tables import AF
-
-Interface = IPv4Interface | IPv6Interface
 
 
 def of(rtnl: Rtnl, ifindex: int, version: int) -> Sequence[Interface]:
@@ -40,11 +39,20 @@ _PASSING: Final = 0x01 | 0x08 | 0x20 | 0x40
 def set_only(rtnl: Rtnl, ifindex: int, address: Interface) -> None:
     """That one, and none beside it of its family. Refused."""
     present = of(rtnl, ifindex, address.version)
-    if address not in present:
+    put(rtnl, ifindex, address, [other for other in present if other != address])
+
+
+def put(rtnl: Rtnl, ifindex: int, address: Interface, instead: Sequence[Interface] = ()) -> None:
+    """Have that one there, and none of those that it takes the place of. Refused.
+
+    IPv4 addresses of one subnet go with the first of them, so one may have to be put twice.
+    """
+    if address not in of(rtnl, ifindex, address.version):
         _tell(rtnl, "add", ifindex, address)
-    for other in present:
-        if other != address:
-            _tell(rtnl, "del", ifindex, other)
+    for other in instead:
+        _tell(rtnl, "del", ifindex, other)
+    if instead and address not in of(rtnl, ifindex, address.version):
+        _tell(rtnl, "add", ifindex, address)
 
 
 def remove_own_ipv6(rtnl: Rtnl, ifindex: int) -> None:

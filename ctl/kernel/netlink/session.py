@@ -26,6 +26,7 @@ from pyroute2.netlink.rtnl.ndmsg import (
 )
 from pyroute2.netlink.rtnl.rtmsg import RT_SCOPE_LINK
 
+from ctl.core import bridge
 from ctl.core.errors import KernelError
 from ctl.core.family import Family
 from ctl.core.host import OWNER, BridgeDevice, Link, Neighbours, VxlanDevice
@@ -208,11 +209,14 @@ class Netlink:
             addressing.set_only(self.rtnl, found.ifindex, address)
         return found.ifindex
 
-    def ensure_bridge(self, want: BridgeDevice, links: dict[int, Link]) -> tuple[int, str]:
+    def ensure_bridge(
+        self, want: BridgeDevice, links: dict[int, Link], plugged: int | None
+    ) -> tuple[int, str]:
         """Make or adopt the bridge: (ifindex, what is wrong with an adopted one or "").
 
-        An adopted bridge keeps its settings; it only gets our address if it has none. `links`: looked
-        at by ctl.core.bridge.
+        An adopted bridge keeps its settings; it only gets our address if it has none, or if it is there for
+        CNI and nothing is plugged in. `links`: looked at by ctl.core.bridge; `plugged`: how many ports an
+        adopted one has, None: it is ours, or not there yet.
         """
         found = by_name(links, want.name)
         with self.doing(f"create bridge {want.name}"):
@@ -224,18 +228,17 @@ class Netlink:
                 ifindex = found.ifindex
             if found is None or not found.up:
                 link.change(self.rtnl, ifindex, up=True)
-            ours = found is None or found.alias == OWNER
-            if ours and found:
+            if plugged is None and found:
                 mtu = plan_bridge_mtu(found, want.mtu, links.values())
                 if found.mtu != mtu:
                     link.change(self.rtnl, ifindex, mtu=mtu)
-            return ifindex, self._bridge_address(ifindex, want, want.address, ours)
+            return ifindex, self._bridge_address(ifindex, want, want.address, plugged)
 
-    def ensure_ipv6_on_bridge(self, ifindex: int, want: BridgeDevice, *, ours: bool) -> str:
-        """What is wrong with its IPv6 address, or "". `want` has one; `ours`: it is none that was adopted."""
+    def ensure_ipv6_on_bridge(self, ifindex: int, want: BridgeDevice, plugged: int | None) -> str:
+        """What is wrong with its IPv6 address, or "". `want` has one; `plugged`: see ensure_bridge."""
         assert want.ipv6 is not None
         with self.doing(f"give {want.name} {want.ipv6}"):
-            return self._bridge_address(ifindex, want, want.ipv6, ours)
+            return self._bridge_address(ifindex, want, want.ipv6, plugged)
 
     def put_back_mac(self, found: Link, mac: MacAddress) -> None:
         """Give an interface the MAC that it was made with."""
@@ -244,19 +247,15 @@ class Netlink:
             link.change(self.rtnl, found.ifindex, mac=mac)
 
     def _bridge_address(
-        self, ifindex: int, want: BridgeDevice, address: IPv4Interface | IPv6Interface, ours: bool
+        self, ifindex: int, want: BridgeDevice, address: IPv4Interface | IPv6Interface, plugged: int | None
     ) -> str:
         present = addressing.of(self.rtnl, ifindex, address.version)
-        if address not in present:
-            if present and not ours:
-                options = f"--bip={address} --mtu={want.mtu}"
-                if address.version == 6:
-                    options = f"--ipv6 --fixed-cidr-v6={address.network}"
-                return (
-                    f"bridge {want.name} has {present[0]}, not {address}: restart its owner with that "
-                    f"address (dockerd: {options})"
-                )
-            addressing.set_only(self.rtnl, ifindex, address)
+        others = bridge.in_the_way(present, address, ours=plugged is None, by_cni=want.by_cni)
+        if others and plugged is not None:
+            if plugged or not want.by_cni:
+                return bridge.misplaced(want, address, others[0], plugged)
+            log.warning("%s had %s and no port: it has %s now", want.name, others[0], address)
+        addressing.put(self.rtnl, ifindex, address, others)
         self._bridge_route(ifindex, address)
         return ""
 
