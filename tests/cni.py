@@ -100,7 +100,7 @@ class ConflistContainer(Namespace):
         self._host, self._name = host, name
         self._whole = json.loads(conflist.read_text())
         # Hosts of a lab share the file system: the plugin's own default would mix their addresses.
-        self._whole["plugins"][0]["ipam"]["dataDir"] = str(host.lab.dir / f"cni-{host.name}")
+        self._whole["plugins"][0]["ipam"].setdefault("dataDir", str(host.lab.dir / f"cni-{host.name}"))
         self._known = {"portMappings": ports}
         self.result: dict[str, Any] = {}
         for plugin in self._whole["plugins"]:

@@ -70,6 +70,7 @@ def register(subparsers: Any) -> None:
             "bypass",
             "peers_max",
             "cni_conf",
+            "cni_data_dir",
             "lease_ttl",
             "subnet_lease_renew_margin",
             *STORE_SETTINGS,
@@ -197,7 +198,7 @@ class _Checkup:
         site = stand(self._settings, netlink, self._report, self._network, self._snapshot.leases)
         examination = Examination(self._settings, netlink, site, self._report)
         yield from _look("entries", lambda: self._entries(netlink, site, alive))
-        for check in ("own", "bridge", "runtimes", "rules", "others"):
+        for check in ("own", "bridge", "runtimes", "addresses", "rules", "others"):
             yield from _look(check, getattr(examination, check))
         ports = self._some(examination.ports(), MOST_INSIDE, "containers are looked into")
         yield from _look("containers", lambda: examination.containers(ports))

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 NETWORK_NAME: Final = "cbr0"
 """The name that kube-flannel's manifest gives it, and `host-local` its directory of addresses."""
 
+HOST_LOCAL_DIR: Final = "/var/lib/cni/networks"
+"""`host-local`'s own default for its `dataDir`."""
+
 CNI_VERSION: Final = "0.3.1"
 """That of kube-flannel's manifest: each plugin since 0.6 speaks it."""
 
@@ -69,8 +72,8 @@ def _configurations(text: str) -> tuple[Plugin, ...]:
     return tuple(found)
 
 
-def conflist(env: SubnetEnv, bridge: str, chained: Sequence[Plugin]) -> str:
-    """The text of the configuration. `bridge`: the name of ours."""
+def conflist(env: SubnetEnv, bridge: str, chained: Sequence[Plugin], data_dir: str = HOST_LOCAL_DIR) -> str:
+    """The text of the configuration. `bridge`: the name of ours; `data_dir`: where addresses are kept."""
     import json
 
     spaces = [(env.network, env.subnet), *([env.ipv6] if env.ipv6 else [])]
@@ -86,6 +89,7 @@ def conflist(env: SubnetEnv, bridge: str, chained: Sequence[Plugin]) -> str:
             "type": "host-local",
             "ranges": [[{"subnet": str(subnet)}] for _, subnet in spaces],
             "routes": [{"dst": str(network)} for network, _ in spaces],
+            **({"dataDir": data_dir} if data_dir != HOST_LOCAL_DIR else {}),
         },
     }
     whole = {

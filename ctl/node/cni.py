@@ -32,7 +32,8 @@ class CniConf:
 
     def admit(self, env: SubnetEnv) -> None:
         """Containers may come. AgentError if a runtime cannot be told, or takes another file instead."""
-        text = cni.conflist(env, self._settings.bridge, self._settings.cni_plugins)
+        settings = self._settings
+        text = cni.conflist(env, settings.bridge, settings.cni_plugins, str(settings.cni_data_dir))
         try:
             present = _read(self._path)
             if present != text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
@@ -16,10 +17,11 @@ from ctl.core.diagnosis import node
 from ctl.core.diagnosis.finding import Finding
 from ctl.core.diagnosis.inside import of_inside
 from ctl.core.diagnosis.way import Way
-from ctl.core.errors import OvnetError
+from ctl.core.errors import NotFound, OvnetError
 from ctl.core.family import Family, Member
 from ctl.core.findings import IPSEC_LINE
 from ctl.core.host import OWNER, Link
+from ctl.core.ipam import State, capacity
 from ctl.core.model import A, Bypass, HookMode, N, Network
 from ctl.core.report import AgentReport
 from ctl.kernel import forward, sysctl
@@ -34,8 +36,10 @@ from ctl.kernel.netlink.session import Netlink, by_name
 from ctl.kernel.netlink.socket import Refused
 from ctl.kernel.netlink.xfrm import Policies
 from ctl.node import cni
+from ctl.node.alive import directory, judged
 from ctl.node.bridge import device
 from ctl.node.dual_stack import networks
+from ctl.node.host_local import reservations
 from ctl.settings.config import Settings
 
 PATIENCE_S: Final = 0.6
@@ -100,6 +104,23 @@ class Examination:
         if shadowed:
             self.told.append(shadowed)
         yield from node.of_runtimes(str(path), shadowed, there=cni.is_there(path) or not self._report.ready)
+
+    def addresses(self) -> Iterator[Finding]:
+        """How many addresses are left for containers that come by CNI. AgentError; KernelError."""
+        if self._settings.cni_conf is None:
+            return
+        subnet, most = self._site.lease.subnet, capacity(self._site.lease.subnet)
+        with suppress(NotFound):
+            reserved = reservations(directory(self._settings))
+            count = sum(each.address in subnet for each in reserved)
+            if count < node.RUNNING_FULL * most:  # then nobody has to be asked
+                yield from node.of_addresses(count, most, 0)
+                return
+            verdicts = judged(self._settings, self._netlink, self._report.bridge, time.time())
+            inside = [each for each in verdicts if each.reservation.address in subnet]
+            yield from node.of_addresses(
+                len(inside), most, sum(each.state is State.LEAKED for each in inside)
+            )
 
     def rules(self) -> Iterator[Finding]:
         """What others' rules drop, and IPsec policies. KernelError."""

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any, Final
 
-from ctl.core.cni import Plugin, parse_plugins
+from ctl.core.cni import HOST_LOCAL_DIR, Plugin, parse_plugins
 from ctl.core.errors import ConfigError
 from ctl.core.model import Bypass, HookMode
 from ctl.settings import values
@@ -94,6 +94,8 @@ class Settings:
     configured by someone else."""
     cni_plugins: tuple[Plugin, ...]
     """What it chains behind the plugin that joins a container to the bridge."""
+    cni_data_dir: Path
+    """Where the plugin `host-local` keeps what it has given out, in a directory for each network."""
     ip_masq: bool
     lease_ttl: float
     subnet_lease_renew_margin: float
@@ -315,6 +317,13 @@ SETTINGS: Final = (
         "portmap",
         "CNI plugins chained in it, or a JSON list of their configurations",
         "NAME,...",
+    ),
+    Setting(
+        "cni_data_dir",
+        values.path,
+        HOST_LOCAL_DIR,
+        "where its plugin host-local keeps what it has given out (change it on a node without containers)",
+        "DIR",
     ),
     Setting(
         "ip_masq",

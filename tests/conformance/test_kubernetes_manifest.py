@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +34,8 @@ class Node:
         by_kind = {each["kind"]: each for each in objects}
         self.spec = by_kind["DaemonSet"]["spec"]["template"]["spec"]
         self.place = host.lab.dir / f"volumes-{host.name}"
-        volumes = {name: self.place / name for name in ("net-conf", "flannel", "cni-conf", "cni-bin")}
+        names = ("net-conf", "flannel", "cni-conf", "cni-bin", "cni-addresses")
+        volumes = {name: self.place / name for name in names}
         for each in volumes.values():
             each.mkdir(parents=True)
         for name, text in by_kind["ConfigMap"]["data"].items():
@@ -97,6 +99,16 @@ def test_the_agent_has_the_rights_and_places_that_it_needs(nodes: list[Node]) ->
         assert {check["level"] for check in doctor} == {"ok"}, doctor
         assert json.loads(each.ovctl("map", "dump", "peers", "-o", "json"))
         assert each.host.http(f"http://{each.host.address}:{METRICS_PORT}/metrics")[0] == 200
+
+
+def test_an_address_that_a_pod_has_left_reserved_is_freed_from_there(nodes: list[Node]) -> None:
+    for third, each in enumerate(nodes):
+        left = each.place / "cni-addresses" / "cbr0" / f"10.244.{third}.99"
+        left.parent.mkdir()
+        left.write_text("gone\r\neth0")
+        os.utime(left, (0, 0))
+        assert left.name in each.ovctl("ipam", "release")
+        assert not left.exists()
 
 
 def test_the_node_has_what_a_container_runtime_and_flannels_plugin_read(nodes: list[Node]) -> None:

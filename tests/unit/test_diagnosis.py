@@ -158,6 +158,22 @@ def test_a_configuration_that_runtimes_do_not_take_is_named() -> None:
     assert (other.seen, other.remedy) == ("/etc/cni/net.d/00-x.conf sorts before it", "remove it")
 
 
+@pytest.mark.parametrize(
+    ("count", "leaked", "level", "remedy"),
+    [
+        (100, 0, "ok", ""),
+        (230, 200, "warning", "ovctl ipam release"),
+        (253, 1, "failure", "ovctl ipam release"),
+        (253, 0, "failure", "maxPods"),
+    ],
+)
+def test_a_subnet_that_runs_full_is_told_with_what_makes_room(
+    count: int, leaked: int, level: str, remedy: str
+) -> None:
+    (found,) = node.of_addresses(count, 253, leaked)
+    assert (found.level.value, remedy in found.remedy) == (level, True)
+
+
 def test_only_a_failure_is_one() -> None:
     assert verdict([ok("a", "b"), warning("a", "b", "c", "d")]) == 0
     assert verdict([failure("a", "b", "c", "d")]) == 1

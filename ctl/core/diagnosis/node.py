@@ -9,6 +9,9 @@ from typing import Final
 from ctl.core.compare import Difference, State
 from ctl.core.diagnosis.finding import Finding, failure, ok, warning
 
+RUNNING_FULL: Final = 0.9
+"""From which share of a subnet's addresses on it is told that they run out."""
+
 _SHARED_ROOM: Final = {"peer_stats": "peers"}
 """Maps that have an entry only for what has one in another."""
 
@@ -181,6 +184,23 @@ def of_runtimes(path: str, shadowed: str, *, there: bool) -> Iterator[Finding]:
         )
     else:
         yield ok("runtimes", f"{path} is the first by name")
+
+
+def of_addresses(count: int, most: int, leaked: int) -> Iterator[Finding]:
+    """By host-local's files: `count` of the subnet's `most` addresses are given out.
+
+    `leaked`: so many of them no container has any more; that is looked for only where the subnet runs full.
+    """
+    seen = f"{count} of {most} addresses are given out"
+    if count < RUNNING_FULL * most:
+        yield ok("addresses", seen)
+        return
+    remedy = "ovctl ipam release" if leaked else "fewer containers here (maxPods), or a larger subnet"
+    seen += f", {leaked} of them to no container that is there" if leaked else ""
+    if count >= most:
+        yield failure("addresses", seen, "no container can be added", remedy)
+    else:
+        yield warning("addresses", seen, "soon no container can be added", remedy)
 
 
 def of_ipsec(present: bool) -> Iterator[Finding]:

@@ -6,11 +6,12 @@ import ctypes
 import os
 import struct
 import threading
-from collections.abc import Collection, Generator, Iterator
+from collections.abc import Callable, Collection, Generator, Iterator
 from contextlib import closing, suppress
-from ipaddress import IPv4Address
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from pyroute2.netlink import NLM_F_REQUEST
 from pyroute2.netlink.rtnl import RTM_GETNSID
@@ -18,11 +19,13 @@ from pyroute2.netlink.rtnl import RTM_GETNSID
 from ctl.core.diagnosis.inside import Inside
 from ctl.core.errors import KernelError
 from ctl.core.host import Link
+from ctl.kernel.netlink import addressing
 from ctl.kernel.netlink.fib import next_hop
 from ctl.kernel.netlink.message import attributes
 from ctl.kernel.netlink.session import Netlink
 from ctl.kernel.netlink.socket import Message, Refused
 
+T = TypeVar("T")
 _CLONE_NEWNET: Final = 0x40000000
 _NETNSA_NSID, _NETNSA_FD = 1, 3
 """linux/net_namespace.h."""
@@ -44,11 +47,36 @@ def look_inside(netlink: Netlink, ports: Collection[Link], target: IPv4Address) 
                 number = _number(netlink, fd)
                 here = {peer: link for peer, link in wanted.items() if peer.netns == number}
                 if here:
-                    found += _entered(fd, {peer.ifindex: link for peer, link in here.items()}, target)
+                    behind = {peer.ifindex: link for peer, link in here.items()}
+                    found += _entered(fd, partial(_inside, ports=behind, target=target))
                     wanted = {peer: link for peer, link in wanted.items() if peer not in here}
             finally:
                 os.close(fd)
     return sorted(found, key=lambda each: each.port)
+
+
+def addresses_inside() -> frozenset[IPv4Address | IPv6Address]:
+    """All that any network namespace has, this one too, of those that can be looked into.
+
+    But for IPv6's of links. KernelError.
+    """
+    found: set[IPv4Address | IPv6Address] = set()
+    with Netlink() as netlink:
+        found.update(_addresses(netlink))
+    with closing(_namespaces()) as namespaces:
+        for fd in namespaces:
+            try:
+                with suppress(KernelError):
+                    found.update(_entered(fd, _addresses))
+            finally:
+                os.close(fd)
+    return frozenset(found)
+
+
+def _addresses(netlink: Netlink) -> Iterator[IPv4Address | IPv6Address]:
+    for version in (4, 6):
+        with suppress(Refused):
+            yield from (each.ip for each in addressing.of(netlink.rtnl, 0, version))
 
 
 def _namespaces() -> Generator[int]:
@@ -75,9 +103,9 @@ def _number(netlink: Netlink, fd: int) -> int:
     return int.from_bytes(attributes(answer, 4).get(_NETNSA_NSID, b"\xff" * 4), "little", signed=True)
 
 
-def _entered(fd: int, ports: dict[int, Link], target: IPv4Address) -> list[Inside]:
-    """Look from a thread of its own: a network namespace is a thread's. KernelError."""
-    found: list[Inside] = []
+def _entered(fd: int, seen: Callable[[Netlink], Iterator[T]]) -> list[T]:
+    """What is seen there, from a thread of its own: a network namespace is a thread's. KernelError."""
+    found: list[T] = []
     failed: list[str] = []
 
     def look() -> None:
@@ -86,7 +114,7 @@ def _entered(fd: int, ports: dict[int, Link], target: IPv4Address) -> list[Insid
             failed.append(f"setns: {os.strerror(ctypes.get_errno())}")
             return
         with suppress(KernelError), Netlink() as netlink:
-            found.extend(_inside(netlink, ports, target))
+            found.extend(seen(netlink))
 
     thread = threading.Thread(target=look)
     thread.start()

@@ -122,14 +122,17 @@ class Netlink:
 
     def unresolved(self, family: Family[A, N]) -> frozenset[A]:
         """Addresses whose MAC was asked for in vain, by ARP or NDP, or is being asked for. KernelError."""
+        return self._in_state(family, NUD_FAILED | NUD_INCOMPLETE)
+
+    def resolved(self, family: Family[A, N]) -> frozenset[A]:
+        """Addresses whose MAC is known for sure, or is being verified, on any interface. KernelError."""
+        return self._in_state(family, NUD_REACHABLE | NUD_DELAY | NUD_PROBE | NUD_PERMANENT)
+
+    def _in_state(self, family: Family[A, N], states: int) -> frozenset[A]:
         with self.doing("list neighbours"):
             request = body(message(ndmsg, family=AF[family.version]))
             found = map(_neighbour, self.rtnl.bulk.dump(RTM_GETNEIGH, request))
-            return frozenset(
-                family.address(entry[NDA_DST])
-                for _, state, entry in found
-                if state & (NUD_FAILED | NUD_INCOMPLETE)
-            )
+            return frozenset(family.address(entry[NDA_DST]) for _, state, entry in found if state & states)
 
     def ask(self, bridge: int, address: IPv4Address) -> None:
         """Have the kernel verify a container's MAC by ARP, now."""
