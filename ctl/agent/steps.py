@@ -8,15 +8,19 @@ alone. The kernel path comes before the shortcut, and is whole whatever becomes 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from ctl.cluster.membership import Membership
+from ctl.core import following
 from ctl.core.errors import Failures
 from ctl.core.host import EVERYTHING, Change
 from ctl.core.ports import Kernel
+
+log = logging.getLogger(__name__)
 
 NOTHING: Final = frozenset[Change]()
 
@@ -133,7 +137,18 @@ class Pass:
         """The store being away changes nothing else. Where fencing begins or ends, all has to be told."""
         self._membership.sync()
         before, self._fenced = self._fenced, self._membership.holding.fenced
-        return EVERYTHING if self._fenced is not before else NOTHING
+        return EVERYTHING if self._follow_network() or self._fenced is not before else NOTHING
+
+    def _follow_network(self) -> bool:
+        """Whether the node is to be another one. KernelError or AgentError if it cannot be that."""
+        membership, wanted = self._membership, self._membership.wanted
+        if wanted == membership.network:
+            return False
+        self._kernel.follow_network(wanted)
+        said = following.changes(membership.network, wanted)
+        log.warning("the network's config has changed, and is followed: %s", said)
+        membership.network = wanted
+        return True
 
     def _reconcile_peers(self, changes: frozenset[Change]) -> None:
         """Not before the leases have been read once: what an earlier life has left is not to be removed."""

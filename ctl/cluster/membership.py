@@ -14,6 +14,7 @@ from typing import Final
 from ctl.cluster.leasing import LeaseHolder
 from ctl.core.errors import ConfigError, LeaseConflict, StoreError
 from ctl.core.findings import Concern, Problems
+from ctl.core.following import followed, unfollowed
 from ctl.core.host import Identity, Surroundings
 from ctl.core.lease import NOTHING_AROUND, rank
 from ctl.core.model import IPv4Network, Lease, Network, Snapshot
@@ -60,7 +61,10 @@ class Membership:
         clock: Callable[[], float],
         steady: Callable[[], float],
     ) -> None:
-        self.network: Final = network
+        self.network = network
+        """That which this node runs with."""
+        self.wanted = network
+        """What it is to run with from now on, as far as the store's can be followed without a restart."""
         self.conflict = ""
         """Who holds our subnet in our place, one line; empty: nobody."""
         self.snapshot: Snapshot | None = None
@@ -200,14 +204,17 @@ class Membership:
         return kept
 
     def _check_network(self) -> None:
-        text = "the network in the store has changed: restart this agent to follow it"
+        text = ""
         try:
             stored = self._store.read_network()
-            changed = stored != self.network
             if stored is None:
                 text = "the network is gone from the store: run ovctl network init, as for a new one"
+            else:
+                self.wanted = followed(self.network, stored)
+                if left := unfollowed(self.network, stored):
+                    text = f"the network in the store has changed: restart this agent to follow it ({left})"
         except ConfigError as error:
-            changed, text = True, f"the network in the store is not usable any more: {error}"
-        if changed and not self._problems.get(Concern.NETWORK):
+            text = f"the network in the store is not usable any more: {error}"
+        if text and (text,) != self._problems.get(Concern.NETWORK):
             log.error("%s", text)
-        self._problems[Concern.NETWORK] = (text,) if changed else ()
+        self._problems[Concern.NETWORK] = (text,) if text else ()

@@ -116,6 +116,12 @@ class Kernel(Protocol):
         Refuses everything that can be refused before anything is changed: ConfigError, too.
         """
 
+    def follow_network(self, network: Network) -> None:
+        """From now on the network's config is this one, which differs by what a running node can follow.
+
+        Refuses, with nothing changed, what this host cannot be.
+        """
+
     def follow_uplink(self) -> Identity | None:
         """What the node publishes from now on; None: neither our address nor its interface is another."""
 

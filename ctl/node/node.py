@@ -178,6 +178,12 @@ class Node:
 
     # --- Parts -----------------------------------------------------------------
 
+    def follow_network(self, network: Network) -> None:
+        """What changes by it is seen with the next look at each part."""
+        _, backend = self._working
+        self._inner_mtu(network, backend)
+        self._network = network
+
     def follow_uplink(self) -> Identity | None:
         """Look at the uplink again. Named as a problem if it is not the one that was asked for."""
         before = self._uplink, self._dual.address

@@ -629,6 +629,27 @@ def test_the_network_is_a_file_and_is_written_by_nobody(opened: Opener, tmp_path
         store.read_network()
 
 
+def test_a_change_of_the_configmap_is_read_though_only_a_link_is_another_one(
+    opened: Opener, tmp_path: Path
+) -> None:
+    """As kubelet mounts it: the file is a link to `..data/`, itself a link to a directory that is swapped."""
+    store = opened()
+    for version, backend in (("..1", '{"Type":"vxlan"}'), ("..2", '{"Type":"vxlan","MTU":1400}')):
+        (tmp_path / version).mkdir()
+        conf = json.dumps(json.loads(NET_CONF) | {"Backend": json.loads(backend)})
+        (tmp_path / version / "net-conf.json").write_text(conf)
+    (tmp_path / "net-conf.json").unlink()
+    (tmp_path / "net-conf.json").symlink_to("..data/net-conf.json")
+    found = []
+    for version in ("..1", "..2"):
+        (tmp_path / "..tmp").symlink_to(version)
+        (tmp_path / "..tmp").rename(tmp_path / "..data")
+        network = store.read_network()
+        assert network is not None
+        found.append(network.mtu)
+    assert found == [None, 1400]
+
+
 def test_leases_of_others_are_nobodys_to_write(twin: Twin, opened: Opener) -> None:
     join(twin, "n2", 2, "10.0.0.2")
     store = opened()

@@ -10,6 +10,7 @@ import pytest
 
 from ctl.agent.steps import Part
 from ctl.cluster.membership import HOLD_S
+from ctl.core.errors import AgentError
 from ctl.core.findings import Concern
 from ctl.core.model import Snapshot
 from tests.unit.world import DAY, HOST, NETWORK, RESYNC, World
@@ -219,6 +220,46 @@ def test_another_network_in_the_store_is_a_problem(world: World) -> None:
     world.read_store()
     assert "has changed: restart this agent" in world.problem(Concern.NETWORK)[0]
     assert world.report.problems == world.problem(Concern.NETWORK)
+
+
+def test_what_a_running_node_can_follow_of_a_network_it_follows_at_once(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.full()
+    changed = replace(NETWORK, mtu=1400, direct_routing=True)
+    world.store.write_network(changed, replace=True)
+    world.kernel.calls.clear()
+    world.read_store()
+    assert world.kernel.networks == [changed]
+    assert {Part.DEVICES, Part.PEERS, Part.FIREWALL, Part.PROGRAMS} <= set(world.kernel.calls)
+    assert world.problem(Concern.NETWORK) == ()
+    world.read_store()
+    world.full()
+    assert world.kernel.networks == [changed], "once"
+    (line,) = (record.getMessage() for record in caplog.records if "is followed" in record.getMessage())
+    assert line.endswith("Backend.MTU - -> 1400, Backend.DirectRouting false -> true")
+
+
+def test_of_a_network_that_takes_a_restart_what_does_not_is_followed_all_the_same(world: World) -> None:
+    world.full()
+    world.store.write_network(replace(NETWORK, port=4789, mtu=1400), replace=True)
+    world.read_store()
+    assert world.kernel.networks == [replace(NETWORK, mtu=1400)]
+    assert world.problem(Concern.NETWORK)[0].endswith("follow it (Backend.Port 8472 -> 4789)")
+    world.store.write_network(NETWORK, replace=True)
+    world.read_store()
+    assert world.kernel.networks[-1] == NETWORK and world.problem(Concern.NETWORK) == ()
+
+
+def test_a_network_that_this_host_cannot_follow_changes_nothing_and_is_tried_again(world: World) -> None:
+    world.full()
+    world.kernel.failing["follow_network"] = AgentError("MTU 600 of uplink eth0 leaves 550 bytes")
+    world.store.write_network(replace(NETWORK, mtu=600), replace=True)
+    world.read_store()
+    assert "leaves 550 bytes" in world.report.reconcile.error
+    del world.kernel.failing["follow_network"]
+    world.full()
+    assert world.kernel.networks == [replace(NETWORK, mtu=600)] and not world.report.reconcile.error
 
 
 def test_a_lease_of_ours_that_is_deleted_is_claimed_again(world: World) -> None:

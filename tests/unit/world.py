@@ -112,6 +112,8 @@ class MemoryKernel:
     """What the node is to publish because the uplink is another one."""
     routed: list[tuple[IPv4Network, ...]] = field(default_factory=list)
     """Subnets of the leases, each time that the peers were looked at."""
+    networks: list[Network] = field(default_factory=list)
+    """What it was told to be from then on."""
     fenced: bool = False
     """As told last."""
     cost: float = 0.0
@@ -126,6 +128,10 @@ class MemoryKernel:
 
     def preflight(self, network: Network) -> tuple[Identity, IPv4Network | None]:
         return replace(self.identity, vni=network.vni), self.previous
+
+    def follow_network(self, network: Network) -> None:
+        self._raise("follow_network")
+        self.networks.append(network)
 
     def follow_uplink(self) -> Identity | None:
         self._take(Part.UPLINK)
