@@ -18,6 +18,7 @@ import pytest
 from ctl.cluster.leasing import LeaseHolder
 from ctl.core.errors import ConfigError, LeaseConflict, StoreAway, StoreDenied, StoreError, Unassigned
 from ctl.core.host import Identity
+from ctl.core.lease import conflicts
 from ctl.core.model import Lease
 from ctl.process.backoff import BackOff
 from ctl.settings.endpoint import Endpoint
@@ -767,6 +768,38 @@ def test_an_administrators_address_is_published_once_and_fought_over_by_nobody(
         for _ in range(3):
             held.keep()
         assert len(twin.of("patch")) == 1
+
+
+def test_a_node_of_another_name_is_another_node_and_the_old_one_is_named_until_it_is_deleted(
+    twin: Twin, opened: Opener
+) -> None:
+    holder(opened()).acquire(network_of(opened()))
+    before = stands(twin)
+    twin.state.create(node("renamed", "10.244.2.0/24"))
+    store = opened(name="renamed")
+    with watched(store) as seen:
+        held = LeaseHolder(store, replace(IDENTITY, node="renamed"), ttl=100.0, margin=10.0)
+        acquired = held.acquire(network_of(store), IPv4Network("10.244.1.0/24"))
+        assert (acquired.subnet, acquired.node) == (IPv4Network("10.244.2.0/24"), "renamed")
+        seen.has(n1="10.0.0.1", renamed="10.0.0.1")
+        (line,) = conflicts(store.snapshot().leases)
+        assert "10.244.1.0/24 of n1" in str(line) and "10.244.2.0/24 of renamed" in str(line)
+        assert stands(twin) == before, "the old Node is not ours to write"
+        twin.state.delete("n1")
+        seen.has(renamed="10.0.0.1")
+        assert not _complaint(held) and conflicts(store.snapshot().leases) == ()
+
+
+@pytest.mark.parametrize(
+    "addresses", [[], [("ExternalIP", "203.0.113.7")], [("InternalIP", "10.99.0.1")]], ids=str
+)
+def test_what_the_cluster_takes_for_a_nodes_address_is_no_matter(
+    twin: Twin, opened: Opener, addresses: list[tuple[str, str]]
+) -> None:
+    listed = [{"type": kind, "address": address} for kind, address in addresses]
+    twin.state.patch("n1", merge, {"status": {"addresses": listed}}, status=True)
+    holder(opened()).acquire(network_of(opened()))
+    assert stands(twin)["public-ip"] == "10.0.0.1"
 
 
 def test_our_node_deleted_and_back_with_its_subnet_is_published_again(twin: Twin, opened: Opener) -> None:
