@@ -22,10 +22,10 @@ from ctl.agent.mailbox import Mailbox
 from ctl.agent.schedule import MIN_GAP_S, Schedule
 from ctl.agent.steps import NOTHING, Part, Pass
 from ctl.cluster.membership import Membership
-from ctl.core.errors import OvnetError, StoreAway, StoreError, Unassigned
+from ctl.core.errors import AgentError, OvnetError, StoreAway, StoreError, Unassigned
 from ctl.core.findings import Concern
 from ctl.core.host import EVERYTHING, Change
-from ctl.core.model import Network
+from ctl.core.model import IPv4Address, Network
 from ctl.core.ports import Closing, Events, Kernel, LeaseStore, Runtimes
 from ctl.core.report import AgentReport, ReconcileReport
 from ctl.core.wire import env_of
@@ -98,9 +98,12 @@ class Agent:
 
     def start(self) -> bool:
         """Find the network and a lease; False if told to stop while waiting."""
-        network = self._patiently(self._wait_for_network)
-        if network is None:
+        found = self._patiently(self._ask_store)
+        if found is None:
             return False
+        network, address = found
+        if address is not None:
+            self._stand_at(address)
         identity, previous = self._kernel.preflight(network)
         self._held = self._hold()
         membership = self._membership = Membership(
@@ -144,6 +147,21 @@ class Agent:
             most = UNASSIGNED_POLL_S if unassigned else math.inf
             self.mailbox.take(min(back_off.failed(self._steady()), most))
         return None
+
+    def _stand_at(self, address: IPv4Address) -> None:
+        """AgentError if the address that the store has for us is none of this host."""
+        log.info("the store has %s for this node", address)
+        try:
+            self._kernel.stand_at(address)
+        except AgentError as error:
+            raise AgentError(f"the store has {address} for this node, and {error}") from error
+
+    def _ask_store(self) -> tuple[Network, IPv4Address | None] | None:
+        """The network, and the address that the store has for us; None if told to stop while waiting."""
+        network = self._wait_for_network()
+        if network is None:
+            return None
+        return network, self._store.address_of(self._settings.node_name)
 
     def _wait_for_network(self) -> Network | None:
         network = self._store.read_network()

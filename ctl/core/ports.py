@@ -14,7 +14,7 @@ from ctl.core.abi import Event
 from ctl.core.findings import Findings
 from ctl.core.host import Change, Identity
 from ctl.core.losing import Way
-from ctl.core.model import IPv4Network, Lease, Network, Snapshot
+from ctl.core.model import IPv4Address, IPv4Network, Lease, Network, Snapshot
 from ctl.core.plan import Delta
 from ctl.core.wire import SubnetEnv
 
@@ -68,6 +68,12 @@ class LeaseStore(Closing, Protocol):
         Unassigned if it has none for it now.
         """
 
+    def address_of(self, node: str) -> IPv4Address | None:
+        """The host's address by which that node is to be reached; None: it finds out for itself.
+
+        ConfigError if what the store has there is none.
+        """
+
     def in_service(self) -> None:
         """Tell whoever waits for it that this node carries packets, if he has not heard it yet.
 
@@ -115,6 +121,9 @@ class Kernel(Protocol):
 
         Refuses everything that can be refused before anything is changed: ConfigError, too.
         """
+
+    def stand_at(self, address: IPv4Address) -> None:
+        """The uplink is the interface with this address. AgentError if none has it; before `preflight`."""
 
     def follow_network(self, network: Network) -> None:
         """From now on the network's config is this one, which differs by what a running node can follow.

@@ -116,6 +116,10 @@ class Node:
         """Look which interface is the uplink, and which address is ours. AgentError if there is none."""
         self._standing.find()
 
+    def stand_at(self, address: IPv4Address) -> None:
+        """Whatever was found before. AgentError if no interface has that address."""
+        self._standing.stand_at(address)
+
     def surroundings(self) -> Surroundings:
         """What else is on this host, beside the uplink's networks; after `find_uplink`. KernelError."""
         return around.surroundings(self._netlink, self._uplink, self._settings.bridge)

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from ipaddress import IPv4Address
 from typing import Final
 
@@ -43,7 +43,7 @@ class Standing:
         *,
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._asked: Final = UplinkChoice(
+        self._asked = UplinkChoice(
             settings.iface, settings.iface_regex, settings.iface_can_reach, settings.public_ip
         )
         self._file: Final = settings.state_dir / statedir.UPLINK
@@ -65,6 +65,14 @@ class Standing:
         """Look which interface is the uplink, and which address is ours. AgentError if there is none."""
         host = survey(self._netlink, self._asked)
         self._take(decide_first(self._asked, host, self._earlier()), host)
+
+    def stand_at(self, address: IPv4Address) -> None:
+        """Find the uplink again: the interface with this address, if none is asked for. AgentError."""
+        asked = self._asked
+        if not (asked.iface or asked.pattern or asked.can_reach):
+            asked = replace(asked, iface=str(address))
+        self._asked = replace(asked, public_ip=address)
+        self.find()
 
     def follow(self) -> None:
         """Look again. AgentError if nothing can be done about it now: then it is as it was."""

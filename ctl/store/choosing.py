@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctl.core.model import IPv4Network
+from ctl.core.model import IPv4Address, IPv4Network
 
 
 class Choosing:
@@ -10,6 +10,10 @@ class Choosing:
 
     def assigned(self, _node: str) -> IPv4Network | None:
         """None: each chooses."""
+        return None
+
+    def address_of(self, _node: str) -> IPv4Address | None:
+        """None: each finds out."""
         return None
 
     def in_service(self) -> None:

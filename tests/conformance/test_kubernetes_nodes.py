@@ -265,6 +265,28 @@ def test_our_node_deleted_and_created_again_is_published_again(cluster: Cluster)
     ping(cluster)
 
 
+def test_a_node_is_reached_by_the_address_of_its_own_that_an_administrator_has_chosen(
+    cluster: Cluster,
+) -> None:
+    """And by its interface, though the default route is on another one."""
+    host = cluster.host("e")
+    host.ip("route", "add", "default", "dev", "eth0")
+    host.ip("link", "add", "second", "type", "bridge")
+    host.ip("address", "add", "192.0.2.5/24", "dev", "second")
+    host.ip("link", "set", "second", "up")
+    chosen = {f"{PREFIX}node-public-ip": "192.0.2.5"}
+    cluster.twin.state.create(node("e", "10.244.5.0/24", annotations=chosen))
+    agent = cluster.agent("e", OVNET_IFACE="", OVNET_BYPASS="off")
+    assert cluster.stands("e")["public-ip"] == "192.0.2.5"
+    assert (host.status()["uplink"], host.status()["host"]) == ("second", "192.0.2.5")
+    assert agent.stop() == 0
+    for wrong, code in (("192.0.2.99", 1), ("second", 2)):
+        change = {"metadata": {"annotations": {f"{PREFIX}node-public-ip": wrong}}}
+        cluster.twin.state.patch("e", merge, change, status=False)
+        done = host.ovctl("agent", check=False, env=cluster.env)
+        assert done.returncode == code and wrong in done.stderr.splitlines()[-1]
+
+
 def test_an_agent_that_is_not_told_its_node_ends_with_one_line(cluster: Cluster) -> None:
     done = cluster.host("d").ovctl("agent", check=False, env={**cluster.env, "OVNET_NODE_NAME": ""})
     errors = [line for line in done.stderr.splitlines() if not line.startswith(("INFO", "WARNING"))]

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from ctl.agent.loop import Agent
-from ctl.core.errors import ConfigError, StoreError, Unassigned
+from ctl.core.errors import AgentError, ConfigError, StoreError, Unassigned
 from ctl.core.host import EVERYTHING, Ground, Surroundings
 from ctl.core.lease import Create, Keep, take
 from ctl.core.model import Lease, Network
@@ -22,6 +22,7 @@ class AssigningStore(FlakyStore):
     """It has a subnet for each node, or none."""
 
     subnet: IPv4Network | None = SUBNET
+    address: IPv4Address | None = None
     told = 0
     """How often a node has said that it is in service, or tried to."""
     deaf = False
@@ -34,6 +35,9 @@ class AssigningStore(FlakyStore):
     def read_network(self) -> Network | None:
         self.assigned("a")
         return super().read_network()
+
+    def address_of(self, _node: str) -> IPv4Address | None:
+        return self.address
 
     def in_service(self) -> None:
         self.told += 1
@@ -48,8 +52,8 @@ def store(world: World) -> AssigningStore:
     return found
 
 
-def agent_on(world: World, store: AssigningStore) -> Agent:
-    kernel = MemoryKernel(replace(world.kernel.identity, node="a"), world.clock)
+def agent_on(world: World, store: AssigningStore, **failing: Exception) -> Agent:
+    kernel = MemoryKernel(replace(world.kernel.identity, node="a"), world.clock, failing=failing)
     return made(world.settings, store, kernel, Claims())
 
 
@@ -59,6 +63,24 @@ def conflict(agent: Agent) -> str:
     assert report is not None and report.lease is not None
     assert report.ready is not bool(report.lease.conflict)
     return report.lease.conflict
+
+
+def test_it_stands_at_the_address_that_the_store_has_for_it(world: World, store: AssigningStore) -> None:
+    store.address = IPv4Address("10.0.0.77")
+    agent = agent_on(world, store)
+    assert agent.start()
+    (lease,) = store.snapshot().leases
+    assert (lease.subnet, lease.host) == (SUBNET, store.address)
+
+
+def test_an_address_in_the_store_that_this_host_has_not_is_named_before_anything_is_written(
+    world: World, store: AssigningStore
+) -> None:
+    store.address = IPv4Address("10.0.0.77")
+    agent = agent_on(world, store, stand_at=AgentError("no interface has address 10.0.0.77"))
+    with pytest.raises(AgentError, match=r"^the store has 10.0.0.77 for this node, and no interface has"):
+        agent.start()
+    assert store.snapshot().leases == ()
 
 
 def test_it_waits_for_a_subnet_and_takes_that_one(world: World, store: AssigningStore) -> None:

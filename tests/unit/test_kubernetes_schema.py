@@ -16,7 +16,7 @@ from ctl.core.wire import parse_network
 from ctl.settings.values import annotation_prefix
 from ctl.store.kubernetes import scan
 from ctl.store.kubernetes.cache import Cache, Listing
-from ctl.store.kubernetes.schema import Entry, Schema, pod_cidr
+from ctl.store.kubernetes.schema import Entry, Schema, node_public_ip, pod_cidr
 from tests.kube.nodes import PREFIX, alone, node, published, text
 
 MAC = "02:00:00:00:00:02"
@@ -151,6 +151,14 @@ def test_only_what_differs_is_written() -> None:
     stands = {key.removeprefix(PREFIX): value for key, value in SCHEMA.annotations(OWN, {}).items()}
     assert SCHEMA.annotations(OWN, stands) == {}
     assert SCHEMA.annotations(OWN, {**stands, "public-ip": "10.9.9.9"}) == {f"{PREFIX}public-ip": "10.0.0.1"}
+
+
+def test_an_administrators_choice_of_an_address_is_one_or_is_named() -> None:
+    assert node_public_ip({}) is None and node_public_ip({"node-public-ip": ""}) is None
+    assert node_public_ip({"node-public-ip": "10.0.0.7"}) == IPv4Address("10.0.0.7")
+    for wrong in ("eth1", "fd00::1", "127.0.0.1"):
+        with pytest.raises(ValueError, match="^node-public-ip: "):
+            node_public_ip({"node-public-ip": wrong})
 
 
 def test_an_administrators_address_is_published_in_place_of_ours() -> None:

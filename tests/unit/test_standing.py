@@ -6,6 +6,7 @@ import logging
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,22 @@ def found(world: World) -> str:
     life = world.life()
     life.find()
     return str(life.uplink.address)
+
+
+def test_an_address_that_the_store_has_for_us_chooses_the_interface_unless_one_is_asked_for(
+    world: World,
+) -> None:
+    life = world.life()
+    life.find()
+    before = life.uplink
+    places = [place for link in QUIET.links.values() for place in QUIET.usable(link)]
+    link, other = next(place for place in places if place[0].name != before.link.name)
+    life.stand_at(other.ip)
+    assert (life.uplink.address, life.uplink.link.name) == (other.ip, link.name)
+    life.follow()
+    assert life.uplink.address == other.ip
+    with pytest.raises(AgentError, match="no interface has address 203.0.113.9"):
+        world.life().stand_at(IPv4Address("203.0.113.9"))
 
 
 def test_the_next_life_begins_with_the_same_address(world: World) -> None:

@@ -129,6 +129,10 @@ class MemoryKernel:
     def preflight(self, network: Network) -> tuple[Identity, IPv4Network | None]:
         return replace(self.identity, vni=network.vni), self.previous
 
+    def stand_at(self, address: IPv4Address) -> None:
+        self._raise("stand_at")
+        self.identity = replace(self.identity, host=address)
+
     def follow_network(self, network: Network) -> None:
         self._raise("follow_network")
         self.networks.append(network)

@@ -6,6 +6,7 @@
     <prefix>backend-data                {"VNI":1,"VtepMAC":".."}, or null
     <prefix>public-ip                   where the node is reached
     <prefix>public-ip-overwrite         an administrator's address for the one before
+    <prefix>node-public-ip              an administrator's choice among the addresses of the node
 
 What is written is flannel's, byte for byte: a flanneld that starts again takes its MAC out of
 backend-data by cutting the text, and finds none if there is one more key in it.
@@ -91,7 +92,7 @@ class Schema:
     def _lease(self, name: str, subnet: IPv4Network | None, written: Mapping[str, str]) -> Lease:
         if subnet is None:
             raise ValueError("it has no podCIDR")
-        host = _host(written.get("public-ip", ""))
+        host = _host("public-ip", written)
         backend = written.get("backend-type", "") or "udp"
         if not (backend.isascii() and backend.isprintable() and len(backend) <= 64):
             raise ValueError("backend-type is no name")
@@ -135,11 +136,16 @@ def pod_cidr(spec: Json) -> IPv4Network | None:
     raise ValueError("it has no podCIDR for IPv4")
 
 
-def _host(text: str) -> IPv4Address:
+def node_public_ip(own: Mapping[str, str]) -> IPv4Address | None:
+    """By which address of our own an administrator wants our node to be reached; None: any. ValueError."""
+    return _host("node-public-ip", own) if own.get("node-public-ip") else None
+
+
+def _host(annotation: str, written: Mapping[str, str]) -> IPv4Address:
     try:
-        return host_address(IPv4Address(text))
+        return host_address(IPv4Address(written.get(annotation, "")))
     except ValueError as error:
-        raise ValueError(f"public-ip: {error}") from error
+        raise ValueError(f"{annotation}: {error}") from error
 
 
 def _at(lease: Lease, version: int) -> Lease:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from ipaddress import IPv4Network
+from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
@@ -31,7 +31,7 @@ from ctl.store.kubernetes.access import Access
 from ctl.store.kubernetes.cache import Cache
 from ctl.store.kubernetes.client import ApiClient, Missing
 from ctl.store.kubernetes.list import NODES, read_list
-from ctl.store.kubernetes.schema import Entry, Schema
+from ctl.store.kubernetes.schema import Entry, Schema, node_public_ip
 from ctl.store.kubernetes.watch import Pace, Watch, entry_of
 
 NO_NODE: Final = "kubernetes: which Node this is has not been said: set NODE_NAME or --node-name"
@@ -202,6 +202,12 @@ class KubernetesStore:
                 " --allocate-node-cidrs=true and --cluster-cidr (kubeadm: --pod-network-cidr)"
             )
         return own.subnet
+
+    def address_of(self, node: str) -> IPv4Address | None:
+        try:
+            return node_public_ip(self._own().annotations)
+        except ValueError as error:
+            raise ConfigError(f"node {node}: {error}") from error
 
     def in_service(self) -> None:
         again = self._watch is not None and self._watch.unavailable()
