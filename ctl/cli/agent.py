@@ -64,12 +64,14 @@ def run(args: argparse.Namespace) -> int:
     return _run(with_node_name(settings))
 
 
-def require_capabilities(bypass: Bypass = Bypass.LEARNED) -> None:
+def require_capabilities(bypass: Bypass = Bypass.LEARNED, *, echoes: bool = False) -> None:
     """AgentError if the kernel will not let us; checked first, before anything is changed.
 
-    Without programs none is wanted for them.
+    Without programs none is wanted for them; `echoes`: whether any are to be sent.
     """
     missing = []
+    if echoes and not capabilities.effective() >> capabilities.NET_RAW & 1:
+        missing.append("CAP_NET_RAW")
     if not capabilities.effective() >> capabilities.NET_ADMIN & 1:
         missing.append("CAP_NET_ADMIN")
     if bypass is not Bypass.OFF and not capabilities.may_bpf():
