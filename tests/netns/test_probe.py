@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
+from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.dual import init_network, with_ipv6
-from tests.host import Host, meet, ovctl_argv, started
+from ctl.core.model import Lease
+from ctl.store import open_store
+from tests.dual import give, init_network, lease, underlay, with_ipv6
+from tests.host import METRICS_PORT, Host, meet, ovctl_argv, started
 from tests.lab import Lab, wait_until
 from tests.netns.faults import DROPPED, lost_on_the_way
 
@@ -168,12 +173,61 @@ def test_what_cannot_be_asked_is_one_line_and_a_code_of_its_own(nodes: Nodes, tm
 
 def test_no_agent_is_needed_and_programs_that_are_gone_are_seen(nodes: Nodes) -> None:
     a = nodes.a
-    a.stop_processes()
-    assert set(states(probe(a, "--count", "2")).values()) == {"ok"}
-    for link in sorted((a.bpffs / "links").iterdir()):
-        a.run("bpftool", "link", "detach", "pinned", str(link))
-    found = states(probe(a, "--count", "2"))
-    assert found == {which: "elsewhere" if which[1] == "ebpf" else "ok" for which in found}
+    with restarted(a):
+        assert set(states(probe(a, "--count", "2")).values()) == {"ok"}
+        for link in sorted((a.bpffs / "links").iterdir()):
+            a.run("bpftool", "link", "detach", "pinned", str(link))
+        found = states(probe(a, "--count", "2"))
+        assert found == {which: "elsewhere" if which[1] == "ebpf" else "ok" for which in found}
+
+
+def test_the_agent_asks_in_the_background_and_tells_of_those_that_there_are(nodes: Nodes) -> None:
+    """One of them is a lease that somebody has put into the store, of a host that is not there."""
+    a, nobody = nodes.a, IPv4Address("192.168.77.99")
+    ghost = replace(lease(nodes.b, 250, ipv6=False), host=nobody, node="ghost")
+    reached = {nodes.b.address, nodes.c.address, underlay(nodes.b), underlay(nodes.c)}
+    give(a, ghost)
+    with restarted(a):
+        a.agent("--probe-interval", "1")
+        answering = {**dict.fromkeys(reached, 1), str(nobody): 0}
+        wait_until(lambda: gauges(a, "peer_reachable") == answering, 60, "who answers is told")
+        sizes = dict.fromkeys(reached, MTU)
+        wait_until(lambda: gauges(a, "peer_path_mtu_bytes") == sizes, 60, "and how large a packet")
+        trips = gauges(a, "peer_round_trip_seconds")
+        assert set(trips) == reached and all(0 < each < 1 for each in trips.values())
+        take(a, ghost)
+        wait_until(lambda: set(gauges(a, "peer_reachable")) == reached, 60, "nobody tells of the ghost")
+        a.stop_processes()
+
+
+@contextmanager
+def restarted(host: Host) -> Iterator[None]:
+    """Without its agent meanwhile, which runs as before afterwards."""
+    host.stop_processes()
+    try:
+        yield
+    finally:
+        host.stop_processes()
+        host.agent()
+
+
+def gauges(host: Host, name: str) -> dict[str, float]:
+    """The values of a metric by its one label."""
+    _, text = host.http(f"http://127.0.0.1:{METRICS_PORT}/metrics", seconds=10)
+    found = re.findall(rf'^ovnet_{name}{{peer="(.*)"}} (.*)$', text, re.MULTILINE)
+    return {peer: float(value) for peer, value in found}
+
+
+def take(host: Host, gone: Lease) -> None:
+    """Take a lease out of the lab's store."""
+
+    def delete() -> None:
+        with closing(open_store(host.lab.store_url)) as store:
+            for each in store.snapshot(fresh=True).leases:
+                if each.subnet == gone.subnet:
+                    store.delete(each)
+
+    host.call(delete)
 
 
 def left_to_the_kernel(host: Host, peer: Host) -> bool:
