@@ -7,6 +7,7 @@ prometheus_client's global one is exposed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final, TypeAlias
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -16,6 +17,7 @@ from prometheus_client.registry import Collector, CollectorRegistry
 from ctl.core.abi import Hook
 from ctl.core.errors import OvnetError
 from ctl.core.losing import Way
+from ctl.core.probing import Probed
 from ctl.core.reasons import REASONS, Verdict, reason
 from ctl.core.report import AgentReport, Datapath, LeaseReport, ReconcileReport, StoreReport
 from metrics import names
@@ -53,6 +55,7 @@ def _samples(snapshot: NodeSnapshot, scrape_errors: int) -> Iterable[Sample]:
         yield from _drops(snapshot.datapath)
         yield from _peer_traffic(snapshot.datapath)
         yield from _maps(snapshot.datapath)
+    yield from _probed(snapshot.probed)
     yield from _forwarder(snapshot.forwarder)
     for rule, packets in snapshot.rules.items():
         yield names.RULE_DROPS, packets, (rule,)
@@ -93,6 +96,16 @@ def _peer_traffic(datapath: Datapath) -> Iterable[Sample]:
         yield names.PEER_RX_PACKETS, stats.rx_packets, peer
         yield names.PEER_TX_BYTES, stats.tx_bytes, peer
         yield names.PEER_TX_PACKETS, stats.tx_packets, peer
+
+
+def _probed(probed: Mapping[IPv4Address | IPv6Address, Probed]) -> Iterable[Sample]:
+    for host in sorted(probed, key=lambda each: (each.version, int(each))):
+        each, peer = probed[host], (str(host),)
+        yield names.PEER_REACHABLE, each.reachable, peer
+        if each.times:
+            yield names.PEER_ROUND_TRIP, min(each.times), peer
+        if each.largest:
+            yield names.PEER_PATH_MTU, each.largest, peer
 
 
 def _maps(datapath: Datapath) -> Iterable[Sample]:

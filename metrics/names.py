@@ -58,6 +58,18 @@ PEER_RX_PACKETS: Final = _counter(
 PEER_TX_BYTES: Final = _counter("peer_transmit_bytes", "Bytes that eBPF sent to a peer's host", "peer")
 PEER_TX_PACKETS: Final = _counter("peer_transmit_packets", "Packets that eBPF sent to a peer's host", "peer")
 
+PEER_REACHABLE: Final = _gauge(
+    "peer_reachable",
+    "1 if the peer at this host has answered the last echoes of --probe-interval on the overlay, else 0",
+    "peer",
+)
+PEER_ROUND_TRIP: Final = _gauge(
+    "peer_round_trip_seconds", "Round trip of the last such echo; absent if it was not answered", "peer"
+)
+PEER_PATH_MTU: Final = _gauge(
+    "peer_path_mtu_bytes", "The largest packet that the peer has answered on the overlay", "peer"
+)
+
 UDP_PACKETS: Final = _counter(
     "udp_packets", "Packets that the udp backend's forwarder sent to peers or received from them", "direction"
 )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from ctl.backend.udp import stats
 from ctl.backend.udp.files import STATS, directory
 from ctl.core.abi import Counter, Hook, PeerStats
 from ctl.core.errors import KernelError, OvnetError
-from ctl.core.model import IPv4Address
+from ctl.core.probing import Probed
 from ctl.core.report import AgentReport, Datapath
 
 
@@ -23,6 +24,10 @@ class ReadableMaps(Protocol):
     def peer_stats(self) -> Mapping[IPv4Address, PeerStats]: ...
 
     def fill(self) -> Mapping[str, tuple[int, int]]: ...
+
+
+NOBODY: Final[Mapping[IPv4Address | IPv6Address, Probed]] = {}
+"""No peer has been asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +42,8 @@ class NodeSnapshot:
     """The udp forwarder's counters, by the names of its stats.NAMES; empty if none runs."""
     rules: Mapping[str, int] = field(default_factory=dict)
     """Packets that each of our rules has dropped, by its comment; empty without rules."""
+    probed: Mapping[IPv4Address | IPv6Address, Probed] = field(default_factory=dict)
+    """What each peer has shown that was asked in the background, by its host; empty if nobody is."""
     error: str = ""
     """Why maps or counters could not be read; empty if they could."""
 
@@ -62,14 +69,16 @@ def take(
     maps: ReadableMaps | None,
     state_dir: Path,
     rules: Callable[[], Mapping[str, int]] = dict,
+    probed: Mapping[IPv4Address | IPv6Address, Probed] = NOBODY,
 ) -> NodeSnapshot:
     """The snapshot for a scrape; it never fails: what cannot be read becomes its `error`.
 
-    `state_dir`: the node's, where a udp forwarder counts. `rules` reads what our rules have dropped.
+    `state_dir`: the node's, where a udp forwarder counts. `rules` reads what our rules have dropped;
+    `probed`: what the peers have shown that are asked in the background.
     """
     try:
         if report is not None and report.backend == "udp":
-            return NodeSnapshot(report, forwarder=read_forwarder(state_dir))
-        return NodeSnapshot(report, read_datapath(maps) if maps else None, rules=rules())
+            return NodeSnapshot(report, forwarder=read_forwarder(state_dir), probed=probed)
+        return NodeSnapshot(report, read_datapath(maps) if maps else None, rules=rules(), probed=probed)
     except OvnetError as error:
-        return NodeSnapshot(report, error=str(error))
+        return NodeSnapshot(report, probed=probed, error=str(error))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from ctl.backend.udp import stats
 from ctl.core.abi import Counter, Hook, PeerStats
 from ctl.core.model import Bypass
+from ctl.core.probing import Probed
 from ctl.core.reasons import REASONS
 from ctl.core.report import AgentReport, Datapath, KernelPort, LeaseReport, ReconcileReport, StoreReport
 from metrics.snapshot import NodeSnapshot
@@ -76,7 +77,13 @@ FORWARDER = {name: 100 + number for number, name in enumerate(stats.NAMES)}
 
 RULES = {"VXLAN of no peer": 3, "no relaying": 0}
 
-SNAPSHOT = NodeSnapshot(REPORT, DATAPATH, FORWARDER, RULES)
+PROBED: dict[IPv4Address | IPv6Address, Probed] = {
+    IPv4Address("192.168.50.2"): Probed(1, (0.0003,), 1450),
+    IPv4Address("192.168.50.3"): Probed(1, ()),
+    IPv6Address("fd77::2"): Probed(1, (0.0004,), 1350),
+}
+
+SNAPSHOT = NodeSnapshot(REPORT, DATAPATH, FORWARDER, RULES, PROBED)
 
 
 def report(**changes: object) -> AgentReport:

@@ -57,19 +57,21 @@ def run(args: argparse.Namespace) -> int:
     for doubt in doubts(settings):
         logging.warning("%s", doubt)
     faulthandler.enable()  # the watchdog's SIGABRT then shows where each thread stands
-    require_capabilities(settings.bypass)
+    require_capabilities(settings.bypass, echoes=settings.probe_interval > 0)
     require_descriptors()
     from ctl.store import with_node_name
 
     return _run(with_node_name(settings))
 
 
-def require_capabilities(bypass: Bypass = Bypass.LEARNED) -> None:
+def require_capabilities(bypass: Bypass = Bypass.LEARNED, *, echoes: bool = False) -> None:
     """AgentError if the kernel will not let us; checked first, before anything is changed.
 
-    Without programs none is wanted for them.
+    Without programs none is wanted for them; `echoes`: whether any are to be sent.
     """
     missing = []
+    if echoes and not capabilities.effective() >> capabilities.NET_RAW & 1:
+        missing.append("CAP_NET_RAW")
     if not capabilities.effective() >> capabilities.NET_ADMIN & 1:
         missing.append("CAP_NET_ADMIN")
     if bypass is not Bypass.OFF and not capabilities.may_bpf():
@@ -162,14 +164,21 @@ def _say(line: str) -> None:
 
 
 def _serve(settings: Settings, agent: Agent, node: Node, servers: contextlib.ExitStack) -> None:
-    """Start the servers that are asked for; `servers` closes them."""
+    """Start the servers that are asked for, and what fills them; `servers` closes them."""
+    probe = None
+    if settings.probe_interval:
+        from ctl.agent.probing import BackgroundProbe
+
+        probe = BackgroundProbe(settings.probe_interval, lambda: node.told).start()
+        servers.callback(probe.close)
     if settings.metrics_port:
         from ctl.kernel.netlink import nft
         from metrics.server import serve
         from metrics.snapshot import take
 
         def source() -> NodeSnapshot:
-            return take(agent.report, node.maps, settings.state_dir, nft.dropped)
+            probed = probe.found if probe else {}
+            return take(agent.report, node.maps, settings.state_dir, nft.dropped, probed)
 
         server = serve(settings.metrics_addr, settings.metrics_port, source, lambda: agent.report)
         servers.callback(server.close)

@@ -12,7 +12,7 @@ from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from ctl.cli.output import Column, add_output_option, emit, say
-from ctl.cli.peers import NoSuchPeer, named, progress, usable
+from ctl.cli.peers import MOST_PEERS, NoSuchPeer, named, progress
 from ctl.core.errors import OvnetError, StoreError
 from ctl.core.model import Bypass
 from ctl.settings.config import STORE_SETTINGS, Settings, add_options
@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from ctl.node.examine import Examination
 
 COLUMNS: Final = ("level", "check", Column("seen"), Column("means", wide=True), Column("remedy"))
-MOST_PEERS: Final = 64
-"""How many peers are asked unless all are asked for."""
 MOST_INSIDE: Final = 256
 """How many containers are looked into unless all are: 2 ms of a processor each."""
 T = TypeVar("T")
@@ -233,6 +231,8 @@ class _Checkup:
 
     def _peers(self, site: Site) -> Sequence[Lease]:
         """Those that are asked for. NoSuchPeer for one that there is not."""
+        from ctl.node.reach import usable
+
         peers = usable(site, self._snapshot.leases)
         if self._args.peer:
             return named(peers, self._args.peer)
@@ -260,7 +260,8 @@ class _Checkup:
             if not told & {str(word) for word in (each.subnet, each.overlay_hop, each.vtep_mac, each.host)}
         ]
         mtu = self._report.mtu
-        ways = examination.ways(family, asked, progress(2 * len(asked)))
+        with progress(4 * len(asked)) as step:  # small packets and large ones, each twice
+            ways = examination.ways(family, asked, step)
         found = [finding for way in ways for finding in of_way(way, mtu, self._network.port)]
         yield from found
         if ways and not found:

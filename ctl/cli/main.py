@@ -20,8 +20,8 @@ from ctl import __version__
 from ctl.core.errors import OvnetError
 
 NOUNS = (
-    "agent", "network", "lease", "ipam", "map", "flow", "hook", "status", "doctor", "report", "trace",
-    "monitor", "top", "capture", "docker-opts", "teardown",
+    "agent", "network", "lease", "ipam", "map", "flow", "hook", "status", "doctor", "probe", "report",
+    "trace", "monitor", "top", "capture", "docker-opts", "teardown",
 )  # fmt: skip
 """The commands, each a module of this package (with `_` for `-`) that has `register(subparsers)`."""
 

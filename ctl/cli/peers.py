@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
 
 from ctl.core.errors import NotFound
 
 if TYPE_CHECKING:
-    from ctl.backend.site import Site
     from ctl.core.model import Lease
+
+
+MOST_PEERS: Final = 64
+"""How many are asked unless all are asked for."""
 
 
 class NoSuchPeer(NotFound):
     """Somebody has asked for a peer that there is not."""
-
-
-def usable(site: Site, leases: Sequence[Lease]) -> list[Lease]:
-    """Those of them that are peers' and are used."""
-    from ctl.core.family import IPV4
-    from ctl.core.roster import Roster
-
-    roster = Roster(IPV4, site.lease, site.network, site.underlay)
-    roster.update(leases)
-    return [lease for lease in leases if lease.key in roster.usable]
 
 
 def named(peers: Sequence[Lease], names: Sequence[str]) -> list[Lease]:
@@ -39,18 +33,25 @@ def named(peers: Sequence[Lease], names: Sequence[str]) -> list[Lease]:
     return [lease for lease in peers if any(lease in by_name[name] for name in names)]
 
 
-def progress(steps: int) -> Callable[[], None]:
-    """A bar on a terminal, for what takes long; nothing elsewhere."""
-    if not sys.stderr.isatty() or steps < 200:
-        return lambda: None
-    done = 0
+SHORT: Final = 200
+"""So few steps need no bar."""
+
+
+@contextmanager
+def progress(steps: int) -> Iterator[Callable[[], None]]:
+    """A bar on a terminal, for what takes long; nothing elsewhere. Gives what is called after each step."""
+    done, shown = 0, sys.stderr.isatty() and steps >= SHORT
 
     def step() -> None:
         nonlocal done
         done += 1
-        if done % 50 == 0 or done >= steps:
+        if shown and (done % 50 == 0 or done == steps):
             share = min(done / steps, 1)
-            sys.stderr.write(f"\r[{'#' * int(30 * share):<30}] {share:4.0%}" + ("\n" if share >= 1 else ""))
+            sys.stderr.write(f"\r[{'#' * int(30 * share):<30}] {share:4.0%}")
             sys.stderr.flush()
 
-    return step
+    try:
+        yield step
+    finally:
+        if shown:
+            sys.stderr.write("\n")

@@ -48,8 +48,13 @@ _AT_ONCE: Final = 40
 """How many sizes are asked for at once: two rounds find one of 1500."""
 _SOCKETS: Final = 512
 """So many are opened at once: a process may usually have 1024 descriptors."""
-_PACE_S: Final = 0.0002
-"""Between two requests: a thousand peers are no burst."""
+_BURST: Final = 5
+_BURST_S: Final = 0.001
+"""After so many requests comes a pause, the shortest that poll(2) knows: a thousand peers are no flood."""
+_ROUND_S: Final = 0.01
+"""From one request to the next one of the same peer, at the least."""
+_NUMBERS: Final = 1 << 16
+"""So many requests can be told apart: sequence numbers have 16 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +67,14 @@ class Answers:
 
 
 class Echo(Generic[A]):
-    """A raw socket that speaks from `source`, to its family. AgentError without CAP_NET_RAW; KernelError."""
+    """A raw socket that speaks from `source`, to its family. AgentError without CAP_NET_RAW; KernelError.
 
-    def __init__(self, source: A) -> None:
+    `send`: what requests leave by, with all their checksums, in place of this socket; answers come to it.
+    """
+
+    def __init__(self, source: A, send: Callable[[A, bytes], None] | None = None) -> None:
         icmp = self._icmp = _ICMP[source.version]
+        self._send = send or self._send_by_route
         try:
             self._socket = socket.socket(icmp.family, socket.SOCK_RAW, icmp.protocol)
             self._socket.setsockopt(icmp.level, icmp.mtu_discover, _PMTUDISC_PROBE)
@@ -99,22 +108,34 @@ class Echo(Generic[A]):
         count: int,
         patience: float,
         step: Callable[[], None] = lambda: None,
+        enough: Callable[[], bool] = lambda: False,
     ) -> dict[A, Answers]:
         """Ask each `count` times with IP packets of `size` bytes; wait `patience` seconds for the last.
 
-        `step` is called after each request. A packet that this host cannot send counts as lost.
+        `step` is called after each request; once `enough` says so there are no more. A packet that this
+        host cannot send counts as lost.
         """
         found: dict[A, list[float]] = {target: [] for target in targets}
+        sent = dict.fromkeys(found, 0)
+        if not found:
+            return {}
         for _ in range(count):
-            for target in targets:
+            next_round = time.monotonic() + _ROUND_S
+            for target in found:
+                if enough():
+                    break
                 self._request(target, size)
-                self._take(found, _PACE_S)
+                sent[target] += 1
+                self._note(found, self._pause())
                 step()
-            end = time.monotonic() + patience
-            while self._out and (left := end - time.monotonic()) > 0:
-                self._take(found, left)
-            self._out.clear()
-        return {target: Answers(count, tuple(trips)) for target, trips in found.items()}
+            if enough():
+                break
+            self._note(found, self._heard_until(next_round))
+        end = time.monotonic() + patience
+        while self._out and time.monotonic() < end:
+            self._note(found, self._heard(end - time.monotonic()))
+        self._out.clear()
+        return {target: Answers(sent[target], tuple(trips)) for target, trips in found.items()}
 
     def send(self, targets: Iterable[A], size: int, count: int) -> None:
         """Ask as `ask` does, and wait for nothing: `answered` tells."""
@@ -132,6 +153,13 @@ class Echo(Generic[A]):
 
         Many sizes are asked for at once, since what gets no answer takes `patience` seconds.
         """
+        waiting, most = list(targets), _NUMBERS // _AT_ONCE
+        groups = (waiting[start : start + most] for start in range(0, len(waiting), most))
+        return {
+            target: size for group in groups for target, size in self._largest(group, low, high, patience)
+        }
+
+    def _largest(self, targets: Iterable[A], low: int, high: int, patience: float) -> Iterator[tuple[A, int]]:
         limits = dict.fromkeys(targets, (low, high))
         while wide := [target for target, pair in limits.items() if pair[1] - pair[0] > 1]:
             asked = {target: between(*limits[target]) for target in wide}
@@ -142,7 +170,7 @@ class Echo(Generic[A]):
                 limits[target] = narrowed(
                     limits[target], sizes, {size for size in sizes if (target, size) in passed}
                 )
-        return {target: pair[0] for target, pair in limits.items()}
+        return ((target, pair[0]) for target, pair in limits.items())
 
     def _pass(self, each: Set[tuple[A, int]], patience: float) -> set[tuple[A, int]]:
         """To whom a packet of which size is answered within `patience` seconds after the last."""
@@ -151,7 +179,7 @@ class Echo(Generic[A]):
         for target, size in sorted(each):
             self._request(target, size)
             asked[self._sequence] = target, size
-            passed.update(self._heard(_PACE_S))
+            passed.update(self._pause())
         end = time.monotonic() + patience
         while len(passed) < len(asked) and (left := end - time.monotonic()) > 0:
             passed.update(self._heard(left))
@@ -159,21 +187,36 @@ class Echo(Generic[A]):
         return {asked[sequence] for sequence in passed if sequence in asked}
 
     def _request(self, target: A, size: int) -> None:
-        self._sequence = (self._sequence + 1) & 0xFFFF
+        self._sequence = (self._sequence + 1) % _NUMBERS
         body, kind = bytes(max(0, size - self._icmp.overhead)), self._icmp.request
         head = _HEADER.pack(kind, 0, 0, self._identifier, self._sequence)
         # That of ICMPv6, in which there are addresses, is the kernel's.
-        message = _HEADER.pack(kind, 0, _checksum(head + body), self._identifier, self._sequence) + body
+        message = _HEADER.pack(kind, 0, checksum(head + body), self._identifier, self._sequence) + body
+        begun = time.monotonic()
         with suppress(OSError):  # too big, no route, refused by a rule: nothing comes back
-            self._socket.sendto(message, (str(target), 0))
-            self._out[self._sequence] = target, time.monotonic()
+            self._send(target, message)
+            self._out[self._sequence] = target, begun
 
-    def _take(self, found: dict[A, list[float]], patience: float) -> None:
-        """What has come within that time at most."""
-        for sequence in self._heard(patience):
+    def _send_by_route(self, target: A, message: bytes) -> None:
+        self._socket.sendto(message, (str(target), 0))
+
+    def _note(self, found: dict[A, list[float]], sequences: Iterable[int]) -> None:
+        """How long those have taken that are heard of now."""
+        for sequence in sequences:
             target, when = self._out.pop(sequence, (None, 0.0))
             if target is not None and target in found:
                 found[target].append(time.monotonic() - when)
+
+    def _pause(self) -> Iterator[int]:
+        """Sequence numbers of the replies that come until the next request may be sent."""
+        if self._sequence % _BURST:
+            return iter(self._heard(0))
+        return self._heard_until(time.monotonic() + _BURST_S)
+
+    def _heard_until(self, end: float) -> Iterator[int]:
+        """Sequence numbers of the replies that come by then, as they come."""
+        while (left := end - time.monotonic()) > 0:
+            yield from self._heard(left)
 
     def _heard(self, patience: float) -> list[int]:
         """Sequence numbers of the replies that are here, once there are any or that time is over."""
@@ -234,7 +277,7 @@ def _refusing(hosts: Sequence[A], port: int, patience: float) -> Iterator[A]:
                     yield host
 
 
-def _checksum(data: bytes) -> int:
+def checksum(data: bytes) -> int:
     """RFC 1071."""
     padded = data + bytes(len(data) % 2)
     total = sum(struct.unpack(f"!{len(padded) // 2}H", padded))

@@ -89,6 +89,8 @@ class Node:
         self._network: Network | None = None
         self._leases: Sequence[Lease] = ()
         """All that there are, as we were told last."""
+        self.told: tuple[Site, Sequence[Lease]] | None = None
+        """Where we stood when the peers were looked at last, and the leases then. Any thread may read it."""
         self._backend: Backend | None = None
         """How packets get to other nodes; None, like the network: `preflight` has not been told yet."""
         self._tell: Callable[[Devices], None] = lambda _: None
@@ -243,8 +245,10 @@ class Node:
         """The backend's ways to the nodes that have these leases."""
         _, backend = self._working
         self._leases = leases
+        site = self._site(holding)
+        self.told = site, leases
         try:
-            backend.reconcile_peers(self._site(holding), leases, changes)
+            backend.reconcile_peers(site, leases, changes)
         finally:
             self._tell(self._devices())
 

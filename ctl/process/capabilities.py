@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 NET_ADMIN: Final = 12
+NET_RAW: Final = 13
 SYS_ADMIN: Final = 21
 BPF: Final = 39
 """Bits, from include/uapi/linux/capability.h."""

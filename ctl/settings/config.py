@@ -110,6 +110,8 @@ class Settings:
     endpoints_max: int
     flows_max: int
     resync_interval: float
+    probe_interval: float
+    """In how many seconds each peer is asked once in the background; 0 means that nobody is."""
     log_level: str
 
     @property
@@ -370,6 +372,14 @@ SETTINGS: Final = (
     Setting("flows_max", values.integer(64, 1 << 24), "65536", "capacity of map flows", "N", INT),
     Setting(
         "resync_interval", values.number(1, 86400, "seconds"), "60", "time between resyncs, s", "S", NUMBER
+    ),
+    Setting(
+        "probe_interval",
+        values.number(0, 86400, "seconds"),
+        "0",
+        "time in which each peer is sent echoes once, for metrics, s; 0: nobody is",
+        "S",
+        NUMBER,
     ),
     Setting("log_level", values.choice(*LOG_LEVELS), "info", "one of " + ", ".join(LOG_LEVELS), "LEVEL"),
 )

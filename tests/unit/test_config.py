@@ -78,6 +78,7 @@ def test_a_node_that_is_told_nothing_goes_by_these_defaults() -> None:
         endpoints_max=4096,
         flows_max=65536,
         resync_interval=60.0,
+        probe_interval=0.0,
         log_level="info",
     )
     assert settings().renew_margin == 3600.0
@@ -125,6 +126,7 @@ VALUES = {
     "endpoints_max": ("1", "2", "3"),
     "flows_max": ("64", "65", "66"),
     "resync_interval": ("1", "2", "3"),
+    "probe_interval": ("1", "2", "3"),
     "log_level": ("debug", "error", "warning"),
 }
 
@@ -219,6 +221,7 @@ BAD = [
     ("endpoints_max", "many", "not a whole number"),
     ("flows_max", "1", "not between 64"),
     ("resync_interval", "0", "not between 1"),
+    ("probe_interval", "-1", "not between 0"),
     ("log_level", "INFO", "none of debug"),
 ]
 

@@ -180,3 +180,16 @@ def test_registering_reads_nothing_and_a_scrape_reads_once() -> None:
 
 def test_no_maps_is_no_error() -> None:
     assert take(REPORT, None, NOWHERE) == NodeSnapshot(REPORT)
+
+
+def test_a_peer_that_does_not_answer_has_no_round_trip_and_no_path() -> None:
+    told = {row.name for row in (names.PEER_REACHABLE, names.PEER_ROUND_TRIP, names.PEER_PATH_MTU)}
+    assert {key: value for key, value in samples(families(SNAPSHOT)).items() if key[0] in told} == {
+        ("ovnet_peer_reachable", "peer=192.168.50.2"): 1,
+        ("ovnet_peer_reachable", "peer=192.168.50.3"): 0,
+        ("ovnet_peer_reachable", "peer=fd77::2"): 1,
+        ("ovnet_peer_round_trip_seconds", "peer=192.168.50.2"): 0.0003,
+        ("ovnet_peer_round_trip_seconds", "peer=fd77::2"): 0.0004,
+        ("ovnet_peer_path_mtu_bytes", "peer=192.168.50.2"): 1450,
+        ("ovnet_peer_path_mtu_bytes", "peer=fd77::2"): 1350,
+    }
