@@ -27,9 +27,10 @@ from ctl.core.lease import (
     named,
     renew_at,
     take,
+    with_assigned_ipv6,
     with_ipv6,
 )
-from ctl.core.model import Lease, Network
+from ctl.core.model import Lease, Network, Subnets
 from ctl.core.ports import LeaseStore
 
 ATTEMPTS: Final = 20
@@ -99,15 +100,17 @@ class LeaseHolder:
         if assigned is None:
             choice = choose(network, leases, self.identity.host, previous, self._pick, around)
         else:
-            choice = take(assigned, leases, self.identity.node, around)
+            choice = take(assigned.ipv4, leases, self.identity.node, around)
         if isinstance(choice, Replace):
             self._store.delete(choice.stale)
             return None
-        if isinstance(choice, Keep):
-            wanted = with_ipv6(choice.lease, network, leases, self._pick_ipv6)
-            return self._write(wanted, choice.lease, self._clock())
-        wanted = with_ipv6(Lease(choice.subnet, self.identity.host), network, leases, self._pick_ipv6)
-        return self._create(wanted, self._clock())
+        kept = choice.lease if isinstance(choice, Keep) else None
+        wanted = choice.lease if isinstance(choice, Keep) else Lease(choice.subnet, self.identity.host)
+        if assigned is None:
+            wanted = with_ipv6(wanted, network, leases, self._pick_ipv6)
+        else:
+            wanted = with_assigned_ipv6(wanted, network, assigned.ipv6)
+        return self._write(wanted, kept, self._clock()) if kept else self._create(wanted, self._clock())
 
     def distrust_end(self) -> None:
         """The wall clock was set, and the lease's end is by that clock: `keep` writes it anew."""
@@ -165,7 +168,7 @@ class LeaseHolder:
         assigned = self._assigned(held)
         leases = self._store.snapshot().leases
         if assigned is not None:
-            return named(leases, assigned, self.identity.node)
+            return named(leases, assigned.ipv4, self.identity.node)
         stored = holder(leases, held.subnet)
         if stored is None:
             return None
@@ -183,13 +186,16 @@ class LeaseHolder:
             )
         return stored
 
-    def _assigned(self, held: Lease) -> IPv4Network | None:
-        """Our subnet if it is not for us to choose. LeaseConflict if it is none or another one now."""
+    def _assigned(self, held: Lease) -> Subnets | None:
+        """Our subnets if they are not for us to choose. LeaseConflict if they are none or others now."""
         try:
             assigned = self._store.assigned(self.identity.node)
         except Unassigned as error:
             raise LeaseConflict(f"lost {in_words(held)}: {error}") from error
-        if assigned not in (None, held.subnet):
+        if assigned is None:
+            return None
+        # Of IPv6 as it was when we started: what comes later is for the next start.
+        if assigned.ipv4 != held.subnet or (held.ipv6 and held.ipv6.subnet != assigned.ipv6):
             raise LeaseConflict(
                 f"lost {in_words(held)}: the node has {assigned} now: drain it and restart this agent"
             )

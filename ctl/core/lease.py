@@ -135,6 +135,16 @@ def with_ipv6(lease: Lease, network: Network, leases: Iterable[Lease], pick: Pic
     return replace(lease, ipv6=IPv6Lease(pick(candidates)))
 
 
+def with_assigned_ipv6(lease: Lease, network: Network, assigned: IPv6Network | None) -> Lease:
+    """`lease` with the IPv6 subnet that it is given, if the network has IPv6.
+
+    None: it is given none, and has IPv4 only.
+    """
+    if network.ipv6 is None or assigned is None:
+        return replace(lease, ipv6=None)
+    return lease if _ipv6_subnet(lease) == assigned else replace(lease, ipv6=IPv6Lease(assigned))
+
+
 def moves(lease: Lease, before: Lease) -> bool:
     """Whether a lease is to have other subnets than before, and so where it is stored, another place."""
     return (lease.subnet, _ipv6_subnet(lease)) != (before.subnet, _ipv6_subnet(before))

@@ -11,7 +11,7 @@ from ctl.agent.loop import Agent
 from ctl.core.errors import ConfigError, StoreError, Unassigned
 from ctl.core.host import EVERYTHING, Ground, Surroundings
 from ctl.core.lease import Create, Keep, take
-from ctl.core.model import Lease, Network
+from ctl.core.model import Lease, Network, Subnets
 from tests.unit.world import NETWORK, Claims, FlakyStore, MemoryKernel, Posts, World, made
 
 SUBNET = NETWORK.subnet_min
@@ -26,10 +26,10 @@ class AssigningStore(FlakyStore):
     """How often a node has said that it is in service, or tried to."""
     deaf = False
 
-    def assigned(self, node: str) -> IPv4Network:
+    def assigned(self, node: str) -> Subnets:
         if self.subnet is None:
             raise Unassigned(f"node {node} has no podCIDR")
-        return self.subnet
+        return Subnets(self.subnet)
 
     def read_network(self) -> Network | None:
         self.assigned("a")
