@@ -139,7 +139,7 @@ class Node:
         self._dual.preflight(network, tunnel)
         backend.preflight(self._uplink)
         self._takeover.look(network, self._uplink)
-        self._dual.find_address(network, self._uplink)
+        self._dual.await_address(network, self._uplink)
         self.findings.surroundings = self.surroundings()
         self._network, self._backend = network, backend
         return self._identity(), self.previous()
