@@ -467,6 +467,45 @@ def test_a_lease_that_gets_ipv6_moves_to_another_key_on_its_etcd_lease_and_back(
     assert one.snapshot().leases == (back,)
 
 
+BOTH = "172.17.4.0-24&fd00:10:244:1::-64"
+PART = IPv6Lease(IPv6Network("fd00:10:244:1::/64"), IPv6Address("fd00::9"), MAC, 1)
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["seen before", "created meanwhile"])
+def test_a_lease_moves_to_no_key_that_another_host_has_put_there(
+    etcd: Etcd, one: EtcdStore, prefix: str, monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    """Two keys of one IPv4 subnet: no list shows what is created after it, and the transaction has to."""
+    stored = one.put(lease(4), None)
+    theirs = f"{prefix}/subnets/{BOTH}"
+    listing = one._listing()
+    etcd.ctl("put", theirs, GOOD.replace('"PublicIPv6":null', '"PublicIPv6":"fd00::99"'))
+    if not listed:
+        monkeypatch.setattr(one, "_listing", lambda: listing)
+    with pytest.raises(LeaseConflict, match=r"172.17.4.0/24 is taken: 172.17.4.0/24 of 10.0.0.9"):
+        one.put(replace(stored, ipv6=PART), stored)
+    assert '"PublicIPv6":"fd00::99"' in etcd.value(theirs)
+    assert etcd.get(key(prefix, 4)) is not None, "ours is where it was"
+
+
+def test_a_lease_moves_over_what_its_own_host_has_left_there(etcd: Etcd, one: EtcdStore, prefix: str) -> None:
+    """As a flanneld that became dual stack, and leaves its lease of before to run out."""
+    stored = one.put(lease(4, "10.0.0.9"), None)
+    etcd.ctl("put", f"{prefix}/subnets/{BOTH}", GOOD.replace('"PublicIPv6":null', '"PublicIPv6":"fd00::99"'))
+    moved = one.put(replace(stored, ipv6=PART), stored)
+    assert one.snapshot().leases == (moved,) and etcd.get(key(prefix, 4)) is None
+
+
+def test_a_lease_moves_to_no_ipv6_subnet_of_a_second_key_with_its_ipv4_subnet(
+    etcd: Etcd, one: EtcdStore, prefix: str
+) -> None:
+    stored = one.put(lease(4), None)
+    etcd.ctl("put", f"{prefix}/subnets/172.17.4.0-24&fd00:10:244:1::-65", GOOD)
+    with pytest.raises(LeaseConflict, match="is taken"):
+        one.put(replace(stored, ipv6=PART), stored)
+    assert etcd.get(f"{prefix}/subnets/{BOTH}") is None and etcd.get(key(prefix, 4)) is not None
+
+
 def test_keys_beside_flannels_are_not_looked_at(etcd: Etcd, one: EtcdStore, prefix: str) -> None:
     good = one.put(lease(), None)
     for name in ("/config-old", "/nodes/x", "/subnet", "/subnett", "-ov/x"):
