@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Network
 from typing import Final
 
 from ctl.core.errors import LeaseConflict, Unassigned
@@ -71,10 +70,10 @@ class LeaseHolder:
     def acquire(
         self,
         network: Network,
-        previous: IPv4Network | None = None,
+        previous: Subnets | None = None,
         around: Surroundings = NOTHING_AROUND,
     ) -> Lease:
-        """Find or create this node's lease; `previous` is the subnet it had before.
+        """Find or create this node's lease; `previous` are the subnets it had before.
 
         `around`: what else is on this host. NetworkExhausted if there is none left, ConfigError if what
         there is would cost this host its link, LeaseConflict if every race was lost.
@@ -91,14 +90,13 @@ class LeaseHolder:
                     return lease
         raise LeaseConflict(f"no lease after {ATTEMPTS} attempts: {lost}") from lost
 
-    def _try_acquire(
-        self, network: Network, previous: IPv4Network | None, around: Surroundings
-    ) -> Lease | None:
+    def _try_acquire(self, network: Network, previous: Subnets | None, around: Surroundings) -> Lease | None:
         """One attempt; None if it only made room for the next."""
         assigned = self._store.assigned(self.identity.node)
         leases = self._store.snapshot().leases
         if assigned is None:
-            choice = choose(network, leases, self.identity.host, previous, self._pick, around)
+            before = previous.ipv4 if previous else None
+            choice = choose(network, leases, self.identity.host, before, self._pick, around)
         else:
             choice = take(assigned.ipv4, leases, self.identity.node, around)
         if isinstance(choice, Replace):
@@ -107,7 +105,8 @@ class LeaseHolder:
         kept = choice.lease if isinstance(choice, Keep) else None
         wanted = choice.lease if isinstance(choice, Keep) else Lease(choice.subnet, self.identity.host)
         if assigned is None:
-            wanted = with_ipv6(wanted, network, leases, self._pick_ipv6)
+            before6 = previous.ipv6 if previous else None
+            wanted = with_ipv6(wanted, network, leases, self._pick_ipv6, before6)
         else:
             wanted = with_assigned_ipv6(wanted, network, assigned.ipv6)
         return self._write(wanted, kept, self._clock()) if kept else self._create(wanted, self._clock())

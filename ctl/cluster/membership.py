@@ -16,7 +16,7 @@ from ctl.core.errors import ConfigError, LeaseConflict, StoreError
 from ctl.core.findings import Concern, Problems
 from ctl.core.host import Identity, Surroundings
 from ctl.core.lease import NOTHING_AROUND, rank
-from ctl.core.model import IPv4Network, Lease, Network, Snapshot
+from ctl.core.model import IPv4Network, Lease, Network, Snapshot, Subnets
 from ctl.core.ports import Holding, LeaseStore
 from ctl.core.report import LeaseReport, StoreReport
 from ctl.core.roster import moves
@@ -87,7 +87,7 @@ class Membership:
 
     # --- Our lease -------------------------------------------------------------
 
-    def join(self, previous: IPv4Network | None, around: Surroundings = NOTHING_AROUND) -> Lease:
+    def join(self, previous: Subnets | None, around: Surroundings = NOTHING_AROUND) -> Lease:
         """Find or create our lease, `previous` if it can be had; `around`: what else is on this host.
 
         Raises as LeaseHolder.acquire.

@@ -116,17 +116,25 @@ def _free(cut: Cut, subnets: Iterable[IPv4Network | IPv6Network]) -> Iterator[in
             start += size
 
 
-def with_ipv6(lease: Lease, network: Network, leases: Iterable[Lease], pick: PickIPv6) -> Lease:
+def with_ipv6(
+    lease: Lease,
+    network: Network,
+    leases: Iterable[Lease],
+    pick: PickIPv6,
+    previous: IPv6Network | None = None,
+) -> Lease:
     """`lease` with an IPv6 subnet if the network has IPv6, and without one if it has not.
 
-    The one that it has stays if it fits. NetworkExhausted if none is free among `leases`.
+    The one that it has stays if it fits; else it gets `previous`, if that does. NetworkExhausted if none
+    is free among `leases`.
     """
     cut = network.ipv6
     if cut is None:
         return replace(lease, ipv6=None)
     others = [each.ipv6.subnet for each in leases if each.ipv6 and each.subnet != lease.subnet]
-    if lease.ipv6 and fits(cut, lease.ipv6.subnet) and not any(map(lease.ipv6.subnet.overlaps, others)):
-        return lease
+    for subnet in filter(None, (_ipv6_subnet(lease), previous)):
+        if fits(cut, subnet) and not any(map(subnet.overlaps, others)):
+            return with_assigned_ipv6(lease, network, subnet)
     free = (IPv6Network((start, cut.subnet_len)) for start in _free(cut, others))
     candidates = list(islice(free, CANDIDATES))
     if not candidates:

@@ -165,7 +165,7 @@ class Network:
 
 @dataclass(frozen=True, slots=True)
 class Subnets:
-    """What a node is given by a store that gives out the subnets."""
+    """What a node is to have, or has had, of both families."""
 
     ipv4: IPv4Network
     ipv6: IPv6Network | None = None

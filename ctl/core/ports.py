@@ -14,7 +14,7 @@ from ctl.core.abi import Event
 from ctl.core.findings import Findings
 from ctl.core.host import Change, Identity
 from ctl.core.losing import Way
-from ctl.core.model import IPv4Network, Lease, Network, Snapshot, Subnets
+from ctl.core.model import Lease, Network, Snapshot, Subnets
 from ctl.core.plan import Delta
 from ctl.core.wire import SubnetEnv
 
@@ -110,8 +110,8 @@ class Kernel(Protocol):
     def findings(self) -> Findings:
         """What was found while looking, for the report."""
 
-    def preflight(self, network: Network) -> tuple[Identity, IPv4Network | None]:
-        """What this node publishes of itself, and the subnet that it had in an earlier life, if any.
+    def preflight(self, network: Network) -> tuple[Identity, Subnets | None]:
+        """What this node publishes of itself, and the subnets that it had in an earlier life, if any.
 
         Refuses everything that can be refused before anything is changed: ConfigError, too.
         """

@@ -241,11 +241,23 @@ def _network(text: str, given: tuple[int, int] | None) -> Network:
     whole, whole6 = _whole(fields, _IPV4), _whole(fields, _IPV6) if dual else None
     if given is None:
         cut = _cut(fields, whole, _IPV4)
-        ipv6 = IPv6Range(*_cut(fields, whole6, _IPV6)) if whole6 else None
+        ipv6 = _of_hosts(IPv6Range(*_cut(fields, whole6, _IPV6))) if whole6 else None
     else:
         cut = _given_out(whole, given[0], _IPV4)
         ipv6 = IPv6Range(*_given_out(whole6, given[1], _IPV6)) if whole6 else None
     return Network(*cut, **_backend(fields), ipv6=ipv6)
+
+
+def _of_hosts(cut: IPv6Range) -> IPv6Range:
+    """`cut`, if hosts are reached in all that it hands out: a wide network has IPv4's addresses in it."""
+    first, last = int(cut.subnet_min.network_address), int(cut.subnet_max.broadcast_address)
+    for each in NO_IPV6_HOSTS:
+        if first <= int(each.broadcast_address) and int(each.network_address) <= last:
+            raise ValueError(
+                f"IPv6Network {cut.network} hands out {cut.subnet_min} to {cut.subnet_max}, and no host is"
+                f" reached in {each}: choose another, or IPv6SubnetMin and IPv6SubnetMax"
+            )
+    return cut
 
 
 def _given_out(network: Net, length: int, family: _Family[Net]) -> tuple[Net, int, Net, Net]:

@@ -44,6 +44,7 @@ from ctl.core.model import (
     Lease,
     MacAddress,
     Network,
+    Subnets,
 )
 from ctl.core.ports import Closing, Holding
 from ctl.core.wire import env_of
@@ -120,7 +121,7 @@ class Node:
         """What else is on this host, beside the uplink's networks; after `find_uplink`. KernelError."""
         return around.surroundings(self._netlink, self._uplink, self._settings.bridge)
 
-    def preflight(self, network: Network) -> tuple[Identity, IPv4Network | None]:
+    def preflight(self, network: Network) -> tuple[Identity, Subnets | None]:
         """Choose the backend; refuse everything that can be before anything is changed."""
         if network.backend not in BACKENDS:
             known = ", ".join(BACKENDS)
@@ -144,12 +145,15 @@ class Node:
         self._network, self._backend = network, backend
         return self._identity(), self.previous()
 
-    def previous(self) -> IPv4Network | None:
-        """The subnet of an earlier life: flanneld's if its datapath is here, or from subnet.env.
+    def previous(self) -> Subnets | None:
+        """The subnets of an earlier life: flanneld's if its datapath is here, or from subnet.env.
 
         While fenced, what is kept of that file.
         """
-        return self._takeover.subnet or self._env.subnet()
+        kept, taken = self._env.subnets(), self._takeover
+        if kept is None:
+            return Subnets(taken.subnet, taken.ipv6_subnet) if taken.subnet else None
+        return Subnets(taken.subnet or kept.ipv4, taken.ipv6_subnet or kept.ipv6)
 
     def _identity(self) -> Identity:
         """What the node publishes of itself. A VTEP MAC taken over from flanneld is kept."""

@@ -702,7 +702,7 @@ def test_a_node_takes_the_subnet_that_it_is_given_and_no_other(twin: Twin, opene
     store = opened()
     with watched(store) as seen:
         held = holder(store)
-        acquired = held.acquire(network_of(store), IPv4Network("10.244.77.0/24"))
+        acquired = held.acquire(network_of(store), Subnets(IPv4Network("10.244.77.0/24")))
         assert acquired.subnet == IPv4Network("10.244.1.0/24")
         seen.has(n1="10.0.0.1")
         assert held.keep().subnet == acquired.subnet and held.next_renewal() == float("inf")
