@@ -98,7 +98,7 @@ class LeaseHolder:
             before = previous.ipv4 if previous else None
             choice = choose(network, leases, self.identity.host, before, self._pick, around)
         else:
-            choice = take(assigned.ipv4, leases, self.identity.node, around)
+            choice = take(assigned, leases, self.identity.node, around)
         if isinstance(choice, Replace):
             self._store.delete(choice.stale)
             return None
@@ -106,7 +106,7 @@ class LeaseHolder:
         wanted = choice.lease if isinstance(choice, Keep) else Lease(choice.subnet, self.identity.host)
         if assigned is None:
             before6 = previous.ipv6 if previous else None
-            wanted = with_ipv6(wanted, network, leases, self._pick_ipv6, before6)
+            wanted = with_ipv6(wanted, network, leases, self._pick_ipv6, before6, around)
         else:
             wanted = with_assigned_ipv6(wanted, network, assigned.ipv6)
         return self._write(wanted, kept, self._clock()) if kept else self._create(wanted, self._clock())

@@ -59,6 +59,14 @@ class Space(Protocol[N_co]):
     def subnet_len(self) -> int:
         """Length of the prefix of what a node gets."""
 
+    @property
+    def subnet_min(self) -> N_co:
+        """The first that is handed out."""
+
+    @property
+    def subnet_max(self) -> N_co:
+        """The last."""
+
 
 class Member(Protocol[A_co, N_co]):
     """What a node has of one family."""

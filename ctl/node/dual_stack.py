@@ -17,7 +17,6 @@ from ctl.core.model import Network
 from ctl.core.uplink_ipv6 import is_settling, own_ipv6
 from ctl.kernel import firewall, sysctl
 from ctl.kernel.netlink.session import Netlink
-from ctl.kernel.netlink.surroundings import look_at_ipv6_underlay
 from ctl.node import forwarding
 from ctl.node.bridge import ContainerBridge
 from ctl.node.teardown import clear_ipv6
@@ -32,8 +31,6 @@ class DualStack:
     """Settings, devices, addresses and rules of IPv6."""
 
     def __init__(self, settings: Settings, netlink: Netlink, bridge: ContainerBridge) -> None:
-        self.links: tuple[IPv6Network, ...] = ()
-        """The uplink's own networks, as they were looked at last."""
         self._settings, self._netlink, self._bridge = settings, netlink, bridge
         self._asked: Final = settings.public_ipv6 or UplinkChoice(settings.iface).ipv6
         """The address that is to be ours; None: whichever can be."""
@@ -66,11 +63,10 @@ class DualStack:
             time.sleep(SETTLING_POLL_S)
         self.find_address(network, uplink)
 
-    def follow_address(self, network: Network | None, uplink: Uplink) -> str:
+    def follow_address(self, network: Network, uplink: Uplink) -> str:
         """Look again; one line if there is none now: then it is as it was, for IPv4 goes on."""
         try:
-            if network is not None:
-                self.find_address(network, uplink)
+            self.find_address(network, uplink)
         except AgentError as error:
             return str(error)
         return ""
@@ -94,11 +90,10 @@ class DualStack:
         if not site.has_ipv6:
             if not self._clean:
                 clear_ipv6(self._netlink, links)
-                self._clean, self._rules, self.links = True, None, ()
+                self._clean, self._rules = True, None
             return
         self._clean = False
         forwarding.ensure_ipv6(self._netlink, site.uplink.link.name, site.sysctls)
-        self.links = look_at_ipv6_underlay(self._netlink, site.uplink.link)
         backend.ensure_ipv6_device(site, links)
         self._bridge.ensure_ipv6(site.lease, site.mtu)
 

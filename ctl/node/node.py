@@ -38,9 +38,7 @@ from ctl.core.model import (
     MIN_MTU,
     Bypass,
     IPv4Address,
-    IPv4Network,
     IPv6Address,
-    IPv6Network,
     Lease,
     MacAddress,
     Network,
@@ -55,7 +53,6 @@ from ctl.kernel.bpf.ring import Ring
 from ctl.kernel.command import run
 from ctl.kernel.netlink.monitor import Monitor
 from ctl.kernel.netlink.session import Netlink
-from ctl.kernel.netlink.surroundings import look_at_underlay
 from ctl.node import around
 from ctl.node.bridge import ContainerBridge
 from ctl.node.dual_stack import DualStack, networks
@@ -117,9 +114,9 @@ class Node:
         """Look which interface is the uplink, and which address is ours. AgentError if there is none."""
         self._standing.find()
 
-    def surroundings(self) -> Surroundings:
+    def surroundings(self, network: Network) -> Surroundings:
         """What else is on this host, beside the uplink's networks; after `find_uplink`. KernelError."""
-        return around.surroundings(self._netlink, self._uplink, self._settings.bridge)
+        return around.surroundings(self._netlink, network, self._uplink, self._settings.bridge)
 
     def preflight(self, network: Network) -> tuple[Identity, Subnets | None]:
         """Choose the backend; refuse everything that can be before anything is changed."""
@@ -141,7 +138,7 @@ class Node:
         backend.preflight(self._uplink)
         self._takeover.look(network, self._uplink)
         self._dual.await_address(network, self._uplink)
-        self.findings.surroundings = self.surroundings()
+        self.findings.surroundings = self.surroundings(network)
         self._network, self._backend = network, backend
         return self._identity(), self.previous()
 
@@ -186,8 +183,9 @@ class Node:
         """Look at the uplink again. Named as a problem if it is not the one that was asked for."""
         before = self._uplink, self._dual.address
         self._standing.follow()
-        told(self.findings, Concern.UPLINK_IPV6, self._dual.follow_address(self._network, self._uplink))
-        near = look_at_underlay(self._netlink, self._uplink.link)
+        network, _ = self._working
+        told(self.findings, Concern.UPLINK_IPV6, self._dual.follow_address(network, self._uplink))
+        near = around.underlay(self._netlink, network, self._uplink)
         self.findings.surroundings = replace(self.findings.surroundings, underlay=near)
         uplink, address = before
         same = known_as(uplink) == known_as(self._uplink) and address == self._dual.address
@@ -198,8 +196,7 @@ class Node:
         network, _ = self._working
         sysctls = self._settings.state_dir / statedir.SYSCTLS
         lease, mtu = holding.lease, self.findings.mtu
-        links: tuple[IPv4Network | IPv6Network, ...] = self.findings.surroundings.links
-        links += self._dual.links
+        links = self.findings.surroundings.links
         return Site(network, lease, self._uplink, mtu, self._bridge.ifindex, sysctls, holding.fenced, links)
 
     def reconcile_devices(self, holding: Holding) -> frozenset[Change]:
@@ -262,16 +259,16 @@ class Node:
         refusing = (line for each in networks(site) for line in forward.refusing(chains, each, bridge))
         told(self.findings, Concern.FORWARD, *refusing)
         self.findings.problems[Concern.FLANNELD] = self._takeover.remove_rules(network)
-        self._look_for_clashes(network, backend, holding.lease.subnet, chains)
+        self._look_for_clashes(network, backend, holding.lease, chains)
 
     def _look_for_clashes(
-        self, network: Network, backend: Backend, own: IPv4Network, chains: Iterable[Chain]
+        self, network: Network, backend: Backend, own: Lease, chains: Sequence[Chain]
     ) -> None:
         """Name what of this host takes packets from the overlay, or changes them."""
-        self.findings.surroundings = self.surroundings()
+        self.findings.surroundings = self.surroundings(network)
         devices, links = self._devices(), self._netlink.links()
         plainly = devices.hops if network.direct_routing or not devices.tunnel else ()
-        ways = sorted(links[each].name for each in {devices.tunnel, *plainly} if each in links)
+        ways = sorted(links[each].name for each in {*devices.tunnels, *plainly} if each in links)
         near, bridge = self.findings.surroundings, self._settings.bridge
         found = around.look_for_clashes(network, own, self._leases, near, chains, ways, bridge)
         told(self.findings, Concern.CLASH, *found.problems)

@@ -29,6 +29,12 @@ def of(rtnl: Rtnl, ifindex: int, version: int) -> Sequence[Interface]:
     return [address for address, _ in _beyond_the_link(rtnl, ifindex, version)]
 
 
+def with_interfaces(rtnl: Rtnl, ifindex: int, version: int) -> list[tuple[int, Interface]]:
+    """(ifindex, address) of an interface's, or (0) of all. Refused."""
+    found = _dumped(rtnl, ifindex, version)
+    return [(each["index"], ip_interface((_own(each), each["prefixlen"]))) for each in found]
+
+
 def judged_ipv6(rtnl: Rtnl, ifindex: int) -> list[UplinkIPv6]:
     """All of IPv6, those of the link too, and what is wrong with each, in the kernel's order. Refused."""
     return [
@@ -54,8 +60,7 @@ def _fault(address: IPv6Interface, flags: int) -> Fault | None:
 
 def holder_of(rtnl: Rtnl, address: IPv6Address) -> int:
     """The ifindex of the first interface that has this address; 0: none has it. Refused."""
-    found = _dumped(rtnl, 0, 6)
-    return next((each["index"] for each in found if IPv6Address(_own(each)) == address), 0)
+    return next((ifindex for ifindex, has in with_interfaces(rtnl, 0, 6) if has.ip == address), 0)
 
 
 def set_only(rtnl: Rtnl, ifindex: int, address: Interface) -> None:

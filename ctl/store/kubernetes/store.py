@@ -24,6 +24,7 @@ from ctl.core.errors import ConfigError, LeaseConflict, Unassigned
 from ctl.core.lease import clash, in_words
 from ctl.core.model import Lease, Network, Snapshot, Subnets
 from ctl.core.ports import Closing
+from ctl.core.roster import within
 from ctl.core.wire import parse_network
 from ctl.settings.endpoint import ANNOTATION_PREFIX, NET_CONFIG
 from ctl.store.connection.files import Followed
@@ -123,7 +124,7 @@ class KubernetesStore:
         if network.ipv6 is not None and subnets.ipv6 is not None:
             families.append(("IPv6Network", network.ipv6.network, subnets.ipv6))
         for key, whole, subnet in families:
-            if not _within(subnet, whole):
+            if not within(subnet, whole):
                 raise ConfigError(
                     f"{self._options.net_config}: {key} {whole} does not contain {subnet}, the podCIDR of"
                     f" node {self._options.node}: it has to be kube-controller-manager's --cluster-cidr"
@@ -272,11 +273,6 @@ class KubernetesStore:
         if self._watch is not None:
             self._watch.learn(own.name, entry)
         return entry
-
-
-def _within(subnet: IPv4Network | IPv6Network, whole: IPv4Network | IPv6Network) -> bool:
-    """Whether one lies in the other, both of one family."""
-    return subnet.prefixlen >= whole.prefixlen and subnet.network_address in whole
 
 
 def _is_given(lease: Lease, subnets: Subnets) -> bool:
