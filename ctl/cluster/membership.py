@@ -122,7 +122,8 @@ class Membership:
         """Of our own lease."""
         lease = self.lease
         renew_at = self._holder.next_renewal() if lease.expires_at is not None else None
-        return LeaseReport(lease.subnet, lease.expires_at, renew_at, self.conflict)
+        ipv6 = lease.ipv6.subnet if lease.ipv6 else None
+        return LeaseReport(lease.subnet, lease.expires_at, renew_at, self.conflict, ipv6)
 
     # --- What the store says ---------------------------------------------------
 
