@@ -110,6 +110,7 @@ class HostGwBackend(ProgramlessBackend):
         else:
             self._ipv6.wanted.want({})
         findings.peers_kernel_path = len(self._ipv4.wanted.desired)
+        findings.peers_ipv6 = len(self._ipv6.wanted.desired) if site.has_ipv6 else None
         findings.problems[Concern.LEASES] = self._ipv4.problems
         told_of_ipv6(findings, site, leases, self._ipv6.problems)
         failures.raise_any()

@@ -34,6 +34,8 @@ COLUMNS = (
     Column("vtep_mac", "VTEP-MAC", wide=True),
     Column("vni", wide=True),
     Column("backend", wide=True),
+    Column("ipv6_subnet", "IPV6-SUBNET", wide=True),
+    Column("ipv6_host", "IPV6-HOST", wide=True),
     Column("revision", wide=True),
 )
 
@@ -76,6 +78,8 @@ def _row(lease: Lease, now: float) -> Row:
         "vtep_mac": lease.vtep_mac,
         "vni": lease.vni,
         "backend": lease.backend,
+        "ipv6_subnet": lease.ipv6 and lease.ipv6.subnet,
+        "ipv6_host": lease.ipv6 and lease.ipv6.host,
         "expires_at": lease.expires_at,
         "expires_in": None if lease.expires_at is None else round(lease.expires_at - now, 1),
         "reserved": lease.expires_at is None,

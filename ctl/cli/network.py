@@ -118,7 +118,7 @@ def _clash(settings: Settings, network: Network) -> str:
     with suppress(OvnetError, OSError), Netlink() as netlink:
         node = Node(settings, netlink)
         node.find_uplink()
-        return over_the_underlay(network, node.surroundings().underlay)
+        return over_the_underlay(network, node.surroundings(network).underlay)
     return ""
 
 

@@ -208,12 +208,14 @@ def _node(report: AgentReport, now: float) -> Iterable[tuple[str, str]]:
         end = report.lease.expires_at
         life = "reserved" if end is None else f"ends in {duration(end - now)}"
         life = "held by another host: fenced" if report.lease.conflict else life
-        yield "lease", f"{report.lease.subnet}, {life}"
+        both = f" and {report.lease.ipv6}" if report.lease.ipv6 else ""
+        yield "lease", f"{report.lease.subnet}{both}, {life}"
     else:
         yield "lease", "none yet"
     store = "up" if report.store.up else f"down: {report.store.error}"
     yield "store", f"{report.store.url} {store}, {report.leases} leases"
-    yield "peers", f"{report.peers_ebpf} by eBPF, {report.peers_kernel_path} by the kernel path only"
+    by_ipv6 = "" if report.peers_ipv6 is None else f"; {report.peers_ipv6} by IPv6 too"
+    yield "peers", f"{report.peers_ebpf} by eBPF, {report.peers_kernel_path} by the kernel path only{by_ipv6}"
     yield "ports", f"{len(report.ports)} attached, {len(report.kernel_ports)} on the kernel path only"
     for port in report.kernel_ports:
         yield "", f"{port.name}: {port.why}"

@@ -10,7 +10,6 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Network
 from typing import Final
 
 from ctl.core.errors import LeaseConflict, Unassigned
@@ -27,9 +26,10 @@ from ctl.core.lease import (
     named,
     renew_at,
     take,
+    with_assigned_ipv6,
     with_ipv6,
 )
-from ctl.core.model import Lease, Network
+from ctl.core.model import Lease, Network, Subnets
 from ctl.core.ports import LeaseStore
 
 ATTEMPTS: Final = 20
@@ -70,10 +70,10 @@ class LeaseHolder:
     def acquire(
         self,
         network: Network,
-        previous: IPv4Network | None = None,
+        previous: Subnets | None = None,
         around: Surroundings = NOTHING_AROUND,
     ) -> Lease:
-        """Find or create this node's lease; `previous` is the subnet it had before.
+        """Find or create this node's lease; `previous` are the subnets it had before.
 
         `around`: what else is on this host. NetworkExhausted if there is none left, ConfigError if what
         there is would cost this host its link, LeaseConflict if every race was lost.
@@ -90,24 +90,26 @@ class LeaseHolder:
                     return lease
         raise LeaseConflict(f"no lease after {ATTEMPTS} attempts: {lost}") from lost
 
-    def _try_acquire(
-        self, network: Network, previous: IPv4Network | None, around: Surroundings
-    ) -> Lease | None:
+    def _try_acquire(self, network: Network, previous: Subnets | None, around: Surroundings) -> Lease | None:
         """One attempt; None if it only made room for the next."""
         assigned = self._store.assigned(self.identity.node)
         leases = self._store.snapshot().leases
         if assigned is None:
-            choice = choose(network, leases, self.identity.host, previous, self._pick, around)
+            before = previous.ipv4 if previous else None
+            choice = choose(network, leases, self.identity.host, before, self._pick, around)
         else:
             choice = take(assigned, leases, self.identity.node, around)
         if isinstance(choice, Replace):
             self._store.delete(choice.stale)
             return None
-        if isinstance(choice, Keep):
-            wanted = with_ipv6(choice.lease, network, leases, self._pick_ipv6)
-            return self._write(wanted, choice.lease, self._clock())
-        wanted = with_ipv6(Lease(choice.subnet, self.identity.host), network, leases, self._pick_ipv6)
-        return self._create(wanted, self._clock())
+        kept = choice.lease if isinstance(choice, Keep) else None
+        wanted = choice.lease if isinstance(choice, Keep) else Lease(choice.subnet, self.identity.host)
+        if assigned is None:
+            before6 = previous.ipv6 if previous else None
+            wanted = with_ipv6(wanted, network, leases, self._pick_ipv6, before6, around)
+        else:
+            wanted = with_assigned_ipv6(wanted, network, assigned.ipv6)
+        return self._write(wanted, kept, self._clock()) if kept else self._create(wanted, self._clock())
 
     def distrust_end(self) -> None:
         """The wall clock was set, and the lease's end is by that clock: `keep` writes it anew."""
@@ -165,7 +167,7 @@ class LeaseHolder:
         assigned = self._assigned(held)
         leases = self._store.snapshot().leases
         if assigned is not None:
-            return named(leases, assigned, self.identity.node)
+            return named(leases, assigned.ipv4, self.identity.node)
         stored = holder(leases, held.subnet)
         if stored is None:
             return None
@@ -183,13 +185,16 @@ class LeaseHolder:
             )
         return stored
 
-    def _assigned(self, held: Lease) -> IPv4Network | None:
-        """Our subnet if it is not for us to choose. LeaseConflict if it is none or another one now."""
+    def _assigned(self, held: Lease) -> Subnets | None:
+        """Our subnets if they are not for us to choose. LeaseConflict if they are none or others now."""
         try:
             assigned = self._store.assigned(self.identity.node)
         except Unassigned as error:
             raise LeaseConflict(f"lost {in_words(held)}: {error}") from error
-        if assigned not in (None, held.subnet):
+        if assigned is None:
+            return None
+        # Of IPv6 as it was when we started: what comes later is for the next start.
+        if assigned.ipv4 != held.subnet or (held.ipv6 and held.ipv6.subnet != assigned.ipv6):
             raise LeaseConflict(
                 f"lost {in_words(held)}: the node has {assigned} now: drain it and restart this agent"
             )

@@ -17,7 +17,7 @@ from ctl.core.findings import Concern, Problems
 from ctl.core.following import followed, unfollowed
 from ctl.core.host import Identity, Surroundings
 from ctl.core.lease import NOTHING_AROUND, rank
-from ctl.core.model import IPv4Network, Lease, Network, Snapshot
+from ctl.core.model import IPv4Network, Lease, Network, Snapshot, Subnets
 from ctl.core.ports import Holding, LeaseStore
 from ctl.core.report import LeaseReport, StoreReport
 from ctl.core.roster import moves
@@ -91,7 +91,7 @@ class Membership:
 
     # --- Our lease -------------------------------------------------------------
 
-    def join(self, previous: IPv4Network | None, around: Surroundings = NOTHING_AROUND) -> Lease:
+    def join(self, previous: Subnets | None, around: Surroundings = NOTHING_AROUND) -> Lease:
         """Find or create our lease, `previous` if it can be had; `around`: what else is on this host.
 
         Raises as LeaseHolder.acquire.
@@ -126,7 +126,8 @@ class Membership:
         """Of our own lease."""
         lease = self.lease
         renew_at = self._holder.next_renewal() if lease.expires_at is not None else None
-        return LeaseReport(lease.subnet, lease.expires_at, renew_at, self.conflict)
+        ipv6 = lease.ipv6.subnet if lease.ipv6 else None
+        return LeaseReport(lease.subnet, lease.expires_at, renew_at, self.conflict, ipv6)
 
     # --- What the store says ---------------------------------------------------
 

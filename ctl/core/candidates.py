@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from ctl.core.host import OWNER, Link, Uplink
 
@@ -20,26 +20,31 @@ class UplinkChoice:
     """How the uplink is asked for: by the first of these that is given, else it is the default route's."""
 
     iface: str = ""
-    """Its name, or an IPv4 address of it."""
+    """Its name, or an address of it."""
     pattern: str = ""
     """A regular expression that an address of it contains, else its name."""
-    can_reach: IPv4Address | None = None
+    can_reach: IPv4Address | IPv6Address | None = None
     """A host that the kernel sends to through it."""
     public_ip: IPv4Address | None = None
     """The address to publish; None: the one that named it, else the best."""
 
     @property
     def address(self) -> IPv4Address | None:
-        """The one that `iface` is; None: it is a name."""
+        """The IPv4 address that `iface` is; None: it is none."""
         try:
             return IPv4Address(self.iface)
         except ValueError:
             return None
 
     @property
+    def ipv6(self) -> IPv6Address | None:
+        """The IPv6 address that `iface` is; None: it is none."""
+        return IPv6Address(self.iface) if ":" in self.iface else None
+
+    @property
     def by_name(self) -> bool:
         """Whether one interface was named: no other will do."""
-        return bool(self.iface) and self.address is None
+        return bool(self.iface) and self.address is None and self.ipv6 is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +86,12 @@ class Host:
     """Of each interface that has any, in the kernel's order."""
     defaults: tuple[int, ...] = ()
     """Ifindexes of the default routes' interfaces, the least metric first."""
-    reached: tuple[int, IPv4Address] | None = None
+    reached: tuple[int, IPv4Address | IPv6Address] | None = None
     """Interface and source address of the way to `can_reach`; None: there is none."""
     unreached: str = ""
     """Why there is none, if the kernel said."""
+    holder: int = 0
+    """Ifindex of the interface that has the IPv6 address which `iface` is; 0: none has it."""
 
     def usable(self, link: Link) -> list[Place]:
         """Its addresses that other hosts can send to, the best first. Our own devices are no uplinks."""
@@ -138,6 +145,11 @@ def _by_iface(asked: UplinkChoice, host: Host) -> tuple[list[Place], str]:
     for link in host.links.values():
         if link.name == asked.iface:
             return host.usable(link), _no_address(link)
+    if asked.ipv6 and host.holder in host.links:
+        link = host.links[host.holder]
+        return host.usable(link), _no_address(link)
+    if asked.ipv6:
+        return [], f"no interface has address {asked.ipv6}: see --iface"
     if asked.address is None:
         return [], f"uplink {asked.iface} does not exist: see --iface"
     places = [place for link in host.links.values() for place in host.usable(link)]
@@ -159,11 +171,13 @@ def _by_pattern(pattern: str, host: Host) -> tuple[list[Place], str]:
     return [], text
 
 
-def _by_route(target: IPv4Address, host: Host) -> tuple[list[Place], str]:
+def _by_route(target: IPv4Address | IPv6Address, host: Host) -> tuple[list[Place], str]:
     ifindex, source = host.reached or (0, IPv4Address(0))
     link = host.links.get(ifindex)
     if link is None or link.alias == OWNER:
         return [], f"{host.unreached or f'no interface leads to {target}'}: see --iface-can-reach"
+    if isinstance(source, IPv6Address):
+        return host.usable(link), _no_address(link)
     named = next((each for _, each in host.usable(link) if each.ip == source), Address(source, 32))
     return [(link, named)], ""
 

@@ -12,11 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
+from typing import Any
 
+from ctl.core.family import Member, Space
 from ctl.core.host import Ground, Surroundings
 from ctl.core.lease import KEEP_CLEAR, holder, in_words, span
-from ctl.core.model import Lease, Network
+from ctl.core.model import Network
+from ctl.core.roster import within
+
+Members = Sequence[Member[Any, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,13 +32,14 @@ class Clashes:
     warnings: tuple[str, ...] = ()
 
 
-def handed_out(network: Network) -> tuple[int, int]:
+def handed_out(cut: Space[Any]) -> tuple[int, int]:
     """First and last address that a node's subnet may have, as numbers."""
-    return span(network.subnet_min)[0], span(network.subnet_max)[1]
+    return span(cut.subnet_min)[0], span(cut.subnet_max)[1]
 
 
-def _meets(ground: Ground, network: Network) -> bool:
-    first, last = handed_out(network)
+def _meets(ground: Ground, cut: Space[Any]) -> bool:
+    """Both of one family."""
+    first, last = handed_out(cut)
     start, end = span(ground.network)
     return start <= last and first <= end
 
@@ -41,18 +47,21 @@ def _meets(ground: Ground, network: Network) -> bool:
 def over_the_underlay(network: Network, underlay: Iterable[Ground]) -> str:
     """Why a network must not be handed out on hosts of this link, one line; empty if it may."""
     for ground in underlay:
-        if _meets(ground, network):
+        cut = network if ground.network.version == 4 else network.ipv6
+        if cut is not None and _meets(ground, cut):
             return (
-                f"{network.network} hands out {network.subnet_min} to {network.subnet_max}, and the hosts'"
+                f"{cut.network} hands out {cut.subnet_min} to {cut.subnet_max}, and the hosts'"
                 f" own link lies in it ({ground} here): choose another network, or {KEEP_CLEAR}"
             )
     return ""
 
 
-def clashes(network: Network, own: IPv4Network, leases: Sequence[Lease], around: Surroundings) -> Clashes:
-    """What of a host's surroundings clashes with the network now.
+def clashes(
+    cut: Space[Any], own: IPv4Network | IPv6Network, members: Members, around: Surroundings
+) -> Clashes:
+    """What of a host's surroundings clashes with what the network has of a family now.
 
-    `own`: this node's subnet; `leases`: all, in the order of ctl.core.lease.rank.
+    `own`: this node's subnet; `members`: all nodes, in the order of ctl.core.lease.rank; all of that family.
     """
     problems = [
         f"{ground}, which is the underlay, and our subnet {own} covers it: {KEEP_CLEAR}"
@@ -61,16 +70,14 @@ def clashes(network: Network, own: IPv4Network, leases: Sequence[Lease], around:
     ]
     warnings = []
     for ground in around.others:
-        if not _meets(ground, network) or _leads_to_a_container(ground, own):
+        if not _meets(ground, cut) or _leads_to_a_container(ground, own):
             continue
-        if taken := _taken(ground, own, leases):
+        if taken := _taken(ground, own, members):
             problems.append(
                 f"{ground}, within {taken}: containers there are not reached from this host; {_MOVE}"
             )
-        elif not _around_everything(ground, network):
-            warnings.append(
-                f"{ground}, which overlaps what {network.network} hands out: {_MAY_BE_LOST}; {_MOVE}"
-            )
+        elif not _around_everything(ground, cut):
+            warnings.append(f"{ground}, which overlaps what {cut.network} hands out: {_MAY_BE_LOST}; {_MOVE}")
     return Clashes(tuple(dict.fromkeys(problems)), tuple(dict.fromkeys(warnings)))
 
 
@@ -78,23 +85,23 @@ _MOVE = "give it, or the overlay, another range"
 _MAY_BE_LOST = "what is there and has an address of a node's subnet is not reached"
 
 
-def _leads_to_a_container(ground: Ground, own: IPv4Network) -> bool:
+def _leads_to_a_container(ground: Ground, own: IPv4Network | IPv6Network) -> bool:
     """A route to one address of ours: so some runtimes reach a container that is on no bridge."""
-    return ground.network.prefixlen == 32 and ground.network.subnet_of(own)
+    return ground.network.prefixlen == own.max_prefixlen and within(ground.network, own)
 
 
-def _taken(ground: Ground, own: IPv4Network, leases: Sequence[Lease]) -> str:
+def _taken(ground: Ground, own: IPv4Network | IPv6Network, members: Members) -> str:
     """Whose subnet it lies in, in words; empty if in nobody's."""
-    if ground.network.subnet_of(own):
+    if within(ground.network, own):
         return f"our own subnet {own}"
-    lease = holder(leases, ground.network)
-    if lease is not None and lease.subnet != own and ground.network.subnet_of(lease.subnet):
-        return in_words(lease)
+    member = holder(members, ground.network)
+    if member is not None and member.subnet != own and within(ground.network, member.subnet):
+        return in_words(member)
     return ""
 
 
-def _around_everything(ground: Ground, network: Network) -> bool:
+def _around_everything(ground: Ground, cut: Space[Any]) -> bool:
     """A route that is wider than all of the network, as the default route is: it is for the rest."""
-    first, last = handed_out(network)
+    first, last = handed_out(cut)
     start, end = span(ground.network)
     return ground.address is None and start <= first and last <= end

@@ -7,12 +7,11 @@ them are Network and Lease themselves, which are about IPv6 too where there is a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final, Generic, Protocol, TypeVar
 
-from ctl.core.errors import AgentError
 from ctl.core.host import Uplink
 from ctl.core.model import (
     VXLAN_IPV6_OVERHEAD,
@@ -34,26 +33,6 @@ def lacks_ipv6(network: Network) -> str:
     if network.ipv6 is None or network.backend != "udp":
         return ""
     return "backend udp carries IPv4 only: EnableIPv6 must be false, or the backend vxlan or host-gw"
-
-
-def own_ipv6(
-    lasting: Sequence[IPv6Address], uplink: str, asked: IPv6Address | None, before: IPv6Address | None
-) -> IPv6Address:
-    """The address that a node publishes of IPv6. AgentError if there is none.
-
-    `lasting`: those of the uplink at which others can reach it for good, in the kernel's order; `asked`: by
-    --public-ipv6; `before`: what was published until now, which stays as long as it is there.
-    """
-    if asked is not None:
-        if asked not in lasting:
-            raise AgentError(f"uplink {uplink} does not have {asked} for good: see --public-ipv6 and --iface")
-        return asked
-    if not lasting:
-        raise AgentError(
-            f"the network has IPv6, and uplink {uplink} no address of it that others can reach for good"
-            " (not link-local, temporary, deprecated, or in doubt): give it one, or see --iface"
-        )
-    return before if before is not None and before in lasting else lasting[0]
 
 
 NAMED: Final = 5
@@ -79,6 +58,14 @@ class Space(Protocol[N_co]):
     @property
     def subnet_len(self) -> int:
         """Length of the prefix of what a node gets."""
+
+    @property
+    def subnet_min(self) -> N_co:
+        """The first that is handed out."""
+
+    @property
+    def subnet_max(self) -> N_co:
+        """The last."""
 
 
 class Member(Protocol[A_co, N_co]):

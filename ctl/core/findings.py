@@ -122,6 +122,8 @@ class Findings:
     """Peers' subnets that eBPF carries packets to."""
     peers_kernel_path: int = 0
     """Peers' subnets that only the kernel path leads to."""
+    peers_ipv6: int | None = None
+    """Peers' IPv6 subnets that packets are routed to; None: this node has no IPv6."""
     peers_silent: int = 0
     """Peers that packets go to and nothing comes back from."""
     ports: tuple[str, ...] = ()

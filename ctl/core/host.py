@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Any, Final, Generic
 
 from ctl.core.model import DEFAULT_TTL, A, Lease, MacAddress, N
@@ -163,10 +163,10 @@ class Uplink:
 class Ground:
     """A network that this host has, or reaches, by an interface that is none of the overlay's."""
 
-    network: IPv4Network
+    network: IPv4Network | IPv6Network
     device: str
     """The interface's name; empty: packets to it go nowhere (a blackhole), or by several interfaces."""
-    address: IPv4Address | None = None
+    address: IPv4Address | IPv6Address | None = None
     """Our own address in it; None: only a route leads there."""
 
     def __str__(self) -> str:
@@ -177,16 +177,23 @@ class Ground:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What of the IPv4 space this host uses beside the overlay."""
+    """What of the overlay's families this host uses beside it."""
 
     underlay: tuple[Ground, ...] = ()
     """The uplink's own networks: other hosts are there, and are reached by it."""
     others: tuple[Ground, ...] = ()
 
     @property
-    def links(self) -> tuple[IPv4Network, ...]:
+    def links(self) -> tuple[IPv4Network | IPv6Network, ...]:
         """The underlay's networks."""
         return tuple(ground.network for ground in self.underlay)
+
+    def of(self, version: int) -> Surroundings:
+        """Those of one family."""
+        return Surroundings(
+            tuple(ground for ground in self.underlay if ground.network.version == version),
+            tuple(ground for ground in self.others if ground.network.version == version),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,14 +11,15 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from functools import partial
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from itertools import chain, islice
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from ctl.core.errors import ConfigError, LeaseConflict, NetworkExhausted
-from ctl.core.family import Member
+from ctl.core.family import Member, Space
 from ctl.core.host import Surroundings
-from ctl.core.model import END_UNKNOWN, IPv6Lease, IPv6Range, Lease, Network
+from ctl.core.model import END_UNKNOWN, IPv6Lease, IPv6Range, Lease, N, Network, Subnets
 
 CANDIDATES: Final = 100
 """Free subnets to pick from: more than one, so that nodes starting together seldom race."""
@@ -27,6 +28,7 @@ Pick = Callable[[Sequence[IPv4Network]], IPv4Network]
 """Takes one of the candidates, which are never empty; `random.choice` outside tests."""
 PickIPv6 = Callable[[Sequence[IPv6Network]], IPv6Network]
 """The same of IPv6."""
+M = TypeVar("M", bound=Member[Any, Any])
 Cut = Network | IPv6Range
 """What a network has of one family, and how it is cut."""
 
@@ -78,13 +80,17 @@ def rank(lease: Member[Any, Any]) -> tuple[int, int]:
     return int(lease.subnet.network_address), lease.subnet.prefixlen
 
 
-def holder(leases: Sequence[Lease], subnet: IPv4Network) -> Lease | None:
-    """The first lease that overlaps `subnet`; None if it is free. `leases` in the order of `rank`."""
+def holder(leases: Sequence[M], subnet: IPv4Network | IPv6Network) -> M | None:
+    """The first lease that overlaps `subnet`; None if it is free.
+
+    `leases` of the same family, in the order of `rank`.
+    """
     first, last = span(subnet)
     # Prefixes overlap only by nesting: one around `subnet` begins where it would at that length.
     for length in range(subnet.prefixlen + 1):
-        place = bisect_left(leases, (first & -1 << (32 - length), length), key=rank)
-        if place < len(leases) and rank(leases[place]) == (first & -1 << (32 - length), length):
+        begin = first & -1 << (subnet.max_prefixlen - length)
+        place = bisect_left(leases, (begin, length), key=rank)
+        if place < len(leases) and rank(leases[place]) == (begin, length):
             return leases[place]
     place = bisect_left(leases, (first, subnet.prefixlen), key=rank)
     inside = place < len(leases) and span(leases[place].subnet)[0] <= last
@@ -92,7 +98,7 @@ def holder(leases: Sequence[Lease], subnet: IPv4Network) -> Lease | None:
 
 
 def free_subnets(
-    network: Network, leases: Iterable[Lease], avoid: Iterable[IPv4Network] = ()
+    network: Network, leases: Iterable[Lease], avoid: Iterable[IPv4Network | IPv6Network] = ()
 ) -> Iterator[IPv4Network]:
     """Subnets that overlap no lease and nothing of `avoid`, from the lowest up."""
     taken = chain((lease.subnet for lease in leases), avoid)
@@ -116,23 +122,47 @@ def _free(cut: Cut, subnets: Iterable[IPv4Network | IPv6Network]) -> Iterator[in
             start += size
 
 
-def with_ipv6(lease: Lease, network: Network, leases: Iterable[Lease], pick: PickIPv6) -> Lease:
+def with_ipv6(
+    lease: Lease,
+    network: Network,
+    leases: Iterable[Lease],
+    pick: PickIPv6,
+    previous: IPv6Network | None = None,
+    around: Surroundings = NOTHING_AROUND,
+) -> Lease:
     """`lease` with an IPv6 subnet if the network has IPv6, and without one if it has not.
 
-    The one that it has stays if it fits. NetworkExhausted if none is free among `leases`.
+    The one that it has stays if it fits and is clear of the underlay (`around`); else it gets `previous`, if
+    that does and is. NetworkExhausted if none is free among `leases`. ConfigError if each that is covers what
+    this host needs to reach others.
     """
     cut = network.ipv6
     if cut is None:
         return replace(lease, ipv6=None)
-    others = [each.ipv6.subnet for each in leases if each.ipv6 and each.subnet != lease.subnet]
-    if lease.ipv6 and fits(cut, lease.ipv6.subnet) and not any(map(lease.ipv6.subnet.overlaps, others)):
-        return lease
-    free = (IPv6Network((start, cut.subnet_len)) for start in _free(cut, others))
-    candidates = list(islice(free, CANDIDATES))
-    if not candidates:
-        where = f"between {cut.subnet_min} and {cut.subnet_max}"
-        raise NetworkExhausted(f"no /{cut.subnet_len} of {cut.network} is free {where}: {MAKE_ROOM}")
+    parts = [each.ipv6 for each in leases if each.ipv6 and each.subnet != lease.subnet]
+    others, near = [part.subnet for part in parts], around.of(6)
+    for subnet in filter(None, (_ipv6_subnet(lease), previous)):
+        if fits(cut, subnet) and not any(map(subnet.overlaps, (*others, *near.links))):
+            return with_assigned_ipv6(lease, network, subnet)
+    hosts = [part.host for part in parts if part.host]
+    candidates = _candidates(cut, partial(_free_ipv6, cut, others), hosts, near, MAKE_ROOM)
     return replace(lease, ipv6=IPv6Lease(pick(candidates)))
+
+
+def _free_ipv6(
+    cut: IPv6Range, taken: Iterable[IPv6Network], avoid: Iterable[IPv4Network | IPv6Network]
+) -> Iterator[IPv6Network]:
+    return (IPv6Network((start, cut.subnet_len)) for start in _free(cut, chain(taken, avoid)))
+
+
+def with_assigned_ipv6(lease: Lease, network: Network, assigned: IPv6Network | None) -> Lease:
+    """`lease` with the IPv6 subnet that it is given, if the network has IPv6.
+
+    None: it is given none, and has IPv4 only.
+    """
+    if network.ipv6 is None or assigned is None:
+        return replace(lease, ipv6=None)
+    return lease if _ipv6_subnet(lease) == assigned else replace(lease, ipv6=IPv6Lease(assigned))
 
 
 def moves(lease: Lease, before: Lease) -> bool:
@@ -175,7 +205,7 @@ def choose(
     `previous`, then the lowest. NetworkExhausted if no subnet is free. ConfigError if the one that is
     ours, or each that is free, covers what this host needs to reach others (`around`).
     """
-    leases = sorted(leases, key=rank)
+    leases, around = sorted(leases, key=rank), around.of(4)
     ours = [lease for lease in leases if lease.host == host]
     ours.sort(key=lambda lease: (lease.expires_at is not None, lease.subnet != previous, lease.subnet))
     for lease in ours:
@@ -193,19 +223,20 @@ def named(leases: Iterable[Lease], subnet: IPv4Network, node: str) -> Lease | No
     return next((lease for lease in leases if lease.subnet == subnet and lease.node == node), None)
 
 
-def take(assigned: IPv4Network, leases: Iterable[Lease], node: str, around: Surroundings) -> Keep | Create:
-    """What the node of that name should do where the store gives out the subnets, and has given it this one.
+def take(assigned: Subnets, leases: Iterable[Lease], node: str, around: Surroundings) -> Keep | Create:
+    """What the node of that name should do where the store gives out the subnets, and has given it these.
 
     Names are sure there, so nothing else makes a lease ours. ConfigError if it covers what this host needs.
     """
     for ground in around.underlay:
-        if ground.network.overlaps(assigned):
+        subnet = assigned.ipv4 if ground.network.version == 4 else assigned.ipv6
+        if subnet is not None and ground.network.overlaps(subnet):
             raise ConfigError(
-                f"the subnet of this node, {assigned}, covers the underlay ({ground}), and the other hosts"
+                f"the subnet of this node, {subnet}, covers the underlay ({ground}), and the other hosts"
                 " would be lost: give the cluster a range without them"
             )
-    ours = named(leases, assigned, node)
-    return Create(assigned) if ours is None else Keep(ours)
+    ours = named(leases, assigned.ipv4, node)
+    return Create(assigned.ipv4) if ours is None else Keep(ours)
 
 
 def _off_the_underlay(lease: Lease, around: Surroundings) -> Lease:
@@ -231,28 +262,39 @@ def _can_have_again(
 
 
 def _pick_free(network: Network, leases: Sequence[Lease], pick: Pick, around: Surroundings) -> IPv4Network:
-    """One of the first that are free, and as clear of what else is around as there are.
+    """A subnet of IPv4 that this node can have. Raises as `choose`."""
+    free, hosts = partial(free_subnets, network, leases), [each.host for each in leases]
+    return pick(_candidates(network, free, hosts, around, _remedy(network, leases)))
+
+
+def _candidates(
+    cut: Space[N],
+    free: Callable[[Iterable[IPv4Network | IPv6Network]], Iterator[N]],
+    hosts: Iterable[IPv4Address | IPv6Address],
+    around: Surroundings,
+    remedy: str,
+) -> list[N]:
+    """The first that are free, and as clear of what else is around as there are. All of one family.
 
     What lies in a subnet would be lost to this host; so would a peer. What lies around one goes on
-    but for its addresses in there: those are taken where there are no others.
+    but for its addresses in there: those are taken where there are no others. `free`: subnets that are,
+    without those that overlap what it is given; `remedy`: for a network that is full.
     """
     grounds = [ground.network for ground in around.others]
-    inside = [each for each in grounds if each.prefixlen >= network.subnet_len]
-    hosts = [*(ground.address for ground in around.others if ground.address), *(each.host for each in leases)]
-    lost = [*around.links, *inside, *map(IPv4Network, hosts)]
+    inside = [each for each in grounds if each.prefixlen >= cut.subnet_len]
+    alone = [*(ground.address for ground in around.others if ground.address), *hosts]
+    lost = [*around.links, *inside, *map(ip_network, alone)]
     for avoid in ([*lost, *grounds], lost):
-        if candidates := list(islice(free_subnets(network, leases, avoid), CANDIDATES)):
-            return pick(candidates)
-    where = f"between {network.subnet_min} and {network.subnet_max}"
-    if any(free_subnets(network, leases)):
+        if found := list(islice(free(avoid), CANDIDATES)):
+            return found
+    where = f"between {cut.subnet_min} and {cut.subnet_max}"
+    if any(free(())):
         what = "; ".join(map(str, (*around.underlay, *around.others)))
         raise ConfigError(
-            f"each free /{network.subnet_len} of {network.network} {where} covers what this host or another"
+            f"each free /{cut.subnet_len} of {cut.network} {where} covers what this host or another"
             f" needs ({what}): {KEEP_CLEAR}"
         )
-    raise NetworkExhausted(
-        f"no /{network.subnet_len} of {network.network} is free {where}: {_remedy(network, leases)}"
-    )
+    raise NetworkExhausted(f"no /{cut.subnet_len} of {cut.network} is free {where}: {remedy}")
 
 
 MAKE_ROOM: Final = "release a lease or make the network larger"

@@ -22,6 +22,7 @@ __all__ = [
     "MacAddress",
     "Network",
     "Snapshot",
+    "Subnets",
 ]
 
 Address = TypeVar("Address", IPv4Address, IPv6Address)
@@ -160,6 +161,18 @@ class Network:
     def pool(self) -> tuple[IPv4Address, IPv4Address]:
         """First and last address that leases are handed out from."""
         return self.subnet_min.network_address, self.subnet_max.broadcast_address
+
+
+@dataclass(frozen=True, slots=True)
+class Subnets:
+    """What a node is to have, or has had, of both families."""
+
+    ipv4: IPv4Network
+    ipv6: IPv6Network | None = None
+    """None: it has IPv4 only."""
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, filter(None, (self.ipv4, self.ipv6))))
 
 
 @dataclass(frozen=True, slots=True)

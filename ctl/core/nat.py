@@ -11,10 +11,13 @@ import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any, Final
 
-from ctl.core.model import Network
+from ctl.core.family import Space
+from ctl.core.lease import span
+
+Net = IPv4Network | IPv6Network
 
 
 class Verdict(StrEnum):
@@ -38,10 +41,12 @@ class Rule:
     verdict: Verdict = Verdict.NEXT
     target: str = ""
     """The chain to go on in."""
-    source: IPv4Network | None = None
-    not_source: IPv4Network | None = None
-    destination: IPv4Network | None = None
-    not_destination: IPv4Network | None = None
+    version: int = 0
+    """The IP version of its packets; 0: whichever."""
+    source: Net | None = None
+    not_source: Net | None = None
+    destination: Net | None = None
+    not_destination: Net | None = None
     out: str = ""
     """Name of the interface by which the packet leaves; with `*` at its end: what it begins with."""
     not_out: str = ""
@@ -64,21 +69,23 @@ class Rule:
 class Leaving:
     """A packet, without a mark, that this host is about to send by the interface `out`."""
 
-    source: IPv4Address
-    destination: IPv4Address
+    source: IPv4Address | IPv6Address
+    destination: IPv4Address | IPv6Address
     out: str
 
 
 def probes(
-    network: Network, own: IPv4Network, peers: Iterable[IPv4Network], ways: Iterable[str], bridge: str
+    cut: Space[Any], own: Net, peers: Iterable[Net], ways: Sequence[str], bridge: str
 ) -> Iterator[Leaving]:
     """Packets that stand for those between containers of this node, which has `own`, and of others.
+
+    All of one family.
 
     `ways`: the interfaces by which packets go to other nodes; `bridge`: the one to our containers.
     """
     here = own.network_address + 2
-    others = {network.subnet_min, network.subnet_max, *peers}
-    for subnet in sorted(each for each in others if not each.overlaps(own)):
+    others = {cut.subnet_min, cut.subnet_max, *peers}
+    for subnet in sorted((each for each in others if not each.overlaps(own)), key=span):
         there = subnet.network_address + 2
         yield from (Leaving(here, there, way) for way in ways)
         yield Leaving(there, here, bridge)
@@ -116,7 +123,8 @@ def _walk(chains: Chains, name: str, packet: Leaving, above: tuple[str, ...]) ->
 def _holds(rule: Rule, packet: Leaving) -> bool:
     """Whether what is understood of the rule is true of the packet."""
     return (
-        (rule.source is None or packet.source in rule.source)
+        rule.version in (0, packet.source.version)
+        and (rule.source is None or packet.source in rule.source)
         and (rule.not_source is None or packet.source not in rule.not_source)
         and (rule.destination is None or packet.destination in rule.destination)
         and (rule.not_destination is None or packet.destination not in rule.not_destination)
@@ -196,9 +204,9 @@ def _pattern(name: str) -> str:
     return f"{name[:-1]}*" if name.endswith("+") else name
 
 
-def _network(text: str) -> IPv4Network | None:
+def _network(text: str) -> Net | None:
     try:
-        return IPv4Network(text, strict=False)
+        return ip_network(text, strict=False)
     except ValueError:
         return None
 
@@ -219,6 +227,8 @@ _STATEMENTS: Final = {
 _HARMLESS: Final = frozenset({"counter", "log", "mangle"})
 """Statements after which a rule goes on, and by which nobody is left out."""
 _FIELDS: Final = {"saddr": "source", "daddr": "destination"}
+_PROTOCOLS: Final = {"ip": 4, "ip6": 6}
+_FAMILIES: Final = {"ipv4": 4, "ipv6": 6}
 
 
 def parse_nft(rules: Iterable[Sequence[Mapping[str, Any]]]) -> list[Rule]:
@@ -256,16 +266,23 @@ def _matched(rule: Rule, said: Mapping[str, Any]) -> Rule:
     known = said["op"] in ("==", "!=") and isinstance(left, dict)
     if known and left.get("meta", {}).get("key") == "oifname" and isinstance(right, str):
         return _asking(rule, "out", right, negated=negated)
-    if known and (left, right) == ({"meta": {"key": "nfproto"}}, "ipv4") and not negated:
-        return rule
+    if known and left == {"meta": {"key": "nfproto"}} and right in _FAMILIES and not negated:
+        return _about(rule, _FAMILIES[right])
     payload = left.get("payload", {}) if known else {}
     field, wanted = _FIELDS.get(payload.get("field", "")), _prefix(right)
-    if payload.get("protocol") != "ip" or field is None or wanted is None:
+    version = _PROTOCOLS.get(payload.get("protocol", ""), 0)
+    if field is None or wanted is None or version != wanted.version:
         return replace(rule, vague=True)
-    return _asking(rule, field, wanted, negated=negated)
+    # An address of the one family is asked for only in packets of it, negated or not.
+    return _asking(_about(rule, version), field, wanted, negated=negated)
 
 
-def _prefix(right: object) -> IPv4Network | None:
+def _about(rule: Rule, version: int) -> Rule:
+    """The rule for packets of this IP version; vague, if it is for the other."""
+    return replace(rule, version=version, vague=rule.vague or rule.version not in (0, version))
+
+
+def _prefix(right: object) -> Net | None:
     """An address or a prefix; None for anything else, as a set."""
     if isinstance(right, dict) and isinstance(prefix := right.get("prefix"), dict):
         right = f"{prefix.get('addr')}/{prefix.get('len')}"

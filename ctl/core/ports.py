@@ -14,7 +14,7 @@ from ctl.core.abi import Event
 from ctl.core.findings import Findings
 from ctl.core.host import Change, Identity
 from ctl.core.losing import Way
-from ctl.core.model import IPv4Address, IPv4Network, Lease, Network, Snapshot
+from ctl.core.model import IPv4Address, Lease, Network, Snapshot, Subnets
 from ctl.core.plan import Delta
 from ctl.core.wire import SubnetEnv
 
@@ -62,8 +62,8 @@ class LeaseStore(Closing, Protocol):
     def watch(self, changed: Callable[[], None]) -> Closing:
         """Call `changed` from a thread of the store's own, soon after any change."""
 
-    def assigned(self, node: str) -> IPv4Network | None:
-        """The subnet that the store has for the node of this name; None: nodes choose for themselves.
+    def assigned(self, node: str) -> Subnets | None:
+        """The subnets that the store has for the node of this name; None: nodes choose for themselves.
 
         Unassigned if it has none for it now.
         """
@@ -116,8 +116,8 @@ class Kernel(Protocol):
     def findings(self) -> Findings:
         """What was found while looking, for the report."""
 
-    def preflight(self, network: Network) -> tuple[Identity, IPv4Network | None]:
-        """What this node publishes of itself, and the subnet that it had in an earlier life, if any.
+    def preflight(self, network: Network) -> tuple[Identity, Subnets | None]:
+        """What this node publishes of itself, and the subnets that it had in an earlier life, if any.
 
         Refuses everything that can be refused before anything is changed: ConfigError, too.
         """

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from ctl.core.abi import Counter, Direction, Hook, PeerStats
 from ctl.core.errors import AgentError
-from ctl.core.model import Bypass, IPv4Address, IPv4Network
+from ctl.core.model import Bypass, IPv4Address, IPv4Network, IPv6Network
 from ctl.core.reasons import Verdict, total
 
 FORMAT: Final = 1
@@ -45,6 +45,8 @@ class LeaseReport:
     """When the agent means to renew it; None: a reservation, or not known."""
     conflict: str = ""
     """One line if another node holds the subnet: then this one is fenced."""
+    ipv6: IPv6Network | None = None
+    """The IPv6 one; None: it has IPv4 only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +122,8 @@ class AgentReport:
     """Live leases in the store, our own included."""
     peers_ebpf: int = 0
     peers_kernel_path: int = 0
+    peers_ipv6: int | None = None
+    """Peers that are routed to by IPv6 too; None: this node has no IPv6."""
     peers_silent: int = 0
     """Peers that packets go to and nothing comes back from."""
     ports: tuple[str, ...] = ()
@@ -331,7 +335,7 @@ def _lease_margin(lease: LeaseReport) -> float:
 def _report(raw: dict[str, Any]) -> AgentReport:
     """From parsed JSON; KeyError, TypeError or ValueError for what does not fit."""
     # An agent of before there were any says nothing of these.
-    raw = {"unhealthy": [], "warnings": [], "losing": {}, "blind": [], **raw}
+    raw = {"unhealthy": [], "warnings": [], "losing": {}, "blind": [], "peers_ipv6": None, **raw}
     known = {name: raw[name] for name in AgentReport.__slots__}
     known["host"] = IPv4Address(raw["host"])
     known["network"] = _optional_network(raw["network"])
@@ -357,4 +361,9 @@ def _optional_network(text: str | None) -> IPv4Network | None:
 def _lease(raw: dict[str, Any] | None) -> LeaseReport | None:
     if raw is None:
         return None
-    return LeaseReport(IPv4Network(raw["subnet"]), raw["expires_at"], raw["renew_at"], raw["conflict"])
+    raw = {"ipv6": None, **raw}  # an agent of before there was any says nothing of it
+    ipv6 = raw["ipv6"]
+    return LeaseReport(
+        IPv4Network(raw["subnet"]), raw["expires_at"], raw["renew_at"], raw["conflict"],
+        None if ipv6 is None else IPv6Network(ipv6),
+    )  # fmt: skip

@@ -106,7 +106,8 @@ class _Look:
                 return link, each
         fitting = [place for place in self.fits if place[1].ip == ip]
         taken_in = [place for place in where if place[0].ifindex == master != 0]
-        elsewhere = [] if self.asked.by_name else [place for place in where if place[0].name != "lo"]
+        tied = self.asked.by_name or self.asked.ipv6 is not None
+        elsewhere = [] if tied else [place for place in where if place[0].name != "lo"]
         return next(iter([*fitting, *taken_in, *elsewhere]), None)
 
     def _at(self, link: Link, ip: IPv4Address) -> list[Address]:
@@ -194,7 +195,7 @@ def _wrong(look: _Look, place: Place, own: IPv4Address) -> str:
 
 def _newcomer(look: _Look, place: Place) -> str:
     link, address = place
-    if look.asked.by_name or look.asked.address:
+    if look.asked.by_name or look.asked.address or look.asked.ipv6:
         return ""
     if not look.fits:
         return f"uplink stays {link.name} with {address.ip}: {look.lacking}"

@@ -232,39 +232,53 @@ def _backend(fields: Fields) -> dict[str, Any]:
     }
 
 
-def _network(text: str, given: int | None) -> Network:
+def _network(text: str, given: tuple[int, int] | None) -> Network:
+    """`given`: the lengths of subnets of both families, if somebody else gives them out."""
     fields = _object(text)
     if not _boolean(fields, "EnableIPv4", True):
         raise ValueError("a network without IPv4 is not supported: EnableIPv4 must be true")
     dual = _boolean(fields, "EnableIPv6", False)
-    network = _whole(fields, _IPV4)
-    if given is not None:
-        if dual:
-            raise ValueError("only IPv4 is supported where others give out subnets: EnableIPv6 must be false")
-        return _assigned(network, given, fields)
-    ipv6 = IPv6Range(*_cut(fields, _whole(fields, _IPV6), _IPV6)) if dual else None
-    return Network(*_cut(fields, network, _IPV4), **_backend(fields), ipv6=ipv6)
+    whole, whole6 = _whole(fields, _IPV4), _whole(fields, _IPV6) if dual else None
+    if given is None:
+        cut = _cut(fields, whole, _IPV4)
+        ipv6 = _of_hosts(IPv6Range(*_cut(fields, whole6, _IPV6))) if whole6 else None
+    else:
+        cut = _given_out(whole, given[0], _IPV4)
+        ipv6 = IPv6Range(*_given_out(whole6, given[1], _IPV6)) if whole6 else None
+    return Network(*cut, **_backend(fields), ipv6=ipv6)
 
 
-def _assigned(network: IPv4Network, length: int, fields: Fields) -> Network:
-    """The network where others give out its subnets: any of them, the first and an only one too."""
+def _of_hosts(cut: IPv6Range) -> IPv6Range:
+    """`cut`, if hosts are reached in all that it hands out: a wide network has IPv4's addresses in it."""
+    first, last = int(cut.subnet_min.network_address), int(cut.subnet_max.broadcast_address)
+    for each in NO_IPV6_HOSTS:
+        if first <= int(each.broadcast_address) and int(each.network_address) <= last:
+            raise ValueError(
+                f"IPv6Network {cut.network} hands out {cut.subnet_min} to {cut.subnet_max}, and no host is"
+                f" reached in {each}: choose another, or IPv6SubnetMin and IPv6SubnetMax"
+            )
+    return cut
+
+
+def _given_out(network: Net, length: int, family: _Family[Net]) -> tuple[Net, int, Net, Net]:
+    """As `_cut` where others give out the subnets: any of them, the first and an only one too."""
     length = max(length, network.prefixlen)
-    first, size = int(network.network_address), 1 << (32 - length)
+    first, size = int(network.network_address), 1 << (family.bits - length)
     last = first + network.num_addresses - size
-    return Network(
-        network, length, IPv4Network((first, length)), IPv4Network((last, length)), **_backend(fields)
-    )
+    return network, length, family.kind((first, length)), family.kind((last, length))
 
 
-def parse_network(text: str, source: str = "network config", *, subnet_len: int | None = None) -> Network:
+def parse_network(
+    text: str, source: str = "network config", *, given_out: tuple[int, int] | None = None
+) -> Network:
     """The network config from its JSON, with flannel's defaults and checks.
 
-    `subnet_len`: somebody else gives out the subnets, ours of that length; SubnetLen, SubnetMin and SubnetMax
-    are not looked at then, as flannel does not on Kubernetes. Any backend type is taken as it stands: whether
-    a node can run it, its agent says. ConfigError names `source` and the key.
+    `given_out`: somebody else gives out the subnets, ours of these lengths, IPv4's and IPv6's; SubnetLen,
+    SubnetMin and SubnetMax are not looked at then, as flannel does not on Kubernetes. Any backend type is
+    taken as it stands: whether a node can run it, its agent says. ConfigError names `source` and the key.
     """
     try:
-        return _network(text, subnet_len)
+        return _network(text, given_out)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
 

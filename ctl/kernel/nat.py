@@ -15,7 +15,7 @@ from ctl.core.base_chains import Chain
 from ctl.core.nat import Chains, Leaving, Rule, Verdict, parse_iptables, parse_nft, rewriting
 from ctl.kernel.command import find, run
 from ctl.kernel.firewall import TABLE
-from ctl.kernel.iptables import legacy_in_use
+from ctl.kernel.iptables import command, legacy_in_use
 
 _MOST_CHAINS: Final = 50
 """More than these are not looked at."""
@@ -34,13 +34,13 @@ class Base:
     name: str
 
 
-def complaints(chains: Iterable[Chain], packets: Iterable[Leaving]) -> Iterator[str]:
+def complaints(version: int, chains: Iterable[Chain], packets: Iterable[Leaving]) -> Iterator[str]:
     """A line for each of the host's base chains, of others', that changes the source of one of these packets.
 
-    KernelError.
+    `version`: the packets' IP version. KernelError.
     """
     tried = tuple(packets)
-    for base in _bases(chains) if tried else ():
+    for base in _bases(version, chains) if tried else ():
         found = (rewriting(base.chains, base.name, packet) for packet in tried)
         if rule := next(filter(None, found), None):
             yield (
@@ -50,24 +50,27 @@ def complaints(chains: Iterable[Chain], packets: Iterable[Leaving]) -> Iterator[
             )
 
 
-def _bases(chains: Iterable[Chain]) -> Iterator[Base]:
-    for chain in filter(_translates, chains):
-        yield _nft_base(chain.family, chain.table, chain.name)
-    if legacy_in_use("nat") and find("iptables-legacy"):
-        base = _followed("legacy iptables' nat POSTROUTING", "POSTROUTING", _by_iptables("iptables-legacy"))
-        yield base
+def _bases(version: int, chains: Iterable[Chain]) -> Iterator[Base]:
+    tool = command(version)
+    for chain in chains:
+        if _translates(chain, version):
+            yield _nft_base(tool, chain.family, chain.table, chain.name)
+    if legacy_in_use("nat", version=version) and find(f"{tool}-legacy"):
+        load = _by_iptables(f"{tool}-legacy")
+        yield _followed(f"legacy {tool}' nat POSTROUTING", "POSTROUTING", load)
 
 
-def _translates(chain: Chain) -> bool:
-    """Whether it is one of others' that changes sources of IPv4 packets."""
-    here = (chain.type, chain.hook) == ("nat", "postrouting") and chain.family in ("ip", "inet")
-    return here and (chain.family, chain.table) != ("ip", TABLE)
+def _translates(chain: Chain, version: int) -> bool:
+    """Whether it is one of others' that changes sources of packets of this IP version."""
+    own = "ip" if version == 4 else "ip6"
+    here = (chain.type, chain.hook) == ("nat", "postrouting") and chain.family in (own, "inet")
+    return here and (chain.family, chain.table) != (own, TABLE)
 
 
-def _nft_base(family: str, table: str, name: str) -> Base:
+def _nft_base(tool: str, family: str, table: str, name: str) -> Base:
     """Iptables knows its own rules better than nft does, of which it shows no matches."""
-    if (family, table) == ("ip", "nat") and find("iptables-nft"):
-        base = _followed(f"iptables' nat {name}", name, _by_iptables("iptables-nft"))
+    if family != "inet" and table == "nat" and find(f"{tool}-nft"):
+        base = _followed(f"{tool}' nat {name}", name, _by_iptables(f"{tool}-nft"))
         if base.chains[name]:
             return base
     return _followed(f"nftables' table {family} {table}, chain {name}", name, _by_nft(family, table))

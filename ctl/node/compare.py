@@ -24,8 +24,8 @@ from ctl.core.peers import KernelTables
 from ctl.core.report import AgentReport
 from ctl.kernel.bpf.maps import open_maps
 from ctl.kernel.netlink.session import Netlink, by_name
-from ctl.kernel.netlink.surroundings import look_at_underlay
 from ctl.kernel.netlink.tables import Fdb, Routes, VtepNeighbours
+from ctl.node.around import underlay
 from ctl.process import statedir
 from ctl.settings.config import Settings
 
@@ -49,8 +49,9 @@ def stand(
     if link is None:
         raise NotFound(f"uplink {report.uplink} is not here any more")
     sysctls = settings.state_dir / statedir.SYSCTLS
-    near = tuple(ground.network for ground in look_at_underlay(netlink, link))
-    return Site(network, own, Uplink(link, report.host), report.mtu, 0, sysctls, underlay=near)
+    uplink = Uplink(link, report.host)
+    near = tuple(ground.network for ground in underlay(netlink, network, uplink))
+    return Site(network, own, uplink, report.mtu, 0, sysctls, underlay=near)
 
 
 def differences(

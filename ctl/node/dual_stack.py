@@ -2,31 +2,38 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from ipaddress import IPv4Network, IPv6Address, IPv6Network
+from typing import Final
 
 from ctl.backend.protocol import Backend
 from ctl.backend.site import Site
+from ctl.core.candidates import UplinkChoice
 from ctl.core.errors import AgentError, KernelError
-from ctl.core.family import IPV6, own_ipv6
+from ctl.core.family import IPV6
 from ctl.core.host import Link, Uplink
 from ctl.core.model import Network
+from ctl.core.uplink_ipv6 import is_settling, own_ipv6
 from ctl.kernel import firewall, sysctl
 from ctl.kernel.netlink.session import Netlink
-from ctl.kernel.netlink.surroundings import look_at_ipv6_underlay
 from ctl.node import forwarding
 from ctl.node.bridge import ContainerBridge
 from ctl.node.teardown import clear_ipv6
 from ctl.settings.config import Settings
+
+SETTLING_S: Final = 5.0
+"""How long a start waits for an address that is tentative; the kernel asks for a second, by default."""
+SETTLING_POLL_S: Final = 0.1
 
 
 class DualStack:
     """Settings, devices, addresses and rules of IPv6."""
 
     def __init__(self, settings: Settings, netlink: Netlink, bridge: ContainerBridge) -> None:
-        self.links: tuple[IPv6Network, ...] = ()
-        """The uplink's own networks, as they were looked at last."""
         self._settings, self._netlink, self._bridge = settings, netlink, bridge
+        self._asked: Final = settings.public_ipv6 or UplinkChoice(settings.iface).ipv6
+        """The address that is to be ours; None: whichever can be."""
         self.address: IPv6Address | None = None
         """Ours on the underlay; None: not looked for, or the network has no IPv6."""
         self._rules: firewall.Firewall | None = None
@@ -43,14 +50,23 @@ class DualStack:
         """Look which of the uplink's is ours. AgentError if none can be."""
         if network.ipv6 is None:
             return
-        lasting = [each.ip for each in self._netlink.lasting_ipv6_addresses(uplink.link.ifindex)]
-        self.address = own_ipv6(lasting, uplink.link.name, self._settings.public_ipv6, self.address)
+        link, found = uplink.link, self._netlink.uplink_ipv6(uplink.link.ifindex)
+        disabled = sysctl.read(sysctl.disable_ipv6(link.name)) == "1"
+        self.address = own_ipv6(found, link.name, self._asked, self.address, disabled=disabled)
 
-    def follow_address(self, network: Network | None, uplink: Uplink) -> str:
+    def await_address(self, network: Network, uplink: Uplink) -> None:
+        """As `find_address`; waits where a host that boots is still asking whether its address is its own."""
+        deadline = time.monotonic() + SETTLING_S
+        while network.ipv6 is not None and time.monotonic() < deadline:
+            if not is_settling(self._netlink.uplink_ipv6(uplink.link.ifindex), self._asked):
+                break
+            time.sleep(SETTLING_POLL_S)
+        self.find_address(network, uplink)
+
+    def follow_address(self, network: Network, uplink: Uplink) -> str:
         """Look again; one line if there is none now: then it is as it was, for IPv4 goes on."""
         try:
-            if network is not None:
-                self.find_address(network, uplink)
+            self.find_address(network, uplink)
         except AgentError as error:
             return str(error)
         return ""
@@ -74,11 +90,10 @@ class DualStack:
         if not site.has_ipv6:
             if not self._clean:
                 clear_ipv6(self._netlink, links)
-                self._clean, self._rules, self.links = True, None, ()
+                self._clean, self._rules = True, None
             return
         self._clean = False
         forwarding.ensure_ipv6(self._netlink, site.uplink.link.name, site.sysctls)
-        self.links = look_at_ipv6_underlay(self._netlink, site.uplink.link)
         backend.ensure_ipv6_device(site, links)
         self._bridge.ensure_ipv6(site.lease, site.mtu)
 

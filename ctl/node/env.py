@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from ipaddress import IPv4Network
 
 from ctl.core.errors import AgentError
+from ctl.core.model import Subnets
 from ctl.core.wire import SubnetEnv, format_subnet_env, parse_subnet_env
 from ctl.process import statedir
 from ctl.settings.config import Settings
@@ -17,11 +17,12 @@ class EnvFile:
     def __init__(self, settings: Settings) -> None:
         self._places = settings.subnet_file, settings.state_dir / statedir.FENCED
 
-    def subnet(self) -> IPv4Network | None:
-        """The one that it names, of an earlier life, fenced or not; None if it names none."""
+    def subnets(self) -> Subnets | None:
+        """Those that it names, of an earlier life, fenced or not; None if it names none."""
         for path in self._places:
             with suppress(OSError, ValueError):
-                return parse_subnet_env(path.read_text()).subnet
+                env = parse_subnet_env(path.read_text())
+                return Subnets(env.subnet, env.ipv6[1] if env.ipv6 else None)
         return None
 
     def write(self, env: SubnetEnv, *, fenced: bool) -> None:

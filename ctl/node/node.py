@@ -38,12 +38,11 @@ from ctl.core.model import (
     MIN_MTU,
     Bypass,
     IPv4Address,
-    IPv4Network,
     IPv6Address,
-    IPv6Network,
     Lease,
     MacAddress,
     Network,
+    Subnets,
 )
 from ctl.core.ports import Closing, Holding
 from ctl.core.wire import env_of
@@ -54,7 +53,6 @@ from ctl.kernel.bpf.ring import Ring
 from ctl.kernel.command import run
 from ctl.kernel.netlink.monitor import Monitor
 from ctl.kernel.netlink.session import Netlink
-from ctl.kernel.netlink.surroundings import look_at_underlay
 from ctl.node import around
 from ctl.node.bridge import ContainerBridge
 from ctl.node.dual_stack import DualStack, networks
@@ -122,11 +120,11 @@ class Node:
         """Whatever was found before. AgentError if no interface has that address."""
         self._standing.stand_at(address)
 
-    def surroundings(self) -> Surroundings:
+    def surroundings(self, network: Network) -> Surroundings:
         """What else is on this host, beside the uplink's networks; after `find_uplink`. KernelError."""
-        return around.surroundings(self._netlink, self._uplink, self._settings.bridge)
+        return around.surroundings(self._netlink, network, self._uplink, self._settings.bridge)
 
-    def preflight(self, network: Network) -> tuple[Identity, IPv4Network | None]:
+    def preflight(self, network: Network) -> tuple[Identity, Subnets | None]:
         """Choose the backend; refuse everything that can be before anything is changed."""
         if network.backend not in BACKENDS:
             known = ", ".join(BACKENDS)
@@ -145,17 +143,20 @@ class Node:
         self._dual.preflight(network, tunnel)
         backend.preflight(self._uplink)
         self._takeover.look(network, self._uplink)
-        self._dual.find_address(network, self._uplink)
-        self.findings.surroundings = self.surroundings()
+        self._dual.await_address(network, self._uplink)
+        self.findings.surroundings = self.surroundings(network)
         self._network, self._backend = network, backend
         return self._identity(), self.previous()
 
-    def previous(self) -> IPv4Network | None:
-        """The subnet of an earlier life: flanneld's if its datapath is here, or from subnet.env.
+    def previous(self) -> Subnets | None:
+        """The subnets of an earlier life: flanneld's if its datapath is here, or from subnet.env.
 
         While fenced, what is kept of that file.
         """
-        return self._takeover.subnet or self._env.subnet()
+        kept, taken = self._env.subnets(), self._takeover
+        if kept is None:
+            return Subnets(taken.subnet, taken.ipv6_subnet) if taken.subnet else None
+        return Subnets(taken.subnet or kept.ipv4, taken.ipv6_subnet or kept.ipv6)
 
     def _identity(self) -> Identity:
         """What the node publishes of itself. A VTEP MAC taken over from flanneld is kept."""
@@ -194,8 +195,9 @@ class Node:
         """Look at the uplink again. Named as a problem if it is not the one that was asked for."""
         before = self._uplink, self._dual.address
         self._standing.follow()
-        told(self.findings, Concern.UPLINK_IPV6, self._dual.follow_address(self._network, self._uplink))
-        near = look_at_underlay(self._netlink, self._uplink.link)
+        network, _ = self._working
+        told(self.findings, Concern.UPLINK_IPV6, self._dual.follow_address(network, self._uplink))
+        near = around.underlay(self._netlink, network, self._uplink)
         self.findings.surroundings = replace(self.findings.surroundings, underlay=near)
         uplink, address = before
         same = known_as(uplink) == known_as(self._uplink) and address == self._dual.address
@@ -206,8 +208,7 @@ class Node:
         network, _ = self._working
         sysctls = self._settings.state_dir / statedir.SYSCTLS
         lease, mtu = holding.lease, self.findings.mtu
-        links: tuple[IPv4Network | IPv6Network, ...] = self.findings.surroundings.links
-        links += self._dual.links
+        links = self.findings.surroundings.links
         return Site(network, lease, self._uplink, mtu, self._bridge.ifindex, sysctls, holding.fenced, links)
 
     def reconcile_devices(self, holding: Holding) -> frozenset[Change]:
@@ -272,16 +273,16 @@ class Node:
         refusing = (line for each in networks(site) for line in forward.refusing(chains, each, bridge))
         told(self.findings, Concern.FORWARD, *refusing)
         self.findings.problems[Concern.FLANNELD] = self._takeover.remove_rules(network)
-        self._look_for_clashes(network, backend, holding.lease.subnet, chains)
+        self._look_for_clashes(network, backend, holding.lease, chains)
 
     def _look_for_clashes(
-        self, network: Network, backend: Backend, own: IPv4Network, chains: Iterable[Chain]
+        self, network: Network, backend: Backend, own: Lease, chains: Sequence[Chain]
     ) -> None:
         """Name what of this host takes packets from the overlay, or changes them."""
-        self.findings.surroundings = self.surroundings()
+        self.findings.surroundings = self.surroundings(network)
         devices, links = self._devices(), self._netlink.links()
         plainly = devices.hops if network.direct_routing or not devices.tunnel else ()
-        ways = sorted(links[each].name for each in {devices.tunnel, *plainly} if each in links)
+        ways = sorted(links[each].name for each in {*devices.tunnels, *plainly} if each in links)
         near, bridge = self.findings.surroundings, self._settings.bridge
         found = around.look_for_clashes(network, own, self._leases, near, chains, ways, bridge)
         told(self.findings, Concern.CLASH, *found.problems)

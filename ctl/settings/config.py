@@ -75,7 +75,7 @@ class Settings:
     iface: str
     """The uplink's name or one of its IPv4 addresses; "" leaves the choice to the next two."""
     iface_regex: str
-    iface_can_reach: IPv4Address | None
+    iface_can_reach: IPv4Address | IPv6Address | None
     """A host that the uplink has to reach. The first of these three that is given counts; without any, the
     uplink is the interface of the default route."""
     public_ip: IPv4Address | None
@@ -239,9 +239,9 @@ SETTINGS: Final = (
     ),
     Setting(
         "iface",
-        values.optional_ifname,
+        values.uplink,
         "",
-        "the uplink, by name or IPv4 address (default: the default route's)",
+        "the uplink, by name or address (default: the default route's)",
         "DEV|IP",
         flannel=True,
     ),
@@ -255,7 +255,7 @@ SETTINGS: Final = (
     ),
     Setting(
         "iface_can_reach",
-        values.optional_ipv4,
+        values.optional_ip,
         "",
         "without these two: the interface through which this host is reached",
         "IP",
@@ -273,7 +273,7 @@ SETTINGS: Final = (
         "public_ipv6",
         values.optional_ipv6,
         "",
-        "its IPv6 address to publish, where the network has IPv6 (default: the uplink's)",
+        "its IPv6 address to publish, where the network has IPv6 (default: iface's, or the uplink's first)",
         "IP",
         flannel=True,
     ),

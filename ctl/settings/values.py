@@ -78,8 +78,10 @@ def ifname(text: str) -> str:
     return text
 
 
-def optional_ifname(text: str) -> str:
-    """An interface name, or nothing."""
+def uplink(text: str) -> str:
+    """An interface's name or an address of it, or nothing."""
+    if ":" in text:
+        return str(optional_ipv6(text))
     return ifname(text) if text else ""
 
 
@@ -104,6 +106,11 @@ def ipv4(text: str) -> IPv4Address:
 def optional_ipv4(text: str) -> IPv4Address | None:
     """A host's address, or nothing."""
     return ipv4(text) if text else None
+
+
+def optional_ip(text: str) -> IPv4Address | IPv6Address | None:
+    """A host's address of either family, or nothing."""
+    return optional_ipv6(text) if ":" in text else optional_ipv4(text)
 
 
 def optional_ipv6(text: str) -> IPv6Address | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from ctl.core.model import IPv4Address, IPv4Network
+from ctl.core.model import IPv4Address, Subnets
 
 
 class Choosing:
     """A part of a LeaseStore."""
 
-    def assigned(self, _node: str) -> IPv4Network | None:
+    def assigned(self, _node: str) -> Subnets | None:
         """None: each chooses."""
         return None
 

@@ -17,7 +17,7 @@ import pytest
 from ctl.cluster.leasing import LeaseHolder
 from ctl.core.errors import ConfigError, LeaseConflict
 from ctl.core.host import Identity
-from ctl.core.model import END_UNKNOWN, IPv6Lease, Lease, MacAddress
+from ctl.core.model import END_UNKNOWN, IPv6Lease, Lease, MacAddress, Subnets
 from ctl.core.ports import LeaseStore
 from ctl.core.wire import format_network
 from ctl.store.etcd.store import EtcdStore
@@ -96,7 +96,7 @@ def test_keys_and_values_are_flannels(etcd: Etcd, one: EtcdStore, prefix: str) -
 def test_nothing_else_is_written(etcd: Etcd, one: EtcdStore, prefix: str) -> None:
     one.write_network(NETWORK)
     alpha = holder(one)
-    alpha.acquire(NETWORK, IPv4Network("172.17.3.0/24"))
+    alpha.acquire(NETWORK, Subnets(IPv4Network("172.17.3.0/24")))
     alpha.keep(time.time() + TTL)
     keys = etcd.ctl("get", prefix, "--prefix", "--keys-only").split()
     assert keys == [f"{prefix}/config", key(prefix)]
@@ -170,7 +170,7 @@ def test_a_lease_hangs_on_an_etcd_lease_and_a_reservation_on_none(
 
 def test_renewing_writes_nothing(etcd: Etcd, one: EtcdStore, prefix: str) -> None:
     alpha = holder(one, ttl=4)  # due at half its life
-    first = alpha.acquire(NETWORK, IPv4Network("172.17.3.0/24"))
+    first = alpha.acquire(NETWORK, Subnets(IPv4Network("172.17.3.0/24")))
     end = first.expires_at or 0.0
     wait_until(lambda: (alpha.keep().expires_at or 0.0) > end + 1, DEADLINE, "the lease is renewed")
     found = etcd.get(key(prefix))
@@ -192,7 +192,7 @@ def test_a_clock_that_jumps_renews_neither_too_early_nor_too_late(etcd: Etcd, op
 
 
 def test_a_restarted_node_takes_its_etcd_lease_over(etcd: Etcd, opened: Opener, prefix: str) -> None:
-    before = holder(opened(etcd.url)).acquire(NETWORK, IPv4Network("172.17.3.0/24"))
+    before = holder(opened(etcd.url)).acquire(NETWORK, Subnets(IPv4Network("172.17.3.0/24")))
     after = holder(opened(etcd.url)).acquire(NETWORK)
     assert (after.subnet, after.revision) == (before.subnet, before.revision)
     assert after.expires_at is not None and math.isfinite(after.expires_at)
@@ -241,7 +241,7 @@ def test_a_lease_turned_into_a_reservation_loses_its_etcd_lease(
     etcd: Etcd, one: EtcdStore, prefix: str
 ) -> None:
     alpha = holder(one)
-    stored = alpha.acquire(NETWORK, IPv4Network("172.17.3.0/24"))
+    stored = alpha.acquire(NETWORK, Subnets(IPv4Network("172.17.3.0/24")))
     one.put(replace(stored, expires_at=None), stored)
     assert "lease" not in (etcd.get(key(prefix)) or {})
     assert alpha.keep().expires_at is None
@@ -249,7 +249,7 @@ def test_a_lease_turned_into_a_reservation_loses_its_etcd_lease(
 
 def test_a_revoked_etcd_lease_is_made_anew(etcd: Etcd, one: EtcdStore, prefix: str) -> None:
     alpha = holder(one)
-    alpha.acquire(NETWORK, IPv4Network("172.17.3.0/24"))
+    alpha.acquire(NETWORK, Subnets(IPv4Network("172.17.3.0/24")))
     etcd.ctl("lease", "revoke", f"{(etcd.get(key(prefix)) or {})['lease']:x}")
     assert etcd.get(key(prefix)) is None
     assert str(alpha.keep().subnet) == "172.17.3.0/24"
@@ -261,7 +261,7 @@ def test_a_revoked_etcd_lease_is_made_anew(etcd: Etcd, one: EtcdStore, prefix: s
 
 def test_a_deleted_lease_is_claimed_again(etcd: Etcd, one: EtcdStore, prefix: str) -> None:
     alpha = holder(one)
-    alpha.acquire(NETWORK, IPv4Network("172.17.3.0/24"))
+    alpha.acquire(NETWORK, Subnets(IPv4Network("172.17.3.0/24")))
     changed = threading.Event()
     watch = one.watch(changed.set)
     try:
@@ -278,7 +278,7 @@ def test_a_deleted_lease_is_claimed_again(etcd: Etcd, one: EtcdStore, prefix: st
 
 def test_a_lease_that_another_took_is_not_taken_back(etcd: Etcd, one: EtcdStore, prefix: str) -> None:
     alpha = holder(one)
-    alpha.acquire(NETWORK, IPv4Network("172.17.3.0/24"))
+    alpha.acquire(NETWORK, Subnets(IPv4Network("172.17.3.0/24")))
     value = GOOD.replace("10.0.0.9", "10.0.0.66")
     etcd.ctl("put", key(prefix), value)
     with pytest.raises(LeaseConflict, match=r"the store now has 172\.17\.3\.0/24 of 10\.0\.0\.66"):
@@ -291,7 +291,7 @@ def test_an_entry_of_ours_that_was_put_on_another_etcd_lease_is_kept_alive(
 ) -> None:
     """With it, it would end when somebody else's lease does, and nobody here would know when."""
     alpha = holder(one)
-    alpha.acquire(NETWORK, IPv4Network("172.17.3.0/24"))
+    alpha.acquire(NETWORK, Subnets(IPv4Network("172.17.3.0/24")))
     other = etcd.ctl("lease", "grant", "3000").split()[1]
     etcd.ctl("put", key(prefix), etcd.value(key(prefix)), "--lease", other)
     lease = alpha.keep()
@@ -320,7 +320,7 @@ def test_many_nodes_at_once_all_get_a_subnet(one: EtcdStore, etcd: Etcd, opened:
         node = LeaseHolder(
             store, Identity(IPv4Address(f"10.0.1.{n}"), MAC, 1), ttl=TTL, margin=60, pick=lambda free: free[0]
         )
-        got.append(node.acquire(small, IPv4Network("172.17.7.0/24")).subnet)
+        got.append(node.acquire(small, Subnets(IPv4Network("172.17.7.0/24"))).subnet)
 
     threads = [threading.Thread(target=join, args=(opened(etcd.url, timeout=10.0), n)) for n in range(1, 17)]
     for thread in threads:
@@ -421,7 +421,7 @@ def test_a_subnet_whose_entry_does_not_parse_is_not_taken(etcd: Etcd, one: EtcdS
     for third in (3, 4):
         with pytest.raises(LeaseConflict, match="is taken: etcd key"):
             one.put(lease(third), None)
-    got = holder(one).acquire(NETWORK, IPv4Network("172.17.3.0/24"))
+    got = holder(one).acquire(NETWORK, Subnets(IPv4Network("172.17.3.0/24")))
     assert got.subnet not in (IPv4Network("172.17.3.0/24"), IPv4Network("172.17.4.0/24"))
     assert etcd.value(key(prefix)) == "garbage"
 
@@ -465,6 +465,45 @@ def test_a_lease_that_gets_ipv6_moves_to_another_key_on_its_etcd_lease_and_back(
     back = one.put(replace(moved, ipv6=None), moved)
     assert etcd.get(both) is None
     assert one.snapshot().leases == (back,)
+
+
+BOTH = "172.17.4.0-24&fd00:10:244:1::-64"
+PART = IPv6Lease(IPv6Network("fd00:10:244:1::/64"), IPv6Address("fd00::9"), MAC, 1)
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["seen before", "created meanwhile"])
+def test_a_lease_moves_to_no_key_that_another_host_has_put_there(
+    etcd: Etcd, one: EtcdStore, prefix: str, monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    """Two keys of one IPv4 subnet: no list shows what is created after it, and the transaction has to."""
+    stored = one.put(lease(4), None)
+    theirs = f"{prefix}/subnets/{BOTH}"
+    listing = one._listing()
+    etcd.ctl("put", theirs, GOOD.replace('"PublicIPv6":null', '"PublicIPv6":"fd00::99"'))
+    if not listed:
+        monkeypatch.setattr(one, "_listing", lambda: listing)
+    with pytest.raises(LeaseConflict, match=r"172.17.4.0/24 is taken: 172.17.4.0/24 of 10.0.0.9"):
+        one.put(replace(stored, ipv6=PART), stored)
+    assert '"PublicIPv6":"fd00::99"' in etcd.value(theirs)
+    assert etcd.get(key(prefix, 4)) is not None, "ours is where it was"
+
+
+def test_a_lease_moves_over_what_its_own_host_has_left_there(etcd: Etcd, one: EtcdStore, prefix: str) -> None:
+    """As a flanneld that became dual stack, and leaves its lease of before to run out."""
+    stored = one.put(lease(4, "10.0.0.9"), None)
+    etcd.ctl("put", f"{prefix}/subnets/{BOTH}", GOOD.replace('"PublicIPv6":null', '"PublicIPv6":"fd00::99"'))
+    moved = one.put(replace(stored, ipv6=PART), stored)
+    assert one.snapshot().leases == (moved,) and etcd.get(key(prefix, 4)) is None
+
+
+def test_a_lease_moves_to_no_ipv6_subnet_of_a_second_key_with_its_ipv4_subnet(
+    etcd: Etcd, one: EtcdStore, prefix: str
+) -> None:
+    stored = one.put(lease(4), None)
+    etcd.ctl("put", f"{prefix}/subnets/172.17.4.0-24&fd00:10:244:1::-65", GOOD)
+    with pytest.raises(LeaseConflict, match="is taken"):
+        one.put(replace(stored, ipv6=PART), stored)
+    assert etcd.get(f"{prefix}/subnets/{BOTH}") is None and etcd.get(key(prefix, 4)) is not None
 
 
 def test_keys_beside_flannels_are_not_looked_at(etcd: Etcd, one: EtcdStore, prefix: str) -> None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,9 +17,9 @@ import pytest
 
 from ctl.cluster.leasing import LeaseHolder
 from ctl.core.errors import ConfigError, LeaseConflict, StoreAway, StoreDenied, StoreError, Unassigned
-from ctl.core.host import Identity
+from ctl.core.host import Identity, IPv6Identity
 from ctl.core.lease import conflicts
-from ctl.core.model import Lease
+from ctl.core.model import IPv6Lease, Lease, MacAddress, Subnets
 from ctl.process.backoff import BackOff
 from ctl.settings.endpoint import Endpoint
 from ctl.store.connection.files import Followed
@@ -526,7 +526,7 @@ def stands(twin: Twin, name: str = "n1") -> dict[str, str]:
 
 def test_what_is_published_is_flannels_and_the_same_again_is_no_request(twin: Twin, opened: Opener) -> None:
     store = opened()
-    assert store.assigned("n1") == IPv4Network("10.244.1.0/24")
+    assert store.assigned("n1") == Subnets(IPv4Network("10.244.1.0/24"))
     stored = store.put(lease(expires_at=5.0), None)
     assert stored.expires_at is None
     assert stands(twin) == {
@@ -593,7 +593,7 @@ def test_a_node_without_a_podcidr_waits_for_one(twin: Twin, opened: Opener) -> N
     twin.state.patch("n2", merge, {"spec": {"podCIDR": "10.244.2.0/24"}}, status=False)
     network = store.read_network()
     assert network is not None and network.subnet_len == 24
-    assert store.assigned("n2") == IPv4Network("10.244.2.0/24")
+    assert store.assigned("n2") == Subnets(IPv4Network("10.244.2.0/24"))
 
 
 def test_a_node_that_nobody_has_registered_waits_and_one_without_a_name_is_refused(opened: Opener) -> None:
@@ -724,7 +724,7 @@ def test_a_node_takes_the_subnet_that_it_is_given_and_no_other(twin: Twin, opene
     store = opened()
     with watched(store) as seen:
         held = holder(store)
-        acquired = held.acquire(network_of(store), IPv4Network("10.244.77.0/24"))
+        acquired = held.acquire(network_of(store), Subnets(IPv4Network("10.244.77.0/24")))
         assert acquired.subnet == IPv4Network("10.244.1.0/24")
         seen.has(n1="10.0.0.1")
         assert held.keep().subnet == acquired.subnet and held.next_renewal() == float("inf")
@@ -779,7 +779,7 @@ def test_a_node_of_another_name_is_another_node_and_the_old_one_is_named_until_i
     store = opened(name="renamed")
     with watched(store) as seen:
         held = LeaseHolder(store, replace(IDENTITY, node="renamed"), ttl=100.0, margin=10.0)
-        acquired = held.acquire(network_of(store), IPv4Network("10.244.1.0/24"))
+        acquired = held.acquire(network_of(store), Subnets(IPv4Network("10.244.1.0/24")))
         assert (acquired.subnet, acquired.node) == (IPv4Network("10.244.2.0/24"), "renamed")
         seen.has(n1="10.0.0.1", renamed="10.0.0.1")
         (line,) = conflicts(store.snapshot().leases)
@@ -828,6 +828,127 @@ def test_our_node_back_with_another_subnet_is_refused_and_the_old_one_is_not_pub
         twin.state.delete("n1")
         twin.state.create(node("n1", "10.244.8.0/24"))
         said = r"the node has 10.244.8.0/24 now: drain it and restart"
+        wait_until(lambda: said in _complaint(held), SECONDS, said)
+        assert stands(twin) == {}
+
+
+# --- Both families ----------------------------------------------------------------
+
+SUBNET6, HOST6 = IPv6Network("fd00:10:244:1::/64"), IPv6Address("fd77::1")
+MAC6 = MacAddress.parse("02:00:00:00:00:66")
+DUAL_CONF = NET_CONF.replace('"Backend"', '"EnableIPv6":true,"IPv6Network":"fd00:10:244::/56","Backend"')
+
+
+@pytest.fixture
+def dual(twin: Twin, opened: Opener, tmp_path: Path) -> Opener:
+    """As `opened`, in a cluster of both families."""
+    (tmp_path / "net-conf.json").write_text(DUAL_CONF)
+    twin.state.delete("n1")
+    twin.state.create(node("n1", "10.244.1.0/24", str(SUBNET6)))
+    return opened
+
+
+def dual_holder(store: KubernetesStore) -> LeaseHolder:
+    identity = replace(IDENTITY, ipv6=IPv6Identity(HOST6, MAC6, 1))
+    return LeaseHolder(store, identity, ttl=100.0, margin=10.0)
+
+
+def test_a_node_publishes_both_families_once_and_takes_ipv6_away_with_the_networks(
+    twin: Twin, dual: Opener, tmp_path: Path
+) -> None:
+    store = dual()
+    held = dual_holder(store)
+    assert held.acquire(network_of(store)).ipv6 == IPv6Lease(SUBNET6, HOST6, MAC6, 1)
+    both = stands(twin)
+    assert both["public-ipv6"] == "fd77::1"
+    assert both["backend-v6-data"] == f'{{"VNI":1,"VtepMAC":"{MAC6}"}}'
+    held.keep()
+    dual_holder(dual()).acquire(network_of(store))
+    assert len(twin.of("patch")) == 1
+    (tmp_path / "net-conf.json").write_text(NET_CONF)
+    assert holder(store).acquire(network_of(store)).ipv6 is None
+    assert stands(twin).items() == {k: v for k, v in both.items() if "v6" not in k}.items()
+
+
+def test_a_podcidr_of_ipv6_outside_of_the_network_is_refused(twin: Twin, dual: Opener) -> None:
+    twin.state.create(node("n2", "10.244.2.0/24", "fd00:9::/64"))
+    said = "IPv6Network fd00:10:244::/56 does not contain fd00:9::/64, the podCIDR of node n2"
+    with pytest.raises(ConfigError, match=said):
+        dual(name="n2").read_network()
+    assert twin.of("patch") == []
+
+
+def test_a_node_without_a_podcidr_of_ipv6_has_ipv4_only(twin: Twin, dual: Opener) -> None:
+    """A Node keeps the podCIDRs that it has: to wait for another one would be to wait for ever."""
+    twin.state.create(node("n2", "10.244.2.0/24"))
+    store = dual(name="n2")
+    held = dual_holder(store)
+    held.identity = replace(held.identity, node="n2")
+    assert network_of(store).ipv6 is None, "nor is an uplink with IPv6 asked for"
+    with watched(store):
+        assert held.acquire(network_of(store)).ipv6 is None
+        said = "node n2 has no podCIDR for IPv6, which the network has"
+        assert [said in each for each in store.snapshot().problems] == [True]
+        twin.state.delete("n2")
+        wait_until(lambda: "there is no node n2" in _complaint(held), SECONDS, "it has gone")
+        assert network_of(store).ipv6 is None
+        twin.state.create(node("n2", "10.244.2.0/24", "fd00:10:244:2::/64"))
+        wait_until(lambda: not _complaint(held), SECONDS, "it is ours again")
+        assert network_of(store).ipv6 is not None, "which a running agent says, and a restart follows"
+        assert store.snapshot().problems == ()
+    assert "public-ipv6" not in stands(twin, "n2")
+
+
+def test_an_ipv6_subnet_that_another_node_holds_is_not_published(twin: Twin, dual: Opener) -> None:
+    theirs = {**published("10.0.0.2"), f"{PREFIX}public-ipv6": "fd77::2"}
+    theirs[f"{PREFIX}backend-v6-data"] = theirs[f"{PREFIX}backend-data"]
+    twin.state.create(node("other", "10.244.9.0/24", str(SUBNET6), annotations=theirs))
+    with pytest.raises(LeaseConflict, match="10.244.9.0/24 of other at 10.0.0.2 has a podCIDR that overlaps"):
+        dual().put(lease(ipv6=IPv6Lease(SUBNET6, HOST6, MAC6, 1)), None)
+    assert stands(twin) == {}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [{"public_ipv6": "fd77::9"}, {"public_ipv6": None}, {"public_ipv6": "x"}, {"backend_v6_data": "[]"}],
+)
+def test_annotations_of_ipv6_changed_by_hand_are_put_back(
+    twin: Twin, dual: Opener, damage: dict[str, str | None]
+) -> None:
+    store = dual()
+    with watched(store):
+        held = dual_holder(store)
+        held.acquire(network_of(store))
+        before = stands(twin)
+        annotate(twin, "n1", **damage)
+        wait_until(lambda: not _complaint(held) and stands(twin) == before, SECONDS, "put back")
+
+
+def test_an_administrators_ipv6_address_is_fought_over_by_nobody_however_it_is_written(
+    twin: Twin, dual: Opener
+) -> None:
+    annotate(twin, "n1", public_ipv6_overwrite="2001:DB8:0::7")
+    store = dual()
+    with watched(store) as seen:
+        held = dual_holder(store)
+        acquired = held.acquire(network_of(store))
+        assert acquired.ipv6 is not None and acquired.ipv6.host == HOST6
+        seen.has(n1="10.0.0.1")
+        assert stands(twin)["public-ipv6"] == "2001:DB8:0::7"
+        for _ in range(3):
+            assert held.keep() == acquired
+        assert len(twin.of("patch")) == 1
+
+
+@pytest.mark.parametrize("now", ["fd00:10:244:2::/64", ""])
+def test_our_node_back_with_another_ipv6_subnet_is_refused(twin: Twin, dual: Opener, now: str) -> None:
+    store = dual()
+    with watched(store):
+        held = dual_holder(store)
+        held.acquire(network_of(store))
+        twin.state.delete("n1")
+        twin.state.create(node("n1", "10.244.1.0/24", *([now] if now else [])))
+        said = "the node has 10.244.1.0/24" + (f" and {now}" if now else "") + " now: drain it and restart"
         wait_until(lambda: said in _complaint(held), SECONDS, said)
         assert stands(twin) == {}
 

@@ -15,6 +15,7 @@ from ctl.store import open_store
 from tests.dual import NETWORK, Guest, guest, init_network, ping, reaches, underlay, with_ipv6
 from tests.host import Agent, Host
 from tests.lab import Lab
+from tests.process import wait_until
 from tests.stream import TcpSink, tcp_send
 
 
@@ -63,6 +64,8 @@ def test_nodes_lease_both_families_as_one_and_containers_talk_by_both(duals: Dua
         assert part is not None and part.host is not None and part.vtep_mac is not None
         assert (str(part.host), part.vni, part.subnet.prefixlen) == (underlay(host), 1, 64)
         assert part.subnet.subnet_of(NETWORK)
+        assert host.status()["lease"]["ipv6"] == str(part.subnet)
+        wait_until(lambda host=host: host.status()["peers_ipv6"] == 1, 20, "its peer is counted")  # type: ignore[misc]
         assert env["FLANNEL_IPV6_NETWORK"] == str(NETWORK)
         assert IPv6Interface(env["FLANNEL_IPV6_SUBNET"]).network == part.subnet
     one, two = pair(duals, "one")

@@ -9,6 +9,7 @@ from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 
 from ctl.kernel.netlink.message import attributes, body, message, to_number
 from ctl.kernel.netlink.socket import Rtnl
+from tests.dual import init_network, with_ipv6
 from tests.lab import Container, Lab
 from tests.namespace import Namespace
 from tests.process import wait_until
@@ -32,8 +33,12 @@ def headroom(place: Namespace, device: str) -> int:
     return place.call(look)
 
 
-def leaves_room(container: Container) -> None:
-    wait_until(lambda: headroom(container, "eth0") == ROOM, 10, f"{container.name} leaves room")
+IPV6_ROOM = 84
+"""Of 70 bytes."""
+
+
+def leaves_room(container: Container, room: int = ROOM) -> None:
+    wait_until(lambda: headroom(container, "eth0") == room, 10, f"{container.name} leaves room")
 
 
 def test_containers_leave_room_whatever_happens_to_the_bridge(lab: Lab) -> None:
@@ -53,6 +58,15 @@ def test_containers_leave_room_whatever_happens_to_the_bridge(lab: Lab) -> None:
     )
     leaves_room(a.container("three"))
     assert all(port["name"] != "ovnet-room" for port in a.status()["kernel_ports"])
+
+
+def test_containers_leave_room_for_the_headers_of_the_families_that_the_node_has(lab: Lab) -> None:
+    a = with_ipv6(lab.host("a"))
+    for ipv6, room in ((True, IPV6_ROOM), (False, ROOM)):
+        init_network(a, ipv6=ipv6)
+        agent = a.agent()
+        leaves_room(a.containers[0] if a.containers else a.container("one"), room)
+        agent.stop()
 
 
 def test_a_device_of_that_name_that_is_not_ours_is_named_and_kept(lab: Lab) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
@@ -11,7 +11,7 @@ from ctl.agent.loop import Agent
 from ctl.core.errors import AgentError, ConfigError, StoreError, Unassigned
 from ctl.core.host import EVERYTHING, Ground, Surroundings
 from ctl.core.lease import Create, Keep, take
-from ctl.core.model import Lease, Network
+from ctl.core.model import Lease, Network, Subnets
 from tests.unit.world import NETWORK, Claims, FlakyStore, MemoryKernel, Posts, World, made
 
 SUBNET = NETWORK.subnet_min
@@ -27,10 +27,10 @@ class AssigningStore(FlakyStore):
     """How often a node has said that it is in service, or tried to."""
     deaf = False
 
-    def assigned(self, node: str) -> IPv4Network:
+    def assigned(self, node: str) -> Subnets:
         if self.subnet is None:
             raise Unassigned(f"node {node} has no podCIDR")
-        return self.subnet
+        return Subnets(self.subnet)
 
     def read_network(self) -> Network | None:
         self.assigned("a")
@@ -148,12 +148,17 @@ def test_a_subnet_that_covers_the_hosts_own_link_is_refused() -> None:
     link = Ground(IPv4Network("172.17.0.0/22"), "eth0")
     around = Surroundings(underlay=(link,))
     with pytest.raises(ConfigError, match=r"the subnet of this node, 172.17.1.0/24, covers the underlay"):
-        take(IPv4Network("172.17.1.0/24"), [], "a", around)
-    assert take(OTHER, [], "a", around) == Create(OTHER)
+        take(Subnets(IPv4Network("172.17.1.0/24")), [], "a", around)
+    link6 = Surroundings(underlay=(Ground(IPv6Network("fd77::/64"), "eth0"),))
+    both = Subnets(SUBNET, IPv6Network("fd77::/64"))
+    with pytest.raises(ConfigError, match=r"the subnet of this node, fd77::/64, covers the underlay"):
+        take(both, [], "a", link6)
+    assert take(Subnets(SUBNET), [], "a", link6) == Create(SUBNET)
+    assert take(Subnets(OTHER), [], "a", around) == Create(OTHER)
 
 
 def test_only_our_name_makes_a_lease_ours() -> None:
     here, there = IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")
     ours, others = Lease(OTHER, there, node="a"), Lease(SUBNET, here, node="b")
-    assert take(OTHER, [others, ours], "a", Surroundings()) == Keep(ours)
-    assert take(SUBNET, [others, ours], "a", Surroundings()) == Create(SUBNET)
+    assert take(Subnets(OTHER), [others, ours], "a", Surroundings()) == Keep(ours)
+    assert take(Subnets(SUBNET), [others, ours], "a", Surroundings()) == Create(SUBNET)

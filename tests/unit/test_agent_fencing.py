@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv4Network
 import pytest
 
 from ctl.agent.steps import Part
-from ctl.core.model import Lease
+from ctl.core.model import Lease, Subnets
 from ctl.core.report import health, readiness
 from tests.unit.world import HOST, KERNEL_PARTS, LEASE_TTL, NETWORK, RESYNC, Claims, MemoryKernel, World, made
 
@@ -105,7 +105,7 @@ def test_a_node_does_not_start_on_a_subnet_that_another_holds(world: World) -> N
     stolen = steal(world)
     wide = replace(NETWORK, subnet_max=IPv4Network("172.17.2.0/24"))
     world.store.write_network(wide, replace=True)
-    kernel = MemoryKernel(world.kernel.identity, world.clock, previous=stolen.subnet)
+    kernel = MemoryKernel(world.kernel.identity, world.clock, previous=Subnets(stolen.subnet))
     assert made(world.settings, world.store, kernel, Claims()).start()
     assert world.stored().subnet == IPv4Network("172.17.2.0/24")
     assert stolen in world.store.snapshot().leases

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface, ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctl.core.clash import Clashes, clashes, over_the_underlay
+from ctl.core.clash import Clashes, clashes, handed_out, over_the_underlay
+from ctl.core.family import IPV6
 from ctl.core.host import Ground, Surroundings
-from ctl.core.lease import rank
-from ctl.core.model import Lease, Network
+from ctl.core.lease import rank, span
+from ctl.core.model import IPv6Lease, Lease, Network
+from ctl.core.roster import within
 from ctl.core.wire import parse_network
 from tests.unit.strategies import leases, networks
 
@@ -25,12 +27,12 @@ def network(text: str, low: str | None = None, high: str | None = None) -> Netwo
 
 
 def has(device: str, text: str) -> Ground:
-    interface = IPv4Interface(text)
+    interface = ip_interface(text)
     return Ground(interface.network, device, interface.ip)
 
 
 def route(device: str, text: str) -> Ground:
-    return Ground(IPv4Network(text), device)
+    return Ground(ip_network(text), device)
 
 
 PLAIN = network("10.77.0.0/16")
@@ -160,12 +162,63 @@ def test_a_ground_is_named_once_or_not_at_all_and_only_if_it_is_in_the_way(
 ) -> None:
     chosen, held, around = world
     told = clashes(chosen, held[0].subnet, sorted(held, key=rank), Surroundings((), around.others))
-    first, last = chosen.subnet_min.network_address, chosen.subnet_max.broadcast_address
+    first, last = handed_out(chosen)
     for ground in around.others:
         lines = [line for line in told.problems + told.warnings if line.startswith(f"{ground},")]
-        apart = ground.network.broadcast_address < first or ground.network.network_address > last
+        start, end = span(ground.network)
+        apart = end < first or start > last
         assert len(lines) <= 1
         assert not (apart and lines)
-        within = [each.subnet for each in held if ground.network.subnet_of(each.subnet)]
-        if within and not apart and not (within[0] == held[0].subnet and ground.network.prefixlen == 32):
+        around_it = [each.subnet for each in held if within(ground.network, each.subnet)]
+        if (
+            around_it
+            and not apart
+            and not (around_it[0] == held[0].subnet and ground.network.prefixlen == 32)
+        ):
             assert lines and lines[0] in told.problems
+
+
+# --- IPv6 -----------------------------------------------------------------------------
+
+DUAL = parse_network(
+    '{"Network":"10.77.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:77::/48","Backend":{"Type":"vxlan"}}'
+)
+OWN_IPV6 = IPv6Network("fd00:77:0:3::/64")
+IPV6_PEER = Lease(
+    PEER.subnet, PEER.host, node="b", ipv6=IPv6Lease(IPv6Network("fd00:77:0:5::/64"), IPv6Address("fd77::5"))
+)
+
+
+def found_of_ipv6(*others: Ground, underlay: tuple[Ground, ...] = ()) -> Clashes:
+    space, member = IPV6.space(DUAL), IPV6.member(IPV6_PEER)
+    assert space is not None and member is not None
+    return clashes(space, OWN_IPV6, [member], Surroundings(underlay, others))
+
+
+@pytest.mark.parametrize(
+    ("ground", "problem", "warning"),
+    [
+        (has("eth0", "2001:db8::1/64"), "", ""),
+        (route("tun0", "fd00::/8"), "", ""),
+        (route("cali1", "fd00:77:0:3::9/128"), "", ""),
+        (route("tun0", "fd00:77:0:5::/64"), "within fd00:77:0:5::/64 of b at fd77::5", ""),
+        (has("lxdbr0", "fd00:77:0:5:1::1/80"), "within fd00:77:0:5::/64 of b", ""),
+        (has("docker0", "fd00:77:0:3::1/64"), "within our own subnet fd00:77:0:3::/64", ""),
+        (has("virbr0", "fd00:77:0:99::1/64"), "", "which overlaps what fd00:77::/48 hands out"),
+        (route("tun0", "fd00:77:0:8000::/49"), "", "which overlaps what fd00:77::/48 hands out"),
+    ],
+    ids=str,
+)
+def test_grounds_of_ipv6_are_judged_alike(ground: Ground, problem: str, warning: str) -> None:
+    told = found_of_ipv6(ground)
+    for lines, wanted in ((told.problems, problem), (told.warnings, warning)):
+        assert len(lines) == bool(wanted)
+        assert all(wanted in line and str(ground) in line for line in lines)
+
+
+def test_an_ipv6_network_over_the_hosts_own_link_is_named_with_the_remedy() -> None:
+    link = has("eth0", "fd00:77:0:9::11/64")
+    assert "fd00:77::/48 hands out fd00:77:0:1::/64 to" in over_the_underlay(DUAL, [link])
+    assert over_the_underlay(PLAIN, [link]) == ""
+    (line,) = found_of_ipv6(underlay=(has("eth0", "fd00:77:0:3::11/64"),)).problems
+    assert "which is the underlay, and our subnet fd00:77:0:3::/64 covers it" in line

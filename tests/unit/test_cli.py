@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ import pytest
 from ctl.cli import main as cli
 from ctl.cli.output import Column, duration, emit, emit_one, table
 from ctl.core.errors import AgentUnreachable, ConfigError, NotFound, OvnetError
-from ctl.core.model import Lease, MacAddress
+from ctl.core.model import IPv6Lease, Lease, MacAddress
 from ctl.store import open_store
 
 REPOSITORY = Path(__file__).parents[2]
@@ -186,6 +186,8 @@ def test_leases_are_listed_by_subnet(ovctl: Ovctl, path: Path) -> None:
         "vtep_mac": "02:00:00:00:00:01",
         "vni": 1,
         "backend": "vxlan",
+        "ipv6_subnet": None,
+        "ipv6_host": None,
         "expires_at": 4e9,
         "expires_in": 0,
         "reserved": False,
@@ -195,6 +197,12 @@ def test_leases_are_listed_by_subnet(ovctl: Ovctl, path: Path) -> None:
     assert "warning: two leases with one host address" in err
     wide = ovctl("lease", "list", "-o", "wide")[1]
     assert "02:00:00:00:00:01" in wide
+    part = IPv6Lease(IPv6Network("fd00:10:0:5::/64"), IPv6Address("fd77::5"), mac, 1)
+    with closing(open_store(f"sqlite://{path}")) as store:
+        store.put(Lease(IPv4Network("172.17.5.0/24"), IPv4Address("10.0.0.5"), mac, 1, ipv6=part), None)
+    dual = json.loads(ovctl("lease", "list", "-o", "json")[1])[1]
+    assert (dual["ipv6_subnet"], dual["ipv6_host"]) == ("fd00:10:0:5::/64", "fd77::5")
+    assert "fd00:10:0:5::/64  fd77::5" in ovctl("lease", "list", "-o", "wide")[1]
     assert "02:00:00:00:00:01" not in ovctl("lease", "list")[1]
 
 

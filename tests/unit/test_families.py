@@ -20,8 +20,7 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ctl.backend.hostgw import HostGwBackend
 from ctl.backend.vxlan.backend import VxlanBackend
-from ctl.core.errors import AgentError
-from ctl.core.family import IPV6, lacks_ipv6, own_ipv6, without_ipv6
+from ctl.core.family import IPV6, lacks_ipv6, without_ipv6
 from ctl.core.host import Change, Devices, Hop, Route, RouteKey, Sender
 from ctl.core.lease import clash, rank, with_ipv6
 from ctl.core.model import IPv6Lease, IPv6Range, Lease, MacAddress, Network
@@ -185,32 +184,6 @@ def test_a_network_with_ipv6_is_refused_with_the_key_and_udp_in_any_version(back
     plain, dual = replace(NETWORK, backend=backend, ipv6=None), replace(NETWORK, backend=backend)
     assert lacks_ipv6(plain) == ""
     assert bool(lacks_ipv6(dual)) is (backend == "udp")
-
-
-LASTING = [IPv6Address("2001:db8::7"), IPv6Address("fd77::7")]
-
-
-@pytest.mark.parametrize(
-    ("asked", "before", "found"),
-    [
-        (None, None, LASTING[0]),
-        (None, LASTING[1], LASTING[1]),
-        (None, IPv6Address("fd77::9"), LASTING[0]),
-        (LASTING[1], LASTING[0], LASTING[1]),
-    ],
-    ids=["the first", "that of before stays", "that of before is gone", "the one that was asked for"],
-)
-def test_which_of_the_uplinks_addresses_is_published(
-    asked: IPv6Address | None, before: IPv6Address | None, found: IPv6Address
-) -> None:
-    assert own_ipv6(LASTING, "eth0", asked, before) == found
-
-
-def test_an_uplink_without_such_an_address_is_named_with_the_remedy() -> None:
-    with pytest.raises(AgentError, match=r"uplink eth0 no address .* give it one, or see --iface"):
-        own_ipv6([], "eth0", None, LASTING[0])
-    with pytest.raises(AgentError, match="eth0 does not have fd77::9 for good: see --public-ipv6"):
-        own_ipv6(LASTING, "eth0", IPv6Address("fd77::9"), None)
 
 
 @given(st.lists(st.integers(0, 9), max_size=9, unique=True), st.integers(0, 12))

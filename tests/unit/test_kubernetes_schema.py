@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
 import pytest
@@ -11,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctl.core.errors import ConfigError
-from ctl.core.model import Lease, MacAddress
+from ctl.core.model import IPv6Lease, Lease, MacAddress, Subnets
 from ctl.core.wire import parse_network
 from ctl.settings.values import annotation_prefix
 from ctl.store.kubernetes import scan
 from ctl.store.kubernetes.cache import Cache, Listing
-from ctl.store.kubernetes.schema import Entry, Schema, node_public_ip, pod_cidr
+from ctl.store.kubernetes.schema import Entry, Schema, node_public_ip, pod_cidrs
 from tests.kube.nodes import PREFIX, alone, node, published, text
 
 MAC = "02:00:00:00:00:02"
@@ -98,21 +99,24 @@ def test_what_does_not_parse_is_one_line_that_names_the_node(annotation: str, va
 
 
 @pytest.mark.parametrize(
-    ("cidrs", "subnet"),
+    ("cidrs", "subnet", "ipv6"),
     [
-        (["10.244.0.0/24"], "10.244.0.0/24"),
-        (["10.244.16.0/20"], "10.244.16.0/20"),
-        (["fd00:1::/64", "10.244.3.0/26"], "10.244.3.0/26"),
-        (["10.244.3.7/24"], "10.244.3.0/24"),
+        (["10.244.0.0/24"], "10.244.0.0/24", None),
+        (["10.244.16.0/20"], "10.244.16.0/20", None),
+        (["fd00:1::/64", "10.244.3.0/26"], "10.244.3.0/26", "fd00:1::/64"),
+        (["10.244.3.7/24", "fd00:1::7/80"], "10.244.3.0/24", "fd00:1::/80"),
     ],
 )
-def test_the_subnet_is_the_first_cidr_of_ipv4(cidrs: list[str], subnet: str) -> None:
-    assert pod_cidr({"podCIDR": cidrs[0], "podCIDRs": cidrs}) == IPv4Network(subnet)
+def test_the_subnets_are_the_first_cidr_of_each_family(
+    cidrs: list[str], subnet: str, ipv6: str | None
+) -> None:
+    wanted = Subnets(IPv4Network(subnet), IPv6Network(ipv6) if ipv6 else None)
+    assert pod_cidrs({"podCIDR": cidrs[0], "podCIDRs": cidrs}) == wanted
 
 
 def test_a_node_of_an_old_api_has_one_cidr() -> None:
-    assert pod_cidr({"podCIDR": "10.244.0.0/24"}) == IPv4Network("10.244.0.0/24")
-    assert pod_cidr({}) is None
+    assert pod_cidrs({"podCIDR": "10.244.0.0/24"}) == Subnets(IPv4Network("10.244.0.0/24"))
+    assert pod_cidrs({}) is None
 
 
 @pytest.mark.parametrize(
@@ -121,6 +125,7 @@ def test_a_node_of_an_old_api_has_one_cidr() -> None:
         (["10.1.0.0/24", "fd00::/64", "10.2.0.0/24"], "more than one"),
         (["fd00::/64"], "no podCIDR for IPv4"),
         (["10.1.0.0/33"], "is no network"),
+        (["10.1.0.0/24", "fd00::/129"], "is no network"),
     ],
 )
 def test_a_cidr_that_is_none_is_a_problem_of_flannels_nodes_only(cidrs: list[str], said: str) -> None:
@@ -129,6 +134,11 @@ def test_a_cidr_that_is_none_is_a_problem_of_flannels_nodes_only(cidrs: list[str
 
 
 OWN = Lease(IPv4Network("10.244.1.0/24"), IPv4Address("10.0.0.1"), MacAddress.parse(MAC), 1, node="own")
+
+
+def written_of(lease: Lease) -> dict[str, str]:
+    """To a Node that has none of them yet."""
+    return {key: value for key, value in SCHEMA.annotations(lease, {}).items() if value is not None}
 
 
 def test_what_is_written_is_flannels_byte_for_byte() -> None:
@@ -148,7 +158,7 @@ def test_backends_without_data_write_null_as_flannel_does(backend: str, kind: st
 
 
 def test_only_what_differs_is_written() -> None:
-    stands = {key.removeprefix(PREFIX): value for key, value in SCHEMA.annotations(OWN, {}).items()}
+    stands = {key.removeprefix(PREFIX): value for key, value in written_of(OWN).items()}
     assert SCHEMA.annotations(OWN, stands) == {}
     assert SCHEMA.annotations(OWN, {**stands, "public-ip": "10.9.9.9"}) == {f"{PREFIX}public-ip": "10.0.0.1"}
 
@@ -172,8 +182,83 @@ def test_an_administrators_address_is_published_in_place_of_ours() -> None:
 )
 def test_what_is_written_is_read_back(vni: int, mac: bytes) -> None:
     lease = Lease(OWN.subnet, OWN.host, MacAddress(mac), vni, node="own")
-    made = node("own", str(OWN.subnet), annotations=SCHEMA.annotations(lease, {}))
+    made = node("own", str(OWN.subnet), annotations=written_of(lease))
     assert SCHEMA.read(made).lease == lease
+
+
+# --- Both families ----------------------------------------------------------------
+
+MAC6 = "02:00:00:00:00:66"
+DUAL = replace(
+    OWN,
+    ipv6=IPv6Lease(IPv6Network("fd00:1::/64"), IPv6Address("fd77::1"), MacAddress.parse(MAC6), 1),
+)
+
+
+def read_dual(**annotations: str) -> Entry:
+    """A Node of a flannel's with both families."""
+    both = {"public_ipv6": "fd77::2", "backend_v6_data": f'{{"VNI":1,"VtepMAC":"{MAC6}"}}'}
+    return read("n2", "fd00:1::/64", "10.244.2.0/24", **{**both, **annotations})
+
+
+def test_a_node_of_both_families_is_one_lease() -> None:
+    host, mac = IPv6Address("fd77::2"), MacAddress.parse(MAC6)
+    entry = read_dual()
+    assert (lease_of(entry).ipv6, entry.problem) == (IPv6Lease(IPv6Network("fd00:1::/64"), host, mac, 1), "")
+    assert lease_of(entry).revision == 7
+
+
+@pytest.mark.parametrize("kind", ["host-gw", "wireguard"])
+def test_other_backends_have_no_data_of_ipv6(kind: str) -> None:
+    ipv6 = lease_of(read_dual(backend_type=kind, backend_v6_data="null")).ipv6
+    assert ipv6 is not None and (ipv6.host, ipv6.vtep_mac) == (IPv6Address("fd77::2"), None)
+
+
+@pytest.mark.parametrize(
+    ("annotation", "value", "said"),
+    [
+        ("public_ipv6", "", "node n2: public-ipv6: "),
+        ("public_ipv6", "10.0.0.2", "node n2: public-ipv6: "),
+        ("public_ipv6", "::ffff:10.0.0.2", "is not a host's address"),
+        ("public_ipv6", "fe80::2", "node n2: public-ipv6: fe80::2 is not a host's address"),
+        ("backend_v6_data", "[]", "node n2: backend-v6-data: BackendData must be an object"),
+        ("backend_v6_data", '{"VtepMAC":"01:00:00:00:00:02"}', "is not a unicast address"),
+        ("backend_v6_data", "[" * 5000, "node n2: backend-v6-data: "),
+    ],
+)
+def test_what_is_wrong_with_ipv6_costs_the_node_ipv6_only(annotation: str, value: str, said: str) -> None:
+    entry = read_dual(**{annotation: value})
+    assert lease_of(entry).ipv6 is None and str(lease_of(entry).host) == "10.0.0.2"
+    assert said in entry.problem and "\n" not in entry.problem
+
+
+def test_a_node_that_publishes_no_ipv6_or_has_no_podcidr_of_it_has_ipv4_only() -> None:
+    for entry in (read_dual(public_ipv6="-"), read("n2", "10.244.2.0/24", public_ipv6="fd77::2")):
+        assert (lease_of(entry).ipv6, entry.problem) == (None, "")
+
+
+def test_what_is_written_of_both_families_is_flannels_byte_for_byte() -> None:
+    of_ipv6 = {
+        "flannel.alpha.coreos.com/backend-v6-data": '{"VNI":1,"VtepMAC":"02:00:00:00:00:66"}',
+        "flannel.alpha.coreos.com/public-ipv6": "fd77::1",
+    }
+    assert SCHEMA.annotations(DUAL, {}) == {**SCHEMA.annotations(OWN, {}), **of_ipv6}
+    made = node("own", str(OWN.subnet), "fd00:1::/64", annotations=written_of(DUAL))
+    assert SCHEMA.read(made).lease == DUAL
+    gateway = IPv6Lease(IPv6Network("fd00:1::/64"), IPv6Address("fd77::1"))
+    plain = Lease(OWN.subnet, OWN.host, backend="host-gw", node="own", ipv6=gateway)
+    assert written_of(plain)[f"{PREFIX}backend-v6-data"] == "null"
+
+
+def test_a_node_that_goes_back_to_ipv4_takes_its_ipv6_away() -> None:
+    stands = {key.removeprefix(PREFIX): value for key, value in written_of(DUAL).items()}
+    assert SCHEMA.annotations(OWN, stands) == {f"{PREFIX}backend-v6-data": None, f"{PREFIX}public-ipv6": None}
+
+
+def test_an_administrators_ipv6_address_is_published_in_place_of_ours() -> None:
+    written = SCHEMA.annotations(DUAL, {"public-ipv6-overwrite": "2001:db8::7"})
+    assert written[f"{PREFIX}public-ipv6"] == "2001:db8::7"
+    assert f"{PREFIX}public-ipv6" not in SCHEMA.annotations(OWN, {"public-ipv6-overwrite": "2001:db8::7"})
 
 
 @pytest.mark.parametrize(
@@ -329,7 +414,7 @@ def entry(name: str, third: int, *, uid: str = "u", version: int = 5, born: str 
     lease = Lease(
         subnet, IPv4Address(f"10.0.0.{third}"), MacAddress.parse(MAC), 1, node=name, revision=version
     )
-    return Entry(name, uid, version, born, 0, subnet, lease)
+    return Entry(name, uid, version, born, 0, Subnets(subnet), lease)
 
 
 def loaded(*entries: Entry, own: str = "own") -> Cache:
@@ -386,7 +471,7 @@ def test_what_was_told_before_a_list_is_no_news() -> None:
 def test_an_event_from_before_our_own_write_changes_nothing() -> None:
     cache = loaded(entry("own", 1, version=20))
     assert not cache.put(entry("own", 2, version=15))
-    assert cache.entries["own"].subnet == IPv4Network("10.244.1.0/24")
+    assert cache.entries["own"].subnets == Subnets(IPv4Network("10.244.1.0/24"))
     assert cache.put(entry("own", 2, uid="another", version=15))
 
 
@@ -413,7 +498,26 @@ def test_where_others_give_out_subnets_flannels_rules_for_them_do_not_count(
     config = json.dumps(
         {"Network": network, "SubnetLen": 99, "SubnetMin": "1.2.3.4", "Backend": {"Type": "vxlan"}}
     )
-    found = parse_network(config, subnet_len=length)
+    found = parse_network(config, given_out=(length, 64))
+    assert (found.subnet_len, str(found.subnet_min), str(found.subnet_max)) == (length, low, high)
+    assert found.ipv6 is None
+
+
+@pytest.mark.parametrize(
+    ("network", "length", "low", "high"),
+    [
+        ("fd00:10:244::/56", 64, "fd00:10:244::/64", "fd00:10:244:ff::/64"),
+        ("fd00::/64", 64, "fd00::/64", "fd00::/64"),
+        ("fd00::/108", 116, "fd00::/116", "fd00::f:f000/116"),
+    ],
+)
+def test_nor_do_they_for_ipv6(network: str, length: int, low: str, high: str) -> None:
+    config = {
+        "Network": "10.244.0.0/16", "EnableIPv6": True, "IPv6Network": network, "IPv6SubnetLen": 7,
+        "IPv6SubnetMin": "nonsense", "Backend": {"Type": "vxlan"},
+    }  # fmt: skip
+    found = parse_network(json.dumps(config), given_out=(24, length)).ipv6
+    assert found is not None
     assert (found.subnet_len, str(found.subnet_min), str(found.subnet_max)) == (length, low, high)
 
 
@@ -423,11 +527,16 @@ def test_where_others_give_out_subnets_flannels_rules_for_them_do_not_count(
         ("{", "not JSON"),
         ("{}", "Network is missing"),
         ('{"Network":""}', "Network"),
-        ('{"Network":"10.244.0.0/16","EnableIPv6":true}', "only IPv4"),
+        ('{"Network":"10.244.0.0/16","EnableIPv6":true}', "IPv6Network is missing"),
+        ('{"Network":"10.244.0.0/16","EnableIPv6":"true"}', "EnableIPv6 must be true or false"),
+        (
+            '{"Network":"10.244.0.0/16","EnableIPv6":true,"IPv6Network":"10.0.0.0/8"}',
+            "IPv6Network '10.0.0.0/8'",
+        ),
         ('{"Network":"10.244.0.0/16","Backend":{"Type":""}}', "Backend has no Type"),
         ('{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan","VNI":"1"}}', "VNI must be a whole number"),
     ],
 )
 def test_a_broken_net_conf_names_its_key(config: str, said: str) -> None:
     with pytest.raises(ConfigError, match=f"net-conf.json: .*{said}"):
-        parse_network(config, "net-conf.json", subnet_len=24)
+        parse_network(config, "net-conf.json", given_out=(24, 64))

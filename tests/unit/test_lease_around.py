@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from dataclasses import replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_interface
 
 import pytest
 from hypothesis import given
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from ctl.core.errors import ConfigError, NetworkExhausted
 from ctl.core.host import Ground, Surroundings
-from ctl.core.lease import Create, Keep, choose, fits, free_subnets
-from ctl.core.model import Lease, Network
+from ctl.core.lease import Create, Keep, choose, fits, free_subnets, with_ipv6
+from ctl.core.model import IPv6Lease, Lease, Network
+from ctl.core.roster import within
 from ctl.core.wire import parse_network
 from tests.unit.strategies import leases, networks
 from tests.unit.test_clash import grounds
@@ -24,7 +26,7 @@ TWO = parse_network(
 
 
 def has(device: str, text: str) -> Ground:
-    interface = IPv4Interface(text)
+    interface = ip_interface(text)
     return Ground(interface.network, device, interface.ip)
 
 
@@ -109,6 +111,44 @@ def test_what_is_chosen_covers_neither_the_link_nor_a_peer(network: Network, dat
         assert fits(network, choice.subnet)
         assert not any(choice.subnet.overlaps(each) for each in around.links)
         assert not any(each.host in choice.subnet for each in held)
-        assert not any(each.network.subnet_of(choice.subnet) for each in around.others)
+        assert not any(within(each.network, choice.subnet) for each in around.others)
     if isinstance(choice, Keep):
         assert not any(choice.lease.subnet.overlaps(each) for each in around.links)
+
+
+# --- IPv6 -----------------------------------------------------------------------------
+
+TWO_OF_IPV6 = parse_network(
+    '{"Network":"172.17.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10::/48","IPv6SubnetMin":"fd00:10:0:5::",'
+    '"IPv6SubnetMax":"fd00:10:0:6::","Backend":{"Type":"vxlan"}}'
+)
+FIVE, SIX = IPv6Network("fd00:10:0:5::/64"), IPv6Network("fd00:10:0:6::/64")
+ON_THE_IPV6_LINK = Surroundings((UPLINK, has("eth0", "fd00:10:0:5::11/64")))
+
+
+def ipv6_of(held: Lease, *others: Lease, around: Surroundings, previous: IPv6Network | None = None) -> object:
+    found = with_ipv6(held, TWO_OF_IPV6, others, lambda candidates: candidates[0], previous, around)
+    return found.ipv6 and found.ipv6.subnet
+
+
+def test_an_ipv6_subnet_over_the_link_is_not_chosen_nor_kept_nor_had_again() -> None:
+    mine = lease("172.17.9.0/24")
+    assert ipv6_of(mine, around=Surroundings()) == FIVE
+    assert ipv6_of(mine, around=ON_THE_IPV6_LINK) == SIX
+    assert ipv6_of(mine, around=ON_THE_IPV6_LINK, previous=FIVE) == SIX
+    assert ipv6_of(replace(mine, ipv6=IPv6Lease(FIVE)), around=ON_THE_IPV6_LINK) == SIX
+
+
+def test_nor_is_one_with_a_peer_or_another_network_in_it() -> None:
+    mine = lease("172.17.9.0/24")
+    peer = replace(
+        lease("172.17.8.0/24"), ipv6=IPv6Lease(IPv6Network("fd00:9::/64"), IPv6Address("fd00:10:0:5::99"))
+    )
+    assert ipv6_of(mine, peer, around=Surroundings()) == SIX
+    assert ipv6_of(mine, around=Surroundings(others=(has("lxdbr0", "fd00:10:0:5:1::1/80"),))) == SIX
+
+
+def test_where_only_the_ipv6_link_is_free_it_is_refused_with_the_remedy() -> None:
+    peer = replace(lease("172.17.8.0/24"), ipv6=IPv6Lease(SIX))
+    with pytest.raises(ConfigError, match=r"each free /64 of fd00:10::/48 .*eth0 has fd00:10:0:5::11/64"):
+        ipv6_of(lease("172.17.9.0/24"), peer, around=ON_THE_IPV6_LINK)

@@ -4,14 +4,15 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 
 import pytest
 
 from ctl.cluster.leasing import ATTEMPTS, LeaseHolder
 from ctl.core.errors import LeaseConflict, NetworkExhausted
 from ctl.core.host import Identity
-from ctl.core.model import END_UNKNOWN, Lease, MacAddress, Snapshot
+from ctl.core.model import END_UNKNOWN, IPv6Lease, Lease, MacAddress, Snapshot, Subnets
+from ctl.core.wire import parse_network
 from ctl.store.memory import MemoryStore
 from tests.unit.strategies import NETWORK
 
@@ -279,3 +280,59 @@ def test_a_lease_whose_end_somebody_made_unknown_is_renewed(store: MemoryStore, 
 def test_keep_needs_a_lease(store: MemoryStore, clock: Clock) -> None:
     with pytest.raises(RuntimeError, match="acquire"):
         node(store, A, clock).keep()
+
+
+# --- Both families ----------------------------------------------------------------
+
+DUAL = parse_network(
+    '{"Network":"172.17.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10::/48","Backend":{"Type":"vxlan"}}'
+)
+BEFORE = Subnets(IPv4Network("172.17.9.0/24"), IPv6Network("fd00:10:0:9::/64"))
+FIRST = IPv6Network("fd00:10:0:1::/64")
+
+
+def dual_node(store: MemoryStore, clock: Clock) -> LeaseHolder:
+    return LeaseHolder(
+        store, A, ttl=TTL, margin=MARGIN, clock=clock, pick=lowest, pick_ipv6=lambda candidates: candidates[0]
+    )
+
+
+def held(lease: Lease) -> Subnets:
+    return Subnets(lease.subnet, lease.ipv6.subnet if lease.ipv6 else None)
+
+
+def test_a_node_whose_lease_has_ended_has_the_subnets_of_both_families_again(
+    store: MemoryStore, clock: Clock
+) -> None:
+    before = dual_node(store, clock).acquire(DUAL, BEFORE)
+    clock.now += 2 * TTL
+    assert store.snapshot().leases == ()
+    again = dual_node(store, clock).acquire(DUAL, held(before))
+    assert held(before) == held(again) == BEFORE
+
+
+@pytest.mark.parametrize(
+    ("theirs", "before", "got"),
+    [
+        (Lease(IPv4Network("172.17.4.0/24"), B.host, ipv6=IPv6Lease(IPv6Network("fd00:10:0:9::/64"))), BEFORE,
+         Subnets(BEFORE.ipv4, FIRST)),
+        (Lease(BEFORE.ipv4, B.host), BEFORE, Subnets(NETWORK.subnet_min, BEFORE.ipv6)),
+        (Lease(IPv4Network("172.17.4.0/24"), B.host), Subnets(BEFORE.ipv4, IPv6Network("fd00:11::/64")),
+         Subnets(BEFORE.ipv4, FIRST)),
+        (Lease(IPv4Network("172.17.4.0/24"), B.host), Subnets(BEFORE.ipv4), Subnets(BEFORE.ipv4, FIRST)),
+    ],
+    ids=["IPv6's is another's", "IPv4's is another's", "IPv6's does not fit", "it had IPv4 only"],
+)  # fmt: skip
+def test_of_the_subnets_before_it_has_what_can_be_had(
+    store: MemoryStore, clock: Clock, theirs: Lease, before: Subnets, got: Subnets
+) -> None:
+    store.put(replace(theirs, expires_at=math.inf), None)
+    assert held(dual_node(store, clock).acquire(DUAL, before)) == got
+
+
+def test_a_node_moved_by_a_changed_ipv4_network_keeps_its_ipv6_subnet(
+    store: MemoryStore, clock: Clock
+) -> None:
+    dual_node(store, clock).acquire(DUAL, BEFORE)
+    small = replace(DUAL, subnet_max=IPv4Network("172.17.2.0/24"))
+    assert held(dual_node(store, clock).acquire(small, BEFORE)) == Subnets(NETWORK.subnet_min, BEFORE.ipv6)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 import ctl
+from ctl.core.wire import parse_network
 from ctl.settings.config import SETTINGS
 from tests import docs
 from tests.kube.twin import FLANNEL
@@ -19,6 +21,7 @@ from tests.process import run
 
 PLACE = REPOSITORY / "deploy" / "kubernetes"
 VERSIONS = ("1.30", "1.37")
+FORMS = ("base", *(f"overlays/{each}" for each in ("dual-stack", "xdp", "from-flannel", "to-flannel")))
 Json = dict[str, Any]
 
 
@@ -58,7 +61,7 @@ def test_what_is_applied_by_url_is_a_file_and_that_of_the_base(copy: Path) -> No
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("name", ["base", "overlays/xdp", "overlays/from-flannel", "overlays/to-flannel"])
+@pytest.mark.parametrize("name", FORMS)
 def test_each_form_is_valid_by_the_apis_own_schemas(name: str, version: str) -> None:
     for each in kustomized(name):
         kubernetes_validate.validate(each, version, strict=True)
@@ -126,6 +129,16 @@ def test_what_gives_a_node_back_has_what_the_agent_has_there_and_touches_no_othe
     for what in ("env", "image", "securityContext", "volumeMounts"):
         assert one[what] == agent[what]
     assert back["spec"]["template"]["spec"]["volumes"] == ours["spec"]["template"]["spec"]["volumes"]
+
+
+def test_a_cluster_of_both_families_differs_in_its_network_alone() -> None:
+    ours, dual = by_kind(plain()), by_kind(kustomized("overlays/dual-stack"))
+    networks = [
+        parse_network(each.pop("ConfigMap")["data"]["net-conf.json"], given_out=(24, 64))
+        for each in (ours, dual)
+    ]
+    assert ours == dual
+    assert networks[1].ipv6 is not None and replace(networks[1], ipv6=None) == networks[0]
 
 
 def test_the_image_is_of_this_version() -> None:

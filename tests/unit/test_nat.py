@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 from hypothesis import given
@@ -225,3 +225,57 @@ def test_a_rule_about_something_else_changes_nothing(found: dict[str, list[Rule]
 @given(st.text(alphabet="-!AsdojgmPN \"'\\0123456789./x", max_size=60))
 def test_any_listing_is_read(text: str) -> None:
     parse_iptables([text, f"-A POSTROUTING {text}", f"-A {text} -j MASQUERADE"])
+
+
+# --- IPv6 -----------------------------------------------------------------------------
+
+SADDR6, DADDR6 = ({"payload": {"protocol": "ip6", "field": each}} for each in ("saddr", "daddr"))
+NFPROTO = {"meta": {"key": "nfproto"}}
+WIDE6 = {"prefix": {"addr": "fd00:10::", "len": 48}}
+OUT6 = Leaving(IPv6Address("fd00:10:0:3::2"), IPv6Address("fd00:10:0:9::2"), "ovnet-v6.1")
+
+
+@pytest.mark.parametrize(
+    ("rule", "guilty"),
+    [
+        ("-s fd00:10::/48 -j MASQUERADE", True),
+        ("-s fd00:10:0:3::/64 ! -o docker0 -j MASQUERADE", True),
+        ("-s fd00:10::/48 ! -d fd00:10::/48 -j MASQUERADE", False),
+        ("-s fd00:11::/48 -j MASQUERADE", False),
+    ],
+)
+def test_ip6tables_rules_are_judged_alike(rule: str, guilty: bool) -> None:
+    assert (blamed(f"POSTROUTING {rule}", OUT6) is not None) is guilty
+
+
+@pytest.mark.parametrize(
+    ("expressions", "of_ipv4", "of_ipv6"),
+    [
+        ([{"masquerade": None}], True, True),
+        ([match(SADDR6, WIDE6), {"masquerade": None}], False, True),
+        ([match(SADDR6, WIDE6, "!="), {"masquerade": None}], False, False),
+        ([match(SADDR, "192.0.2.0", "!="), {"masquerade": None}], True, False),  # of IPv4's packets only
+        ([match(SADDR6, "fd01::1", "!="), {"masquerade": None}], False, True),
+        ([match(NFPROTO, "ipv6"), {"masquerade": None}], False, True),
+        ([match(NFPROTO, "ipv4"), {"masquerade": None}], True, False),
+        ([match(NFPROTO, "ipv6"), match(SADDR, WIDE), {"masquerade": None}], False, False),
+        ([match(SADDR6, WIDE6), match(DADDR6, WIDE6, "!="), {"masquerade": None}], False, False),
+        ([match(SADDR6, WIDE), {"masquerade": None}], False, False),
+    ],
+    ids=str,
+)
+def test_a_rule_for_both_families_is_judged_by_the_packets_that_it_is_about(
+    expressions: list[dict[str, object]], of_ipv4: bool, of_ipv6: bool
+) -> None:
+    chains = {"post": parse_nft([json.loads(json.dumps(expressions))])}
+    assert [rewriting(chains, "post", packet) is not None for packet in (OUT, OUT6)] == [of_ipv4, of_ipv6]
+
+
+def test_packets_between_nodes_are_tried_in_ipv6_too() -> None:
+    dual = parse_network(
+        '{"Network":"172.17.0.0/16","EnableIPv6":true,"IPv6Network":"fd00:10::/48","Backend":{"Type":"vxlan"}}'
+    )
+    assert dual.ipv6 is not None
+    own, peer = IPv6Network("fd00:10:0:3::/64"), IPv6Network("fd00:10:0:9::/64")
+    tried = set(probes(dual.ipv6, own, [own, peer], ["ovnet-v6.1"], "ovnet0"))
+    assert {OUT6, Leaving(OUT6.destination, OUT6.source, "ovnet0")} <= tried

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from argparse import Namespace
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ctl.core.errors import ConfigError
+from ctl.core.model import Subnets
 from ctl.core.wire import parse_network
 from ctl.node.node import Node
 from ctl.settings.config import resolve
@@ -56,7 +57,13 @@ def test_a_node_that_was_never_here_has_no_previous_subnet(node: Node) -> None:
 def test_a_node_asks_for_the_subnet_of_an_earlier_life(node: Node, tmp_path: Path, name: str) -> None:
     """Also if that life ended fenced."""
     (tmp_path / name).write_text(subnet_env("172.17.9.1/24"))
-    assert node.previous() == IPv4Network("172.17.9.0/24")
+    assert node.previous() == Subnets(IPv4Network("172.17.9.0/24"))
+
+
+def test_a_node_of_both_families_asks_for_both_subnets_of_an_earlier_life(node: Node, tmp_path: Path) -> None:
+    ipv6 = "FLANNEL_IPV6_NETWORK=fd00:10::/48\nFLANNEL_IPV6_SUBNET=fd00:10:0:9::1/64\n"
+    (tmp_path / "subnet.env").write_text(subnet_env("172.17.9.1/24") + ipv6)
+    assert node.previous() == Subnets(IPv4Network("172.17.9.0/24"), IPv6Network("fd00:10:0:9::/64"))
 
 
 def test_a_file_of_subnets_that_does_not_parse_tells_nothing(node: Node, tmp_path: Path) -> None:

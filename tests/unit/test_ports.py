@@ -54,10 +54,10 @@ class Unreadable(Rows):
 def test_programs_are_attached_whatever_becomes_of_the_rest(
     broken: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def no_room(*_: object) -> None:
+    def no_room(*_: object, **__: object) -> None:
         raise KernelError("ovnet-room exists and is not ours")
 
-    monkeypatch.setattr(headroom, "ensure", no_room if broken == "headroom" else lambda *_: None)
+    monkeypatch.setattr(headroom, "ensure", no_room if broken == "headroom" else lambda *_, **__: None)
     filters: Any = Filters()
     netlink: Any = SimpleNamespace(
         links=lambda: {link.ifindex: link for link in (ETH0, BRIDGE, PORT)},

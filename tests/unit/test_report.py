@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from ipaddress import IPv4Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 
 import pytest
@@ -212,4 +212,14 @@ def test_what_is_only_worth_knowing_leaves_a_node_healthy() -> None:
 def test_a_report_of_before_there_were_faults_and_warnings_is_read() -> None:
     raw = json.loads(to_json(REPORT))
     del raw["unhealthy"], raw["warnings"], raw["blind"]
+    assert from_json(json.dumps(raw)) == REPORT
+
+
+def test_a_report_of_both_families_is_read_as_it_was_written_and_one_of_before_them_too() -> None:
+    assert REPORT.lease is not None
+    lease = replace(REPORT.lease, ipv6=IPv6Network("fd00:10:0:1::/64"))
+    both = replace(REPORT, lease=lease, peers_ipv6=2)
+    assert from_json(to_json(both)) == both
+    raw = json.loads(to_json(REPORT))
+    del raw["peers_ipv6"], raw["lease"]["ipv6"]
     assert from_json(json.dumps(raw)) == REPORT

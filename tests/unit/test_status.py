@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv6Network
 
 import pytest
 
@@ -77,3 +78,13 @@ def test_every_state_can_be_shown(alive: bool, known: object, wide: bool) -> Non
     assert all(line.strip() for line in text.splitlines())
     assert "None" not in text
     assert set(as_json(status, NOW)) == {"alive", "healthy", "why", "report", "datapath"}
+
+
+def test_a_node_of_both_families_is_shown_with_its_ipv6_subnet_and_peers() -> None:
+    assert REPORT.lease is not None
+    plain = as_text(Status(alive=True, report=REPORT), NOW)
+    assert "lease       172.17.1.0/24, " in plain and "by the kernel path only\n" in plain
+    lease = replace(REPORT.lease, ipv6=IPv6Network("fd00:10:0:1::/64"))
+    both = as_text(Status(alive=True, report=report(lease=lease, peers_ipv6=2)), NOW)
+    assert "lease       172.17.1.0/24 and fd00:10:0:1::/64, ends in" in both
+    assert "peers       2 by eBPF, 1 by the kernel path only; 2 by IPv6 too\n" in both

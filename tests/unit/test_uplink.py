@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from hypothesis import assume, given
@@ -116,6 +116,7 @@ def test_an_interface_that_is_down_is_found_only_if_no_other_is() -> None:
         (UplinkChoice("eth9"), "uplink eth9 does not exist: see --iface"),
         (UplinkChoice("vpn0"), "uplink vpn0 has no IPv4 address: give it one, or choose another --iface"),
         (UplinkChoice("10.0.0.9"), "no interface has address 10.0.0.9: see --iface"),
+        (UplinkChoice("fd77::9"), "no interface has address fd77::9: see --iface"),
         (
             UplinkChoice(pattern="wan"),
             "no interface matches 'wan': there are eth0 10.0.0.11, vpn0; see --iface-regex",
@@ -512,3 +513,29 @@ def test_what_is_used_is_there_and_as_it_was_asked_for(
     assert asked.address in (None, uplink.address)
     if asked.can_reach is None:  # that may name a source that another interface has
         assert has(last, uplink) or asked.iface
+
+
+# --- By an IPv6 address -------------------------------------------------------------
+
+BY_IPV6 = UplinkChoice("fd77::11")
+
+
+def test_an_interface_is_named_by_an_ipv6_address_of_it_and_gives_its_best_ipv4_one() -> None:
+    there = replace(host({ETH0: [FADING, OURS], VPN0: [VPN]}, defaults=(VPN0,)), holder=ETH0)
+    found = decide_first(BY_IPV6, there)
+    assert (chosen(found), found.newcomer) == (("eth0", "10.0.0.11"), "")
+    with_none = replace(host({VPN0: [VPN]}), holder=ETH0)
+    assert "uplink eth0 has no IPv4 address" in decide_first(BY_IPV6, with_none).error
+
+
+def test_an_ipv4_address_is_not_followed_away_from_the_interface_with_the_ipv6_address() -> None:
+    moved = replace(host({VPN0: [OURS]}), holder=ETH0)
+    assert decide(BY_IPV6, moved, memory(), 0.0).row is Row.NOTHING
+
+
+def test_what_leads_to_a_host_by_ipv6_gives_its_best_ipv4_address() -> None:
+    there = Host(LINKS, host({ETH0: [FADING, OURS]}).addresses, (), (ETH0, IPv6Address("fd77::11")))
+    assert chosen(decide_first(UplinkChoice(can_reach=IPv6Address("fd77::12")), there)) == (
+        "eth0",
+        "10.0.0.11",
+    )

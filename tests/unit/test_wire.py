@@ -129,6 +129,9 @@ def test_the_last_of_equal_keys_wins_and_null_sets_nothing() -> None:
         ({"EnableIPv6": True, "IPv6Network": "fe80::/64"}, "is no network of hosts"),
         ({"EnableIPv6": True, "IPv6Network": "::ffff:10.5.0.0/112"}, "is no network of hosts"),
         ({"EnableIPv6": True, "IPv6Network": "fd00::/48", "IPv6SubnetLen": 49}, "between 50 and 126"),
+        ({"EnableIPv6": True, "IPv6Network": "::fffe:0:0/94"}, "no host is reached in ::ffff:0:0/96"),
+        ({"EnableIPv6": True, "IPv6Network": "fe00::/8"}, "no host is reached in fe80::/10"),
+        ({"EnableIPv6": True, "IPv6Network": "f000::/4"}, "choose another, or IPv6SubnetMin"),
         ({"EnableIPv6": True, "IPv6Network": "fd00::/48", "IPv6SubnetLen": "64"}, "IPv6SubnetLen must be"),
         (
             {"EnableIPv6": True, "IPv6Network": "fd00::/48", "IPv6SubnetMin": "10.5.0.0"},

@@ -18,7 +18,7 @@ from ctl.core.errors import AgentError, ConfigError, StoreError
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import EVERYTHING, Change, Identity, Link, Uplink
 from ctl.core.losing import Way
-from ctl.core.model import Lease, MacAddress, Network, Snapshot
+from ctl.core.model import Lease, MacAddress, Network, Snapshot, Subnets
 from ctl.core.ports import Holding
 from ctl.core.report import LeaseReport
 from ctl.core.wire import SubnetEnv
@@ -99,7 +99,7 @@ class MemoryKernel:
     identity: Identity
     clock: Clock
     findings: Findings = field(default_factory=lambda: Findings(Uplink(ETH0, HOST), 1450, program="feed"))
-    previous: IPv4Network | None = None
+    previous: Subnets | None = None
     calls: list[Part] = field(default_factory=list)
     """Every part that was asked for."""
     told: list[frozenset[Change]] = field(default_factory=list)
@@ -126,7 +126,7 @@ class MemoryKernel:
     lost_packets: dict[Way, str] = field(default_factory=dict)
     looks_in: float = math.inf
 
-    def preflight(self, network: Network) -> tuple[Identity, IPv4Network | None]:
+    def preflight(self, network: Network) -> tuple[Identity, Subnets | None]:
         return replace(self.identity, vni=network.vni), self.previous
 
     def stand_at(self, address: IPv4Address) -> None:

@@ -186,6 +186,7 @@ class VxlanBackend:
         failures.take(self._peering.reconcile, site, self.device, leases, changes, shortcut)
         if site.has_ipv6:
             failures.take(self._ipv6.reconcile, site, self.ipv6_device, leases, changes, self._findings)
+        self._findings.peers_ipv6 = len(self._ipv6.roster.usable) if site.has_ipv6 else None
         told_of_ipv6(self._findings, site, leases, self._ipv6.problems)
         failures.raise_any()
 

@@ -67,7 +67,8 @@ class Ports:
         """
         links, failures = self._netlink.links(), Failures()
         if site.bridge:
-            failures.take(headroom.ensure, self._netlink, site.bridge, site.mtu, links)
+            netlink, ipv6 = self._netlink, site.has_ipv6
+            failures.take(headroom.ensure, netlink, site.bridge, site.mtu, links, ipv6=ipv6)
         self._filters.gone(links)
         ports = self._sort(links, site.bridge)
         if bridge := links.get(site.bridge):

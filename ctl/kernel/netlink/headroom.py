@@ -5,7 +5,8 @@ to a larger buffer to be encapsulated (pskb_expand_head), by eBPF and by the vxl
 alike. A bridge asks its ports for as much headroom as the neediest of them needs
 (update_headroom in net/bridge/br_if.c), and a veth port passes that on to the container's end
 (veth_set_rx_headroom). So one more port is enough, of a kind that needs what VXLAN needs.
-It is never up: it opens no socket, and the bridge sends nothing to it.
+It is never up: it opens no socket, and the bridge sends nothing to it. VXLAN over IPv6 needs 20 bytes
+more, so on a node with both families the port is a device over IPv6.
 """
 
 from __future__ import annotations
@@ -27,25 +28,34 @@ _PORT: Final = 1
 _MAC: Final = MacAddress.parse("fe:ff:ff:ff:ff:ff")
 """The highest. A bridge that was given no address has the lowest of its ports', so another one could
 become it, and would be lost when we go: its containers send to the address that they know."""
+_IPV6_MAC: Final = MacAddress.parse("fe:ff:ff:ff:ff:fe")
+"""The one before it: by it a device over IPv6 is told from one over IPv4."""
 
 
-def ensure(netlink: Netlink, bridge: int, mtu: int, links: dict[int, Link]) -> None:
-    """Have the bridge's ports leave room for VXLAN headers. KernelError. `mtu`: bytes, the bridge's."""
+def ensure(netlink: Netlink, bridge: int, mtu: int, links: dict[int, Link], *, ipv6: bool) -> None:
+    """Have the bridge's ports leave room for VXLAN headers, over IPv6 too (`ipv6`). KernelError.
+
+    `mtu`: bytes, the bridge's.
+    """
+    mac = _IPV6_MAC if ipv6 else _MAC
     found = by_name(links, DEVICE)
     if found and found.kind != "vxlan":
         raise KernelError(f"{DEVICE} exists and is not ours: remove it")
-    if found and (found.master, found.mtu, found.alias) == (bridge, mtu, OWNER):
+    if found and (found.master, found.mtu, found.alias, found.mac) == (bridge, mtu, OWNER, mac):
         return
     with netlink.doing(f"create {DEVICE}"):
+        if found and found.mac != mac:
+            link.delete(netlink.rtnl, found.ifindex)
+            found = None
         if found is None:
-            _add(netlink, links)
+            _add(netlink, links, mac)
         ifindex = link.one(netlink.rtnl, ifname=DEVICE).ifindex
         link.change(netlink.rtnl, ifindex, mtu=mtu, alias=OWNER, master=bridge)
 
 
-def _add(netlink: Netlink, links: dict[int, Link]) -> None:
+def _add(netlink: Netlink, links: dict[int, Link], mac: MacAddress) -> None:
     try:
-        link.add_bare_vxlan(netlink.rtnl, DEVICE, _VNI, _PORT, _MAC)
+        link.add_bare_vxlan(netlink.rtnl, DEVICE, _VNI, _PORT, mac, ipv6=mac == _IPV6_MAC)
     except Refused as error:
         if error.code != errno.EEXIST:
             raise

@@ -225,9 +225,10 @@ def add_vxlan(rtnl: Rtnl, want: VxlanDevice) -> None:
     )
 
 
-def add_bare_vxlan(rtnl: Rtnl, name: str, vni: int, port: int, mac: MacAddress) -> None:
-    """A new vxlan device that leads nowhere, down. Refused."""
-    rtnl.link("add", ifname=name, address=str(mac), kind="vxlan", vxlan_id=vni, vxlan_port=port)
+def add_bare_vxlan(rtnl: Rtnl, name: str, vni: int, port: int, mac: MacAddress, *, ipv6: bool) -> None:
+    """A new vxlan device that leads nowhere, down. `ipv6`: over IPv6. Refused."""
+    over = {"vxlan_local6": "::1"} if ipv6 else {}
+    rtnl.link("add", ifname=name, address=str(mac), kind="vxlan", vxlan_id=vni, vxlan_port=port, **over)
 
 
 def add_bridge(rtnl: Rtnl, want: BridgeDevice) -> None:

@@ -9,7 +9,7 @@ import errno
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from ipaddress import IPv4Address, IPv4Interface, IPv6Interface
+from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
 from socket import AF_BRIDGE, AF_INET, if_indextoname
 from typing import Final, Self
 
@@ -32,6 +32,7 @@ from ctl.core.family import Family
 from ctl.core.host import OWNER, BridgeDevice, Link, Neighbours, VxlanDevice
 from ctl.core.model import A, MacAddress, N
 from ctl.core.plan import plan_bridge_mtu
+from ctl.core.uplink_ipv6 import UplinkIPv6
 from ctl.kernel import sysctl
 from ctl.kernel.netlink import addressing, fib, link, taken
 from ctl.kernel.netlink.message import attributes, body, message, to_number
@@ -87,10 +88,15 @@ class Netlink:
         with self.doing(f"list addresses of interface {ifindex}"):
             return list(map(IPv6Interface, addressing.of(self.rtnl, ifindex, 6)))
 
-    def lasting_ipv6_addresses(self, ifindex: int) -> list[IPv6Interface]:
-        """Those of them at which others can reach it for good."""
+    def uplink_ipv6(self, ifindex: int) -> list[UplinkIPv6]:
+        """All IPv6 addresses of an interface, and what is wrong with each, in the kernel's order."""
         with self.doing(f"list addresses of interface {ifindex}"):
-            return addressing.lasting_ipv6(self.rtnl, ifindex)
+            return addressing.judged_ipv6(self.rtnl, ifindex)
+
+    def interface_with(self, address: IPv6Address) -> int:
+        """The ifindex of the first interface that has this address; 0: none has it."""
+        with self.doing("list IPv6 addresses"):
+            return addressing.holder_of(self.rtnl, address)
 
     def remove_own_ipv6(self, found: Link) -> None:
         """Take the IPv6 addresses away that we have given an interface of ours."""

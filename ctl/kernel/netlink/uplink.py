@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from ipaddress import IPv4Address
 
 from ctl.core.candidates import Host, UplinkChoice
 from ctl.core.errors import KernelError
 from ctl.core.family import IPV4
+from ctl.core.model import A
 from ctl.kernel.netlink import address
 from ctl.kernel.netlink.fib import interfaces, route_to
 from ctl.kernel.netlink.session import Netlink
@@ -19,6 +19,8 @@ def survey(netlink: Netlink, asked: UplinkChoice) -> Host:
     links = netlink.links()
     with netlink.doing("list addresses"):
         addresses = address.listing(netlink.rtnl)
+    if asked.ipv6:
+        return Host(links, addresses, holder=netlink.interface_with(asked.ipv6))
     if asked.iface or asked.pattern:
         return Host(links, addresses)
     if asked.can_reach:
@@ -27,7 +29,7 @@ def survey(netlink: Netlink, asked: UplinkChoice) -> Host:
     return Host(links, addresses, defaults=tuple(_defaults(netlink)))
 
 
-def _reached(netlink: Netlink, target: IPv4Address) -> tuple[tuple[int, IPv4Address] | None, str]:
+def _reached(netlink: Netlink, target: A) -> tuple[tuple[int, A] | None, str]:
     """(interface and source of the way to a host, "") or (None, why there is none, if the kernel says)."""
     try:
         with netlink.doing(f"route to {target}"):

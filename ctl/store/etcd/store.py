@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from ipaddress import IPv4Network
 
@@ -29,6 +29,9 @@ from ctl.store.etcd.grants import Grants
 from ctl.store.etcd.list import read_list
 from ctl.store.etcd.schema import Entry, Schema, encode, integer
 from ctl.store.etcd.watch import Pace, Watch
+
+Stands = Mapping[bytes, int]
+"""The revisions that keys are thought to be at; 0: there is no such key."""
 
 
 class EtcdStore(Choosing):
@@ -107,9 +110,10 @@ class EtcdStore(Choosing):
     def delete(self, lease: Lease) -> None:
         key = self._schema.key(lease)
         deletion = {"request_delete_range": {"key": encode(key)}}
-        answer = self._transact(key, lease.revision, deletion)
+        stands = {key: lease.revision}
+        answer = self._transact(stands, deletion)
         if not answer.get("succeeded"):
-            raise self._changed(lease, lease.revision, answer)
+            raise self._changed(lease, stands, answer)
         self._note(answer)
 
     def watch(self, changed: Callable[[], None]) -> Closing:
@@ -133,20 +137,22 @@ class EtcdStore(Choosing):
         `before`: our entry with other subnets, so under another key, whose place it takes: at no moment both
         are there or neither. None: there is none.
 
-        The list shows what was there before. Same subnets, same key: the transaction sees
-        to that. What overlaps and was created since then (the network's SubnetLen was changed, or two have
-        picked one IPv6 subnet) is shown by the transaction itself: the later one yields.
+        The list shows what was there before. Same subnets, same key: the transaction sees to that,
+        for a key that is moved to as for one that is new. What overlaps and was created since then (the
+        network's SubnetLen was changed, or two have picked one IPv6 subnet) is shown by the transaction
+        itself: the later one yields.
         """
         listing = self._listing()
-        self._require_free(lease, before, listing.entries.values())
-        key, value = self._schema.key(lease), self._schema.value(lease)
+        key = self._schema.key(lease)
+        stands = {key: _left_behind(lease, before, listing.entries.get(key))}
+        if before is not None:
+            stands[self._schema.key(before)] = before.revision
+        self._require_free(
+            lease, before, [each for each in listing.entries.values() if not stands.get(each.key)]
+        )
         since = {"request_range": {**self._schema.span, "min_create_revision": str(listing.revision + 1)}}
-        if before is None:
-            stored, answer = self._put(lease, key, 0, value, since)
-        else:
-            guard = self._schema.key(before)
-            away = {"request_delete_range": {"key": encode(guard)}}
-            stored, answer = self._put(lease, guard, before.revision, value, since, away)
+        away = [{"request_delete_range": {"key": encode(each)}} for each in stands if each != key]
+        stored, answer = self._put(lease, stands, since, *away)
         found = answer["responses"][1]["response_range"].get("kvs", ())
         newer = map(self._schema.decode, found)
         try:
@@ -161,19 +167,16 @@ class EtcdStore(Choosing):
         listing = self._watch.listing(self._written) if self._watch is not None and not self._stale else None
         return listing or read_list(self._client, self._schema, {})
 
-    def _require_free(self, lease: Lease, before: Lease | None, entries: Collection[Entry]) -> None:
-        leases = [each.lease for each in entries if each.lease]
-        if before is not None:
-            leases = [each for each in leases if each.subnet != before.subnet]
+    def _require_free(self, lease: Lease, before: Lease | None, others: Collection[Entry]) -> None:
         try:
-            require_free(lease, leases)
+            require_free(lease, [each.lease for each in others if each.lease])
         except LeaseConflict:
             self._stale = True
             raise
         if before is None:
             key = self._schema.ipv4_key(lease)
             # The second: one with an IPv6 subnet.
-            unread = [each for each in entries if each.key == key or each.key.startswith(key + b"&")]
+            unread = [each for each in others if each.key == key or each.key.startswith(key + b"&")]
             if unread:
                 raise LeaseConflict(f"{lease.subnet} is taken: {unread[0].problem}")
 
@@ -191,8 +194,7 @@ class EtcdStore(Choosing):
         return replace(lease, expires_at=grant.expires_at, revision=entry.revision) if grant else None
 
     def _replace(self, lease: Lease, expected: Lease) -> Lease:
-        key, value = self._schema.key(lease), self._schema.value(lease)
-        return self._put(lease, key, expected.revision, value)[0]
+        return self._put(lease, {self._schema.key(lease): expected.revision})[0]
 
     def _ttl(self, lease: Lease) -> int:
         assert lease.expires_at is not None
@@ -200,28 +202,27 @@ class EtcdStore(Choosing):
 
     # --- Requests --------------------------------------------------------------
 
-    def _put(
-        self, lease: Lease, guard: bytes, revision: int, value: bytes, *more: Json
-    ) -> tuple[Lease, Json]:
-        """Write `value`, with the lease's time to live, where key `guard` is at `revision` (0: absent)."""
+    def _put(self, lease: Lease, stands: Stands, *more: Json) -> tuple[Lease, Json]:
+        """Write the lease, with its time to live, where all stands as it is said to; and do `more`."""
+        value = self._schema.value(lease)
         written: Json = {"key": encode(self._schema.key(lease)), "value": encode(value)}
         if not _lasts(lease):
             grant = None
             written |= {"lease": "0"} if lease.expires_at is None else {"ignore_lease": True}
-            answer = self._transact(guard, revision, {"request_put": written}, *more)
+            answer = self._transact(stands, {"request_put": written}, *more)
         else:
             grant = self._grants.lasting(self._ttl(lease))
             written["lease"] = str(grant.number)
-            answer = self._transact(guard, revision, {"request_put": written}, *more)
+            answer = self._transact(stands, {"request_put": written}, *more)
         if not answer.get("succeeded"):
-            raise self._changed(lease, revision, answer)
+            raise self._changed(lease, stands, answer)
         self._note(answer)
         expires_at = grant.expires_at if grant else lease.expires_at
         return replace(lease, expires_at=expires_at, revision=integer(answer["header"], "revision")), answer
 
     def _swap(self, key: bytes, revision: int, value: bytes, grant: int) -> None:
         put = {"request_put": {"key": encode(key), "value": encode(value), "lease": str(grant)}}
-        answer = self._transact(key, revision, put)
+        answer = self._transact({key: revision}, put)
         if not answer.get("succeeded"):
             raise LeaseConflict(f"etcd key {key.decode()} was changed by someone else meanwhile")
         self._note(answer)
@@ -229,20 +230,22 @@ class EtcdStore(Choosing):
     def _note(self, answer: Json) -> None:
         self._written = max(self._written, integer(answer["header"], "revision"))
 
-    def _transact(self, key: bytes, revision: int, *operations: Json) -> Json:
-        """`operations` if `key` is at `revision` (0: absent), else what is there instead."""
-        compare: Json = {"key": encode(key), "target": "MOD", "mod_revision": str(revision)}
-        if not revision:
-            compare = {"key": encode(key), "target": "VERSION", "version": "0"}
-        present = {"request_range": {"key": encode(key)}}
+    def _transact(self, stands: Stands, *operations: Json) -> Json:
+        """`operations` if all stands like that, else what there is under each of the keys."""
+        compare = [_comparison(key, revision) for key, revision in stands.items()]
+        present = [{"request_range": {"key": encode(key)}} for key in stands]
         return self._client.call(
-            "/v3/kv/txn", {"compare": [compare], "success": list(operations), "failure": [present]}
+            "/v3/kv/txn", {"compare": compare, "success": list(operations), "failure": present}
         )
 
-    def _changed(self, lease: Lease, revision: int, answer: Json) -> LeaseConflict:
+    def _changed(self, lease: Lease, stands: Stands, answer: Json) -> LeaseConflict:
+        """What stands otherwise than we thought."""
         self._stale = True
-        found = answer["responses"][0]["response_range"].get("kvs", ())
-        entry = self._schema.decode(found[0]) if found else None
+        for revision, each in zip(stands.values(), answer["responses"], strict=True):
+            found = each["response_range"].get("kvs", ())
+            entry = self._schema.decode(found[0]) if found else None
+            if (entry.revision if entry else 0) != revision:
+                break
         return LeaseConflict(_has_changed(lease, entry) if revision else _is_taken(lease.subnet, entry))
 
     def _range(self, key: bytes) -> Entry | None:
@@ -264,6 +267,22 @@ class _Watching:
     def close(self) -> None:
         self._store.ended(self._watch)
         self._watch.close()
+
+
+def _comparison(key: bytes, revision: int) -> Json:
+    if revision:
+        return {"key": encode(key), "target": "MOD", "mod_revision": str(revision)}
+    return {"key": encode(key), "target": "VERSION", "version": "0"}
+
+
+def _left_behind(lease: Lease, before: Lease | None, there: Entry | None) -> int:
+    """The revision of what stands where `before` is to move to, if that is of the same host; else 0.
+
+    A flanneld that became dual stack has left its lease of before to run out.
+    """
+    if before is None or there is None or there.lease is None:
+        return 0
+    return there.revision if there.lease.host == lease.host else 0
 
 
 def _lasts(lease: Lease) -> bool:

@@ -1,12 +1,13 @@
 """Flannel's annotations of a Node, as a lease. Pure.
 
-    spec.podCIDRs                       the subnet, which Kubernetes gives out
+    spec.podCIDRs                       the subnets, which Kubernetes gives out
     <prefix>kube-subnet-manager         "true", or the Node is no lease
     <prefix>backend-type                vxlan, host-gw, ...; empty for udp
     <prefix>backend-data                {"VNI":1,"VtepMAC":".."}, or null
     <prefix>public-ip                   where the node is reached
     <prefix>public-ip-overwrite         an administrator's address for the one before
     <prefix>node-public-ip              an administrator's choice among the addresses of the node
+    <prefix>backend-v6-data, public-ipv6, public-ipv6-overwrite         the same of IPv6
 
 What is written is flannel's, byte for byte: a flanneld that starts again takes its MAC out of
 backend-data by cutting the text, and finds none if there is one more key in it.
@@ -16,11 +17,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Network
+from dataclasses import dataclass, field, replace
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any, Final
 
-from ctl.core.model import Lease, host_address
+from ctl.core.model import Address, IPv6Lease, Lease, MacAddress, Subnets, host_address
 from ctl.core.wire import backend_data, decode
 
 Json = Mapping[str, Any]
@@ -41,11 +42,11 @@ class Entry:
     """When it was created, as RFC 3339 in UTC: the order of the text is that of the times."""
     mark: int = 0
     """Stands for all that concerns us: two texts with one mark say the same. 0: not known."""
-    subnet: IPv4Network | None = None
+    subnets: Subnets | None = None
     """What Kubernetes has given it; None: nothing, or nothing for IPv4."""
     lease: Lease | None = None
     problem: str = ""
-    """Why a Node with flannel's mark is no lease; empty if it is one, or has no mark."""
+    """Why a Node with flannel's mark is no lease, or none for IPv6; empty if it is one, or has no mark."""
     annotations: Mapping[str, str] = field(default_factory=dict)
     """Those below our prefix, without it; only of our own Node."""
 
@@ -68,18 +69,20 @@ class Schema:
             raise ValueError("an object without a name")
         spec = node.get("spec") or {}
         written = self._ours(metadata.get("annotations") or {})
-        subnet, lease, problem = None, None, ""
-        try:
-            subnet = pod_cidr(spec)
-            lease = (
-                self._lease(name, subnet, written) if written.get("kube-subnet-manager") == "true" else None
-            )
-        except (ValueError, RecursionError) as error:
-            problem = _line(name, error) if written.get("kube-subnet-manager") == "true" else ""
         version = number(str(metadata.get("resourceVersion", "")))
+        subnets, lease, wrong = None, None, None
+        marked = written.get("kube-subnet-manager") == "true"
+        try:
+            subnets = pod_cidrs(spec)
+            if marked:
+                lease, wrong = _lease(name, subnets, written)
+                lease = replace(lease, revision=version)
+        except (ValueError, RecursionError) as error:
+            wrong = error
         return Entry(
             name, str(metadata.get("uid", "")), version, str(metadata.get("creationTimestamp", "")), mark,
-            subnet, lease and _at(lease, version), problem, written if name == self.own else {},
+            subnets, lease, _line(name, wrong) if wrong and marked else "",
+            written if name == self.own else {},
         )  # fmt: skip
 
     def _ours(self, annotations: Mapping[str, Any]) -> dict[str, str]:
@@ -89,69 +92,102 @@ class Schema:
             if name.startswith(self._prefix) and isinstance(value, str)
         }
 
-    def _lease(self, name: str, subnet: IPv4Network | None, written: Mapping[str, str]) -> Lease:
-        if subnet is None:
-            raise ValueError("it has no podCIDR")
-        host = _host("public-ip", written)
-        backend = written.get("backend-type", "") or "udp"
-        if not (backend.isascii() and backend.isprintable() and len(backend) <= 64):
-            raise ValueError("backend-type is no name")
-        try:
-            data = decode(written.get("backend-data", "") or "null")
-            mac, vni = backend_data(data, backend)
-        except ValueError as error:
-            raise ValueError(f"backend-data: {error}") from error
-        if isinstance(data, dict) and "vni" not in data:
-            vni = None  # flannel does not look at a peer's
-        return Lease(subnet, host, mac, vni, backend, name)
+    def annotations(self, lease: Lease, own: Mapping[str, str]) -> dict[str, str | None]:
+        """What has to be written to our Node, by full names; None: what has to go.
 
-    def annotations(self, lease: Lease, own: Mapping[str, str]) -> dict[str, str]:
-        """What has to be written to our Node, by full names. `own`: what stands there, an overwrite too."""
-        host = own.get("public-ip-overwrite") or str(lease.host)
-        data = "null"
-        if lease.vtep_mac is not None and lease.vni is not None:
-            data = json.dumps({"VNI": lease.vni, "VtepMAC": str(lease.vtep_mac)}, separators=(",", ":"))
-        wanted = {
+        `own`: what stands there, overwrites too.
+        """
+        wanted: dict[str, str | None] = {
             "backend-type": "" if lease.backend == "udp" else lease.backend,
-            "backend-data": data,
-            "public-ip": host,
+            "backend-data": _format_data(lease),
+            "public-ip": own.get("public-ip-overwrite") or str(lease.host),
             "kube-subnet-manager": "true",
+            "backend-v6-data": None,
+            "public-ipv6": None,
         }
+        if lease.ipv6 is not None and lease.ipv6.host is not None:
+            wanted["backend-v6-data"] = _format_data(lease.ipv6)
+            wanted["public-ipv6"] = own.get("public-ipv6-overwrite") or str(lease.ipv6.host)
         return {self._prefix + name: value for name, value in wanted.items() if own.get(name) != value}
 
 
-def pod_cidr(spec: Json) -> IPv4Network | None:
-    """The Node's subnet for IPv4; None: it has none yet. ValueError as flannel has it."""
+def _format_data(lease: Lease | IPv6Lease) -> str:
+    if lease.vtep_mac is None or lease.vni is None:
+        return "null"
+    return json.dumps({"VNI": lease.vni, "VtepMAC": str(lease.vtep_mac)}, separators=(",", ":"))
+
+
+def _lease(
+    name: str, subnets: Subnets | None, written: Mapping[str, str]
+) -> tuple[Lease, ValueError | RecursionError | None]:
+    """What a Node's annotations say, and what is wrong with their IPv6: that costs it IPv6 only.
+
+    ValueError if there is no lease in them at all.
+    """
+    if subnets is None:
+        raise ValueError("it has no podCIDR")
+    host = _host(IPv4Address, "public-ip", written)
+    backend = written.get("backend-type", "") or "udp"
+    if not (backend.isascii() and backend.isprintable() and len(backend) <= 64):
+        raise ValueError("backend-type is no name")
+    lease = Lease(subnets.ipv4, host, *_data("backend-data", written, backend), backend, name)
+    try:
+        return replace(lease, ipv6=_ipv6(subnets.ipv6, written, backend)), None
+    except (ValueError, RecursionError) as error:
+        return lease, error
+
+
+def _ipv6(subnet: IPv6Network | None, written: Mapping[str, str], backend: str) -> IPv6Lease | None:
+    """What they say of IPv6; None: the Node does not take part in it. ValueError."""
+    if subnet is None or "public-ipv6" not in written:
+        return None
+    host = _host(IPv6Address, "public-ipv6", written)
+    return IPv6Lease(subnet, host, *_data("backend-v6-data", written, backend))
+
+
+def _host(kind: type[Address], name: str, written: Mapping[str, str]) -> Address:
+    try:
+        return host_address(kind(written.get(name, "")))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+
+
+def _data(name: str, written: Mapping[str, str], backend: str) -> tuple[MacAddress | None, int | None]:
+    """(VTEP MAC, VNI) of a family. ValueError."""
+    try:
+        data = decode(written.get(name, "") or "null")
+        mac, vni = backend_data(data, backend)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    if isinstance(data, dict) and "vni" not in data:
+        vni = None  # flannel does not look at a peer's
+    return mac, vni
+
+
+def pod_cidrs(spec: Json) -> Subnets | None:
+    """The Node's subnets; None: it has none yet. ValueError as flannel has it, and without one for IPv4."""
     listed = spec.get("podCIDRs") or ([spec["podCIDR"]] if spec.get("podCIDR") else [])
     if not listed:
         return None
     if not isinstance(listed, Sequence) or len(listed) > 2:
         raise ValueError("its podCIDRs are more than one for each of IPv4 and IPv6")
-    for text in listed:
-        if isinstance(text, str) and ":" not in text:
-            try:
-                return IPv4Network(text, strict=False)
-            except ValueError:
-                raise ValueError(f"its podCIDR {text[:64]!r} is no network") from None
-    raise ValueError("it has no podCIDR for IPv4")
+    found = [_network(text) for text in listed]
+    ipv4 = next((each for each in found if isinstance(each, IPv4Network)), None)
+    if ipv4 is None:
+        raise ValueError("it has no podCIDR for IPv4")
+    return Subnets(ipv4, next((each for each in found if isinstance(each, IPv6Network)), None))
 
 
 def node_public_ip(own: Mapping[str, str]) -> IPv4Address | None:
     """By which address of our own an administrator wants our node to be reached; None: any. ValueError."""
-    return _host("node-public-ip", own) if own.get("node-public-ip") else None
+    return _host(IPv4Address, "node-public-ip", own) if own.get("node-public-ip") else None
 
 
-def _host(annotation: str, written: Mapping[str, str]) -> IPv4Address:
+def _network(text: Any) -> IPv4Network | IPv6Network:
     try:
-        return host_address(IPv4Address(written.get(annotation, "")))
-    except ValueError as error:
-        raise ValueError(f"{annotation}: {error}") from error
-
-
-def _at(lease: Lease, version: int) -> Lease:
-    return Lease(
-        lease.subnet, lease.host, lease.vtep_mac, lease.vni, lease.backend, lease.node, revision=version
-    )
+        return ip_network(text, strict=False)
+    except (TypeError, ValueError):
+        raise ValueError(f"its podCIDR {str(text)[:64]!r} is no network") from None
 
 
 def _line(name: str, error: Exception) -> str:

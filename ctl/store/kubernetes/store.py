@@ -15,15 +15,16 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
 from ctl.core.errors import ConfigError, LeaseConflict, Unassigned
-from ctl.core.lease import holder, in_words
-from ctl.core.model import Lease, Network, Snapshot
+from ctl.core.lease import clash, in_words
+from ctl.core.model import Lease, Network, Snapshot, Subnets
 from ctl.core.ports import Closing
+from ctl.core.roster import within
 from ctl.core.wire import parse_network
 from ctl.settings.endpoint import ANNOTATION_PREFIX, NET_CONFIG
 from ctl.store.connection.files import Followed
@@ -35,8 +36,12 @@ from ctl.store.kubernetes.schema import Entry, Schema, node_public_ip
 from ctl.store.kubernetes.watch import Pace, Watch, entry_of
 
 NO_NODE: Final = "kubernetes: which Node this is has not been said: set NODE_NAME or --node-name"
-LENGTH: Final = 24
-"""The length of subnets for who asks from outside of a node; kube-controller-manager's own default."""
+LENGTHS: Final = 24, 64
+"""Of subnets of IPv4 and IPv6 for who asks from outside of a node; kube-controller-manager's own defaults."""
+WITHOUT_IPV6: Final = (
+    "has no podCIDR for IPv6, which the network has: its pods have IPv4 only. A Node keeps what it has: give"
+    " kube-controller-manager's --cluster-cidr both families, and register the Node anew"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +79,12 @@ class KubernetesStore:
         self._options, self._clock = options, clock
         self._pace = pace or Pace()
         self._watch: Watch | None = None
-        self._length = 0
-        """Length of the subnet that our Node had when we first looked; 0: we have not."""
-        self._host = ""
-        """The address that we have published an administrator's for; "": we have published our own."""
+        self._given: Subnets | None = None
+        """What our Node had when we first looked; None: we have not."""
+        self._without_ipv6 = ""
+        """Why our Node has no part in the network's IPv6, one line; empty: it has, or there is none."""
+        self._published: Lease | None = None
+        """Our own as others read it, where an administrator's address may stand in place of ours."""
         self._told = False
         """Whether we have said that our Node has a network."""
         self._lease: Lease | None = None
@@ -86,9 +93,7 @@ class KubernetesStore:
     # --- Network ---------------------------------------------------------------
 
     def read_network(self) -> Network | None:
-        subnet = None
-        if self._options.node:
-            subnet = self._length_of_ours()
+        ours = self._ours() if self._options.node else None
         path = self._options.net_config
         try:
             text = path.read_text(encoding="utf-8")
@@ -97,24 +102,44 @@ class KubernetesStore:
             raise ConfigError(
                 f"{path}: {reason}: mount flannel's ConfigMap there, or set --net-config-path"
             ) from error
-        network = parse_network(text, str(path), subnet_len=self._length or LENGTH)
-        if subnet is not None and not subnet.subnet_of(network.network):
-            raise ConfigError(
-                f"{path}: Network {network.network} does not contain {subnet}, the podCIDR of node"
-                f" {self._options.node}: it has to be kube-controller-manager's --cluster-cidr"
-            )
-        return network
+        network = parse_network(text, str(path), given_out=self._lengths(ours))
+        if ours is None:
+            return network
+        self._require_within(network, ours)
+        lacks = network.ipv6 is not None and ours.ipv6 is None  # to wait for it is to wait for ever
+        self._without_ipv6 = f"node {self._options.node} {WITHOUT_IPV6}" if lacks else ""
+        return replace(network, ipv6=None) if lacks else network
 
-    def _length_of_ours(self) -> IPv4Network | None:
-        """Our Node's subnet; None: it has gone, but we know how long it was. Unassigned."""
+    def _lengths(self, ours: Subnets | None) -> tuple[int, int]:
+        """Of subnets of IPv4 and IPv6; the first that our Node had: others later are no other network."""
+        given = [each for each in (self._given, ours) if each]
+        ipv6 = next((each.ipv6 for each in given if each.ipv6), None)
+        return given[0].ipv4.prefixlen if given else LENGTHS[0], ipv6.prefixlen if ipv6 else LENGTHS[1]
+
+    def _require_within(self, network: Network, subnets: Subnets) -> None:
+        """ConfigError if one of our subnets is not in the network."""
+        families: list[tuple[str, IPv4Network | IPv6Network, IPv4Network | IPv6Network]] = [
+            ("Network", network.network, subnets.ipv4)
+        ]
+        if network.ipv6 is not None and subnets.ipv6 is not None:
+            families.append(("IPv6Network", network.ipv6.network, subnets.ipv6))
+        for key, whole, subnet in families:
+            if not within(subnet, whole):
+                raise ConfigError(
+                    f"{self._options.net_config}: {key} {whole} does not contain {subnet}, the podCIDR of"
+                    f" node {self._options.node}: it has to be kube-controller-manager's --cluster-cidr"
+                )
+
+    def _ours(self) -> Subnets:
+        """Our Node's subnets, or those that it had if it has gone. Unassigned."""
         try:
-            subnet = self.assigned(self._options.node)
+            subnets = self.assigned(self._options.node)
         except Unassigned:
-            if not self._length:
+            if self._given is None:
                 raise
-            return None
-        self._length = self._length or subnet.prefixlen
-        return subnet
+            return self._given
+        self._given = self._given or subnets
+        return subnets
 
     def write_network(self, network: Network, *, replace: bool = False) -> None:
         raise ConfigError(
@@ -129,7 +154,7 @@ class KubernetesStore:
             if fresh:
                 self._watch.refresh()
             found, unwatched = self._watch.read(Cache.snapshot), self._watch.unwatched()
-            problems = (*found.problems, unwatched) if unwatched else found.problems
+            problems = tuple(filter(None, (*found.problems, unwatched, self._without_ipv6)))
             return self._ours_as_known(replace(found, problems=problems))
         cache = Cache(self._options.node)
         cache.load(read_list(self._client, self._schema, {}))
@@ -137,12 +162,11 @@ class KubernetesStore:
 
     def _ours_as_known(self, found: Snapshot) -> Snapshot:
         """Where an administrator has another address published in place of ours, ours is still ours."""
-        ours = self._lease
-        if ours is None or not self._host:
+        ours, published = self._lease, self._published
+        if ours is None or published is None or _with_hosts(published, published, ours) == published:
             return found
         leases = tuple(
-            replace(each, host=ours.host) if each.node == ours.node and str(each.host) == self._host else each
-            for each in found.leases
+            _with_hosts(each, published, ours) if each.node == ours.node else each for each in found.leases
         )
         return replace(found, leases=leases)
 
@@ -153,25 +177,23 @@ class KubernetesStore:
                 " to reserve"
             )
         own = self._own()
-        if own.subnet != lease.subnet:
+        if own.subnets is None or not _is_given(lease, own.subnets):
             raise LeaseConflict(
-                f"{lease.subnet} is not the podCIDR of node {own.name}, which has {own.subnet}"
+                f"{lease.subnet} is not the podCIDR of node {own.name}, which has {own.subnets}"
             )
         if expected is None:
-            self._require_free(lease.subnet, own.name)
+            self._require_free(lease)
         wanted = self._schema.annotations(lease, own.annotations)
         if wanted:
             own = self._patch(own, {"metadata": {"uid": own.uid, "annotations": wanted}})
-        overwrite = own.annotations.get("public-ip-overwrite", "")
-        self._host = overwrite if overwrite != str(lease.host) else ""
+        self._published = own.lease
         self._lease = replace(lease, expires_at=None, revision=own.version)
         return self._lease
 
-    def _require_free(self, subnet: IPv4Network, node: str) -> None:
-        leases = [each for each in self.snapshot().leases if each.node != node]
-        other = holder(leases, subnet)
+    def _require_free(self, lease: Lease) -> None:
+        other = clash(lease, (each for each in self.snapshot().leases if each.node != lease.node))
         if other is not None:
-            raise LeaseConflict(f"{subnet} is taken: {in_words(other)} has a podCIDR that overlaps ours")
+            raise LeaseConflict(f"{in_words(other)} has a podCIDR that overlaps ours: not published")
 
     def delete(self, lease: Lease) -> None:
         raise ConfigError(f"kubernetes: a lease is a Node: kubectl delete node {lease.node or 'NAME'}")
@@ -192,16 +214,16 @@ class KubernetesStore:
 
     # --- Our Node --------------------------------------------------------------
 
-    def assigned(self, node: str) -> IPv4Network:
+    def assigned(self, node: str) -> Subnets:
         if not node:
             raise ConfigError(NO_NODE)
         own = self._own()
-        if own.subnet is None:
+        if own.subnets is None:
             raise Unassigned(
                 f"node {node} has no podCIDR for IPv4: kube-controller-manager needs"
                 " --allocate-node-cidrs=true and --cluster-cidr (kubeadm: --pod-network-cidr)"
             )
-        return own.subnet
+        return own.subnets
 
     def address_of(self, node: str) -> IPv4Address | None:
         try:
@@ -257,6 +279,20 @@ class KubernetesStore:
         if self._watch is not None:
             self._watch.learn(own.name, entry)
         return entry
+
+
+def _is_given(lease: Lease, subnets: Subnets) -> bool:
+    """Whether these are the lease's; it may do without IPv6."""
+    return lease.subnet == subnets.ipv4 and (lease.ipv6 is None or lease.ipv6.subnet == subnets.ipv6)
+
+
+def _with_hosts(lease: Lease, published: Lease, ours: Lease) -> Lease:
+    """`lease` with our own addresses in place of those that are published for them."""
+    if lease.host == published.host:
+        lease = replace(lease, host=ours.host)
+    if lease.ipv6 and published.ipv6 and ours.ipv6 and lease.ipv6.host == published.ipv6.host:
+        lease = replace(lease, ipv6=replace(lease.ipv6, host=ours.ipv6.host))
+    return lease
 
 
 class _Watching:
