@@ -8,26 +8,17 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import pytest
 
 from ctl.store import open_store
-from tests.cni import ConflistContainer
+from tests.cni import ConflistContainer, conflist
 from tests.host import Host, meet
+from tests.kube.cluster import started_on
 from tests.lab import Lab, wait_until
 from tests.stream import TcpSink, tcp_send
 
 ANOTHERS = json.dumps({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [{"type": "flannel"}]})
-
-
-def net_d(host: Host) -> Path:
-    """The host's directory of CNI configurations."""
-    return host.lab.dir / f"{host.name}.net.d"
-
-
-def conflist(host: Host) -> Path:
-    return net_d(host) / "10-flannel.conflist"
 
 
 def is_told(host: Host) -> bool:
@@ -46,12 +37,13 @@ def told(lab: Lab) -> tuple[Host, Host]:
     a, b = lab.host("a"), lab.host("b")
     lab.init_network()
     for host in (a, b):
-        net_d(host).mkdir()
+        conflist(host).parent.mkdir()
     conflist(a).write_text(ANOTHERS)
     for host in (a, b):
         host.bridge = "cni0"
-        host.agent("--approval-ttl", "1", "--cni-conf", str(conflist(host)))
-        wait_until(partial(is_told, host), 10, "its runtime is told")
+    for agent in [started_on(host, wait=False) for host in (a, b)]:
+        agent.wait_ready()
+        wait_until(partial(is_told, agent.host), 10, "its runtime is told")
     meet(a, b)
     return a, b
 
@@ -94,13 +86,15 @@ def test_it_goes_while_no_container_may_come_and_at_the_end_what_was_before_is_b
         host.stop_processes()
         assert conflist(host).exists(), "as the datapath"
         host.ovctl("teardown", "--cni-conf", str(conflist(host)))
-    assert [(each.name, each.read_text()) for each in net_d(a).iterdir()] == [(conflist(a).name, ANOTHERS)]
-    assert list(net_d(b).iterdir()) == []
+    assert [(each.name, each.read_text()) for each in conflist(a).parent.iterdir()] == [
+        (conflist(a).name, ANOTHERS)
+    ]
+    assert list(conflist(b).parent.iterdir()) == []
 
 
 def test_a_file_that_the_runtime_takes_instead_is_a_problem(nodes: tuple[Host, Host]) -> None:
     a, _ = nodes
-    (net_d(a) / "00-multus.conf").write_text("{}")
+    (conflist(a).parent / "00-multus.conf").write_text("{}")
     a.stop_processes()
     a.agent("--cni-conf", str(conflist(a)))
     wait_until(lambda: "00-multus.conf sorts before" in str(a.status()), 10, "it is named")
