@@ -27,6 +27,11 @@ KUBE_FLANNEL: dict[str, Any] = {
 """What kube-flannel.yml puts into /etc/cni/net.d."""
 
 
+def conflist(host: Host) -> Path:
+    """The CNI configuration by which an agent tells the host's runtime."""
+    return host.lab.dir / f"{host.name}.net.d" / "10-flannel.conflist"
+
+
 @dataclass(frozen=True)
 class SubnetEnv:
     """What the plugin takes from the file."""

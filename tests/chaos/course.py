@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tests.chaos.datagrams import OPTIONS, PLAIN
+from tests.chaos.datagrams import SHARE
 from tests.chaos.figures import Figures, Windows, under_way
 from tests.chaos.instrument import Instrument
 from tests.chaos.run import Turn, once
@@ -63,7 +63,7 @@ def broken_promises(course: Course) -> list[str]:
     figures = course.figures
     found = [f"{turn.scenario.name}: {line}" for turn in course.turns
              for line in unseen(turn.scenario.sight, turn.log, turn.complaints)]  # fmt: skip
-    lost = sum(figures.lost_outside(course.windows(stream), stream) for stream in (PLAIN, OPTIONS))
+    lost = sum(figures.lost_outside(course.windows(stream), stream) for stream in SHARE)
     if lost > figures.backlog:  # what the CPUs had no time for is not the network's loss
         found += _lost(course)
     failed = list(_failed(course))
@@ -76,7 +76,7 @@ def broken_promises(course: Course) -> list[str]:
 
 
 def _lost(course: Course) -> Iterator[str]:
-    for stream in (PLAIN, OPTIONS):
+    for stream in SHARE:
         windows = course.windows(stream)
         for way in course.figures.of(stream):
             if way.lost_outside(windows):

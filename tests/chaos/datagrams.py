@@ -1,9 +1,11 @@
 """Numbered datagrams both ways, for use in a container: `python -m tests.chaos.datagrams PEER RATE`.
 
-Two streams to the container at PEER, and the same two from it:
+Three streams to the container at PEER, and the same three from it:
 
     plain      RATE a second, port PORT: eBPF may carry it
     options    a quarter of that, port PORT + 1: with an IP option, so always by the kernel path
+    service    a tenth, port PORT + 2: a conversation with a service, so eBPF may carry it. With `--client`
+               to the service's address, which the host translates to PEER; else what is sent are its replies
 
 SIGUSR2 begins the sending, SIGUSR1 ends it, SIGTERM ends the program. Each 0.1 s a JSON line: per stream
 how many were sent and have arrived until `at` (ns); the last has `final` and everything that was counted.
@@ -21,12 +23,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from tests.chaos import service
 from tests.chaos.mmsg import SLOTS, Slots, udp_socket
 from tests.chaos.tally import Tally
 
 PORT: Final = 9400
-PLAIN, OPTIONS = "plain", "options"
-SHARE: Final = {PLAIN: 1.0, OPTIONS: 0.25}
+PLAIN, OPTIONS, SERVICE = "plain", "options", "service"
+SHARE: Final = {PLAIN: 1.0, OPTIONS: 0.25, SERVICE: 0.1}
 """Of the rate."""
 TICK_S: Final = 0.002
 LATE_S: Final = 0.01
@@ -36,15 +39,15 @@ NOTHING: Final = b"\1\1\1\1"
 
 
 class Stream:
-    """One socket: numbers out, numbers in."""
+    """Numbers out, numbers in."""
 
-    def __init__(self, name: str, peer: str, rate: float) -> None:
-        """`rate` in datagrams a second."""
+    def __init__(self, name: str, peer: str, rate: float, *, asked: bool) -> None:
+        """`rate` in datagrams a second; `asked`: only once something has come."""
         port = PORT + list(SHARE).index(name)
         self.sock = udp_socket(port)
         if name == OPTIONS:
             self.sock.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, NOTHING)
-        self.name, self.rate = name, rate
+        self.name, self.rate, self._asked = name, rate, asked
         self.sent = 0
         self.refused = 0
         """Times that the kernel did not take what we sent; it was sent again."""
@@ -54,6 +57,8 @@ class Stream:
 
     def send(self, now: float) -> None:
         """What is due."""
+        if self._asked and not self.tally.received:
+            return
         self._start = max(self._start, now - (self.sent + LATE_S * self.rate) / self.rate)
         due = int((now - self._start) * self.rate) - self.sent
         while due > 0:
@@ -96,16 +101,23 @@ def say(facts: object) -> None:
     print(json.dumps(facts), flush=True)
 
 
+def _stream(name: str, args: argparse.Namespace) -> Stream:
+    client = name == SERVICE and args.client
+    return Stream(name, service.ADDRESS if client else args.peer, args.rate * SHARE[name],
+                  asked=name == SERVICE and not client)  # fmt: skip
+
+
 def main() -> int:
     """Run until SIGTERM."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("peer")
     parser.add_argument("rate", type=float)
+    parser.add_argument("--client", action="store_true")
     args = parser.parse_args()
     told: set[int] = set()
     for number in (signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, lambda number, _: told.add(number))
-    streams = [Stream(name, args.peer, args.rate * share) for name, share in SHARE.items()]
+    streams = [_stream(name, args) for name in SHARE]
     spoke = 0.0
     while signal.SIGTERM not in told:
         now = time.monotonic()

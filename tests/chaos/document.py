@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from tests.chaos.datagrams import OPTIONS, PLAIN
+from tests.chaos.datagrams import OPTIONS, PLAIN, SERVICE
 from tests.chaos.scenario import ALL, Outcome, Scenario
 from tests.chaos.scenarios import SCENARIOS
 
@@ -77,7 +77,11 @@ def promise(scenario: Scenario) -> str:
         return "nothing"
     if scenario.lossy == ALL:
         return f"all until mended: {scenario.why}"
-    who = {PLAIN: "approved flows", OPTIONS: "what only the kernel path carries"}
+    who = {
+        PLAIN: "approved flows",
+        OPTIONS: "what only the kernel path carries",
+        SERVICE: "what goes to a service",
+    }
     words = [who.get(each, each) for each in sorted(scenario.lossy)]
     return f"{', '.join(words)}, until mended: {scenario.why}"
 

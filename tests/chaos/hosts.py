@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Final
 
 from ctl.kernel.bpf.source import MAPS, PROGRAMS
+from tests.chaos.datagrams import SERVICE
 from tests.chaos.scenario import ALL, KERNEL_PATH, Scenario, Sight
+from tests.chaos.service import serve
 from tests.chaos.site import Site, pair, rule_handles
 from tests.hooks import detach, programs, put_foreign_filter
 from tests.lab import Lab, wait_until
@@ -108,6 +110,12 @@ def event(site: Site) -> None:
     """Something that makes the agent look at its devices: else it does so every `--resync-interval`."""
     site.a.ip("addr", "add", "10.99.9.9/32", "dev", "lo")
     site.a.ip("addr", "del", "10.99.9.9/32", "dev", "lo")
+
+
+def rules_flushed(site: Site) -> None:
+    """Everybody's; and those of services again, as kube-proxy does it."""
+    site.a.run("nft", "flush", "ruleset")
+    serve(site.one, site.two)
 
 
 def pins_removed(site: Site) -> None:
@@ -275,10 +283,12 @@ SCENARIOS: Final = (
     Scenario(
         GROUP,
         "rules flushed",
-        "`nft flush ruleset`",
-        on_a("nft", "flush", "ruleset"),
+        "`nft flush ruleset`; who runs services makes their rules again",
+        rules_flushed,
         whole,
         Sight(metric=OPERATIONS),
+        frozenset({SERVICE}),
+        "a service is its rules",
     ),
     Scenario(
         GROUP,

@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from tests.chaos import connections, datagrams, figures
 from tests.chaos.figures import Figures
+from tests.chaos.service import serve
 from tests.hooks import programs
 from tests.host import Container, Host
 from tests.process import Process, TimedOut, wait_until
@@ -37,7 +38,8 @@ class Instrument:
     def __init__(self, first: Container, second: Container, rate: int = RATE) -> None:
         """The programs are there; nothing is sent yet."""
         self.rate = rate
-        self.ends = (_end(first, second, rate), _end(second, first, rate))
+        serve(first, second)
+        self.ends = (_end(first, second, rate, "--client"), _end(second, first, rate))
         self._hosts: tuple[Host, ...] = (first.host, second.host)
 
     def begin(self) -> None:
@@ -143,11 +145,11 @@ def _settled(container: Container) -> bool:
     return len(programs(host, container.port)) == 2 and str(container.address) in known
 
 
-def _end(place: Container, peer: Container, rate: int) -> End:
+def _end(place: Container, peer: Container, rate: int, *flags: str) -> End:
     module = (sys.executable, "-m")
     end = End(
         place,
-        place.popen(*module, "tests.chaos.datagrams", peer.address, str(rate)),
+        place.popen(*module, "tests.chaos.datagrams", peer.address, str(rate), *flags),
         place.popen(*module, "tests.chaos.connections", peer.address),
     )
 

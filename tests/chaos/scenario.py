@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.chaos import site as sites
-from tests.chaos.datagrams import OPTIONS, PLAIN
+from tests.chaos.datagrams import OPTIONS, PLAIN, SERVICE, SHARE
 from tests.chaos.figures import Figures, Windows
 from tests.chaos.site import Build, Site
 
 FRESH: Final = "new flows"
-ALL: Final = frozenset({PLAIN, OPTIONS, FRESH})
-KERNEL_PATH: Final = frozenset({OPTIONS, FRESH, PLAIN})
+ALL: Final = frozenset({PLAIN, OPTIONS, SERVICE, FRESH})
+KERNEL_PATH: Final = frozenset({OPTIONS, FRESH, PLAIN, SERVICE})
 """What needs the kernel path: packets with options, new flows, and of each approved flow a packet every
 `--approval-ttl`, and all of it where that one falls into the time."""
 
@@ -78,7 +78,7 @@ def broken(scenario: Scenario, outcome: Outcome) -> list[str]:
     """Promises that were not kept, a line each."""
     figures, windows = outcome.figures, outcome.windows
     found = []
-    for stream in (PLAIN, OPTIONS):
+    for stream in SHARE:
         lost = figures.lost_outside(windows, stream) if stream in scenario.lossy else figures.lost(stream)
         if lost > figures.backlog:  # what the CPUs had no time for is not the network's loss
             found.append(f"{lost} datagrams lost: {stream}")

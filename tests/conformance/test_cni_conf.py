@@ -8,26 +8,17 @@ from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from ipaddress import IPv4Address
-from pathlib import Path
 
 import pytest
 
 from ctl.store import open_store
-from tests.cni import ConflistContainer
+from tests.cni import ConflistContainer, conflist
 from tests.host import Host, meet
+from tests.kube.cluster import started_on
 from tests.lab import Lab, wait_until
 from tests.stream import TcpSink, tcp_send
 
 ANOTHERS = json.dumps({"cniVersion": "0.3.1", "name": "cbr0", "plugins": [{"type": "flannel"}]})
-
-
-def net_d(host: Host) -> Path:
-    """The host's directory of CNI configurations."""
-    return host.lab.dir / f"{host.name}.net.d"
-
-
-def conflist(host: Host) -> Path:
-    return net_d(host) / "10-flannel.conflist"
 
 
 def is_told(host: Host) -> bool:
@@ -46,12 +37,13 @@ def told(lab: Lab) -> tuple[Host, Host]:
     a, b = lab.host("a"), lab.host("b")
     lab.init_network()
     for host in (a, b):
-        net_d(host).mkdir()
+        conflist(host).parent.mkdir()
     conflist(a).write_text(ANOTHERS)
     for host in (a, b):
         host.bridge = "cni0"
-        host.agent("--approval-ttl", "1", "--cni-conf", str(conflist(host)))
-        wait_until(partial(is_told, host), 10, "its runtime is told")
+    for agent in [started_on(host, wait=False) for host in (a, b)]:
+        agent.wait_ready()
+        wait_until(partial(is_told, agent.host), 10, "its runtime is told")
     meet(a, b)
     return a, b
 
@@ -94,15 +86,18 @@ def test_it_goes_while_no_container_may_come_and_at_the_end_what_was_before_is_b
         host.stop_processes()
         assert conflist(host).exists(), "as the datapath"
         host.ovctl("teardown", "--cni-conf", str(conflist(host)))
-    assert [(each.name, each.read_text()) for each in net_d(a).iterdir()] == [(conflist(a).name, ANOTHERS)]
-    assert list(net_d(b).iterdir()) == []
+    assert [(each.name, each.read_text()) for each in conflist(a).parent.iterdir()] == [
+        (conflist(a).name, ANOTHERS)
+    ]
+    assert list(conflist(b).parent.iterdir()) == []
 
 
 def test_what_others_do_in_the_directory_is_named_and_followed_without_a_restart(
     nodes: tuple[Host, Host],
 ) -> None:
     a, _ = nodes
-    first = net_d(a) / "00-multus.conf"
+    net_d = conflist(a).parent
+    first = net_d / "00-multus.conf"
     named = f"{first} sorts before 10-flannel.conflist"
     first.write_text("{}")
     wait_until(lambda: named in str(a.status()), 30, "it is named")
@@ -115,7 +110,7 @@ def test_what_others_do_in_the_directory_is_named_and_followed_without_a_restart
     conflist(a).write_text(ANOTHERS)
     wait_until(lambda: a.ovctl("status", check=False).returncode == 0, 30, "it is well again")
     assert is_told(a)
-    moved = net_d(a).rename(net_d(a).with_suffix(".away"))
-    wait_until(lambda: f"no directory {net_d(a)}" in str(a.status()), 30, "that is named, too")
-    moved.rename(net_d(a))
+    moved = net_d.rename(net_d.with_suffix(".away"))
+    wait_until(lambda: f"no directory {net_d}" in str(a.status()), 30, "that is named, too")
+    moved.rename(net_d)
     wait_until(lambda: a.ovctl("status", check=False).returncode == 0, 30, "it is well again")

@@ -13,7 +13,7 @@ from typing import Final
 from ctl.core.abi import Hook
 from ctl.core.reasons import REASONS
 from ctl.kernel.bpf.maps import Maps, open_maps
-from tests.cni import ConflistContainer
+from tests.cni import ConflistContainer, conflist
 from tests.host import Agent, Host
 from tests.kube import iptables, nftables
 from tests.kube.services import Endpoint, Proxy, Service
@@ -115,9 +115,8 @@ def proxied(host: Host, mode: str, proxy: Proxy, services: Sequence[Service]) ->
 
 def started_on(host: Host, *flags: str, wait: bool = True) -> Agent:
     """An agent that tells the runtime, with short approvals."""
-    conflist = host.lab.dir / f"{host.name}.net.d" / "10-flannel.conflist"
-    conflist.parent.mkdir(exist_ok=True)
-    return host.agent("--approval-ttl", "1", "--cni-conf", str(conflist), *flags, wait=wait)
+    conflist(host).parent.mkdir(exist_ok=True)
+    return host.agent("--approval-ttl", "1", "--cni-conf", str(conflist(host)), *flags, wait=wait)
 
 
 @contextmanager
@@ -147,9 +146,7 @@ def cluster(mode: str) -> Iterator[Cluster]:
 def _pods(n1: Host, n2: Host) -> dict[str, ConflistContainer]:
     published = [{"hostPort": HOST_PORT, "containerPort": PORT, "protocol": each} for each in ("tcp", "udp")]
     return {
-        name: ConflistContainer(
-            host, name, host.lab.dir / f"{host.name}.net.d" / "10-flannel.conflist", ports
-        )
+        name: ConflistContainer(host, name, conflist(host), ports)
         for name, host, ports in (("client", n1, []), ("near", n1, []), ("web", n2, published))
     }
 

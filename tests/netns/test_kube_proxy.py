@@ -177,27 +177,24 @@ def _comes_to(server: socket.socket, sock: socket.socket) -> bool:
 
 
 def test_two_questions_at_once_are_both_answered(nodes: Cluster) -> None:
-    """A resolver's, for A and AAAA: from two sockets, before conntrack knows either."""
+    """A resolver's, for A and AAAA: from one socket, before conntrack knows it."""
     service = nodes.serve("dns", DNS, "web")
     client = nodes.pods["client"]
     with servers(nodes.pods) as answering, ExitStack() as stack:
         server = answering["web"].udp
         server.settimeout(LOST)
         for _ in range(20):
-            asking = [
-                stack.enter_context(client.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
-                for _ in range(2)
-            ]
+            sock = stack.enter_context(client.call(lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM)))
+            sock.settimeout(LOST)
             together = threading.Barrier(2)
-            senders = [threading.Thread(target=partial(_ask, each, together, service)) for each in asking]
-            for sender in senders:
-                sender.start()
+            asking = [threading.Thread(target=_ask, args=(sock, together, service)) for _ in range(2)]
+            for each in asking:
+                each.start()
             for _ in asking:
                 server.sendto(*server.recvfrom(10))
-            for sender, each in zip(senders, asking, strict=True):
-                sender.join()
-                each.settimeout(LOST)
-                assert each.recv(10) == b"name"
+            for each in asking:
+                each.join()
+                assert sock.recv(10) == b"name"
 
 
 def _ask(sock: socket.socket, together: threading.Barrier, service: str) -> None:

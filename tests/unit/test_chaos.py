@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.chaos import crash, document
-from tests.chaos.datagrams import OPTIONS, PLAIN
+from tests.chaos.datagrams import OPTIONS, PLAIN, SHARE
 from tests.chaos.figures import Figures, Side, Way
 from tests.chaos.scenario import ALL, FRESH, Outcome, Scenario, Sight, broken
 from tests.chaos.scenarios import SCENARIOS
@@ -101,8 +101,10 @@ def test_nothing_lost_is_a_promise_kept() -> None:
     assert broken(scenario(), outcome()) == []
 
 
-def test_one_datagram_lost_is_a_promise_broken() -> None:
-    assert broken(scenario(), outcome(lost(1, 1010, 1012))) == ["1 datagrams lost: plain"]
+@pytest.mark.parametrize("stream", SHARE)
+def test_one_datagram_lost_is_a_promise_broken(stream: str) -> None:
+    way = replace(lost(1, 1010, 1012), stream=stream)
+    assert broken(scenario(), outcome(way)) == [f"1 datagrams lost: {stream}"]
 
 
 def test_what_a_full_socket_lost_is_not_the_networks() -> None:
