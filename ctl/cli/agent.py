@@ -102,8 +102,7 @@ def _run(settings: Settings) -> int:
     from ctl.store import open_store
 
     _give_memory_back()
-    # Peers are tens of thousands of objects in no cycles: do not look for any after every few hundred.
-    gc.set_threshold(20_000, 20, 20)
+    gc.set_threshold(*_AT_START)
     # Nor among what was imported: as long as that counts, garbage may grow to a quarter of it.
     gc.freeze()
     with (
@@ -146,6 +145,12 @@ def _give_memory_back() -> None:
             ctypes.CDLL(None).mallopt(option, value)
 
 
+_AT_START: Final = 200_000, 20, 20
+_LATER: Final = 20_000, 20, 20
+"""So many new objects the cycle collector waits for. Peers are tens of thousands of them, or millions at a
+start, in no cycles: do not look for any after every few hundred."""
+
+
 def _collect_cycles() -> None:
     """Of the young only: peers have grown old by now.
 
@@ -153,6 +158,9 @@ def _collect_cycles() -> None:
     our thresholds would wait for hours.
     """
     gc.collect(1)
+    if gc.get_threshold() == _AT_START:
+        gc.set_threshold(*_LATER)
+        gc.freeze()  # what is there now is there to stay
 
 
 def _say(line: str) -> None:

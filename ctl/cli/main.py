@@ -8,6 +8,7 @@ traceback and exit 1.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import threading
@@ -71,6 +72,8 @@ def _thread_died(failure: threading.ExceptHookArgs) -> None:
 
 
 def _run(argv: Sequence[str]) -> int:
+    # Entries of maps are objects by the hundred thousand, in no cycles. The agent has its own measure.
+    gc.set_threshold(100_000)
     args = build_parser(_wanted(argv)).parse_args(argv)
     code: int = args.func(args)
     sys.stdout.flush()

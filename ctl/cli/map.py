@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict
+from functools import cache
 from ipaddress import IPv4Address, IPv4Network
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,7 +20,7 @@ from ctl.core.errors import ConfigError, NotFound
 from ctl.settings.config import STORE_SETTINGS, add_options
 
 if TYPE_CHECKING:
-    from ctl.core.compare import Difference
+    from ctl.core.compare import DeviceName, Difference
     from ctl.core.model import Network, Snapshot
     from ctl.kernel.bpf.maps import Maps
     from ctl.settings.config import Settings
@@ -210,14 +211,19 @@ def device_name(ifindex: int) -> str:
         return f"if{ifindex}"
 
 
+def device_names() -> DeviceName:
+    """`device_name` for one listing: the kernel is asked once for each interface, not for each entry."""
+    return cache(device_name)
+
+
 READERS: Final[Mapping[str, Callable[[Maps, str], list[Row]]]] = {
-    "peers": lambda maps, _: rows.peers(maps.peers(), maps.node(), device_name),
-    "endpoints": lambda maps, _: rows.endpoints(maps.endpoints(), device_name),
-    "flows": lambda maps, _: rows.flows(maps.flows(), maps.node(), _monotonic_ns(), device_name),
-    "notes": lambda maps, _: rows.notes(maps.notes(), _monotonic_ns(), device_name),
-    "translations": lambda maps, _: rows.translations(maps.translations(), device_name),
+    "peers": lambda maps, _: rows.peers(maps.peers(), maps.node(), device_names()),
+    "endpoints": lambda maps, _: rows.endpoints(maps.endpoints(), device_names()),
+    "flows": lambda maps, _: rows.flows(maps.flows(), maps.node(), _monotonic_ns(), device_names()),
+    "notes": lambda maps, _: rows.notes(maps.notes(), _monotonic_ns(), device_names()),
+    "translations": lambda maps, _: rows.translations(maps.translations(), device_names()),
     "services": lambda maps, _: rows.services(maps.services(), _monotonic_ns()),
-    "node": lambda maps, _: rows.node_rows(maps.node(), device_name),
+    "node": lambda maps, _: rows.node_rows(maps.node(), device_names()),
     "counters": lambda maps, fmt: rows.counters(maps.counters(), every=fmt == "wide"),
     "peer_stats": lambda maps, _: rows.peer_stats(maps.peer_stats()),
 }
@@ -235,7 +241,7 @@ def _look_up(maps: Maps, address: IPv4Address) -> Found:
     peer, endpoint = maps.lookup_peer(subnet.network_address), maps.lookup_endpoint(address)
     found: dict[str, list[Row]] = {}
     if peer:
-        found["peers"] = [rows.peer(address, peer, length, device_name)]
+        found["peers"] = [rows.peer(subnet.network_address, peer, length, device_name)]
     if endpoint:
         found["endpoints"] = [rows.endpoint(address, endpoint, device_name)]
     return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from socket import inet_ntoa
 from typing import Any, Final
 
 from ctl.cli.output import Column, Row
@@ -20,7 +21,7 @@ from ctl.core.abi import (
     Translation,
 )
 from ctl.core.compare import DeviceName
-from ctl.core.model import IPv4Address, IPv4Network
+from ctl.core.model import IPv4Address
 from ctl.core.reasons import REASONS, reason
 
 _PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp"}
@@ -99,24 +100,30 @@ def prefixlen(node: NodeEntry | None) -> int:
     return node.subnet.prefixlen if node else 32
 
 
+def _dotted(address: IPv4Address) -> str:
+    """As `str` writes it, in a quarter of the time: a dump may be of a hundred thousand."""
+    return inet_ntoa(address.packed)
+
+
 def peer(address: IPv4Address, entry: PeerEntry, length: int, name: DeviceName) -> Row:
-    """A row of `peers`; `address` is any of the subnet, `length` its prefix length."""
+    """A row of `peers`; `address` is the subnet's first, `length` its prefix length."""
     return {
-        "subnet": str(IPv4Network((address, length), strict=False)),
-        "host": str(entry.host),
+        "subnet": f"{_dotted(address)}/{length}",
+        "host": _dotted(entry.host),
         "vtep_mac": str(entry.vtep_mac),
         "vni": entry.vni,
         "port": entry.port,
         "dev": name(entry.ifindex) if entry.ifindex else None,
-        "next_hop": str(entry.next_hop) if entry.next_hop else None,
+        "next_hop": _dotted(entry.next_hop) if entry.next_hop else None,
         "ttl": entry.ttl,
-        "flags": entry.flag_names,
+        "flags": entry.flag_names if entry.flags else [],
     }
 
 
 def peers(entries: Mapping[IPv4Address, PeerEntry], node: NodeEntry | None, name: DeviceName) -> list[Row]:
     """All of `peers`, by subnet."""
-    return [peer(base, entry, prefixlen(node), name) for base, entry in sorted(entries.items(), key=_first)]
+    length = prefixlen(node)
+    return [peer(base, entry, length, name) for base, entry in sorted(entries.items(), key=_address)]
 
 
 def endpoint(address: IPv4Address, entry: EndpointEntry, name: DeviceName) -> Row:
@@ -132,7 +139,7 @@ def endpoint(address: IPv4Address, entry: EndpointEntry, name: DeviceName) -> Ro
 
 def endpoints(entries: Mapping[IPv4Address, EndpointEntry], name: DeviceName) -> list[Row]:
     """All of `endpoints`, by address."""
-    return [endpoint(address, entry, name) for address, entry in sorted(entries.items(), key=_first)]
+    return [endpoint(address, entry, name) for address, entry in sorted(entries.items(), key=_address)]
 
 
 def flows(
@@ -256,6 +263,11 @@ def peer_stats(entries: Mapping[IPv4Address, PeerStats]) -> list[Row]:
         }
         for host, stats in sorted(entries.items(), key=_first)
     ]
+
+
+def _address(item: tuple[IPv4Address, Any]) -> int:
+    """As _first of an address, which Python compares a third as fast as numbers."""
+    return int(item[0])
 
 
 def _first(item: tuple[Any, Any]) -> Any:

@@ -50,7 +50,7 @@ class Direction(IntEnum):
 
 NO_MAC: Final = MacAddress(bytes(6))
 
-PerCpu = list[bytes]
+PerCpu = tuple[bytes, ...]
 """A value of a per-CPU map: one a CPU."""
 
 PEER_F_KERNEL_PATH: Final = 1 << 0

@@ -17,9 +17,8 @@ from typing import Any
 
 from ctl.core.family import Member, Space
 from ctl.core.host import Ground, Surroundings
-from ctl.core.lease import KEEP_CLEAR, holder, in_words, span
+from ctl.core.lease import KEEP_CLEAR, holder, in_words, inside, span
 from ctl.core.model import Network
-from ctl.core.roster import within
 
 Members = Sequence[Member[Any, Any]]
 
@@ -87,15 +86,15 @@ _MAY_BE_LOST = "what is there and has an address of a node's subnet is not reach
 
 def _leads_to_a_container(ground: Ground, own: IPv4Network | IPv6Network) -> bool:
     """A route to one address of ours: so some runtimes reach a container that is on no bridge."""
-    return ground.network.prefixlen == own.max_prefixlen and within(ground.network, own)
+    return ground.network.prefixlen == own.max_prefixlen and inside(span(ground.network), span(own))
 
 
 def _taken(ground: Ground, own: IPv4Network | IPv6Network, members: Members) -> str:
     """Whose subnet it lies in, in words; empty if in nobody's."""
-    if within(ground.network, own):
+    if inside(span(ground.network), span(own)):
         return f"our own subnet {own}"
     member = holder(members, ground.network)
-    if member is not None and member.subnet != own and within(ground.network, member.subnet):
+    if member is not None and member.subnet != own and inside(span(ground.network), span(member.subnet)):
         return in_words(member)
     return ""
 

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from itertools import chain, islice
 from typing import Any, Final, TypeVar
 
@@ -29,6 +29,8 @@ Pick = Callable[[Sequence[IPv4Network]], IPv4Network]
 PickIPv6 = Callable[[Sequence[IPv6Network]], IPv6Network]
 """The same of IPv6."""
 M = TypeVar("M", bound=Member[Any, Any])
+Span = tuple[int, int]
+"""First and last address, as numbers."""
 Cut = Network | IPv6Range
 """What a network has of one family, and how it is cut."""
 
@@ -69,10 +71,20 @@ def fits(network: Cut, subnet: IPv4Network | IPv6Network) -> bool:
     )
 
 
-def span(subnet: IPv4Network | IPv6Network) -> tuple[int, int]:
+def span(subnet: IPv4Network | IPv6Network) -> Span:
     """First and last address, as numbers: comparing these is what keeps 10,000 leases quick."""
     first = int(subnet.network_address)
     return first, first + (1 << (subnet.max_prefixlen - subnet.prefixlen)) - 1
+
+
+def meet(one: Span, other: Span) -> bool:
+    """Whether they have an address in common."""
+    return other[0] <= one[1] and one[0] <= other[1]
+
+
+def inside(part: Span, whole: Span) -> bool:
+    """Whether the one is a part of the other."""
+    return whole[0] <= part[0] and part[1] <= whole[1]
 
 
 def rank(lease: Member[Any, Any]) -> tuple[int, int]:
@@ -93,21 +105,21 @@ def holder(leases: Sequence[M], subnet: IPv4Network | IPv6Network) -> M | None:
         if place < len(leases) and rank(leases[place]) == (begin, length):
             return leases[place]
     place = bisect_left(leases, (first, subnet.prefixlen), key=rank)
-    inside = place < len(leases) and span(leases[place].subnet)[0] <= last
-    return leases[place] if inside else None
+    within = place < len(leases) and span(leases[place].subnet)[0] <= last
+    return leases[place] if within else None
 
 
 def free_subnets(
-    network: Network, leases: Iterable[Lease], avoid: Iterable[IPv4Network | IPv6Network] = ()
+    network: Network, leases: Iterable[Lease], avoid: Iterable[Span] = ()
 ) -> Iterator[IPv4Network]:
     """Subnets that overlap no lease and nothing of `avoid`, from the lowest up."""
-    taken = chain((lease.subnet for lease in leases), avoid)
+    taken = chain((span(lease.subnet) for lease in leases), avoid)
     return (IPv4Network((start, network.subnet_len)) for start in _free(network, taken))
 
 
-def _free(cut: Cut, subnets: Iterable[IPv4Network | IPv6Network]) -> Iterator[int]:
+def _free(cut: Cut, taken: Iterable[Span]) -> Iterator[int]:
     """First addresses of what overlaps none of these, from the lowest up."""
-    taken = sorted(map(span, subnets))
+    taken = sorted(taken)
     size = 1 << (cut.network.max_prefixlen - cut.subnet_len)
     start, (stop, _) = int(cut.subnet_min.network_address), span(cut.subnet_max)
     index = 0
@@ -149,10 +161,8 @@ def with_ipv6(
     return replace(lease, ipv6=IPv6Lease(pick(candidates)))
 
 
-def _free_ipv6(
-    cut: IPv6Range, taken: Iterable[IPv6Network], avoid: Iterable[IPv4Network | IPv6Network]
-) -> Iterator[IPv6Network]:
-    return (IPv6Network((start, cut.subnet_len)) for start in _free(cut, chain(taken, avoid)))
+def _free_ipv6(cut: IPv6Range, taken: Iterable[IPv6Network], avoid: Iterable[Span]) -> Iterator[IPv6Network]:
+    return (IPv6Network((start, cut.subnet_len)) for start in _free(cut, chain(map(span, taken), avoid)))
 
 
 def with_assigned_ipv6(lease: Lease, network: Network, assigned: IPv6Network | None) -> Lease:
@@ -269,7 +279,7 @@ def _pick_free(network: Network, leases: Sequence[Lease], pick: Pick, around: Su
 
 def _candidates(
     cut: Space[N],
-    free: Callable[[Iterable[IPv4Network | IPv6Network]], Iterator[N]],
+    free: Callable[[Iterable[Span]], Iterator[N]],
     hosts: Iterable[IPv4Address | IPv6Address],
     around: Surroundings,
     remedy: str,
@@ -281,10 +291,10 @@ def _candidates(
     without those that overlap what it is given; `remedy`: for a network that is full.
     """
     grounds = [ground.network for ground in around.others]
-    inside = [each for each in grounds if each.prefixlen >= cut.subnet_len]
+    small = [each for each in grounds if each.prefixlen >= cut.subnet_len]
     alone = [*(ground.address for ground in around.others if ground.address), *hosts]
-    lost = [*around.links, *inside, *map(ip_network, alone)]
-    for avoid in ([*lost, *grounds], lost):
+    lost = [*map(span, (*around.links, *small)), *((host, host) for host in map(int, alone))]
+    for avoid in ([*lost, *map(span, grounds)], lost):
         if found := list(islice(free(avoid), CANDIDATES)):
             return found
     where = f"between {cut.subnet_min} and {cut.subnet_max}"

@@ -79,6 +79,9 @@ def host_address(address: Address) -> Address:
     return address
 
 
+_MAC: Final = re.compile("[0-9a-fA-F]{2}(?::[0-9a-fA-F]{2}){5}")
+
+
 @dataclass(frozen=True, slots=True, order=True)
 class MacAddress:
     """A 48-bit MAC address; `packed` is 6 bytes in wire order."""
@@ -92,7 +95,7 @@ class MacAddress:
     @classmethod
     def parse(cls, text: str) -> MacAddress:
         """From `aa:bb:cc:dd:ee:ff`, either case. ValueError if it is none."""
-        if not re.fullmatch(r"[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}", text):
+        if not _MAC.fullmatch(text):
             raise ValueError(f"{text!r} is not a MAC address")
         return cls(bytes.fromhex(text.replace(":", "")))
 

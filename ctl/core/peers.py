@@ -166,6 +166,8 @@ class PeerMaps:
         )
 
     def _blocks(self, lease: IPv4Member) -> Iterable[IPv4Address]:
+        if lease.subnet.prefixlen == self._network.subnet_len:
+            return (lease.vtep_ip,)  # mostly: an address that is there already
         return map(IPv4Address, blocks(lease.subnet, self._network))
 
     def _put_blocks(self, lease: IPv4Member, entry: PeerEntry) -> None:

@@ -12,16 +12,18 @@ it touches: ten thousand other leases are not looked at for it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
 from operator import is_
 from typing import Any, Final, Generic, TypeVar
 
 from ctl.core.family import Family, Member, Space
-from ctl.core.lease import Conflict, rank, span
+from ctl.core.lease import Conflict, Span, inside, meet, rank, span
 from ctl.core.model import A, Lease, MacAddress, N, Network
 
+Touched = dict[IPv4Network, Member[A, N] | None]
+"""Leases that have to be judged, by their keys; None: one that is gone."""
 M = TypeVar("M", bound=Member[Any, Any])
 
 Claim = int | MacAddress
@@ -87,8 +89,10 @@ class Roster(Generic[A, N]):
         assert member is not None and space is not None, f"node or network without {family}"
         self._own: Final[Member[A, N]] = member
         self._space: Final[Space[N]] = space
-        self._underlay = [each for each in underlay if each.version == family.version]
+        self._underlay = [(span(each), each) for each in underlay if each.version == family.version]
         self._family, self._network = family, network
+        self._space_span, self._own_span = span(space.network), span(member.subnet)
+        self._own_host = int(member.host)
         self._leases: Sequence[Lease] = ()
         self._claims: dict[Claim, tuple[Member[A, N], ...]] = {}
         """The leases that claim a block or a MAC, the one that gets it first. Leases with which anything else
@@ -118,14 +122,20 @@ class Roster(Generic[A, N]):
         """Take the store's leases as they are now; returns what that did to the usable ones."""
         changes = moves(self._leases, leases)
         self._leases = leases
-        touched: dict[IPv4Network, Member[A, N] | None] = {}
+        touched: Touched[A, N] = {}
+        wrong: dict[IPv4Network, str] = {}
         for gone in filter(None, map(self._family.member, changes.gone)):
             self._leave(gone, touched)
         for new in filter(None, map(self._family.member, changes.new)):
-            self._enter(new, touched)
-        return self._judge(touched)
+            if new.key != self._own.key:
+                touched[new.key] = new
+                if why := self._wrong(new):
+                    wrong[new.key] = why
+                else:
+                    self._enter(new, touched)
+        return self._judge(touched, wrong)
 
-    def _leave(self, lease: Member[A, N], touched: dict[IPv4Network, Member[A, N] | None]) -> None:
+    def _leave(self, lease: Member[A, N], touched: Touched[A, N]) -> None:
         touched[lease.key] = None
         self._ignored.pop(lease.key, None)
         if self._wrong(lease):
@@ -138,12 +148,8 @@ class Roster(Generic[A, N]):
             else:
                 del self._claims[claim]
 
-    def _enter(self, lease: Member[A, N], touched: dict[IPv4Network, Member[A, N] | None]) -> None:
-        if lease.key == self._own.key:
-            return
-        touched[lease.key] = lease
-        if self._wrong(lease):
-            return
+    def _enter(self, lease: Member[A, N], touched: Touched[A, N]) -> None:
+        """One with which nothing is wrong in itself."""
         alone = (lease,)  # for each claim the same one: mostly nobody else has any
         for claim in self._claimed(lease):
             others = self._claims.get(claim, ())
@@ -153,32 +159,42 @@ class Roster(Generic[A, N]):
     def _precedence(self, lease: Member[A, N]) -> tuple[bool, tuple[int, int], IPv4Network]:
         return lease.subnet.prefixlen != self._space.subnet_len, rank(lease), lease.key
 
-    def _judge(self, touched: dict[IPv4Network, Member[A, N] | None]) -> Moves[Member[A, N]]:
+    def _judge(self, touched: Touched[A, N], wrong: Mapping[IPv4Network, str]) -> Moves[Member[A, N]]:
+        """`wrong`: what is wrong with some of them in themselves."""
         gone, new = [], []
         for key, lease in touched.items():
-            why = (self._wrong(lease) or self._rivalled(lease)) if lease else ""
+            why = ((wrong and wrong.get(key)) or self._rivalled(lease)) if lease else ""
             if lease and why:
                 self._ignored[key] = f"lease {lease.subnet} of {lease.node or lease.host} ignored: {why}"
-            else:
+            elif self._ignored:
                 self._ignored.pop(key, None)
             before, after = self.usable.get(key), None if why else lease
             if before == after:
                 continue
             if before is not None:
                 del self.usable[key]
-                self._seat(before.host, [each for each in self.at(before.host) if each.key != key])
+                self._unseat(before)
                 gone.append(before)
             if after is not None:
                 self.usable[key] = after
-                self._seat(after.host, [*self.at(after.host), after])
+                self._seat(after)
                 new.append(after)
         return Moves(tuple(sorted(gone, key=rank)), tuple(sorted(new, key=rank)))
 
-    def _seat(self, host: A, leases: list[Member[A, N]]) -> None:
-        self._hosts[host] = tuple(sorted(leases, key=rank)) if len(leases) > 1 else tuple(leases)
-        (self._shared.add if len(leases) > 1 else self._shared.discard)(host)
-        if not leases:
-            del self._hosts[host]
+    def _seat(self, lease: Member[A, N]) -> None:
+        others = self.at(lease.host)
+        self._hosts[lease.host] = tuple(sorted((*others, lease), key=rank)) if others else (lease,)
+        if others:
+            self._shared.add(lease.host)
+
+    def _unseat(self, lease: Member[A, N]) -> None:
+        others = tuple(each for each in self.at(lease.host) if each is not lease)
+        if others:
+            self._hosts[lease.host] = others
+        else:
+            del self._hosts[lease.host]
+        if len(others) < 2:
+            self._shared.discard(lease.host)
 
     def _claimed(self, lease: Member[A, N]) -> Iterator[Claim]:
         """What `lease`, with which nothing else is wrong, would have to itself."""
@@ -190,40 +206,42 @@ class Roster(Generic[A, N]):
         """Why an earlier lease has what this one claims; "" if none has."""
         for claim in self._claimed(lease):
             for other in self._claims[claim]:
-                if other.key == lease.key:
+                if other is lease:
                     break
                 if isinstance(claim, MacAddress):
                     return f"its VTEP MAC {claim} is that of {other.subnet}"
-                if _overlap(other.subnet, lease.subnet):
+                if meet(span(other.subnet), span(lease.subnet)):
                     return f"it overlaps {other.subnet} of {other.node or other.host}"
         return ""
 
     def _wrong(self, lease: Member[A, N]) -> str:
         """What is wrong with the lease itself, whoever else there is."""
-        own, network, space = self._own, self._network, self._space
+        network, space = self._network, self._space
+        here, host = span(lease.subnet), int(lease.host)
         if lease.backend != network.backend:
             return f"its backend is {lease.backend}, not {network.backend}"
-        if not within(lease.subnet, space.network):
+        if not inside(here, self._space_span):
             return f"it is not in {space.network}"
         if lease.subnet.prefixlen < space.subnet_len and count_blocks(lease.subnet, space) > MOST_BLOCKS:
             return f"it is larger than {MOST_BLOCKS} subnets of /{space.subnet_len}"
-        if not int(lease.host) or lease.host == own.host:
-            ours = f"carries our own host address {own.host}"
-            return f"it {ours if int(lease.host) else f'does not say the {self._family} address of its host'}"
-        if why := self._wrong_place(lease) or (self._wrong_vtep(lease) if network.backend == "vxlan" else ""):
+        if not host or host == self._own_host:
+            ours = f"carries our own host address {lease.host}"
+            return f"it {ours if host else f'does not say the {self._family} address of its host'}"
+        if why := self._wrong_place(here, host) or (
+            self._wrong_vtep(lease) if network.backend == "vxlan" else ""
+        ):
             return why
-        return "it overlaps our own" if _overlap(lease.subnet, own.subnet) else ""
+        return "it overlaps our own" if meet(here, self._own_span) else ""
 
-    def _wrong_place(self, lease: Member[A, N]) -> str:
-        """Whether its packets would have to take a route that they are the outside of."""
-        for link in self._underlay:
-            if _overlap(lease.subnet, link):
+    def _wrong_place(self, here: Span, host: int) -> str:
+        """Whether packets to what is there would have to take a route that they are the outside of."""
+        for there, link in self._underlay:
+            if meet(here, there):
                 return f"it covers {link}, the network of our uplink"
-        host = int(lease.host)
-        for subnet, whose in ((lease.subnet, "it"), (self._own.subnet, f"{self._own.subnet}, ours")):
-            first, last = span(subnet)
-            if first <= host <= last:
-                return f"its host {lease.host} is in {whose}"
+        if inside((host, host), here):
+            return f"its host {self._family.address(host)} is in it"
+        if inside((host, host), self._own_span):
+            return f"its host {self._family.address(host)} is in {self._own.subnet}, ours"
         return ""
 
     def _wrong_vtep(self, lease: Member[A, N]) -> str:
@@ -247,14 +265,3 @@ def blocks(subnet: IPv4Network | IPv6Network, space: Space[Any]) -> Iterable[int
 def count_blocks(subnet: IPv4Network | IPv6Network, space: Space[Any]) -> int:
     """How many blocks `subnet` has a part in."""
     return 1 << max(space.subnet_len - subnet.prefixlen, 0)
-
-
-def _overlap(one: IPv4Network | IPv6Network, other: IPv4Network | IPv6Network) -> bool:
-    (first, last), (start, end) = span(one), span(other)
-    return start <= last and first <= end
-
-
-def within(subnet: IPv4Network | IPv6Network, network: IPv4Network | IPv6Network) -> bool:
-    """Whether a network of the same family is a part of the other."""
-    (first, last), (start, end) = span(subnet), span(network)
-    return start <= first and last <= end

@@ -13,7 +13,7 @@ due, and the rest is done; after any other failure the table has to be read agai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Generic, TypeVar
 
@@ -22,6 +22,7 @@ from ctl.core.plan import Delta
 
 K = TypeVar("K")
 V = TypeVar("V")
+X = TypeVar("X")
 
 
 class Tracker(Generic[K, V]):
@@ -43,6 +44,9 @@ class Tracker(Generic[K, V]):
 
     def put(self, key: K, value: V) -> None:
         """`key` is to have `value`."""
+        if not self.known:  # what is due then, `saw` finds out
+            self.desired[key] = value
+            return
         if key in self.desired:
             if self.desired[key] != value:
                 self.desired[key] = value
@@ -57,6 +61,8 @@ class Tracker(Generic[K, V]):
         if key not in self.desired:
             return
         was = self.desired.pop(key)
+        if not self.known:
+            return
         due = key in self._due
         self._due.pop(key, None)
         # Perhaps it never got there; to remove what is missing does no harm.
@@ -75,9 +81,12 @@ class Tracker(Generic[K, V]):
 
     def saw(self, actual: Mapping[K, V]) -> None:
         """The whole table, read now."""
-        get = actual.get
-        self._due = {key: None for key, value in self.desired.items() if get(key) != value}
-        self._stale = {key: value for key, value in actual.items() if key not in self.desired}
+        get, desired = actual.get, self.desired
+        self._due = {key: None for key, value in desired.items() if get(key) != value}
+        there = len(desired) - sum(key not in actual for key in self._due)
+        # Mostly that is all there is: another hundred thousand look-ups would find nothing.
+        odd = len(actual) > there
+        self._stale = {key: value for key, value in actual.items() if key not in desired} if odd else {}
         self.known = True
 
     def delta(self) -> Delta[K, V]:
@@ -106,12 +115,19 @@ class Tracker(Generic[K, V]):
             self._applied(delta, frozenset())
 
     def _applied(self, delta: Delta[K, V], pending: frozenset[object]) -> None:
-        for key, _ in delta.puts:
-            if key not in pending:
-                self._due.pop(key, None)
-        for key in delta.removals:
-            if key not in pending:
-                self._stale.pop(key, None)
-        # A dict that has been emptied keeps the room that all it held took.
-        self._due, self._stale = self._due or {}, self._stale or {}
+        self._due = _without(self._due, [key for key, _ in delta.puts], pending)
+        self._stale = _without(self._stale, delta.removals, pending)
         self.known = True
+
+
+def _without(keys: dict[K, X], done: Sequence[K], pending: frozenset[object]) -> dict[K, X]:
+    """`keys` without those `done`, which are among them, but for the ones that are `pending`.
+
+    A new dict where it is emptied: the old one keeps the room that all it held took.
+    """
+    if len(done) == len(keys) and not pending:
+        return {}
+    for key in done:
+        if key not in pending:
+            keys.pop(key, None)
+    return keys or {}

@@ -443,8 +443,11 @@ def _parse_ipv6_key(text: str) -> IPv6Network:
     return subnet
 
 
+_IPV4_KEY: Final = re.compile(r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})-([0-9]{1,2})")
+
+
 def _parse_ipv4_key(text: str) -> IPv4Network:
-    match = re.fullmatch(r"([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})\.([0-9]{1,3})-([0-9]{1,2})", text)
+    match = _IPV4_KEY.fullmatch(text)
     if not match:
         raise ValueError(f"{text!r} is not a lease key such as 10.5.52.0-24")
     one, two, three, four, length = map(int, match.groups())

@@ -19,8 +19,8 @@ from typing import Final
 
 from ctl.core.family import Family
 from ctl.core.host import Link, Route
+from ctl.core.lease import inside, span
 from ctl.core.model import A, N
-from ctl.core.roster import within
 from ctl.kernel import iptables
 from ctl.kernel.command import find, run, succeeds
 from ctl.kernel.netlink import link as links
@@ -130,7 +130,11 @@ def _leftover_routes(netlink: Netlink, family: Family[A, N], network: N) -> Iter
             if not prefix_length(body):
                 continue
             key, route = parse_route(body, family)
-            if key.metric in _DEFAULT_METRICS and key.subnet != network and within(key.subnet, network):
+            if (
+                key.metric in _DEFAULT_METRICS
+                and key.subnet != network
+                and inside(span(key.subnet), span(network))
+            ):
                 yield key.subnet, route_type(body), route
 
 

@@ -121,7 +121,7 @@ class Starting:
         with contextlib.suppress(OSError):
             pin = layout_dir(self._host.bpffs) / "maps" / "counters"
             with contextlib.closing(syscall.Map(syscall.obj_get(str(pin)))) as counters:
-                return Counter.unpack(counters.lookup(_ENCAPSULATED) or []).packets > 0
+                return Counter.unpack(counters.lookup(_ENCAPSULATED) or ()).packets > 0
         return False
 
 

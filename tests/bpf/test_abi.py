@@ -202,7 +202,7 @@ def test_python_reads_counters_of_c() -> None:
     assert [name for name, _, _ in declared] == ["packets", "bytes", "sampled_ns"]
     raw = numbers(declared, in_c()["counters"]["value_size"])
     assert abi.COUNTER.size == len(raw)
-    assert abi.Counter.unpack([raw, raw]) == abi.Counter(packets=2, bytes=4)
+    assert abi.Counter.unpack((raw, raw)) == abi.Counter(packets=2, bytes=4)
 
 
 def test_python_reads_peer_stats_of_c() -> None:
@@ -210,7 +210,7 @@ def test_python_reads_peer_stats_of_c() -> None:
     assert [name for name, _, _ in declared] == ["rx_packets", "rx_bytes", "tx_packets", "tx_bytes"]
     raw = numbers(declared, in_c()["peer_stats"]["value_size"])
     assert abi.PEER_STATS.size == len(raw)
-    assert PeerStats.unpack([raw]) == PeerStats(rx_packets=1, rx_bytes=2, tx_packets=3, tx_bytes=4)
+    assert PeerStats.unpack((raw,)) == PeerStats(rx_packets=1, rx_bytes=2, tx_packets=3, tx_bytes=4)
 
 
 def test_python_reads_events_of_c() -> None:

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 from ctl.core.clash import Clashes, clashes, handed_out, over_the_underlay
 from ctl.core.family import IPV6
 from ctl.core.host import Ground, Surroundings
-from ctl.core.lease import rank, span
+from ctl.core.lease import inside, rank, span
 from ctl.core.model import IPv6Lease, Lease, Network
-from ctl.core.roster import within
 from ctl.core.wire import parse_network
 from tests.unit.strategies import leases, networks
 
@@ -169,7 +168,7 @@ def test_a_ground_is_named_once_or_not_at_all_and_only_if_it_is_in_the_way(
         apart = end < first or start > last
         assert len(lines) <= 1
         assert not (apart and lines)
-        around_it = [each.subnet for each in held if within(ground.network, each.subnet)]
+        around_it = [each.subnet for each in held if inside(span(ground.network), span(each.subnet))]
         if (
             around_it
             and not apart

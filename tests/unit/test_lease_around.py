@@ -12,9 +12,8 @@ from hypothesis import strategies as st
 
 from ctl.core.errors import ConfigError, NetworkExhausted
 from ctl.core.host import Ground, Surroundings
-from ctl.core.lease import Create, Keep, choose, fits, free_subnets, with_ipv6
+from ctl.core.lease import Create, Keep, choose, fits, free_subnets, inside, span, with_ipv6
 from ctl.core.model import IPv6Lease, Lease, Network
-from ctl.core.roster import within
 from ctl.core.wire import parse_network
 from tests.unit.strategies import leases, networks
 from tests.unit.test_clash import grounds
@@ -111,7 +110,7 @@ def test_what_is_chosen_covers_neither_the_link_nor_a_peer(network: Network, dat
         assert fits(network, choice.subnet)
         assert not any(choice.subnet.overlaps(each) for each in around.links)
         assert not any(each.host in choice.subnet for each in held)
-        assert not any(within(each.network, choice.subnet) for each in around.others)
+        assert not any(inside(span(each.network), span(choice.subnet)) for each in around.others)
     if isinstance(choice, Keep):
         assert not any(choice.lease.subnet.overlaps(each) for each in around.links)
 

@@ -217,7 +217,7 @@ class Maps:
 
     def tracer(self) -> TracerEntry:
         """Of which packets `traces` tells, and how many it had no room for."""
-        return TracerEntry.unpack(next(iter(self._lookup("tracer", _index(0)) or [])))
+        return TracerEntry.unpack(next(iter(self._lookup("tracer", _index(0)) or ())))
 
     def write_tracer(self, entry: TracerEntry) -> None:
         with refused("map tracer cannot be written"):
@@ -234,7 +234,7 @@ class Maps:
         result = {}
         for number in range(abi.REASON_MAX):
             values = self._lookup("counters", _index(hook * abi.REASON_MAX + number))
-            counter = Counter.unpack(values or [])
+            counter = Counter.unpack(values or ())
             if counter.packets:
                 result[number] = counter
         return result
@@ -258,11 +258,11 @@ class Maps:
         with refused(f"map {name} cannot be read"):
             return self._raw[name].count()
 
-    def _items(self, name: str) -> list[tuple[bytes, list[bytes]]]:
+    def _items(self, name: str) -> list[tuple[bytes, syscall.Values]]:
         with refused(f"map {name} cannot be read"):
             return list(self._raw[name].items())
 
-    def _lookup(self, name: str, key: bytes) -> list[bytes] | None:
+    def _lookup(self, name: str, key: bytes) -> syscall.Values | None:
         with refused(f"map {name} cannot be read"):
             return self._raw[name].lookup(key)
 

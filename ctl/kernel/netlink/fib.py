@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from socket import IPPROTO_UDP
@@ -94,10 +94,7 @@ def _ways(
     """As `hops`, for one kind of packet; `more`: the attributes that say which."""
     # The route itself, not one path that was picked of it.
     routes = _routes(rtnl, hosts, source, _RTM_F_FIB_MATCH, more)
-    # Most are behind a few gateways: one object for all that are reached in one way.
-    same: dict[Hop[A] | None, Hop[A] | None] = {}
-    hops = ((host, _hop(body, host, mtu, ttl) if body else None) for host, body in routes.items())
-    found = {host: same.setdefault(hop, hop) for host, hop in hops}
+    found = dict(_read(routes, mtu, ttl))
     # Of several paths over one interface, the one that the kernel picks by the addresses. Left to
     # the programs it would be the first one, for all peers: they have to say the interface.
     several = {host: hop for host, hop in found.items() if hop and hop.next_hop is None}
@@ -135,6 +132,21 @@ def _picked(hop: Hop[A], body: bytes | None, host: A) -> Hop[A]:
         return hop
     gateway = route.get(RTA_GATEWAY)
     return replace(hop, next_hop=type(host)(gateway) if gateway else host)
+
+
+def _read(routes: Mapping[A, bytes | None], mtu: int, ttl: int) -> Iterator[tuple[A, Hop[A] | None]]:
+    """Each host with what its route says. Most are behind a few gateways: one object for all of a route."""
+    known: dict[bytes, Hop[A] | None] = {}
+    for host, body in routes.items():
+        if body is None:
+            yield host, None
+        elif body in known:
+            yield host, known[body]
+        else:
+            hop = _hop(body, host, mtu, ttl)
+            if hop is None or hop.next_hop != host:
+                known[body] = hop
+            yield host, hop
 
 
 def _hop(body: bytes, host: A, mtu: int, ttl: int) -> Hop[A] | None:

@@ -123,21 +123,22 @@ class Shape:
 
 def split(data: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """(sequence number, type, flags, body) of each message that one call brought."""
-    offset = 0
-    while offset + HEADER.size <= len(data):
-        length, kind, flags, sequence, _ = HEADER.unpack_from(data, offset)
-        if length < HEADER.size:
+    offset, size, unpack = 0, HEADER.size, HEADER.unpack_from
+    last = len(data) - size
+    while offset <= last:
+        length, kind, flags, sequence, _ = unpack(data, offset)
+        if length < size:
             break
-        yield sequence, kind, flags, data[offset + HEADER.size : offset + length]
+        yield sequence, kind, flags, data[offset + size : offset + length]
         offset += (length + 3) & ~3
 
 
 def attributes(data: bytes, offset: int = 0) -> dict[int, bytes]:
     """The attributes of a message from `offset` on, by their type."""
     found = {}
-    end = len(data)
-    while offset + 4 <= end:
-        length, kind = _ATTRIBUTE.unpack_from(data, offset)
+    last, unpack = len(data) - _ATTRIBUTE.size, _ATTRIBUTE.unpack_from
+    while offset <= last:
+        length, kind = unpack(data, offset)
         if length < 4:
             break
         found[kind & _TYPE] = data[offset + 4 : offset + length]

@@ -32,9 +32,8 @@ import struct
 import threading
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pyroute2 import IPRoute, IPRSocket
 from pyroute2.netlink import (
@@ -108,8 +107,7 @@ def suppress_missing(*, also: int = 0) -> Iterator[None]:
             raise
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """A request: type, flags beside NLM_F_REQUEST, and the packed rest."""
 
     kind: int
@@ -121,10 +119,14 @@ Reply = tuple[int, int, int, bytes]
 """(sequence number, type, flags, body) of a message from the kernel."""
 
 
+_LAST: Final = (NLMSG_DONE, NLMSG_ERROR)
+"""Types of what ends an answer."""
+
+
 def _code(kind: int, content: bytes) -> int:
     """The errno that a message brings; 0: none, or it is not one that ends an answer."""
     # An NLMSG_ERROR begins with it, and so does an NLMSG_DONE.
-    return -int(_ERROR.unpack_from(content)[0]) if kind in (NLMSG_ERROR, NLMSG_DONE) else 0
+    return -int(_ERROR.unpack_from(content)[0]) if kind in _LAST else 0
 
 
 def _check(kind: int, content: bytes) -> None:
@@ -199,10 +201,12 @@ class Bulk:
                 answered, told, _, content = reply
                 if answered != sequence:
                     continue
+                if told not in _LAST:
+                    yield reply
+                    continue
                 _check(told, content)
                 yield reply
-                if told in (NLMSG_DONE, NLMSG_ERROR):
-                    return
+                return
 
     def _send(self, messages: Sequence[Message], *, ack_last: bool = False) -> int:
         """Send them in one call; returns the first one's sequence number."""

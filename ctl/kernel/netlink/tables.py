@@ -139,13 +139,16 @@ def route_type(content: bytes) -> int:
 def parse_route(content: bytes, family: Family[A, N]) -> tuple[RouteKey[N], Route[A]]:
     """A route by its message, which is of that family; one over several paths has no interface here."""
     found, nothing = attributes(content, RTMSG.size), bytes(_SIZE[family.version])
-    subnet = family.network((found.get(RTA_DST, nothing), prefix_length(content)))
-    key = RouteKey(subnet, to_number(found.get(RTA_PRIORITY, b"")))
+    _, length, *_, flags = RTMSG.unpack_from(content)
+    key = RouteKey(family.network((found.get(RTA_DST, nothing), length)), _number(found, RTA_PRIORITY))
+    mtu = _number(attributes(found[RTA_METRICS]), RTAX_MTU) if RTA_METRICS in found else 0
     via = family.address(found.get(RTA_GATEWAY, nothing))
-    ifindex = to_number(found.get(RTA_OIF, b""))
-    mtu = attributes(found.get(RTA_METRICS, b"")).get(RTAX_MTU, b"")
-    onlink = bool(RTMSG.unpack_from(content)[-1] & RTNH_F_ONLINK)
-    return key, Route(via, ifindex, onlink, to_number(mtu))
+    return key, Route(via, _number(found, RTA_OIF), bool(flags & RTNH_F_ONLINK), mtu)
+
+
+def _number(found: Mapping[int, bytes], kind: int) -> int:
+    """An attribute of 32 bits; 0 if it is not there."""
+    return to_number(found.get(kind, b""))
 
 
 @cache

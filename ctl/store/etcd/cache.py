@@ -52,6 +52,7 @@ class Cache:
         self._second: dict[bytes, Rank] = {}
         """Leases on an IPv4 subnet for which there is another key: with an IPv6 subnet, or another one."""
         self._granted: dict[int, set[bytes]] = {}
+        """The keys that hang on each etcd lease of our own, by its number."""
         self._endings: dict[IPv4Network, Lease] = {}
         """Our own leases by subnet, as the last snapshot had them."""
 
@@ -70,8 +71,6 @@ class Cache:
         self._problems = {entry.key: entry.problem for entry in self.entries.values() if entry.problem}
         self._order()
         self._granted = {}
-        for entry in self.entries.values():
-            self._index(entry)
         return True
 
     def _order(self) -> None:
@@ -119,12 +118,20 @@ class Cache:
     def snapshot(self, ends: Mapping[int, float]) -> Snapshot:
         """All leases; `ends`: when the etcd leases of our own expire, by number."""
         leases = list(self._leases)
+        self._granted = {grant: self._keys_of(grant) for grant in ends}
         for grant, end in ends.items():
-            for key in self._granted.get(grant, ()):
+            for key in self._granted[grant]:
                 lease = self.entries[key].lease
                 if lease is not None and key not in self._second:
                     leases[self._place(rank(lease))] = self._ending(lease, end)
         return Snapshot(tuple(leases), self.revision, tuple(sorted(self._problems.values())))
+
+    def _keys_of(self, grant: int) -> set[bytes]:
+        """Looked for once: an index of all leases' would be for nothing."""
+        known = self._granted.get(grant)
+        if known is None:
+            known = {entry.key for entry in self.entries.values() if entry.grant == grant}
+        return known
 
     def _ending(self, lease: Lease, end: float) -> Lease:
         """`lease` with its end; the same object for as long as both are the same."""
@@ -138,11 +145,7 @@ class Cache:
         if entry is None:
             return
         self._problems.pop(key, None)
-        if entry.grant:
-            keys = self._granted[entry.grant]
-            keys.discard(key)
-            if not keys:
-                del self._granted[entry.grant]
+        self._granted.get(entry.grant, set()).discard(key)
         if self._second.pop(key, None) is None and entry.lease is not None:
             ranked = rank(entry.lease)
             del self._leases[self._place(ranked)]
@@ -157,7 +160,8 @@ class Cache:
 
     def _remember(self, entry: Entry) -> None:
         self.entries[entry.key] = entry
-        self._index(entry)
+        if entry.grant in self._granted:
+            self._granted[entry.grant].add(entry.key)
         if entry.problem:
             self._problems[entry.key] = entry.problem
         self._seat(entry)
@@ -171,7 +175,3 @@ class Cache:
             self._put_second(entry, ranked)
         else:
             self._leases.insert(place, entry.lease)
-
-    def _index(self, entry: Entry) -> None:
-        if entry.grant:
-            self._granted.setdefault(entry.grant, set()).add(entry.key)

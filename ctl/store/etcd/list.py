@@ -54,5 +54,6 @@ def _reuse(known: Entry | None, found: Mapping[str, Any]) -> Entry | None:
     """`known`, if it is the same in every part."""
     if known is None or known.revision != integer(found, "mod_revision"):
         return None
-    same = known.grant == integer(found, "lease") and known.value == b64decode(found.get("value", ""))
-    return known if same else None
+    value = b64decode(found.get("value", ""))
+    same = known.mark == hash(value) if known.lease else known.value == value
+    return known if same and known.grant == integer(found, "lease") else None

@@ -33,6 +33,7 @@ class Entry:
 
     key: bytes
     value: bytes
+    """Empty for a lease, of which there may be a hundred thousand."""
     revision: int
     """The revision of the key's last change (etcd's mod_revision)."""
     grant: int = 0
@@ -40,6 +41,8 @@ class Entry:
     lease: Lease | None = None
     problem: str = ""
     """Why the key or value could not be read as a lease; empty if it could."""
+    mark: int = 0
+    """Of a lease: the hash of its value, by which this process knows it again."""
 
 
 def encode(text: bytes) -> str:
@@ -90,7 +93,8 @@ class Schema:
         if key == self.config:
             return Entry(key, value, revision, grant)
         try:
-            return Entry(key, value, revision, grant, self._lease(key, value, revision, grant))
+            lease = self._lease(key, value, revision, grant)
+            return Entry(key, b"", revision, grant, lease, mark=hash(value))
         except (ValueError, RecursionError) as error:
             return Entry(key, value, revision, grant, problem=_line(key, error))
 

@@ -21,10 +21,9 @@ from typing import Final
 from urllib.parse import quote
 
 from ctl.core.errors import ConfigError, LeaseConflict, Unassigned
-from ctl.core.lease import clash, in_words
+from ctl.core.lease import clash, in_words, inside, span
 from ctl.core.model import Lease, Network, Snapshot, Subnets
 from ctl.core.ports import Closing
-from ctl.core.roster import within
 from ctl.core.wire import parse_network
 from ctl.settings.endpoint import ANNOTATION_PREFIX, NET_CONFIG
 from ctl.store.connection.files import Followed
@@ -124,7 +123,7 @@ class KubernetesStore:
         if network.ipv6 is not None and subnets.ipv6 is not None:
             families.append(("IPv6Network", network.ipv6.network, subnets.ipv6))
         for key, whole, subnet in families:
-            if not within(subnet, whole):
+            if not inside(span(subnet), span(whole)):
                 raise ConfigError(
                     f"{self._options.net_config}: {key} {whole} does not contain {subnet}, the podCIDR of"
                     f" node {self._options.node}: it has to be kube-controller-manager's --cluster-cidr"
