@@ -15,7 +15,26 @@
 
 #include <linux/types.h>
 
-#define OVNET_LAYOUT 5
+/* The IP version that the text is compiled for is FAMILY, 4 or 6: programs and maps are about one. */
+#if FAMILY != 4 && FAMILY != 6
+#error "FAMILY is 4 or 6"
+#endif
+
+#define ADDR_WORDS (FAMILY == 6 ? 4 : 1)
+
+struct addr {
+	__be32 word[ADDR_WORDS];
+};
+
+/* An odd number of the longer ones leaves half of eight bytes. */
+#define FAMILY_PAD (FAMILY == 6 ? 4 : 0)
+
+/* The size of what has addresses in it. */
+#define ABI_SIZE(name, ipv4, ipv6)                                                      \
+	_Static_assert(sizeof(struct name) == (FAMILY == 6 ? (ipv6) : (ipv4)),          \
+		       "struct " #name " is ABI")
+
+#define OVNET_LAYOUT 6
 
 /* Where a program runs. Append only, as the counters' places hang on it. */
 enum hook {
@@ -45,18 +64,18 @@ enum direction {
 
 /* peers: subnet of another node (masked with node.subnet_mask) -> peer */
 struct peer {
-	__be32 host;        /* outer destination, and the only outer source allowed;
-			     * 0: several hosts share the block (kernel path only) */
+	struct addr host;   /* outer destination, and the only outer source allowed;
+			     * none: several hosts share the block (kernel path only) */
 	__u8   vtep_mac[6]; /* inner destination MAC */
 	__be16 port;        /* UDP port of its VTEP */
 	__u32  vni;
 	__u32  ifindex;     /* interface that leads to host */
-	__be32 next_hop;    /* neighbour on it; 0: ask the FIB for each packet */
+	struct addr next_hop; /* neighbour on it; none: ask the FIB for each packet */
 	__u32  flags;       /* PEER_F_* */
 	__u8   ttl;         /* of the outer header */
 	__u8   pad[3];
 };
-_Static_assert(sizeof(struct peer) == 32, "struct peer is ABI");
+ABI_SIZE(peer, 32, 56);
 
 /* No usable route, or something only the kernel can do: take its path. */
 #define PEER_F_KERNEL_PATH (1U << 0)
@@ -71,8 +90,8 @@ _Static_assert(sizeof(struct endpoint) == 16, "struct endpoint is ABI");
 
 /* flows: a 5-tuple in one direction through one port -> approval */
 struct flow_key {
-	__be32 saddr;
-	__be32 daddr;
+	struct addr saddr;
+	struct addr daddr;
 	__be16 sport; /* ICMP echo: identifier */
 	__be16 dport; /* ICMP echo: type and code */
 	__u32  ifindex;
@@ -81,16 +100,16 @@ struct flow_key {
 	__u8   dscp; /* a rule that rewrites it must go on seeing the packets. TCP: 0, see below */
 	__u8   pad;
 };
-_Static_assert(sizeof(struct flow_key) == 20, "struct flow_key is ABI");
+ABI_SIZE(flow_key, 20, 44);
 
 /* What netfilter makes of the packets of a flow: the other end's address (of what a container sends
  * the destination, of what it gets the source) and both ports. That of the container stays. */
 struct translation {
-	__be32 addr; /* 0: there is none */
+	struct addr addr; /* none: there is no translation */
 	__be16 sport;
 	__be16 dport;
 };
-_Static_assert(sizeof(struct translation) == 8, "struct translation is ABI");
+ABI_SIZE(translation, 8, 20);
 
 struct flow {
 	__u64 approved_ns;  /* when the kernel path last carried a packet of it; less for new UDP */
@@ -103,9 +122,9 @@ struct flow {
 	__u8  dscp;         /* of the packets approved. TCP has one for each direction at a time, but not
 			     * the same in both: in the key, the other direction would not be found
 			     * when a connection ends */
-	__u8  pad[3];
+	__u8  pad[3 + FAMILY_PAD];
 };
-_Static_assert(sizeof(struct flow) == 48, "struct flow is ABI");
+ABI_SIZE(flow, 48, 64);
 
 /* notes: signature -> a packet from the wire that has gone into netfilter with it */
 struct note {
@@ -114,17 +133,19 @@ struct note {
 	struct flow_key key;
 	__u8  pad[4];
 };
-_Static_assert(sizeof(struct note) == 40, "struct note is ABI");
+ABI_SIZE(note, 40, 64);
 
 /* node: index 0 -> this node */
 struct node {
-	__be32 host;            /* our VTEP address, and outer source */
-	__be32 network;         /* the whole overlay network: for people, the programs do not ask */
-	__be32 network_mask;
-	__be32 subnet;          /* the part of it leased to us */
-	__be32 subnet_mask;     /* prefix length of every lease, as a mask */
-	__be32 pool_first;      /* first and last address that leases are handed out from */
-	__be32 pool_last;
+	__u64  approval_ttl_ns;
+	__u64  flow_seed;       /* secret: keys the flow hashes */
+	struct addr host;       /* our VTEP address, and outer source */
+	struct addr network;    /* the whole overlay network: for people, the programs do not ask */
+	struct addr network_mask;
+	struct addr subnet;     /* the part of it leased to us */
+	struct addr subnet_mask; /* prefix length of every lease, as a mask */
+	struct addr pool_first; /* first and last address that leases are handed out from */
+	struct addr pool_last;
 	__u32  vni;
 	__u32  uplink_ifindex;
 	__u32  mtu;             /* largest inner IP packet, bytes */
@@ -133,16 +154,14 @@ struct node {
 	__u16  source_port_min; /* range of the outer source port, host order */
 	__u16  source_port_max;
 	__u32  bypass;          /* enum bypass_mode */
-	__u64  approval_ttl_ns;
-	__u64  flow_seed;       /* secret: keys the flow hashes */
 	__u32  flags;           /* NODE_F_* */
 	__u8   uplink_mac[6];   /* XDP has no pkt_type to tell it what is for this host */
-	__u8   pad[2];
+	__u8   pad[2 + FAMILY_PAD];
 	__u32  routing_marks;   /* bits of a mark by which `ip rule` may lead a packet elsewhere */
 	__u32  tunnel_ifindex;  /* the vxlan device; 0: the tunnel gear is off */
 	__u32  overlay_ifindex; /* the vxlan device, whatever the gear */
 };
-_Static_assert(sizeof(struct node) == 96, "struct node is ABI");
+ABI_SIZE(node, 96, 184);
 
 /* Not all peers fit the maps: who is in none of them may be a peer all the same. */
 #define NODE_F_PEERS_INCOMPLETE (1U << 0)
@@ -189,17 +208,17 @@ _Static_assert(sizeof(struct event) == 120, "struct event is ABI");
 struct tracer {
 	__u64  until_ns;  /* 0, or passed: none */
 	__u64  skipped;   /* packets for which there was no room in the ring */
-	__be32 addr[2];   /* of the one end and of the other, inside, masked: whichever is the source */
-	__be32 mask[2];
+	struct addr addr[2]; /* of the one end and of the other, inside, masked: whichever is the source */
+	struct addr mask[2];
 	__be16 port[2];   /* 0: any */
-	__be32 host;      /* at the other end of the tunnel; 0: any */
+	struct addr host; /* at the other end of the tunnel; none: any */
 	__u8   proto;     /* 0: any */
 	__u8   verdicts;  /* bits 1 << enum verdict */
 	__u16  snaplen;   /* most bytes of each packet, at least 1 */
 	__u8   narrow;    /* 0: packets are not looked at, all of the overlay's with such a verdict are meant */
-	__u8   pad[3];
+	__u8   pad[3 + FAMILY_PAD];
 };
-_Static_assert(sizeof(struct tracer) == 48, "struct tracer is ABI");
+ABI_SIZE(tracer, 48, 112);
 
 /* traces: a packet as it left a hook. `data` has room for one of these, whichever is enough. */
 #define TRACE_SHORT 128

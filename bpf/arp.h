@@ -1,10 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* ARP of containers: who speaks for an address has it. */
+/* Claims to an IPv4 address: ARP. */
 #ifndef OVNET_ARP_H
 #define OVNET_ARP_H
-
-#include "maps.h"
-#include "parse.h"
 
 /* RFC 826, for Ethernet and IPv4. */
 struct arp {
@@ -28,23 +25,18 @@ static __always_inline struct arp *take_arp(struct cursor *cur)
 	       arp->hardware_len == ETH_ALEN ? arp : 0;
 }
 
-/* A frame that came in through port `from`, with the cursor behind `eth`. If it is ARP: who
- * speaks for the address of a container of another port has taken it over, for the bridge and
- * its neighbour table. The agent hears of that a moment later; from now on the kernel path
- * knows better where the address is. */
-static __always_inline void heed_arp(struct cursor *cur, const struct ethhdr *eth, __u32 from)
+/* A frame that came in through port `from`, with the cursor behind what take_headers() took of it:
+ * `why` is its answer. */
+static __always_inline void heed_claim(struct cursor *cur, enum reason why, const struct ethhdr *eth,
+				       const iphdr_t *ip, __u32 from)
 {
-	struct endpoint *endpoint;
 	struct arp *arp;
 
-	if (eth->h_proto != bpf_htons(ETH_P_ARP))
+	if (why != REASON_OTHER_FAMILY || eth->h_proto != bpf_htons(ETH_P_ARP))
 		return;
 	arp = take_arp(cur);
-	if (!arp)
-		return;
-	endpoint = endpoint_of(arp->sender);
-	if (endpoint && endpoint->ifindex != from)
-		forget_endpoint(arp->sender);
+	if (arp)
+		heed((struct addr){ { arp->sender } }, from);
 }
 
 #endif

@@ -16,6 +16,10 @@ static __u64 (*xdp_get_buff_len)(struct xdp_md *xdp) = (void *)188;
 #define AF_INET 2
 #endif
 
+#ifndef AF_INET6
+#define AF_INET6 10
+#endif
+
 #ifndef TC_ACT_UNSPEC
 #define TC_ACT_UNSPEC	(-1)
 #define TC_ACT_SHOT	2

@@ -5,10 +5,7 @@
 
 #include "ecn.h"
 #include "translation.h"
-#include "vxlan.h"
-
-/* 15 words of header at the most, 5 of them fixed (RFC 791). */
-#define MAX_OPTIONS 40
+#include "outer_check.h"
 
 #define DECAP_FLAGS (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET)
 
@@ -20,6 +17,14 @@ static __always_inline int checksum_verified(struct __sk_buff *skb)
 	return skb->gso_size || bpf_csum_level(skb, BPF_CSUM_LEVEL_QUERY) >= 0;
 }
 
+/* Is the outer checksum one that only the kernel can judge? */
+static __always_inline int is_for_kernel(const struct udphdr *udp, struct __sk_buff *skb)
+{
+	if (OUTER_CHECKED)
+		return !udp->check; /* which the device refuses; for others see is_sum_right() */
+	return udp->check && !(skb && checksum_verified(skb));
+}
+
 /* What to do with a packet of nobody that we know: refuse it, but only if we know all. */
 static __always_inline enum reason nobodys(const struct node *self, enum reason refusal)
 {
@@ -28,29 +33,29 @@ static __always_inline enum reason nobodys(const struct node *self, enum reason 
 
 /* Can a container have this address? A network may be larger than what leases are handed out
  * from; in the rest of it are hosts, services and whatever else, as there are outside of it. */
-static __always_inline int in_pool(const struct node *self, __be32 addr)
+static __always_inline int in_pool(const struct node *self, const struct addr *addr)
 {
-	__u32 address = bpf_ntohl(addr);
-
-	return address >= bpf_ntohl(self->pool_first) && address <= bpf_ntohl(self->pool_last);
+	return !is_before(addr, &self->pool_first) && !is_before(&self->pool_last, addr);
 }
 
 /* May `host` send packets with this inner source? An overlay is a trust boundary, so
  * this holds for what the kernel path carries too. NONE, or why not, or why only there. */
-static __always_inline enum reason check_source(const struct node *self, __be32 host,
-						__be32 inner_source)
+static __always_inline enum reason check_source(const struct node *self, struct addr host,
+						struct addr inner_source)
 {
 	struct peer *peer = peer_of(self, inner_source);
+	struct addr subnet;
 
-	/* Host 0: leases of several hosts lie in this block; being a peer must do. */
-	if (peer && peer->host != host && peer->host)
+	/* No host: leases of several hosts lie in this block; being a peer must do. */
+	if (peer && !same_addr(&peer->host, &host) && !is_none(&peer->host))
 		return REASON_SPOOFED_SOURCE;
 	if (peer)
 		return peer->flags & PEER_F_KERNEL_PATH ? REASON_PEER_KERNEL_PATH : REASON_NONE;
-	if ((inner_source & self->subnet_mask) == self->subnet)
+	subnet = masked(&inner_source, &self->subnet_mask);
+	if (same_addr(&subnet, &self->subnet))
 		return REASON_SPOOFED_SOURCE; /* one of our own */
 	/* The host's own address may lie in the network. It has sent as that already. */
-	if (inner_source == host || !in_pool(self, inner_source))
+	if (same_addr(&inner_source, &host) || !in_pool(self, &inner_source))
 		return REASON_FOREIGN_SOURCE;
 	return nobodys(self, REASON_SPOOFED_SOURCE);
 }
@@ -61,10 +66,11 @@ struct arrival {
 	struct inner inner;
 	struct peer_stats *stats; /* of the sending host */
 	struct endpoint *endpoint;
-	__be32 host;      /* outer source, a known VTEP */
+	struct addr host; /* outer source, a known VTEP */
 	__u32  len;       /* bytes of the inner frame */
 	int    tos;       /* that the inner packet is to have; -1: none will do */
 	enum reason held; /* why only the kernel path may take it, if its source is right */
+	__u32 sum;        /* of the outer checksum's fields, if nobody has verified it: tunnel_sum() */
 	__u8 outer_tos;
 	__u8 believed;    /* its source is right, and nothing but the tunnel is in its way */
 };
@@ -100,7 +106,7 @@ static __always_inline enum reason skip_tags(struct cursor *cur, __be16 *proto)
 static __always_inline __u32 find_link_len(struct __sk_buff *skb, const struct node *self,
 					   struct cursor start)
 {
-	struct iphdr ip, *first;
+	iphdr_t ip, *first;
 
 	if (likely(!(self->flags & NODE_F_NO_ETHERNET)))
 		return sizeof(struct ethhdr);
@@ -111,27 +117,29 @@ static __always_inline __u32 find_link_len(struct __sk_buff *skb, const struct n
 	return sizeof(struct ethhdr);
 }
 
-/* The link's header, and tags that we look behind. NONE if an IP header follows; `tagged`
- * then says whether it is behind such tags. */
+/* The link's header, and tags that we look behind. NONE if an IP header follows, behind
+ * `tagged` bytes of such tags. */
 static __always_inline enum reason read_link(struct cursor *cur, __u32 link_len,
-					     struct __sk_buff *skb, int *tagged)
+					     struct __sk_buff *skb, __u32 *tagged)
 {
 	struct ethhdr *eth = link_len ? take_eth(cur) : 0;
 	enum reason why = REASON_NONE;
-	__be16 proto, first;
+	__be16 proto;
 
+	*tagged = 0;
 	if (link_len && !eth)
 		return REASON_TRUNCATED;
-	first = eth ? eth->h_proto : skb->protocol;
-	proto = first;
+	proto = eth ? eth->h_proto : skb->protocol;
 	if (is_vlan(proto) && !skb)
 		return REASON_VLAN;
-	if (is_vlan(proto) && skb->vlan_present)
+	if (is_vlan(proto) && skb->vlan_present) {
+		*tagged = bytes_left(cur);
 		why = skip_tags(cur, &proto);
+		*tagged -= bytes_left(cur);
+	}
 	if (why)
 		return why;
-	*tagged = proto != first;
-	return proto == bpf_htons(ETH_P_IP) ? REASON_NONE : REASON_NOT_IPV4;
+	return proto == bpf_htons(ETH_P_FAMILY) ? REASON_NONE : REASON_OTHER_FAMILY;
 }
 
 /* The outer headers of a packet of `len` bytes that is for this host, behind those
@@ -143,10 +151,9 @@ static __always_inline enum reason read_outer(const struct node *self, struct cu
 {
 	struct vxlanhdr *vxlan;
 	struct udphdr *udp;
-	struct iphdr *ip;
-	__u32 options;
-	int tagged;
-	enum reason why = read_link(cur, in->link_len, skb, &tagged);
+	iphdr_t *ip;
+	__u32 tagged;
+	enum reason refused = REASON_NONE, why = read_link(cur, in->link_len, skb, &tagged);
 
 	if (why)
 		return why;
@@ -154,16 +161,11 @@ static __always_inline enum reason read_outer(const struct node *self, struct cu
 	ip = take_ip(cur);
 	if (!ip)
 		return REASON_TRUNCATED;
-	if (ip->version != 4 || ip->protocol != IPPROTO_UDP || ip->daddr != self->host)
+	if (ip->version != FAMILY || !is_at(&ip->daddr, &self->host))
 		return REASON_NOT_OVERLAY;
-	/* Without its first fragment, which is the one that shows the port, the rest
-	 * dies in reassembly. So the source check cannot be dodged by fragmenting. */
-	if (ip->frag_off & bpf_htons(IP_OFFSET))
-		return REASON_NOT_OVERLAY;
-	options = ip->ihl * 4 - sizeof(*ip);
-	barrier_var(options); /* or it compares something else than it adds to a pointer */
-	if (options > MAX_OPTIONS || !take(cur, options))
-		return REASON_TRUNCATED;
+	why = take_outer_options(skb, cur, self, ip, in->link_len + tagged, &refused);
+	if (why)
+		return why;
 	udp = take_udp(cur);
 	if (!udp)
 		return REASON_TRUNCATED;
@@ -171,15 +173,13 @@ static __always_inline enum reason read_outer(const struct node *self, struct cu
 		return REASON_NOT_OVERLAY;
 	if (tagged)
 		return REASON_TAGGED;
-	if (ip->frag_off & bpf_htons(IP_MF))
-		return REASON_OUTER_FRAGMENT;
-	if (options)
-		return REASON_OUTER_OPTIONS;
+	if (refused)
+		return refused;
 	/* For the kernel path to sort out, but not before the source check. */
 	if (ip_total(ip, len, skb ? skb->gso_size : 0) != len ||
 	    bpf_ntohs(udp->len) != (__u16)(len - sizeof(*ip))) /* as udp_tunnel_xmit_skb() has it */
 		in->held = REASON_TRUNCATED; /* padding, or a lie */
-	else if (ip_checksum(ip) || (udp->check && !(skb && checksum_verified(skb))))
+	else if (is_damaged(ip) || is_for_kernel(udp, skb))
 		in->held = REASON_OUTER_CHECKSUM; /* the kernel can, and we cannot */
 	else if (skb && skb->vlan_present)
 		in->held = REASON_VLAN;
@@ -189,11 +189,25 @@ static __always_inline enum reason read_outer(const struct node *self, struct cu
 	/* Another vxlan device may share the port with another VNI. */
 	if (vxlan->flags != VXLAN_FLAGS || vxlan->vni != bpf_htonl(self->vni << 8))
 		return REASON_VXLAN_HEADER;
-	in->host = ip->saddr;
-	in->outer_tos = ip->tos;
+	if (OUTER_CHECKED && !(skb && checksum_verified(skb)))
+		in->sum = tunnel_sum(ip, udp, vxlan, udp->len);
+	in->host = addr_at(&ip->saddr);
+	in->outer_tos = tos_of(ip);
 	in->len = len - OUTER_LEN;
-	in->stats = stats_of(ip->saddr);
+	in->stats = stats_of(in->host);
 	return in->stats ? REASON_NONE : nobodys(self, REASON_UNKNOWN_VTEP);
+}
+
+/* Is the outer checksum verified, or as it has to be around this packet? The cursor stands behind the
+ * inner IP header. */
+static __always_inline int is_sum_right(struct cursor cur, const struct ethhdr *eth,
+					const struct arrival *in)
+{
+	const iphdr_t *ip = in->inner.ip;
+
+	if (!OUTER_CHECKED || !in->sum)
+		return 1;
+	return has_checksum(cur, ip) && fold(in->sum + inner_sum(eth, ip)) == 0xffff;
 }
 
 /* The inner headers behind them. NONE if the packet is from whom it says, and for our VTEP. */
@@ -201,18 +215,20 @@ static __always_inline enum reason read_inner(const struct node *self, struct cu
 					      struct arrival *in)
 {
 	struct ethhdr *eth;
-	enum reason why = take_ipv4(cur, &eth, &in->inner.ip);
+	enum reason why = take_headers(cur, &eth, &in->inner.ip);
 
 	/* The kernel would take the tag off and believe the packet behind it. */
-	if (why == REASON_NOT_IPV4 && is_vlan(eth->h_proto))
+	if (why == REASON_OTHER_FAMILY && is_vlan(eth->h_proto))
 		return REASON_TAGGED;
 	if (!why)
-		why = check_source(self, in->host, in->inner.ip->saddr);
+		why = check_source(self, in->host, addr_at(&in->inner.ip->saddr));
 	if (why)
 		return why;
 	/* The device drops what is not for its MAC, and its own MAC as a loop. */
 	if (!same_mac(eth->h_dest, self->vtep_mac) || same_mac(eth->h_source, self->vtep_mac))
 		return REASON_INNER_MAC;
+	if (!in->held && !is_sum_right(*cur, eth, in))
+		in->held = REASON_OUTER_CHECKSUM;
 	/* Programs behind ours have to see the packet, as it came. */
 	in->believed = !in->held && in->link_len && !(self->flags & NODE_F_OTHERS_BEHIND);
 	if (bypasses(self) && !(self->flags & NODE_F_OTHERS_BEHIND))
@@ -225,19 +241,19 @@ static __always_inline enum reason read_inner(const struct node *self, struct cu
 static __always_inline enum reason read_flow(const struct node *self, struct cursor *cur,
 					     struct __sk_buff *skb, struct arrival *in)
 {
-	const struct iphdr *ip = in->inner.ip;
+	const iphdr_t *ip = in->inner.ip;
 	__u32 len = in->len - sizeof(struct ethhdr);
 	__u32 gso_size = skb ? skb->gso_size : 0;
 	enum reason why = ip_obstacle(ip, len, gso_size);
 
 	if (why)
 		return why;
-	if (ip_checksum(ip))
+	if (is_damaged(ip))
 		return REASON_INNER_CHECKSUM;
-	in->endpoint = endpoint_of(ip->daddr);
+	in->endpoint = endpoint_of(addr_at(&ip->daddr));
 	if (!in->endpoint)
 		return REASON_NO_ENDPOINT;
-	in->tos = ecn_decapsulate(in->outer_tos, ip->tos);
+	in->tos = ecn_decapsulate(in->outer_tos, tos_of(ip));
 	why = take_flow(cur, DIR_IN, in->endpoint->ifindex, len, &in->inner);
 	if (why)
 		return why;
@@ -272,12 +288,12 @@ static __always_inline enum reason admit(const struct node *self, struct arrival
 }
 
 /* The inner IP header as the container gets it. */
-static __always_inline void route(struct ipv4_header *header, const struct arrival *in)
+static __always_inline void route(struct frame_header *header, const struct arrival *in)
 {
 	header->ip = *in->inner.ip;
 	ip_decrease_ttl(&header->ip);
 	ip_set_tos(&header->ip, in->tos);
-	if (in->inner.approval.to.addr)
+	if (!is_none(&in->inner.approval.to.addr))
 		translate_ip(&header->ip, DIR_IN, &in->inner.approval.to);
 }
 
@@ -287,9 +303,21 @@ static __always_inline void credit(struct peer_stats *stats, __u32 packets, __u3
 	stats->rx_bytes += bytes;
 }
 
+/* Not 0: the kernel has refused. What a NIC has summed of the packet (CHECKSUM_COMPLETE) goes on to be
+ * right: the header of IPv4 always sums up to nothing, that of IPv6 does not. */
+static __always_inline long store_headers(struct __sk_buff *skb, struct frame_header *header)
+{
+	if (FAMILY == 4)
+		return bpf_skb_store_bytes(skb, 0, header, sizeof(*header), 0);
+	if (bpf_skb_store_bytes(skb, 0, &header->eth, sizeof(header->eth), 0))
+		return -1;
+	return bpf_skb_store_bytes(skb, sizeof(header->eth), &header->ip, sizeof(header->ip),
+				   BPF_F_RECOMPUTE_CSUM);
+}
+
 /* Take the tunnel off a packet behind `link_len` bytes of the link's header, and put `header` in
  * the place of that and of the inner IP header. NONE, or why not: NO_ROOM, and nothing has changed. */
-static __always_inline enum reason unwrap(struct __sk_buff *skb, struct ipv4_header *header,
+static __always_inline enum reason unwrap(struct __sk_buff *skb, struct frame_header *header,
 					  __u32 link_len)
 {
 	if (bpf_skb_adjust_room(skb, -(int)TUNNEL_LEN, BPF_ADJ_ROOM_MAC, DECAP_FLAGS))
@@ -299,25 +327,25 @@ static __always_inline enum reason unwrap(struct __sk_buff *skb, struct ipv4_hea
 		return REASON_ABORTED;
 	/* The level that the NIC verified was the tunnel's. */
 	bpf_csum_level(skb, BPF_CSUM_LEVEL_DEC);
-	return bpf_skb_store_bytes(skb, 0, header, sizeof(*header), 0) ? REASON_ABORTED : REASON_NONE;
+	return store_headers(skb, header) ? REASON_ABORTED : REASON_NONE;
 }
 
 static __always_inline enum reason decap(struct __sk_buff *skb, const struct arrival *in)
 {
 	const struct translation *to = &in->inner.approval.to;
 	const struct endpoint *endpoint = in->endpoint;
-	struct ipv4_header header = {};
+	struct frame_header header = {};
 	enum reason why;
 
 	/* Copied before the packet moves: adjust_room invalidates `ip`. */
 	route(&header, in);
 	__builtin_memcpy(header.eth.h_dest, endpoint->mac, ETH_ALEN);
 	__builtin_memcpy(header.eth.h_source, endpoint->bridge_mac, ETH_ALEN);
-	header.eth.h_proto = bpf_htons(ETH_P_IP);
+	header.eth.h_proto = bpf_htons(ETH_P_FAMILY);
 	why = unwrap(skb, &header, in->link_len);
 	if (why)
 		return why;
-	if (to->addr && translate_l4(skb, sizeof(header), &in->inner.key, to))
+	if (!is_none(&to->addr) && translate_l4(skb, sizeof(header), &in->inner.key, to))
 		return REASON_ABORTED;
 	bpf_redirect_peer(endpoint->ifindex, 0);
 	return REASON_DECAP;
@@ -329,14 +357,15 @@ static __always_inline enum reason decap(struct __sk_buff *skb, const struct arr
 /* Is there VXLAN for this host behind the IP header that is to be `offset` bytes from the start? */
 static __always_inline int is_vxlan_at(struct __sk_buff *skb, const struct node *self, __u32 offset)
 {
-	struct iphdr ip;
+	iphdr_t ip;
 	__be16 port;
+	__u32 udp;
 
-	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || ip.protocol != IPPROTO_UDP ||
-	    ip.daddr != self->host || ip.frag_off & bpf_htons(IP_OFFSET))
+	if (bpf_skb_load_bytes(skb, offset, &ip, sizeof(ip)) || !is_at(&ip.daddr, &self->host))
 		return 0;
-	if (bpf_skb_load_bytes(skb, offset + ip.ihl * 4 + __builtin_offsetof(struct udphdr, dest),
-			       &port, sizeof(port)))
+	udp = udp_offset(skb, &ip, offset);
+	if (!udp || bpf_skb_load_bytes(skb, udp + __builtin_offsetof(struct udphdr, dest), &port,
+				       sizeof(port)))
 		return 0;
 	return port == self->port;
 }
@@ -353,7 +382,7 @@ static __always_inline int perhaps_ours(struct __sk_buff *skb, const struct node
 		return 0;
 	if (is_vlan(proto))
 		return skb->vlan_present; /* what is behind them is not worth the search */
-	return proto == bpf_htons(ETH_P_IP) && is_vxlan_at(skb, self, sizeof(struct ethhdr));
+	return proto == bpf_htons(ETH_P_FAMILY) && is_vxlan_at(skb, self, sizeof(struct ethhdr));
 }
 
 /* `start`: of the packet, as much of it as could be had; `in`: what has been read of it, empty
@@ -391,7 +420,7 @@ static __always_inline enum reason wire_to_container(struct __sk_buff *skb, stru
 	in->inner.hash = flow_hash(&in->inner.key, self->flow_seed);
 	/* adjust_room leaves SKB_GSO_UDP_TUNNEL set, for which the container's UDP drops
 	 * segments; its TCP does not mind. */
-	if (in->inner.ip->protocol == IPPROTO_UDP && skb->gso_size)
+	if (proto_of(in->inner.ip) == IPPROTO_UDP && skb->gso_size)
 		why = REASON_UDP_GSO;
 	else
 		why = admit(self, in, skb);

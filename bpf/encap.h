@@ -3,64 +3,61 @@
 #ifndef OVNET_ENCAP_H
 #define OVNET_ENCAP_H
 
-#include "arp.h"
+#include "claim.h"
 #include "ecn.h"
 #include "translation.h"
-#include "vxlan.h"
+#include "outer_check.h"
 
 /* FIXED_GSO: segments keep their size; UDP GSO is refused without it. */
 #define ENCAP_FLAGS (BPF_F_ADJ_ROOM_FIXED_GSO | BPF_F_ADJ_ROOM_NO_CSUM_RESET |         \
-		     BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |      \
+		     ENCAP_L3_FAMILY | BPF_F_ADJ_ROOM_ENCAP_L4_UDP |                   \
 		     BPF_F_ADJ_ROOM_ENCAP_L2(sizeof(struct ethhdr)) |                  \
 		     BPF_F_ADJ_ROOM_ENCAP_L2_ETH)
 
 /* Everything in front of the container's packet; `header->inner_ip` is filled already.
- * `len`: of the container's frame. */
+ * `len`: of the container's frame; `segment`: of each of those that will be made of it. */
 static __always_inline void fill_header(struct overlay_header *header, const struct node *self,
-					const struct peer *peer, __u32 hash, __u32 len)
+					const struct peer *peer, __u32 hash, __u32 len,
+					__u32 segment)
 {
 	__u32 udp_len = len + sizeof(struct udphdr) + sizeof(struct vxlanhdr);
 
-	header->eth.h_proto = bpf_htons(ETH_P_IP); /* MACs: the neighbour code writes them */
-	header->ip.version = 4;
-	header->ip.ihl = 5;
-	header->ip.tos = ecn_encapsulate(header->inner_ip.tos);
-	header->ip.tot_len = bpf_htons(udp_len + sizeof(struct iphdr));
-	header->ip.id = bpf_get_prandom_u32(); /* DF is clear, so RFC 6864 wants it to vary */
-	header->ip.ttl = peer->ttl;
-	header->ip.protocol = IPPROTO_UDP;
-	header->ip.saddr = self->host;
-	header->ip.daddr = peer->host;
-	header->ip.check = ip_checksum(&header->ip);
+	header->eth.h_proto = bpf_htons(ETH_P_FAMILY); /* MACs: the neighbour code writes them */
+	header->ip = outer_ip(self, peer, ecn_encapsulate(tos_of(&header->inner_ip)), udp_len);
 	header->udp.source = source_port(self, hash);
 	header->udp.dest = peer->port;
-	header->udp.len = bpf_htons(udp_len); /* checksum 0: RFC 7348, 5 */
+	header->udp.len = bpf_htons(udp_len);
 	header->vxlan.flags = VXLAN_FLAGS;
 	header->vxlan.vni = bpf_htonl(peer->vni << 8);
 	__builtin_memcpy(header->inner_eth.h_dest, peer->vtep_mac, ETH_ALEN);
 	__builtin_memcpy(header->inner_eth.h_source, self->vtep_mac, ETH_ALEN);
-	header->inner_eth.h_proto = bpf_htons(ETH_P_IP);
+	header->inner_eth.h_proto = bpf_htons(ETH_P_FAMILY);
+	header->udp.check = outer_checksum(header, segment + sizeof(struct udphdr) + sizeof(struct vxlanhdr));
 }
 
-/* Put the tunnel around a frame of `len` bytes; `header->inner_ip` is filled already. NONE, or
- * why not: then nothing has changed. Written with store_bytes, not through pointers: a program
- * that writes through pointers gets a prologue that copies every cloned skb, and local TCP
- * sends clones. */
+/* Put the tunnel around a frame of `len` bytes, in which IP and L4 headers are `headers` bytes;
+ * `header->inner_ip` is filled already. NONE, or why not: then nothing has changed. Written with
+ * store_bytes, not through pointers: a program that writes through pointers gets a prologue that
+ * copies every cloned skb, and local TCP sends clones. */
 static __always_inline enum reason wrap(struct __sk_buff *skb, const struct node *self,
 					const struct peer *peer, __u32 hash, __u32 len,
-					struct overlay_header *header)
+					__u32 headers, struct overlay_header *header)
 {
+	__u32 segment = skb->gso_size ? sizeof(struct ethhdr) + headers + skb->gso_size : len;
+
 	/* Segments in one packet. The kernel has them cut apart in front of the vxlan device
 	 * (gso_max_size); here an uplink might take them as they are, with a length modulo 2^16. */
 	if (len + OUTER_LEN > IP_MAX_LEN)
 		return REASON_OUTER_LENGTH;
-	fill_header(header, self, peer, hash, len);
+	if (!is_checkable(len, headers, skb->gso_size))
+		return REASON_SUPER_PACKET;
+	fill_header(header, self, peer, hash, len, segment);
 	if (bpf_skb_adjust_room(skb, TUNNEL_LEN, BPF_ADJ_ROOM_MAC, ENCAP_FLAGS))
 		return REASON_NO_ROOM;
 	return bpf_skb_store_bytes(skb, 0, header, sizeof(*header), 0) ? REASON_ABORTED : REASON_NONE;
 }
 
-static __always_inline void credit_sent(__be32 host, __u32 packets, __u32 bytes)
+static __always_inline void credit_sent(struct addr host, __u32 packets, __u32 bytes)
 {
 	struct peer_stats *stats = stats_of(host);
 
@@ -73,10 +70,11 @@ static __always_inline void credit_sent(__be32 host, __u32 packets, __u32 bytes)
 /* Hand the finished packet to the uplink; the neighbour code writes the outer MACs. */
 static __always_inline void send_to(const struct peer *peer)
 {
-	struct bpf_redir_neigh hop = { .nh_family = AF_INET };
+	struct bpf_redir_neigh hop = { .nh_family = AF_FAMILY };
 
-	hop.ipv4_nh = peer->next_hop;
-	if (peer->next_hop)
+	/* A union with that of IPv4. */
+	__builtin_memcpy(hop.ipv6_nh, &peer->next_hop, sizeof(peer->next_hop));
+	if (!is_none(&peer->next_hop))
 		redirect_neigh(peer->ifindex, &hop, sizeof(hop), 0);
 	else
 		redirect_neigh(peer->ifindex, 0, 0, 0);
@@ -91,16 +89,16 @@ struct departure {
 
 /* May the container of this port send it past the kernel path? NONE, or why not. */
 static __always_inline enum reason check_sender(const struct __sk_buff *skb,
-						const struct ethhdr *eth, const struct iphdr *ip)
+						const struct ethhdr *eth, const iphdr_t *ip)
 {
-	struct endpoint *source = endpoint_of(ip->saddr);
+	struct endpoint *source = endpoint_of(addr_at(&ip->saddr));
 
 	/* Unknown yet, another container's address, or a MAC that is for the bridge to judge. */
 	if (!source || !same_mac(eth->h_source, source->mac))
 		return REASON_NO_ENDPOINT;
 	if (source->ifindex != skb->ifindex) {
 		/* The bridge has learned from this frame that its MAC has moved here. */
-		forget_endpoint(ip->saddr);
+		forget_endpoint(addr_at(&ip->saddr));
 		return REASON_NO_ENDPOINT;
 	}
 	return same_mac(eth->h_dest, source->bridge_mac) ? REASON_NONE : REASON_NOT_ROUTED;
@@ -113,16 +111,15 @@ static __always_inline enum reason read_frame(const struct node *self, struct cu
 {
 	__u32 len = skb->len - sizeof(struct ethhdr);
 	struct ethhdr *eth;
-	struct iphdr *ip;
-	enum reason why = take_ipv4(cur, &eth, &ip);
+	iphdr_t *ip;
+	enum reason why = take_headers(cur, &eth, &ip);
 
-	if (why == REASON_NOT_IPV4)
-		heed_arp(cur, eth, skb->ifindex);
+	heed_claim(cur, why, eth, ip, skb->ifindex);
 	if (why)
 		return why;
 	out->inner.ip = ip;
-	out->peer = peer_of(self, ip->daddr);
-	if (!out->peer && !is_service(ip->daddr))
+	out->peer = peer_of(self, addr_at(&ip->daddr));
+	if (!out->peer && !is_service(addr_at(&ip->daddr)))
 		return REASON_NOT_OVERLAY;
 	if (!bypasses(self))
 		return REASON_BYPASS_OFF;
@@ -130,7 +127,7 @@ static __always_inline enum reason read_frame(const struct node *self, struct cu
 	if (why)
 		return why;
 	/* ip_rcv() would drop it; we would forward it, damage and all. */
-	if (ip_checksum(ip))
+	if (is_damaged(ip))
 		return REASON_INNER_CHECKSUM;
 	why = check_sender(skb, eth, ip);
 	if (!why)
@@ -160,7 +157,7 @@ static __always_inline enum reason find_target(const struct node *self, struct d
 {
 	const struct translation *to = &out->inner.approval.to;
 
-	if (!to->addr) /* read_frame() has looked at it */
+	if (is_none(&to->addr)) /* read_frame() has looked at it */
 		return out->peer ? REASON_NONE : REASON_NOT_OVERLAY;
 	out->peer = peer_of(self, to->addr);
 	if (!out->peer)
@@ -180,12 +177,13 @@ static __always_inline enum reason encap(struct __sk_buff *skb, const struct nod
 	/* Copied before the packet moves: adjust_room invalidates `ip`. */
 	header.inner_ip = *out->inner.ip;
 	ip_decrease_ttl(&header.inner_ip);
-	if (to->addr)
+	if (!is_none(&to->addr))
 		translate_ip(&header.inner_ip, DIR_OUT, to);
-	why = wrap(skb, self, out->peer, out->inner.hash, len, &header);
+	why = wrap(skb, self, out->peer, out->inner.hash, len, sizeof(iphdr_t) + out->inner.l4.header_len,
+		   &header);
 	if (why)
 		return why;
-	if (to->addr && translate_l4(skb, sizeof(header), &out->inner.key, to))
+	if (!is_none(&to->addr) && translate_l4(skb, sizeof(header), &out->inner.key, to))
 		return REASON_ABORTED;
 	use_approval(&out->inner, packets);
 	/* As with the mark: the uplink's qdiscs go by both. */

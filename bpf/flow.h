@@ -14,11 +14,11 @@
 #define OVNET_FLOW_H
 
 #include <linux/icmp.h>
-#include <linux/in.h>
 #include <linux/tcp.h>
 
-#include "ipv4.h"
+#include "ip.h"
 #include "maps.h"
+#include "outer_check.h"
 
 struct l4 {
 	__u64 fingerprint; /* of this packet, out of what a translation of addresses and ports leaves as it
@@ -29,10 +29,10 @@ struct l4 {
 };
 
 /* Fill ports and `l4` from the header behind `ip`. Why it cannot be bypassed, or NONE. */
-static __always_inline enum reason take_l4(struct cursor *cur, const struct iphdr *ip,
+static __always_inline enum reason take_l4(struct cursor *cur, const iphdr_t *ip,
 					   struct flow_key *key, struct l4 *l4)
 {
-	if (ip->protocol == IPPROTO_TCP) {
+	if (proto_of(ip) == IPPROTO_TCP) {
 		struct tcphdr *tcp = take(cur, sizeof(*tcp));
 
 		if (!tcp || tcp->doff < 5)
@@ -48,27 +48,30 @@ static __always_inline enum reason take_l4(struct cursor *cur, const struct iphd
 		 * conntrack), so there is nothing to forget either. */
 		return l4->control | tcp->ack ? REASON_NONE : REASON_TCP_CONTROL;
 	}
-	if (ip->protocol == IPPROTO_UDP) {
+	if (proto_of(ip) == IPPROTO_UDP) {
 		struct udphdr *udp = take_udp(cur);
 		__u32 *data = take(cur, sizeof(*data));
 
 		/* conntrack calls a length that cannot be invalid. */
 		if (!udp || bpf_ntohs(udp->len) < sizeof(*udp) ||
-		    bpf_ntohs(udp->len) > bpf_ntohs(ip->tot_len) - sizeof(*ip))
+		    bpf_ntohs(udp->len) > stated_len(ip) - sizeof(*ip))
 			return REASON_TRUNCATED;
+		/* Out of which the outer one would be computed. */
+		if (OUTER_CHECKED && !udp->check)
+			return REASON_OUTER_CHECKSUM;
 		key->sport = udp->source;
 		key->dport = udp->dest;
 		l4->header_len = sizeof(*udp);
-		l4->fingerprint = (__u64)ip->id << 48 | (__u64)udp->len << 32 | (data ? *data : 0);
+		l4->fingerprint = (__u64)ident_of(ip) << 48 | (__u64)udp->len << 32 | (data ? *data : 0);
 		return REASON_NONE;
 	}
-	if (ip->protocol == IPPROTO_ICMP) {
+	if (proto_of(ip) == IPPROTO_ECHO) {
 		struct icmphdr *icmp = take(cur, sizeof(*icmp));
 
 		if (!icmp)
 			return REASON_TRUNCATED;
 		/* Errors belong to other flows: conntrack has to see them. */
-		if (icmp->type != ICMP_ECHO && icmp->type != ICMP_ECHOREPLY)
+		if (icmp->type != ECHO_REQUEST && icmp->type != ECHO_REPLY)
 			return REASON_PROTOCOL;
 		key->sport = icmp->un.echo.id;
 		key->dport = bpf_htons(icmp->type << 8 | icmp->code);
@@ -79,7 +82,7 @@ static __always_inline enum reason take_l4(struct cursor *cur, const struct iphd
 }
 
 /* What has to be linear of a container's packet. */
-#define INNER_LEN (sizeof(struct ipv4_header) + sizeof(struct tcphdr))
+#define INNER_LEN (sizeof(struct frame_header) + sizeof(struct tcphdr))
 
 /* The approval that a packet bypasses by. */
 struct approval {
@@ -90,7 +93,7 @@ struct approval {
 
 /* A container's packet, which travels inside the tunnel, as far as it has been read. */
 struct inner {
-	struct iphdr *ip;
+	iphdr_t *ip;
 	struct flow_key key;
 	__u32 hash; /* signature of its flow */
 	struct l4 l4;
@@ -102,7 +105,7 @@ struct inner {
 static __always_inline enum reason take_flow(struct cursor *cur, enum direction direction,
 					     __u32 ifindex, __u32 len, struct inner *inner)
 {
-	const struct iphdr *ip = inner->ip;
+	const iphdr_t *ip = inner->ip;
 	struct flow_key *key = &inner->key;
 	enum reason why = take_l4(cur, ip, key, &inner->l4);
 
@@ -111,12 +114,12 @@ static __always_inline enum reason take_flow(struct cursor *cur, enum direction 
 	/* What stands in the padding behind the packet is no header. */
 	if (len < sizeof(*ip) + inner->l4.header_len)
 		return REASON_TRUNCATED;
-	key->saddr = ip->saddr;
-	key->daddr = ip->daddr;
+	key->saddr = addr_at(&ip->saddr);
+	key->daddr = addr_at(&ip->daddr);
 	key->ifindex = ifindex;
-	key->proto = ip->protocol;
+	key->proto = proto_of(ip);
 	key->direction = direction;
-	key->dscp = ip->tos >> 2;
+	key->dscp = tos_of(ip) >> 2;
 	return REASON_NONE;
 }
 
@@ -126,16 +129,20 @@ static __always_inline int oversize(const struct node *self, const struct inner 
 				    __u32 len, __u32 gso_size)
 {
 	if (gso_size)
-		len = sizeof(struct iphdr) + inner->l4.header_len + gso_size;
+		len = sizeof(iphdr_t) + inner->l4.header_len + gso_size;
 	return len > self->mtu;
 }
 
-/* Keyed 64-bit multiply-and-fold mix of all 20 bytes. Never 0, which means "none". */
+/* Keyed 64-bit multiply-and-fold mix of all bytes. Never 0, which means "none". */
 static __always_inline __u32 flow_hash(const struct flow_key *key, __u64 seed)
 {
-	__u64 hash = ((__u64)key->saddr << 32 | key->daddr) ^ seed;
+	__u64 hash = seed;
 
-	hash = (hash ^ hash >> 32) * 0x9e3779b97f4a7c15ULL;
+#pragma unroll
+	for (int i = 0; i < ADDR_WORDS; i++) {
+		hash ^= (__u64)key->saddr.word[i] << 32 | key->daddr.word[i];
+		hash = (hash ^ hash >> 32) * 0x9e3779b97f4a7c15ULL;
+	}
 	hash ^= (__u64)key->sport << 48 | (__u64)key->dport << 32 | key->ifindex;
 	hash = (hash ^ hash >> 29 ^ seed >> 32) * 0xbf58476d1ce4e5b9ULL;
 	hash ^= (__u64)key->dscp << 16 | (__u64)key->proto << 8 | key->direction;
@@ -148,7 +155,7 @@ static __always_inline __u32 flow_hash(const struct flow_key *key, __u64 seed)
  * signature. */
 static __always_inline __u32 seal_of(__u32 hash, const struct translation *to)
 {
-	__u64 word = (__u64)to->addr << 32 | (__u32)to->sport << 16 | to->dport;
+	__u64 word = (__u64)fold_addr(&to->addr) << 32 | (__u32)to->sport << 16 | to->dport;
 
 	return hash ^ (word * 0x9e3779b97f4a7c15ULL) >> 32;
 }

@@ -1,81 +1,96 @@
 /* SPDX-License-Identifier: GPL-2.0 */
-/* IPv4 in Ethernet: what a container sends and gets, and what routing does to it. */
+/* What only IPv4 has or does so, of ip.h and all that is above it. */
 #ifndef OVNET_IPV4_H
 #define OVNET_IPV4_H
 
-#include <linux/in.h>
+#include <linux/icmp.h>
+#include <linux/ip.h>
 
-#include "checksum.h"
-#include "parse.h"
-#include "reason.h"
+typedef struct iphdr iphdr_t;
+
+#define ETH_P_FAMILY	    ETH_P_IP
+#define AF_FAMILY	    AF_INET
+#define REASON_OTHER_FAMILY REASON_NOT_IPV4
+#define ENCAP_L3_FAMILY	    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+
+/* The protocol of ping, its messages, and those by which routers answer. */
+#define IPPROTO_ECHO IPPROTO_ICMP
+#define ECHO_REQUEST ICMP_ECHO
+#define ECHO_REPLY   ICMP_ECHOREPLY
 
 #define IP_MF		0x2000
 #define IP_OFFSET	0x1fff
+#define IP_MAX_LEN	0xffff /* of a packet, with its header */
 
-/* Both headers, without options. */
-struct ipv4_header {
-	struct ethhdr eth;
-	struct iphdr  ip;
-} __attribute__((packed, aligned(2)));
+/* 15 words of header at the most, 5 of them fixed (RFC 791). */
+#define MAX_OPTIONS 40
 
-/* Take both. `eth` is there unless the packet ends in it, `ip` if the answer is NONE. */
-static __always_inline enum reason take_ipv4(struct cursor *cur, struct ethhdr **eth,
-					     struct iphdr **ip)
+static __always_inline __u8 proto_of(const iphdr_t *ip)
 {
-	*eth = take_eth(cur);
-	if (!*eth)
-		return REASON_TRUNCATED;
-	if ((*eth)->h_proto != bpf_htons(ETH_P_IP))
-		return REASON_NOT_IPV4;
-	*ip = take_ip(cur);
-	return *ip ? REASON_NONE : REASON_TRUNCATED;
+	return ip->protocol;
 }
 
-/* By halfwords, as same_mac(). */
-static __always_inline int same_ip(const struct iphdr *a, const struct iphdr *b)
+static __always_inline __u8 tos_of(const iphdr_t *ip)
 {
-	const __u16 *x = (const void *)a, *y = (const void *)b;
-	__u16 differ = 0;
-
-#pragma unroll
-	for (int i = 0; i < sizeof(*a) / 2; i++)
-		differ |= x[i] ^ y[i];
-	return !differ;
+	return ip->tos;
 }
 
-#define IP_MAX_LEN 0xffff
+static __always_inline __u8 ttl_of(const iphdr_t *ip)
+{
+	return ip->ttl;
+}
+
+/* What a sender numbers its packets by. */
+static __always_inline __u16 ident_of(const iphdr_t *ip)
+{
+	return ip->id;
+}
+
+/* Total length that the header states. */
+static __always_inline __u32 stated_len(const iphdr_t *ip)
+{
+	return bpf_ntohs(ip->tot_len);
+}
 
 /* Total length of a packet that has `room` bytes from the IP header on. Segments in one packet
  * may be more than the header can say, which then says 0 (BIG TCP; iph_totlen() of the kernel,
  * which also wants them to be TCP's). */
-static __always_inline __u32 ip_total(const struct iphdr *ip, __u32 room, __u32 gso_size)
+static __always_inline __u32 ip_total(const iphdr_t *ip, __u32 room, __u32 gso_size)
 {
-	return ip->tot_len || !gso_size ? bpf_ntohs(ip->tot_len) : room;
+	return ip->tot_len || !gso_size ? stated_len(ip) : room;
 }
 
-/* What cannot be bypassed for reasons that stand in the IP header alone.
- * `room` is how many bytes of packet there are from the IP header on. */
-static __always_inline enum reason ip_obstacle(const struct iphdr *ip, __u32 room, __u32 gso_size)
+static __always_inline int has_options(const iphdr_t *ip)
 {
-	__u32 total = ip_total(ip, room, ip->protocol == IPPROTO_TCP ? gso_size : 0);
+	return ip->ihl != 5;
+}
 
-	if (ip->version != 4)
-		return REASON_NOT_IPV4;
-	if (ip->ihl != 5)
-		return REASON_IP_OPTIONS;
-	/* Padding is for ip_rcv() to trim: nobody behind a bypass would. */
-	if (total < sizeof(*ip) || total != room)
-		return REASON_TRUNCATED;
-	if (ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
-		return REASON_FRAGMENT;
-	/* ip_forward() refuses a TTL of 1 and sends an ICMP error. */
-	if (ip->ttl <= 1)
-		return REASON_TTL;
-	return REASON_NONE;
+static __always_inline int is_fragment(const iphdr_t *ip)
+{
+	return ip->frag_off & bpf_htons(IP_MF | IP_OFFSET);
+}
+
+/* One without the L4 header? */
+static __always_inline int is_later_fragment(const iphdr_t *ip)
+{
+	return ip->frag_off & bpf_htons(IP_OFFSET);
+}
+
+/* Checksum of a header without options: what belongs in its checksum field while that is 0, and
+ * 0 if the field is right. */
+static __always_inline __u16 ip_checksum(const iphdr_t *ip)
+{
+	return ~fold(sum_of(ip, sizeof(*ip)));
+}
+
+/* Would ip_rcv() take it for damaged? */
+static __always_inline int is_damaged(const iphdr_t *ip)
+{
+	return ip_checksum(ip);
 }
 
 /* What ip_forward() does to a header: TTL down by one. */
-static __always_inline void ip_decrease_ttl(struct iphdr *ip)
+static __always_inline void ip_decrease_ttl(iphdr_t *ip)
 {
 	__u16 from = bpf_htons(ip->ttl << 8);
 
@@ -83,10 +98,65 @@ static __always_inline void ip_decrease_ttl(struct iphdr *ip)
 	ip->check = csum_replace(ip->check, from, bpf_htons(ip->ttl << 8));
 }
 
-static __always_inline void ip_set_tos(struct iphdr *ip, __u8 tos)
+static __always_inline void ip_set_tos(iphdr_t *ip, __u8 tos)
 {
 	ip->check = csum_replace(ip->check, bpf_htons(ip->tos), bpf_htons(tos));
 	ip->tos = tos;
+}
+
+/* The outer header of a packet with `payload` bytes behind it. */
+static __always_inline iphdr_t outer_ip(const struct node *self, const struct peer *peer, __u8 tos,
+					__u16 payload)
+{
+	iphdr_t ip = { .version = 4, .ihl = 5, .tos = tos, .protocol = IPPROTO_UDP };
+
+	ip.tot_len = bpf_htons(payload + sizeof(ip));
+	ip.id = bpf_get_prandom_u32(); /* DF is clear, so RFC 6864 wants it to vary */
+	ip.ttl = peer->ttl;
+	ip.saddr = self->host.word[0];
+	ip.daddr = peer->host.word[0];
+	ip.check = ip_checksum(&ip);
+	return ip;
+}
+
+/* Go behind the options of an outer header, to UDP's. NONE, or whose the packet is; `refused`: why there
+ * must be no VXLAN behind, or NONE. `offset`: of the header, from the start of the packet. */
+static __always_inline enum reason take_outer_options(struct __sk_buff *skb, struct cursor *cur,
+						      const struct node *self, const iphdr_t *ip,
+						      __u32 offset, enum reason *refused)
+{
+	__u32 options;
+
+	/* Without its first fragment, which is the one that shows the port, the rest
+	 * dies in reassembly. So the source check cannot be dodged by fragmenting. */
+	if (ip->protocol != IPPROTO_UDP || is_later_fragment(ip))
+		return REASON_NOT_OVERLAY;
+	options = ip->ihl * 4 - sizeof(*ip);
+	barrier_var(options); /* or it compares something else than it adds to a pointer */
+	if (options > MAX_OPTIONS || !take(cur, options))
+		return REASON_TRUNCATED;
+	if (is_fragment(ip))
+		*refused = REASON_OUTER_FRAGMENT;
+	else if (options)
+		*refused = REASON_OUTER_OPTIONS;
+	return REASON_NONE;
+}
+
+/* Where the UDP header begins of a packet whose IP header is `offset` bytes from the start; 0: it has none. */
+static __always_inline __u32 udp_offset(struct __sk_buff *skb, const iphdr_t *ip, __u32 offset)
+{
+	return ip->protocol == IPPROTO_UDP && !is_later_fragment(ip) ? offset + ip->ihl * 4 : 0;
+}
+
+/* Another address in one of its two places. */
+static __always_inline void ip_set_addr(iphdr_t *ip, __u16 *place, const struct addr *addr)
+{
+	__be32 word = addr->word[0];
+
+	ip->check = csum_replace(ip->check, place[0], word);
+	ip->check = csum_replace(ip->check, place[1], word >> 16);
+	place[0] = word;
+	place[1] = word >> 16;
 }
 
 #endif

@@ -3,7 +3,7 @@
 #ifndef OVNET_LEARN_H
 #define OVNET_LEARN_H
 
-#include "arp.h"
+#include "claim.h"
 #include "translation.h"
 
 /* The flow of a packet that has left netfilter. Of one that accepts a connection only what it was
@@ -34,26 +34,26 @@ static __always_inline enum reason learn(struct __sk_buff *skb, enum direction d
 	struct endpoint *endpoint;
 	struct ethhdr *eth;
 	enum reason why;
-	struct iphdr *ip;
+	iphdr_t *ip;
 
 	if (!self)
 		return REASON_NOT_CONFIGURED;
-	why = take_ipv4(&cur, &eth, &ip);
+	why = take_headers(&cur, &eth, &ip);
 	/* Flooded, so it also shows what comes from ports that have no programs (yet). */
-	if (direction == DIR_IN && why == REASON_NOT_IPV4)
-		heed_arp(&cur, eth, skb->ingress_ifindex);
+	if (direction == DIR_IN)
+		heed_claim(&cur, why, eth, ip, skb->ingress_ifindex);
 	/* In one test, as in wire_to_container(). */
 	if (why || self->bypass != BYPASS_LEARNED)
 		return self->bypass != BYPASS_LEARNED ? REASON_BYPASS_OFF : why;
 	/* Cheap and common: most of what a port sees is not the overlay's. */
 	if (direction == DIR_IN && skb->ingress_ifindex != self->overlay_ifindex &&
-	    !peer_of(self, ip->saddr))
+	    !peer_of(self, addr_at(&ip->saddr)))
 		return REASON_NOT_OVERLAY;
 	why = ip_obstacle(ip, len, skb->gso_size);
 	/* The TTL has been decremented on the way: 1 may still be delivered. */
 	if (why && why != REASON_TTL)
 		return why;
-	endpoint = endpoint_of(direction == DIR_OUT ? ip->saddr : ip->daddr);
+	endpoint = endpoint_of(direction == DIR_OUT ? addr_at(&ip->saddr) : addr_at(&ip->daddr));
 	if (!endpoint)
 		return REASON_NO_ENDPOINT;
 	/* Flooded, or delivered by the bridge to where the address is not (any more). */

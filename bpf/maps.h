@@ -8,15 +8,15 @@
 #ifndef OVNET_MAPS_H
 #define OVNET_MAPS_H
 
-#include "abi.h"
+#include "addr.h"
 #include "reason.h"
 
 /* Subnet of another node -> how to reach it. A hash, not a trie: all leases have
  * one prefix length, and a hash on the masked address costs 28 ns at 10,000
  * entries where the trie costs 100. */
-BPF_F_TABLE("hash", __be32, struct peer, peers, 1, 0);
+BPF_F_TABLE("hash", struct addr, struct peer, peers, 1, 0);
 /* Container IP -> its port. */
-BPF_F_TABLE("hash", __be32, struct endpoint, endpoints, 1, 0);
+BPF_F_TABLE("hash", struct addr, struct endpoint, endpoints, 1, 0);
 /* Flow through a port -> approval by the kernel path. */
 BPF_F_TABLE("lru_hash", struct flow_key, struct flow, flows, 1, 0);
 /* Signature -> packet from the wire that is in netfilter. */
@@ -25,13 +25,13 @@ BPF_F_TABLE("lru_hash", __u32, struct note, notes, 1, 0);
  * says where to look. */
 BPF_F_TABLE("lru_hash", struct flow_key, struct translation, translations, 1, 0);
 /* Address outside of the overlay that netfilter has translated to a peer's container -> when. */
-BPF_F_TABLE("lru_hash", __be32, __u64, services, 1, 0);
+BPF_F_TABLE("lru_hash", struct addr, __u64, services, 1, 0);
 /* 0 -> this node. */
 BPF_F_TABLE("array", __u32, struct node, node, 1, 0);
 /* hook * REASON_MAX + reason -> packets and bytes. */
 BPF_F_TABLE("percpu_array", __u32, struct counter, counters, 1, 0);
 /* Host IP of every peer -> its traffic. Being in here makes a host a known VTEP. */
-BPF_F_TABLE("percpu_hash", __be32, struct peer_stats, peer_stats, 1, 0);
+BPF_F_TABLE("percpu_hash", struct addr, struct peer_stats, peer_stats, 1, 0);
 /* Sampled drops. */
 BPF_RINGBUF_OUTPUT(events, 1);
 /* 0 -> which packets are told of in `traces`. */
@@ -44,27 +44,27 @@ static __always_inline struct node *this_node(void)
 	__u32 zero = 0;
 	struct node *self = node.lookup(&zero);
 
-	return self && self->host ? self : 0;
+	return self && !is_none(&self->host) ? self : 0;
 }
 
-static __always_inline struct peer *peer_of(const struct node *self, __be32 addr)
+static __always_inline struct peer *peer_of(const struct node *self, struct addr addr)
 {
-	__be32 subnet = addr & self->subnet_mask;
+	struct addr subnet = masked(&addr, &self->subnet_mask);
 
 	return peers.lookup(&subnet);
 }
 
-static __always_inline struct endpoint *endpoint_of(__be32 addr)
+static __always_inline struct endpoint *endpoint_of(struct addr addr)
 {
 	return endpoints.lookup(&addr);
 }
 
-static __always_inline void forget_endpoint(__be32 addr)
+static __always_inline void forget_endpoint(struct addr addr)
 {
 	endpoints.delete(&addr);
 }
 
-static __always_inline struct peer_stats *stats_of(__be32 host)
+static __always_inline struct peer_stats *stats_of(struct addr host)
 {
 	return peer_stats.lookup(&host);
 }

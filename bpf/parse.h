@@ -14,7 +14,6 @@
 #define OVNET_PARSE_H
 
 #include <linux/if_ether.h>
-#include <linux/ip.h>
 #include <linux/udp.h>
 
 struct cursor {
@@ -97,11 +96,6 @@ static __always_inline __u32 packets_of(const struct __sk_buff *skb)
 static __always_inline struct ethhdr *take_eth(struct cursor *cur)
 {
 	return take(cur, sizeof(struct ethhdr));
-}
-
-static __always_inline struct iphdr *take_ip(struct cursor *cur)
-{
-	return take(cur, sizeof(struct iphdr));
 }
 
 static __always_inline struct udphdr *take_udp(struct cursor *cur)

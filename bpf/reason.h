@@ -72,7 +72,7 @@ enum reason {
 	REASON_OUTER_FRAGMENT    = 42,
 	REASON_OUTER_OPTIONS     = 43,
 	REASON_TAGGED            = 44, /* a VLAN tag that the kernel would look behind */
-	REASON_UNREADABLE        = 45, /* perhaps VXLAN for us, and no memory to look */
+	REASON_UNREADABLE        = 45, /* perhaps VXLAN for us, and it cannot be looked at */
 
 	/* Left to the kernel path, too: all numbers below those of drops are taken. */
 	REASON_NO_DEVICE         = 46, /* the vxlan device is not (or no longer) there */
@@ -80,6 +80,8 @@ enum reason {
 	/* Left to the kernel path, too. */
 	REASON_LEARNED_TRANSLATED = 47, /* translated, and its flow approved as such */
 	REASON_TRANSLATED        = 48, /* XDP: approved with a translation, which from_wire does */
+
+	REASON_NOT_IPV6          = 49, /* NOT_IPV4 of the programs for IPv6 */
 
 	/* Impossible. */
 	REASON_ABORTED           = 60,

@@ -12,9 +12,9 @@
 
 /* A packet as the filter sees it: its inner headers, and the host on the other end of the tunnel. */
 struct sight {
-	__be32 saddr;
-	__be32 daddr;
-	__be32 host;
+	struct addr saddr;
+	struct addr daddr;
+	struct addr host;
 	__be16 sport;
 	__be16 dport;
 	__u8   proto;
@@ -29,15 +29,15 @@ static __always_inline struct tracer *active_tracer(void)
 }
 
 /* TCP and UDP begin with both ports; of what has none, no port is asked for. */
-static __always_inline void see_ip(struct cursor *cur, const struct iphdr *ip, struct sight *seen)
+static __always_inline void see_ip(struct cursor *cur, const iphdr_t *ip, struct sight *seen)
 {
 	__be16 *ports;
 
-	seen->saddr = ip->saddr;
-	seen->daddr = ip->daddr;
-	seen->proto = ip->protocol;
-	if (ip->ihl != 5 || ip->frag_off & bpf_htons(IP_OFFSET) ||
-	    (ip->protocol != IPPROTO_TCP && ip->protocol != IPPROTO_UDP))
+	seen->saddr = addr_at(&ip->saddr);
+	seen->daddr = addr_at(&ip->daddr);
+	seen->proto = proto_of(ip);
+	if (has_options(ip) || is_later_fragment(ip) ||
+	    (proto_of(ip) != IPPROTO_TCP && proto_of(ip) != IPPROTO_UDP))
 		return;
 	ports = take(cur, 2 * sizeof(*ports));
 	if (!ports)
@@ -47,35 +47,36 @@ static __always_inline void see_ip(struct cursor *cur, const struct iphdr *ip, s
 }
 
 /* The IP header behind an Ethernet header, or (an uplink may have none) at the cursor; 0: none. */
-static __always_inline struct iphdr *see_link(struct cursor *cur)
+static __always_inline iphdr_t *see_link(struct cursor *cur)
 {
 	struct cursor start = *cur;
 	struct ethhdr *eth = take_eth(cur);
-	struct iphdr *ip;
+	iphdr_t *ip;
 
-	if (!eth || eth->h_proto != bpf_htons(ETH_P_IP))
+	if (!eth || eth->h_proto != bpf_htons(ETH_P_FAMILY))
 		*cur = start;
 	ip = take_ip(cur);
-	return ip && ip->version == 4 ? ip : 0;
+	return ip && ip->version == FAMILY ? ip : 0;
 }
 
 static __always_inline void see(const struct node *self, struct cursor *cur, struct sight *seen)
 {
-	struct iphdr *ip = see_link(cur);
+	iphdr_t *ip = see_link(cur);
 	struct peer *peer;
 
 	if (!ip)
 		return;
 	see_ip(cur, ip, seen);
 	if (seen->proto != IPPROTO_UDP || seen->dport != self->port ||
-	    (seen->saddr != self->host && seen->daddr != self->host)) {
+	    (!same_addr(&seen->saddr, &self->host) && !same_addr(&seen->daddr, &self->host))) {
 		peer = peer_of(self, seen->saddr);
 		if (!peer)
 			peer = peer_of(self, seen->daddr);
-		seen->host = peer ? peer->host : 0;
+		if (peer)
+			seen->host = peer->host;
 		return;
 	}
-	seen->host = seen->saddr == self->host ? seen->daddr : seen->saddr;
+	seen->host = same_addr(&seen->saddr, &self->host) ? seen->daddr : seen->saddr;
 	/* Behind the ports that see_ip() has taken: the rest of UDP, VXLAN. */
 	if (!take(cur, sizeof(struct udphdr) - 2 * sizeof(__be16) + sizeof(struct vxlanhdr)))
 		return;
@@ -84,10 +85,12 @@ static __always_inline void see(const struct node *self, struct cursor *cur, str
 		see_ip(cur, ip, seen);
 }
 
-static __always_inline int ends_match(const struct tracer *tracer, __be32 from, __be32 to,
-				      __be16 sport, __be16 dport)
+static __always_inline int ends_match(const struct tracer *tracer, const struct addr *from,
+				      const struct addr *to, __be16 sport, __be16 dport)
 {
-	return (from & tracer->mask[0]) == tracer->addr[0] && (to & tracer->mask[1]) == tracer->addr[1] &&
+	struct addr one = masked(from, &tracer->mask[0]), other = masked(to, &tracer->mask[1]);
+
+	return same_addr(&one, &tracer->addr[0]) && same_addr(&other, &tracer->addr[1]) &&
 	       (!tracer->port[0] || tracer->port[0] == sport) &&
 	       (!tracer->port[1] || tracer->port[1] == dport);
 }
@@ -108,10 +111,10 @@ static __always_inline int is_traced(const struct tracer *tracer, struct cursor 
 	if (!self)
 		return 0;
 	see(self, &cur, &seen);
-	if ((tracer->proto && tracer->proto != seen.proto) || (tracer->host && tracer->host != seen.host))
+	if ((tracer->proto && tracer->proto != seen.proto) || (!is_none(&tracer->host) && !same_addr(&tracer->host, &seen.host)))
 		return 0;
-	return ends_match(tracer, seen.saddr, seen.daddr, seen.sport, seen.dport) ||
-	       ends_match(tracer, seen.daddr, seen.saddr, seen.dport, seen.sport);
+	return ends_match(tracer, &seen.saddr, &seen.daddr, seen.sport, seen.dport) ||
+	       ends_match(tracer, &seen.daddr, &seen.saddr, seen.dport, seen.sport);
 }
 
 /* All of a trace but the packet's bytes. As with describe(), who calls reserves it and asks once. */

@@ -23,7 +23,7 @@
 #define NOTE_NS 50000000ULL
 
 /* Has the address been seen to stand for containers of peers? */
-static __always_inline int is_service(__be32 addr)
+static __always_inline int is_service(struct addr addr)
 {
 	return !!services.lookup(&addr);
 }
@@ -66,26 +66,30 @@ static __always_inline struct translation translation_to(const struct flow_key *
 	};
 }
 
-static __always_inline struct translation *translation_of(const struct flow_key *key)
+/* What makes a packet that answers one of `to`. */
+static __always_inline struct translation translation_back(const struct flow_key *to)
 {
-	struct flow_key place = *key;
+	struct translation back = translation_to(to);
 
-	place.dscp = 0;
-	return translations.lookup(&place);
+	back.sport = to->dport;
+	back.dport = to->sport;
+	return back;
 }
 
 /* A connection opens or closes: its next packets have to be approved anew, on both
  * directions, because conntrack's state is about to change. */
 static __always_inline void forget_flow(const struct flow_key *key)
 {
-	struct flow_key place = place_of(key), back;
-	struct translation *to = translation_of(key);
+	struct flow_key place = place_of(key);
+	struct translation *to;
 
 	flows.delete(&place);
+	place.dscp = 0;
+	to = translations.lookup(&place);
 	if (to)
 		place = translated(&place, to);
-	back = reverse_of(&place);
-	flows.delete(&back);
+	place = reverse_of(&place);
+	flows.delete(&place);
 }
 
 /* Note a packet from the wire that goes into netfilter with this signature. */
@@ -109,31 +113,32 @@ static __always_inline int is_made_of(const struct note *note, const struct inne
 	const struct flow_key *was = &note->key;
 
 	return note->noted_ns && note->fingerprint == now->l4.fingerprint &&
-	       was->daddr == now->key.daddr && was->ifindex == now->key.ifindex &&
+	       same_addr(&was->daddr, &now->key.daddr) && was->ifindex == now->key.ifindex &&
 	       was->proto == now->key.proto && was->dscp == now->key.dscp;
 }
 
-static __always_inline void remember(const struct flow_key *key, struct translation to)
+/* What becomes of packets of this flow, which has no DSCP. */
+static __always_inline void remember(struct flow_key *place, struct translation to)
 {
-	struct translation *known = translation_of(key);
-	struct flow_key place = *key;
+	struct translation *known = translations.lookup(place);
 
-	if (known && known->addr == to.addr && known->sport == to.sport && known->dport == to.dport)
+	if (known && same_addr(&known->addr, &to.addr) && known->sport == to.sport && known->dport == to.dport)
 		return;
-	place.dscp = 0;
-	translations.update(&place, &to);
+	translations.update(place, &to);
 }
 
 /* Packets of `was` leave netfilter as `now`; so the answers, the other way round. */
 static __always_inline void remember_both(const struct node *self, const struct flow_key *was,
 					  const struct flow_key *now)
 {
-	struct flow_key was_back = reverse_of(was), now_back = reverse_of(now);
 	__u64 time = bpf_ktime_get_coarse_ns();
-	__be32 addr = now->saddr;
+	struct addr addr = now->saddr;
+	struct flow_key place = *was;
 
-	remember(was, translation_to(now));
-	remember(&now_back, translation_to(&was_back));
+	place.dscp = 0;
+	remember(&place, translation_to(now));
+	place = reverse_of(now);
+	remember(&place, translation_back(was));
 	if (!peer_of(self, addr) && !is_service(addr))
 		services.update(&addr, &time);
 }
@@ -169,14 +174,14 @@ static __always_inline enum reason learn_arrived(struct __sk_buff *skb, const st
 static __always_inline enum reason learn_departed(struct __sk_buff *skb, const struct node *self,
 						  const struct flow_key *now)
 {
-	struct flow_key answer = reverse_of(now), was;
-	struct translation *back = translation_of(&answer), to;
+	struct flow_key was = reverse_of(now);
+	struct translation *back = translations.lookup(&was), to;
 	enum reason why;
 
 	if (!back)
 		return REASON_CHANGED;
-	answer = translated(&answer, back);
-	was = reverse_of(&answer);
+	was = translated(&was, back);
+	was = reverse_of(&was);
 	was.dscp = now->dscp;
 	if (skb->hash != flow_hash(&was, self->flow_seed))
 		return REASON_CHANGED;
@@ -187,16 +192,10 @@ static __always_inline enum reason learn_departed(struct __sk_buff *skb, const s
 
 /* The translated IP header, with its checksum. By halfwords, as same_ip(); `direction` is a constant,
  * so that the verifier sees where it writes. */
-static __always_inline void translate_ip(struct iphdr *ip, enum direction direction,
+static __always_inline void translate_ip(iphdr_t *ip, enum direction direction,
 					 const struct translation *to)
 {
-	__u16 *addr = (void *)(direction == DIR_OUT ? &ip->daddr : &ip->saddr);
-	__be32 to_addr = to->addr;
-
-	ip->check = csum_replace(ip->check, addr[0], to_addr);
-	ip->check = csum_replace(ip->check, addr[1], to_addr >> 16);
-	addr[0] = to_addr;
-	addr[1] = to_addr >> 16;
+	ip_set_addr(ip, (void *)(direction == DIR_OUT ? &ip->daddr : &ip->saddr), &to->addr);
 }
 
 /* Ports and checksum of the TCP or UDP header that begins at `offset`, as nf_nat does it: a UDP
@@ -208,14 +207,17 @@ static __always_inline long translate_l4(struct __sk_buff *skb, __u32 offset,
 	__u32 at = offset + (key->proto == IPPROTO_TCP ? __builtin_offsetof(struct tcphdr, check) :
 						       __builtin_offsetof(struct udphdr, check));
 	__u64 flags = key->proto == IPPROTO_UDP ? BPF_F_MARK_MANGLED_0 : 0;
-	__be32 from = key->direction == DIR_OUT ? key->daddr : key->saddr;
+	const struct addr *from = key->direction == DIR_OUT ? &key->daddr : &key->saddr;
 	__be16 were[2] = { key->sport, key->dport }, are[2] = { to->sport, to->dport };
 	__u32 ports_were, ports_are;
 
 	__builtin_memcpy(&ports_were, were, sizeof(were));
 	__builtin_memcpy(&ports_are, are, sizeof(are));
-	if (bpf_l4_csum_replace(skb, at, from, to->addr, flags | BPF_F_PSEUDO_HDR | sizeof(from)))
-		return -1;
+#pragma unroll
+	for (int i = 0; i < ADDR_WORDS; i++)
+		if (bpf_l4_csum_replace(skb, at, from->word[i], to->addr.word[i],
+					flags | BPF_F_PSEUDO_HDR | sizeof(__be32)))
+			return -1;
 	if (ports_were == ports_are)
 		return 0;
 	if (bpf_l4_csum_replace(skb, at, ports_were, ports_are, flags | sizeof(ports_are)))

@@ -15,30 +15,34 @@
 
 /* Length of the IP and L4 headers that each segment of a super-packet has; 0: of no kind that
  * we know. The cursor stands behind `ip`. */
-static __always_inline __u32 segment_headers(struct cursor *cur, const struct iphdr *ip)
+static __always_inline __u32 segment_headers(struct cursor *cur, const iphdr_t *ip)
 {
 	struct tcphdr *tcp;
 
-	if (ip->ihl != 5)
+	if (has_options(ip))
 		return 0;
-	if (ip->protocol == IPPROTO_UDP)
+	if (proto_of(ip) == IPPROTO_UDP)
 		return sizeof(*ip) + sizeof(struct udphdr);
-	tcp = ip->protocol == IPPROTO_TCP ? take(cur, sizeof(*tcp)) : 0;
+	tcp = proto_of(ip) == IPPROTO_TCP ? take(cur, sizeof(*tcp)) : 0;
 	return tcp ? sizeof(*ip) + tcp->doff * 4 : 0;
 }
 
-/* Does it fit the overlay, whole or as its segments? NONE, or why not. Whoever sends through a
- * packet socket asks no MTU, and the device would send it in outer fragments. */
+/* Does it fit the overlay, whole or as its segments, with `headers` bytes of headers each? And can we
+ * compute its outer checksum? NONE, or why not. Whoever sends through a packet socket asks no MTU,
+ * and the device would send it in outer fragments. */
 static __always_inline enum reason check_size(const struct node *self, struct cursor *cur,
-					      const struct iphdr *ip, struct __sk_buff *skb)
+					      const iphdr_t *ip, struct __sk_buff *skb,
+					      __u32 *headers)
 {
 	__u32 len = skb->len - sizeof(struct ethhdr);
 
+	if (OUTER_CHECKED && (!has_checksum(*cur, ip) || ip_total(ip, len, skb->gso_size) != len))
+		return REASON_OUTER_CHECKSUM;
 	if (skb->gso_size) {
-		len = segment_headers(cur, ip);
-		if (!len)
+		*headers = segment_headers(cur, ip);
+		if (!*headers)
 			return REASON_PROTOCOL;
-		len += skb->gso_size;
+		len = *headers + skb->gso_size;
 	}
 	return len > self->mtu ? REASON_OVERSIZE : REASON_NONE;
 }
@@ -55,7 +59,7 @@ static __always_inline enum reason check_peer(const struct node *self, const str
 		return REASON_INNER_MAC;
 	/* Without a next hop bpf_redirect_neigh puts a route of its own into the skb, and, before
 	 * Linux 6.18, leaks the one that the packet came here by. */
-	if (peer->flags & PEER_F_KERNEL_PATH || !peer->next_hop)
+	if (peer->flags & PEER_F_KERNEL_PATH || is_none(&peer->next_hop))
 		return REASON_PEER_KERNEL_PATH;
 	return REASON_NONE;
 }
@@ -73,19 +77,22 @@ static __always_inline enum reason check_neighbour(struct __sk_buff *skb, const 
 						   const struct peer *peer)
 {
 	struct bpf_fib_lookup way = {};
+	struct addr hop;
 	long result;
 
-	way.family = AF_INET;
+	way.family = AF_FAMILY;
 	way.l4_protocol = IPPROTO_UDP;
 	way.dport = peer->port;
 	way.ifindex = peer->ifindex;
-	way.ipv4_src = self->host;
-	way.ipv4_dst = peer->host;
+	/* Unions with those of IPv4. */
+	__builtin_memcpy(way.ipv6_src, &self->host, sizeof(self->host));
+	__builtin_memcpy(way.ipv6_dst, &peer->host, sizeof(peer->host));
 	result = bpf_fib_lookup(skb, &way, sizeof(way), BPF_FIB_LOOKUP_OUTPUT);
 	if (result == BPF_FIB_LKUP_RET_NO_NEIGH)
 		return REASON_NO_NEIGHBOUR;
 	/* The agent is not so quick to learn of another route. */
-	if (result || way.ifindex != peer->ifindex || way.ipv4_dst != peer->next_hop)
+	hop = addr_at(way.ipv6_dst);
+	if (result || way.ifindex != peer->ifindex || !same_addr(&hop, &peer->next_hop))
 		return REASON_PEER_KERNEL_PATH;
 	/* Before Linux 6.3 an entry without an address yet is a neighbour as well. */
 	return is_no_mac(way.dmac) ? REASON_NO_NEIGHBOUR : REASON_NONE;
@@ -97,33 +104,33 @@ static __always_inline enum reason netfilter_to_wire(struct __sk_buff *skb, __u3
 	struct cursor cur = cursor_of(skb, INNER_LEN);
 	struct overlay_header header = {};
 	struct node *self = this_node();
-	__u32 len = skb->len;
+	__u32 len = skb->len, headers = 0;
 	struct ethhdr *eth;
 	struct peer *peer;
-	struct iphdr *ip;
+	iphdr_t *ip;
 	enum reason why;
 
 	if (!self)
 		return REASON_NOT_CONFIGURED;
 	if (skb->vlan_present)
 		return REASON_VLAN;
-	why = take_ipv4(&cur, &eth, &ip);
+	why = take_headers(&cur, &eth, &ip);
 	if (why)
 		return why;
-	peer = peer_of(self, ip->daddr);
+	peer = peer_of(self, addr_at(&ip->daddr));
 	why = check_peer(self, eth, peer);
 	/* The peer's entry is the way of packets without such a mark. */
 	if (!why && skb->mark & self->routing_marks)
 		why = REASON_POLICY_ROUTED;
 	if (!why)
-		why = check_size(self, &cur, ip, skb);
+		why = check_size(self, &cur, ip, skb, &headers);
 	if (why)
 		return why;
 	header.inner_ip = *ip;
 	why = check_neighbour(skb, self, peer);
 	if (why)
 		return why;
-	why = wrap(skb, self, peer, bpf_get_hash_recalc(skb), len, &header);
+	why = wrap(skb, self, peer, bpf_get_hash_recalc(skb), len, headers, &header);
 	if (why)
 		return why;
 	credit_sent(peer->host, packets, len);
@@ -133,18 +140,18 @@ static __always_inline enum reason netfilter_to_wire(struct __sk_buff *skb, __u3
 
 /* Does a connection of this host's own take a TCP packet with these headers? Then no one else
  * gets it. */
-static __always_inline int host_takes(struct __sk_buff *skb, const struct iphdr *ip,
+static __always_inline int host_takes(struct __sk_buff *skb, const iphdr_t *ip,
 				      const struct tcphdr *tcp)
 {
-	struct bpf_sock_tuple tuple = {};
+	/* As struct bpf_sock_tuple has it, of either family. */
+	struct {
+		struct addr saddr, daddr;
+		__be16 sport, dport;
+	} tuple = { addr_at(&ip->saddr), addr_at(&ip->daddr), tcp->source, tcp->dest };
 	struct bpf_sock *sock;
 	int connected;
 
-	tuple.ipv4.saddr = ip->saddr;
-	tuple.ipv4.daddr = ip->daddr;
-	tuple.ipv4.sport = tcp->source;
-	tuple.ipv4.dport = tcp->dest;
-	sock = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	sock = bpf_skc_lookup_tcp(skb, (void *)&tuple, sizeof(tuple), BPF_F_CURRENT_NETNS, 0);
 	if (!sock)
 		return 0;
 	connected = sock->state != BPF_TCP_LISTEN;
@@ -153,9 +160,9 @@ static __always_inline int host_takes(struct __sk_buff *skb, const struct iphdr 
 }
 
 /* Has the packet neither data nor anything that must not overtake them? */
-static __always_inline int is_bare(const struct iphdr *ip, const struct tcphdr *tcp)
+static __always_inline int is_bare(const iphdr_t *ip, const struct tcphdr *tcp)
 {
-	return bpf_ntohs(ip->tot_len) == sizeof(*ip) + tcp->doff * 4 && !tcp->rst;
+	return stated_len(ip) == sizeof(*ip) + tcp->doff * 4 && !tcp->rst;
 }
 
 /* May the tunnel be taken off a packet for `ip->daddr` here? NONE, or why not. The cursor stands
@@ -169,22 +176,23 @@ static __always_inline int is_bare(const struct iphdr *ip, const struct tcphdr *
  * own may also stand for someone outside, whom it masquerades. With them go data, and
  * RST, of TCP: the device has a queue of its own, and they would overtake one another. */
 static __always_inline enum reason check_target(const struct node *self, struct cursor *cur,
-						const struct iphdr *ip, struct __sk_buff *skb)
+						const iphdr_t *ip, struct __sk_buff *skb)
 {
+	struct addr daddr = addr_at(&ip->daddr), subnet = masked(&daddr, &self->subnet_mask);
 	struct tcphdr *tcp;
 
-	if ((ip->daddr & self->subnet_mask) != self->subnet)
+	if (!same_addr(&subnet, &self->subnet))
 		return REASON_NOT_LOCAL;
-	if (ip->protocol != IPPROTO_TCP)
+	if (proto_of(ip) != IPPROTO_TCP)
 		return skb->gso_size ? REASON_UDP_GSO : REASON_NONE;
-	if (ip->ihl != 5 || ip->frag_off & bpf_htons(IP_MF | IP_OFFSET))
+	if (has_options(ip) || is_fragment(ip))
 		return REASON_SUPER_PACKET;
 	tcp = take(cur, sizeof(*tcp));
 	if (!tcp)
 		return REASON_SUPER_PACKET;
 	if (is_bare(ip, tcp) && !skb->gso_size)
 		return REASON_NONE;
-	if (endpoint_of(ip->daddr))
+	if (endpoint_of(daddr))
 		return REASON_SUPER_PACKET;
 	return host_takes(skb, ip, tcp) ? REASON_NONE : REASON_SUPER_PACKET;
 }
@@ -195,11 +203,11 @@ static __always_inline enum reason wire_to_netfilter(struct __sk_buff *skb, __u3
 {
 	/* Read already, and linear. What has been found of it would not outlast a try to decapsulate. */
 	struct cursor cur = cursor(skb->data, skb->data_end);
-	struct ipv4_header header = {};
+	struct frame_header header = {};
 	struct peer_stats *stats = in->stats;
 	struct node *self = this_node();
 	struct ethhdr *eth;
-	struct iphdr *ip;
+	iphdr_t *ip;
 	enum reason why;
 	int tos;
 
@@ -207,12 +215,12 @@ static __always_inline enum reason wire_to_netfilter(struct __sk_buff *skb, __u3
 	barrier_var(stats);
 	if (!stats || !self || !take(&cur, TUNNEL_LEN))
 		return REASON_TRUNCATED;
-	why = take_ipv4(&cur, &eth, &ip);
+	why = take_headers(&cur, &eth, &ip);
 	if (why)
 		return why;
 	header.eth = *eth;
 	header.ip = *ip;
-	tos = ecn_decapsulate(in->outer_tos, ip->tos);
+	tos = ecn_decapsulate(in->outer_tos, tos_of(ip));
 	if (tos < 0)
 		return REASON_ECN;
 	why = check_target(self, &cur, ip, skb);

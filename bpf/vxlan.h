@@ -4,7 +4,7 @@
 #define OVNET_VXLAN_H
 
 #include "abi.h"
-#include "parse.h"
+#include "ip.h"
 
 #define VXLAN_FLAGS bpf_htonl(0x08000000) /* I: the VNI is valid; the rest is reserved */
 
@@ -16,20 +16,20 @@ struct vxlanhdr {
 /* All that stands before the inner L4 header; what encap writes in one go. */
 struct overlay_header {
 	struct ethhdr   eth;
-	struct iphdr    ip;
+	iphdr_t         ip;
 	struct udphdr   udp;
 	struct vxlanhdr vxlan;
 	struct ethhdr   inner_eth;
-	struct iphdr    inner_ip;
+	iphdr_t         inner_ip;
 } __attribute__((packed, aligned(2)));
-_Static_assert(sizeof(struct overlay_header) == 84, "no padding on the wire");
+_Static_assert(sizeof(struct overlay_header) == (FAMILY == 6 ? 124 : 84), "no padding on the wire");
 
 /* Outer headers of a packet, without the link's. */
-#define OUTER_LEN (sizeof(struct iphdr) + sizeof(struct udphdr) + sizeof(struct vxlanhdr))
+#define OUTER_LEN (sizeof(iphdr_t) + sizeof(struct udphdr) + sizeof(struct vxlanhdr))
 
 /* Bytes that the tunnel adds between the outer Ethernet header and the inner IP. */
-#define TUNNEL_LEN (sizeof(struct overlay_header) - sizeof(struct ethhdr) - sizeof(struct iphdr))
-_Static_assert(TUNNEL_LEN == 50, "the overlay's MTU is counted on this");
+#define TUNNEL_LEN (sizeof(struct overlay_header) - sizeof(struct ethhdr) - sizeof(iphdr_t))
+_Static_assert(TUNNEL_LEN == (FAMILY == 6 ? 70 : 50), "the overlay's MTU is counted on this");
 
 /* udp_flow_src_port(): a flow keeps one source port, flows spread over the range. */
 static __always_inline __be16 source_port(const struct node *self, __u32 hash)

@@ -56,7 +56,7 @@ static __always_inline enum reason xdp_decap(struct xdp_md *xdp, const struct no
 {
 	struct cursor cur = xdp_cursor(xdp);
 	struct ethhdr *outer = take_eth(&cur);
-	struct ipv4_header header = {}, *to;
+	struct frame_header header = {}, *to;
 	struct delivery *note;
 
 	if (!outer)
@@ -109,7 +109,7 @@ static __always_inline enum reason wire_to_stack(struct xdp_md *xdp, __u32 len)
 		return in.held ? in.held : why;
 	in.inner.hash = flow_hash(&in.inner.key, self->flow_seed);
 	why = admit(self, &in, xdp);
-	if (!why && in.inner.approval.to.addr)
+	if (!why && !is_none(&in.inner.approval.to.addr))
 		why = REASON_TRANSLATED; /* here are no helpers for unfinished checksums */
 	if (!why)
 		why = xdp_decap(xdp, self, &in);
@@ -123,9 +123,9 @@ static __always_inline struct peer_stats *stats_of_sender(struct __sk_buff *skb)
 {
 	struct node *self = this_node();
 	struct peer *peer;
-	__be32 source;
+	struct addr source;
 
-	if (!self || bpf_skb_load_bytes(skb, sizeof(struct ethhdr) + __builtin_offsetof(struct iphdr, saddr),
+	if (!self || bpf_skb_load_bytes(skb, sizeof(struct ethhdr) + __builtin_offsetof(iphdr_t, saddr),
 					&source, sizeof(source)))
 		return 0;
 	peer = peer_of(self, source);

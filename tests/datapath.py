@@ -9,18 +9,30 @@ import atexit
 import mmap
 import os
 import struct
+import sys
 import time
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cache
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any, Final, Self
 
 from ctl.core import abi
-from ctl.core.abi import Direction, EndpointEntry, FlowEntry, FlowKey, Hook, NodeEntry, PeerEntry, Translation
+from ctl.core.abi import (
+    Direction,
+    EndpointEntry,
+    FlowEntry,
+    FlowKey,
+    Hook,
+    Ip,
+    NodeEntry,
+    PeerEntry,
+    PeerStats,
+    Translation,
+)
 from ctl.core.model import Bypass, MacAddress
 from ctl.core.reasons import REASONS
 from ctl.kernel.bpf import syscall
@@ -78,13 +90,142 @@ SERVICE: Final = IPv4Address("10.1.0.1")
 LOCAL: Final = IPv4Address("10.1.1.5")
 OTHER: Final = IPv4Address("10.1.1.6")
 REMOTE: Final = IPv4Address("10.1.2.9")
+UPLINK_MAC: Final = MacAddress(bytes(6))
+"""A test run takes a frame for its device's own if it has the MAC address of `lo`."""
 MAC: Final = MacAddress.parse("02:02:00:00:00:05")
 BRIDGE_MAC: Final = MacAddress.parse("02:02:00:00:00:01")
 ENDPOINT: Final = EndpointEntry(LO, MAC, BRIDGE_MAC)
 
 
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who is who, in one family: as the constants above are for IPv4."""
+
+    node: NodeEntry
+    peer: PeerEntry
+    peer_subnet: IPv4Network | IPv6Network
+    third: PeerEntry
+    third_subnet: IPv4Network | IPv6Network
+    nobody: Ip
+    foreign: Ip
+    service: Ip
+    local: Ip
+    other: Ip
+    remote: Ip
+
+    def __str__(self) -> str:
+        return f"IPv{self.version}"
+
+    @property
+    def version(self) -> int:
+        return self.node.host.version
+
+    @property
+    def kind(self) -> int:
+        """What Ethernet calls the family."""
+        return packets.IPV4 if self.version == 4 else packets.IPV6
+
+    @property
+    def ip_len(self) -> int:
+        """Bytes of a header without options."""
+        return packets.IP_LEN if self.version == 4 else packets.IPV6_LEN
+
+    @property
+    def ping(self) -> tuple[int, int, int]:
+        """Protocol of ping, types of question and answer."""
+        return (packets.ICMP, 8, 0) if self.version == 4 else (packets.ICMPV6, 128, 129)
+
+    def flow_out(
+        self, proto: int = packets.UDP, sport: int = 1000, dport: int = 2000, **changes: Any
+    ) -> FlowKey:
+        """The flow from `local` to `remote`."""
+        return replace(FlowKey(self.local, self.remote, sport, dport, LO, proto, Direction.OUT), **changes)
+
+    def flow_in(
+        self, proto: int = packets.UDP, sport: int = 2000, dport: int = 1000, **changes: Any
+    ) -> FlowKey:
+        """The flow from `remote` to `local`."""
+        return replace(FlowKey(self.remote, self.local, sport, dport, LO, proto, Direction.IN), **changes)
+
+    def sent(
+        self,
+        l4: bytes = b"",
+        proto: int = packets.UDP,
+        *,
+        src: Ip | None = None,
+        dst: Ip | None = None,
+        **ip: Any,
+    ) -> bytes:
+        """A frame as the container sends it to its gateway; without `l4`, UDP 1000 to 2000."""
+        body = l4 or packets.udp(b"payload!", 1000, 2000)
+        packet = packets.ip(body, src or self.local, dst or self.remote, proto, **ip)
+        return packets.ether(packet, MAC, BRIDGE_MAC, self.kind)
+
+    def received(
+        self,
+        l4: bytes = b"",
+        proto: int = packets.UDP,
+        *,
+        src: Ip | None = None,
+        dst: Ip | None = None,
+        **ip: Any,
+    ) -> bytes:
+        """The inner frame as the peer sends it; without `l4`, UDP 2000 to 1000."""
+        body = l4 or packets.udp(b"payload!", 2000, 1000)
+        packet = packets.ip(body, src or self.remote, dst or self.local, proto, **ip)
+        return packets.ether(packet, PEER_MAC, self.node.vtep_mac, self.kind)
+
+    def wire(
+        self,
+        frame: bytes,
+        *,
+        host: Ip | None = None,
+        to: Ip | None = None,
+        port: int = NODE.port,
+        vni: int = NODE.vni,
+        flags: int = packets.VXLAN_I,
+        udp_len: int | None = None,
+        dst_mac: MacAddress | None = None,
+        **ip: Any,
+    ) -> bytes:
+        """A frame in VXLAN as it comes from the uplink; of IPv6 with the checksum outside."""
+        datagram = packets.udp(packets.vxlan(frame, vni, flags=flags), 40000, port, length=udp_len)
+        plain = {"fragment": 0} if self.version == 4 else {}
+        outer = packets.ip(
+            datagram, host or self.peer.host, to or self.node.host, packets.UDP, **{**plain, **ip}
+        )
+        return packets.ether(outer, MacAddress.parse("02:03:00:00:00:02"), dst_mac or UPLINK_MAC, self.kind)
+
+
+INET: Final = Cast(
+    NODE, PEER, PEER_SUBNET, THIRD, THIRD_SUBNET, NOBODY, FOREIGN, SERVICE, LOCAL, OTHER, REMOTE
+)
+_PEER6: Final = replace(PEER, host=IPv6Address("fd50::2"), next_hop=IPv6Address("fd50::2"))
+INET6: Final = Cast(
+    node=replace(
+        NODE,
+        host=IPv6Address("fd50::1"),
+        network=IPv6Network("fd10::/48"),
+        subnet=IPv6Network("fd10:0:0:1::/64"),
+        pool=(IPv6Address("fd10:0:0:1::"), IPv6Address("fd10::ffff:ffff:ffff:ffff:ffff")),
+        mtu=1430,
+    ),
+    peer=_PEER6,
+    peer_subnet=IPv6Network("fd10:0:0:2::/64"),
+    third=replace(_PEER6, host=IPv6Address("fd50::3"), next_hop=None),
+    third_subnet=IPv6Network("fd10:0:0:3::/64"),
+    nobody=IPv6Address("fd10:0:0:77::1"),
+    foreign=IPv6Address("2001:db8::9"),
+    service=IPv6Address("fd10::1"),
+    local=IPv6Address("fd10:0:0:1::5"),
+    other=IPv6Address("fd10:0:0:1::6"),
+    remote=IPv6Address("fd10:0:0:2::9"),
+)
+"""The same places in the same order, so that a test may be of both."""
+
+
 def underlay(lab: Lab) -> Namespace:
-    """A namespace in which the FIB has PEER as the maps say, and the next hop's MAC address."""
+    """A namespace in which the FIB has the peers as the maps say, and the next hops' MAC addresses."""
     made = lab.namespace("underlay")
     made.sysctl("net.ipv4.ip_forward", "1")
     made.ip("link", "set", "lo", "up")
@@ -92,6 +233,10 @@ def underlay(lab: Lab) -> Namespace:
     made.ip("address", "add", f"{NODE.host}/24", "dev", "uplink")
     made.ip("link", "set", "uplink", "up")
     made.ip("neigh", "add", str(PEER.next_hop), "lladdr", "02:03:00:00:00:02", "dev", "uplink")
+    made.sysctl("net.ipv6.conf.all.forwarding", "1")
+    made.sysctl("net.ipv6.conf.uplink.disable_ipv6", "0")
+    made.ip("address", "add", f"{INET6.node.host}/64", "dev", "uplink", "nodad")
+    made.ip("neigh", "add", str(INET6.peer.next_hop), "lladdr", "02:03:00:00:00:02", "dev", "uplink")
     return made
 
 
@@ -137,13 +282,13 @@ class Result:
 
 
 @cache
-def bcc() -> Bcc:
-    """Programs and probes, compiled once for a run of pytest."""
-    text = f'{source()}\n#line 1 "{PROBES.name}"\n{PROBES.read_text()}'
+def bcc(version: int = 4) -> Bcc:
+    """Programs and probes of one family, compiled once for a run of pytest."""
+    text = f'{source(version)}\n#line 1 "{PROBES.name}"\n{PROBES.read_text()}'
     child = Bcc(text, patience_s=24 * 3600)
     atexit.register(child.close)
     # What comes first waits for the compiler, which may take longer than an approval lasts.
-    with Maps(_created(_specs(1, 1, 1))) as maps:
+    with Maps(_created(_specs(1, 1, 1, version))) as maps:
         os.close(child.load(("from_wire",), maps)["from_wire"])
     return child
 
@@ -162,10 +307,12 @@ class Datapath:
         endpoints: int = 512,
         flows: int = 1024,
         other: Mapping[str, Spec] | None = None,
+        cast: Cast = INET,
     ) -> None:
-        """Capacities in entries; `other`: maps to be something else than a node's."""
-        bcc()
-        self._specs = _specs(peers, endpoints, flows) | dict(other or {})
+        """Capacities in entries; `other`: maps to be something else than a node's; `cast`: of its family."""
+        self.cast = cast
+        bcc(cast.version)
+        self._specs = _specs(peers, endpoints, flows, cast.version) | dict(other or {})
         self._raw = _created(self._specs)
         self.maps = Maps(self._raw)
         self._fds: dict[str, int] = {}
@@ -191,25 +338,26 @@ class Datapath:
 
     def furnish(self, **node: Any) -> Self:
         """The usual: NODE (with changes), two peers, two endpoints."""
+        cast = self.cast
         self.node(**node)
-        self.peer(PEER_SUBNET, PEER)
-        self.peer(THIRD_SUBNET, THIRD)
-        self.endpoint(LOCAL, ENDPOINT)
-        self.endpoint(OTHER, replace(ENDPOINT, ifindex=ELSEWHERE))
+        self.peer(cast.peer_subnet, cast.peer)
+        self.peer(cast.third_subnet, cast.third)
+        self.endpoint(cast.local, ENDPOINT)
+        self.endpoint(cast.other, replace(ENDPOINT, ifindex=ELSEWHERE))
         return self
 
     def node(self, **changes: Any) -> None:
-        self.maps.write_node(replace(NODE, **changes))
+        self.maps.write_node(replace(self.cast.node, **changes))
 
-    def peer(self, subnet: IPv4Network, entry: PeerEntry, *, vtep: bool = True) -> None:
+    def peer(self, subnet: IPv4Network | IPv6Network, entry: PeerEntry, *, vtep: bool = True) -> None:
         self._raw["peers"].update(subnet.network_address.packed, entry.pack())
         if vtep:
             self.vtep(entry.host)
 
-    def vtep(self, host: IPv4Address) -> None:
+    def vtep(self, host: Ip) -> None:
         self._raw["peer_stats"].update(host.packed, bytes(abi.PEER_STATS.size))
 
-    def endpoint(self, address: IPv4Address, entry: EndpointEntry) -> None:
+    def endpoint(self, address: Ip, entry: EndpointEntry) -> None:
         self._raw["endpoints"].update(address.packed, entry.pack())
 
     def approve(
@@ -229,7 +377,7 @@ class Datapath:
         entry = FlowEntry(
             approved, 0, 0, mark, priority, key.dscp, to, seal_of(flow_hash(key, self._seed()), to)
         )
-        self._raw["flows"].update(place_of(key).pack(), entry.pack())
+        self._raw["flows"].update(place_of(key).pack(), entry.pack(self.cast.version))
 
     def _seed(self) -> int:
         """What the node's signatures are made with."""
@@ -246,6 +394,12 @@ class Datapath:
         raw = self._raw["flows"].lookup(place_of(key).pack())
         return None if raw is None else FlowEntry.unpack(raw[0]).to
 
+    def stats(self, host: Ip) -> PeerStats:
+        """What eBPF has carried to and from a peer's host."""
+        found = self._raw["peer_stats"].lookup(host.packed)
+        assert found is not None
+        return PeerStats.unpack(found)
+
     def fill(self, name: str, key: bytes, value: bytes) -> None:
         """An entry past all types."""
         self._raw[name].update(key, value)
@@ -253,7 +407,7 @@ class Datapath:
     def fd(self, program: str) -> int:
         """A program, loaded when first asked for."""
         if program not in self._fds:
-            self._fds[program] = bcc().load((program,), self.maps)[program]
+            self._fds[program] = bcc(self.cast.version).load((program,), self.maps)[program]
         return self._fds[program]
 
     def run(
@@ -317,8 +471,8 @@ class Datapath:
         return *found[hook], gear[0]
 
 
-def _specs(peers: int, endpoints: int, flows: int) -> dict[str, Spec]:
-    wanted = specs(peers, endpoints, flows)
+def _specs(peers: int, endpoints: int, flows: int, version: int) -> dict[str, Spec]:
+    wanted = specs(peers, endpoints, flows, version)
     return wanted | {"counters": replace(wanted["counters"], kind="array")}
 
 
@@ -382,62 +536,8 @@ def _differences(before: bytes, after: bytes) -> list[tuple[int, tuple[int, int]
     ]
 
 
-def flow_out(proto: int = packets.UDP, sport: int = 1000, dport: int = 2000, **changes: Any) -> FlowKey:
-    """The flow from LOCAL to REMOTE."""
-    return replace(FlowKey(LOCAL, REMOTE, sport, dport, LO, proto, Direction.OUT), **changes)
-
-
-def flow_in(proto: int = packets.UDP, sport: int = 2000, dport: int = 1000, **changes: Any) -> FlowKey:
-    """The flow from REMOTE to LOCAL."""
-    return replace(FlowKey(REMOTE, LOCAL, sport, dport, LO, proto, Direction.IN), **changes)
-
-
-def sent(
-    l4: bytes = b"",
-    proto: int = packets.UDP,
-    *,
-    src: IPv4Address = LOCAL,
-    dst: IPv4Address = REMOTE,
-    **ip: Any,
-) -> bytes:
-    """A frame as the container sends it to its gateway; without `l4`, UDP 1000 to 2000."""
-    body = l4 or packets.udp(b"payload!", 1000, 2000)
-    return packets.ether(packets.ipv4(body, src, dst, proto, **ip), MAC, BRIDGE_MAC)
-
-
-def received(
-    l4: bytes = b"",
-    proto: int = packets.UDP,
-    *,
-    src: IPv4Address = REMOTE,
-    dst: IPv4Address = LOCAL,
-    **ip: Any,
-) -> bytes:
-    """The inner frame as the peer sends it; without `l4`, UDP 2000 to 1000."""
-    body = l4 or packets.udp(b"payload!", 2000, 1000)
-    return packets.ether(packets.ipv4(body, src, dst, proto, **ip), PEER_MAC, NODE.vtep_mac)
-
-
-UPLINK_MAC = MacAddress(bytes(6))
-"""A test run takes a frame for its device's own if it has the MAC address of `lo`."""
-
-
-def wire(
-    frame: bytes,
-    *,
-    host: IPv4Address = PEER.host,
-    to: IPv4Address = NODE.host,
-    port: int = NODE.port,
-    vni: int = NODE.vni,
-    flags: int = packets.VXLAN_I,
-    udp_len: int | None = None,
-    dst_mac: MacAddress = UPLINK_MAC,
-    **ip: Any,
-) -> bytes:
-    """A frame in VXLAN as it comes from the uplink."""
-    datagram = packets.udp(packets.vxlan(frame, vni, flags=flags), 40000, port, length=udp_len)
-    outer = packets.ipv4(datagram, host, to, packets.UDP, **{"fragment": 0, **ip})
-    return packets.ether(outer, MacAddress.parse("02:03:00:00:00:02"), dst_mac)
+flow_out, flow_in = INET.flow_out, INET.flow_in
+sent, received, wire = INET.sent, INET.received, INET.wire
 
 
 def place_of(key: FlowKey) -> FlowKey:
@@ -448,9 +548,12 @@ def place_of(key: FlowKey) -> FlowKey:
 def flow_hash(key: FlowKey, seed: int = NODE.flow_seed) -> int:
     """The signature of a flow's packets, as bpf/flow.h computes it."""
     word = (1 << 64) - 1
-    saddr, daddr, sport, dport, _ = struct.unpack_from("=IIHHI", key.pack())
-    mixed: int = (saddr << 32 | daddr) ^ seed
-    mixed = (mixed ^ mixed >> 32) * 0x9E3779B97F4A7C15 & word
+    ends = [struct.unpack(f"={len(each.packed) // 4}I", each.packed) for each in (key.saddr, key.daddr)]
+    sport, dport = (int.from_bytes(port.to_bytes(2, "big"), sys.byteorder) for port in (key.sport, key.dport))
+    mixed = seed
+    for saddr, daddr in zip(*ends, strict=True):
+        mixed ^= saddr << 32 | daddr
+        mixed = (mixed ^ mixed >> 32) * 0x9E3779B97F4A7C15 & word
     mixed ^= sport << 48 | dport << 32 | key.ifindex
     mixed = (mixed ^ mixed >> 29 ^ seed >> 32) * 0xBF58476D1CE4E5B9 & word
     mixed ^= key.dscp << 16 | key.proto << 8 | key.direction
@@ -462,8 +565,11 @@ def seal_of(hash: int, to: Translation | None) -> int:
     """What shows that a flow's entry is whole, as bpf/flow.h computes it."""
     if to is None:
         return hash
-    address, sport, dport = struct.unpack("=IHH", to.pack())
-    word: int = address << 32 | sport << 16 | dport
+    *address, sport, dport = struct.unpack(f"={len(to.address.packed) // 4}IHH", to.pack())
+    folded = 0
+    for each in address:
+        folded = (folded * 0x9E3779B1 + each) & 0xFFFFFFFF
+    word: int = folded << 32 | sport << 16 | dport
     return hash ^ (word * 0x9E3779B97F4A7C15 & (1 << 64) - 1) >> 32
 
 

@@ -10,9 +10,10 @@ import struct
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Interface
 from typing import Final, Self
 
+from ctl.core.abi import Ip
 from ctl.core.host import NONE
 from tests import packets
 from tests.namespace import Netns
@@ -76,7 +77,7 @@ class Relay:
     """What one host sends through its TUN reaches the one whose address it is for, while a `with` lasts."""
 
     def __init__(self, *ends: Tun) -> None:
-        self._ends: Mapping[IPv4Address, Tun] = {end.address: end for end in ends}
+        self._ends: Mapping[Ip, Tun] = {end.address: end for end in ends}
         self._stop, self._told = os.pipe()
         self._thread = threading.Thread(target=self._run)
 

@@ -1,7 +1,8 @@
 """Python's twin of bpf/abi.h: the bytes of every map, in and out.
 
-Addresses and ports travel in network byte order, the rest in the host's.
-tests/bpf/test_abi.py compares every field with the C.
+Addresses and ports travel in network byte order, the rest in the host's. Maps are about one family
+of addresses, and what has an address in it is longer in those of IPv6: which family raw bytes are of is seen
+by how many there are. tests/bpf/test_abi.py compares every field with the C.
 """
 
 from __future__ import annotations
@@ -9,12 +10,12 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from enum import IntEnum
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 from ctl.core.model import DEFAULT_TTL, Bypass, MacAddress
 
-LAYOUT: Final = 5
+LAYOUT: Final = 6
 """OVNET_LAYOUT: part of the pin directory's name."""
 
 REASON_MAX: Final = 64
@@ -63,14 +64,42 @@ PEER_FLAGS: Final = {PEER_F_KERNEL_PATH: "kernel-path"}
 BYPASS_CODE: Final = {Bypass.OFF: 0, Bypass.LEARNED: 1, Bypass.ALWAYS: 2, Bypass.TUNNEL: 3}
 BYPASS_NAME: Final = {code: mode for mode, code in BYPASS_CODE.items()}
 
-PEER: Final = struct.Struct("=4s6s2sII4sIB3x")
+Ip = IPv4Address | IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Structs:
+    """What has addresses of one family in it."""
+
+    address: int
+    """Bytes of each."""
+    peer: struct.Struct
+    flow_key: struct.Struct
+    flow: struct.Struct
+    translation: struct.Struct
+    note: struct.Struct
+    node: struct.Struct
+
+
+def _structs(address: int, pad: int) -> Structs:
+    """`pad`: FAMILY_PAD, what an odd number of these addresses leaves of eight bytes."""
+    a, to, key = f"{address}s", address + 4, 2 * address + 12
+    return Structs(
+        address,
+        peer=struct.Struct(f"={a}6s2sII{a}IB3x"),
+        flow_key=struct.Struct(f"={a}{a}2s2sIBBBB"),
+        flow=struct.Struct(f"=QQQII{to}sIB{3 + pad}x"),
+        translation=struct.Struct(f"={a}2s2s"),
+        note=struct.Struct(f"=QQ{key}s4x"),
+        node=struct.Struct(f"=QQ{7 * a}III6s2sHHII6s{2 + pad}xIII"),
+    )
+
+
+STRUCTS: Final = {4: _structs(4, 0), 6: _structs(16, 4)}
+"""By IP version."""
+
 ENDPOINT: Final = struct.Struct("=I6s6s")
-FLOW_KEY: Final = struct.Struct("=4s4s2s2sIBBBB")
-FLOW: Final = struct.Struct("=QQQII8sIB3x")
-TRANSLATION: Final = struct.Struct("=4s2s2s")
-NOTE: Final = struct.Struct("=QQ20s4x")
 SERVICE: Final = struct.Struct("=Q")
-NODE: Final = struct.Struct("=4s4s4s4s4s4s4sIII6s2sHHIQQI6s2xIII")
 COUNTER: Final = struct.Struct("=QQQ")
 PEER_STATS: Final = struct.Struct("=QQQQ")
 EVENT: Final = struct.Struct(f"=QIIHBB{EVENT_BYTES}sI")
@@ -81,24 +110,35 @@ def port_bytes(number: int) -> bytes:
     return number.to_bytes(2, "big")
 
 
+def _family(raw: bytes, ipv6: struct.Struct) -> Structs:
+    """Of what is as long as the one of IPv6, or not."""
+    return STRUCTS[6 if len(raw) == ipv6.size else 4]
+
+
+def address(raw: bytes) -> Ip:
+    """Of either family, by how many bytes there are."""
+    return IPv4Address(raw) if len(raw) == 4 else IPv6Address(raw)
+
+
 @dataclass(frozen=True, slots=True)
 class PeerEntry:
     """Value of `peers`; the key is the subnet's address."""
 
-    host: IPv4Address
+    host: Ip
     vtep_mac: MacAddress
     port: int
     vni: int
     ifindex: int
-    next_hop: IPv4Address | None
+    next_hop: Ip | None
     """Neighbour on the interface; None: the FIB is asked for each packet."""
     flags: int = 0
     ttl: int = DEFAULT_TTL
     """Of the outer header."""
 
     def pack(self) -> bytes:
-        hop = self.next_hop.packed if self.next_hop else bytes(4)
-        return PEER.pack(
+        structs = STRUCTS[self.host.version]
+        hop = self.next_hop.packed if self.next_hop else bytes(structs.address)
+        return structs.peer.pack(
             self.host.packed,
             self.vtep_mac.packed,
             port_bytes(self.port),
@@ -111,14 +151,15 @@ class PeerEntry:
 
     @classmethod
     def unpack(cls, raw: bytes) -> PeerEntry:
-        host, mac, port, vni, ifindex, hop, flags, ttl = PEER.unpack(raw)
+        structs = _family(raw, STRUCTS[6].peer)
+        host, mac, port, vni, ifindex, hop, flags, ttl = structs.peer.unpack(raw)
         return cls(
-            IPv4Address(host),
+            address(host),
             MacAddress(mac),
             int.from_bytes(port, "big"),
             vni,
             ifindex,
-            IPv4Address(hop) if any(hop) else None,
+            address(hop) if any(hop) else None,
             flags,
             ttl,
         )
@@ -149,8 +190,8 @@ class EndpointEntry:
 class FlowKey:
     """Key of `flows`: a 5-tuple in one direction through one port."""
 
-    saddr: IPv4Address
-    daddr: IPv4Address
+    saddr: Ip
+    daddr: Ip
     sport: int
     dport: int
     ifindex: int
@@ -160,7 +201,7 @@ class FlowKey:
     """The packets' DSCP; 0 for TCP, whose entry has it."""
 
     def pack(self) -> bytes:
-        return FLOW_KEY.pack(
+        return STRUCTS[self.saddr.version].flow_key.pack(
             self.saddr.packed,
             self.daddr.packed,
             port_bytes(self.sport),
@@ -174,10 +215,11 @@ class FlowKey:
 
     @classmethod
     def unpack(cls, raw: bytes) -> FlowKey:
-        saddr, daddr, sport, dport, ifindex, proto, direction, dscp, _ = FLOW_KEY.unpack(raw)
+        structs = _family(raw, STRUCTS[6].flow_key)
+        saddr, daddr, sport, dport, ifindex, proto, direction, dscp, _ = structs.flow_key.unpack(raw)
         return cls(
-            IPv4Address(saddr),
-            IPv4Address(daddr),
+            address(saddr),
+            address(daddr),
             int.from_bytes(sport, "big"),
             int.from_bytes(dport, "big"),
             ifindex,
@@ -191,19 +233,22 @@ class FlowKey:
 class Translation:
     """What netfilter makes of a flow's packets: the other end's address, and both ports."""
 
-    address: IPv4Address
+    address: Ip
     sport: int
     dport: int
 
     def pack(self) -> bytes:
-        return TRANSLATION.pack(self.address.packed, port_bytes(self.sport), port_bytes(self.dport))
+        return STRUCTS[self.address.version].translation.pack(
+            self.address.packed, port_bytes(self.sport), port_bytes(self.dport)
+        )
 
     @classmethod
     def unpack(cls, raw: bytes) -> Translation | None:
         """None for zeroes: there is none."""
-        address, sport, dport = TRANSLATION.unpack(raw)
+        structs = _family(raw, STRUCTS[6].translation)
+        addr, sport, dport = structs.translation.unpack(raw)
         ports = (int.from_bytes(port, "big") for port in (sport, dport))
-        return cls(IPv4Address(address), *ports) if any(address) else None
+        return cls(address(addr), *ports) if any(addr) else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,11 +260,13 @@ class NoteEntry:
     key: FlowKey
 
     def pack(self) -> bytes:
-        return NOTE.pack(self.noted_ns, self.fingerprint, self.key.pack())
+        structs = STRUCTS[self.key.saddr.version]
+        return structs.note.pack(self.noted_ns, self.fingerprint, self.key.pack())
 
     @classmethod
     def unpack(cls, raw: bytes) -> NoteEntry:
-        noted_ns, fingerprint, key = NOTE.unpack(raw)
+        structs = _family(raw, STRUCTS[6].note)
+        noted_ns, fingerprint, key = structs.note.unpack(raw)
         return cls(noted_ns, fingerprint, FlowKey.unpack(key))
 
 
@@ -237,9 +284,11 @@ class FlowEntry:
     seal: int = 0
     """Of key and translation: the programs go by no entry without the right one."""
 
-    def pack(self) -> bytes:
-        to = self.to.pack() if self.to else bytes(TRANSLATION.size)
-        return FLOW.pack(
+    def pack(self, version: int = 4) -> bytes:
+        """`version`: of the map, which an entry without a translation does not tell."""
+        structs = STRUCTS[version]
+        to = self.to.pack() if self.to else bytes(structs.translation.size)
+        return structs.flow.pack(
             self.approved_ns,
             self.last_seen_ns,
             self.packets,
@@ -252,7 +301,8 @@ class FlowEntry:
 
     @classmethod
     def unpack(cls, raw: bytes) -> FlowEntry:
-        approved_ns, seen_ns, packets, mark, priority, to, seal, dscp = FLOW.unpack(raw)
+        structs = _family(raw, STRUCTS[6].flow)
+        approved_ns, seen_ns, packets, mark, priority, to, seal, dscp = structs.flow.unpack(raw)
         return cls(approved_ns, seen_ns, packets, mark, priority, dscp, Translation.unpack(to), seal)
 
 
@@ -260,10 +310,10 @@ class FlowEntry:
 class NodeEntry:
     """The one value of `node`."""
 
-    host: IPv4Address
-    network: IPv4Network
-    subnet: IPv4Network
-    pool: tuple[IPv4Address, IPv4Address]
+    host: Ip
+    network: IPv4Network | IPv6Network
+    subnet: IPv4Network | IPv6Network
+    pool: tuple[Ip, Ip]
     """First and last address that leases are handed out from."""
     vni: int
     uplink_ifindex: int
@@ -285,7 +335,9 @@ class NodeEntry:
     """The vxlan device, whatever the gear."""
 
     def pack(self) -> bytes:
-        return NODE.pack(
+        return STRUCTS[self.host.version].node.pack(
+            self.approval_ttl_ns,
+            self.flow_seed,
             self.host.packed,
             self.network.network_address.packed,
             self.network.netmask.packed,
@@ -299,8 +351,6 @@ class NodeEntry:
             port_bytes(self.port),
             *self.source_ports,
             BYPASS_CODE[self.bypass],
-            self.approval_ttl_ns,
-            self.flow_seed,
             self.flags,
             self.uplink_mac.packed,
             self.routing_marks,
@@ -311,7 +361,10 @@ class NodeEntry:
     @classmethod
     def unpack(cls, raw: bytes) -> NodeEntry | None:
         """None for the zeroes of a map that no agent has filled yet."""
+        structs = _family(raw, STRUCTS[6].node)
         (
+            ttl,
+            seed,
             host,
             net,
             mask,
@@ -327,21 +380,19 @@ class NodeEntry:
             low,
             high,
             bypass,
-            ttl,
-            seed,
             flags,
             uplink_mac,
             marks,
             tunnel_ifindex,
             overlay_ifindex,
-        ) = NODE.unpack(raw)
+        ) = structs.node.unpack(raw)
         if not any(host):
             return None
         return cls(
-            IPv4Address(host),
+            address(host),
             network(net, mask),
             network(sub, sub_mask),
-            (IPv4Address(first), IPv4Address(last)),
+            (address(first), address(last)),
             vni,
             uplink,
             mtu,
@@ -359,9 +410,10 @@ class NodeEntry:
         )
 
 
-def network(address: bytes, mask: bytes) -> IPv4Network:
+def network(base: bytes, mask: bytes) -> IPv4Network | IPv6Network:
     """Of an address and its mask, both in network byte order."""
-    return IPv4Network((address, int.from_bytes(mask, "big").bit_count()))
+    length = int.from_bytes(mask, "big").bit_count()
+    return IPv4Network((base, length)) if len(base) == 4 else IPv6Network((base, length))
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,7 +43,7 @@ _TABLE: Final = (
     Reason(3, "learned", _PASS, "carried by the kernel path unchanged: flow approved"),
     Reason(4, "not_ipv4", _PASS, "not IPv4 (ARP, IPv6 and others)"),
     Reason(5, "not_overlay", _PASS, "not overlay traffic"),
-    Reason(6, "ip_options", _PASS, "IPv4 options"),
+    Reason(6, "ip_options", _PASS, "IPv4 options, or extension headers"),
     Reason(7, "fragment", _PASS, "fragment of a container's packet"),
     Reason(8, "ttl", _PASS, "TTL runs out at this node"),
     Reason(9, "oversize", _PASS, "larger than the overlay's MTU"),
@@ -65,7 +65,9 @@ _TABLE: Final = (
     Reason(25, "vlan", _PASS, "VLAN-tagged frame"),
     Reason(26, "not_configured", _PASS, "no agent has configured this node yet"),
     Reason(27, "foreign_source", _PASS, "from a peer, but its source is no container's"),
-    Reason(28, "outer_checksum", _PASS, "outer checksum is wrong, or only the kernel can verify it"),
+    Reason(
+        28, "outer_checksum", _PASS, "outer checksum is wrong, or only the kernel can verify or compute it"
+    ),
     Reason(29, "udp_gso", _PASS, "UDP segments in one packet, which decap cannot unpack"),
     Reason(30, "peers_incomplete", _PASS, "from nobody known, but not all peers fit the map"),
     Reason(31, "inner_checksum", _PASS, "header checksum of a container's packet is wrong"),
@@ -80,12 +82,13 @@ _TABLE: Final = (
     Reason(40, "unknown_vtep", _DROP, "VXLAN from a host that is no peer"),
     Reason(41, "spoofed_source", _DROP, "inner source address is not the sending peer's"),
     Reason(42, "outer_fragment", _DROP, "fragmented VXLAN (RFC 7348: VTEPs must not fragment)"),
-    Reason(43, "outer_options", _DROP, "VXLAN with IPv4 options outside: no VTEP sends any"),
+    Reason(43, "outer_options", _DROP, "VXLAN with IP options outside: no VTEP sends any"),
     Reason(44, "tagged", _DROP, "VXLAN for us with a tag inside, or several outside"),
-    Reason(45, "unreadable", _DROP, "perhaps VXLAN for us, but there was no memory to look at it"),
+    Reason(45, "unreadable", _DROP, "perhaps VXLAN for us, but it could not be looked at"),
     Reason(46, "no_device", _PASS, "the vxlan device is not there"),
     Reason(47, "learned_translated", _PASS, "carried by the kernel path translated: flow approved so"),
     Reason(48, "translated", _PASS, "approved with a translation: from_wire does it"),
+    Reason(49, "not_ipv6", _PASS, "not IPv6, where the programs for IPv6 look"),
     Reason(60, "aborted", Verdict.ABORT, "the kernel refused a change half-way: a bug"),
 )
 

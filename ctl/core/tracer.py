@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Network
 from typing import Final
 
-from ctl.core.abi import Hook, network, port_bytes
+from ctl.core.abi import Hook, Ip, address, network, port_bytes
 from ctl.core.reasons import Verdict
 
 TRACE_SHORT, TRACE_LONG = 128, 2016
 """Bytes of a packet that a trace has room for, the one or the other."""
 
-TRACER: Final = struct.Struct("=QQ4s4s4s4s2s2s4sBBHB3x")
+TRACERS: Final = {
+    4: struct.Struct("=QQ4s4s4s4s2s2s4sBBHB3x"),
+    6: struct.Struct("=QQ16s16s16s16s2s2s16sBBHB7x"),
+}
+"""By IP version."""
 TRACE: Final = struct.Struct("=QIIIHHHB5x")
 
 VERDICT_BITS: Final = {verdict: 1 << number for number, verdict in enumerate(
@@ -34,11 +38,11 @@ class TracerEntry:
 
     until_ns: int
     """Of CLOCK_MONOTONIC; 0, or passed: of none."""
-    ends: tuple[IPv4Network, IPv4Network] = (ANYWHERE, ANYWHERE)
+    ends: tuple[IPv4Network | IPv6Network, IPv4Network | IPv6Network] = (ANYWHERE, ANYWHERE)
     """Where the inner addresses lie, whichever is the source."""
     ports: tuple[int, int] = (0, 0)
     """Of the one end and of the other; 0: any."""
-    host: IPv4Address = NO_HOST
+    host: Ip = NO_HOST
     """At the other end of the tunnel; 0: any."""
     proto: int = 0
     """0: any."""
@@ -56,7 +60,7 @@ class TracerEntry:
         )  # fmt: skip
 
     def pack(self) -> bytes:
-        return TRACER.pack(
+        return TRACERS[self.host.version].pack(
             self.until_ns,
             self.skipped,
             *(end.network_address.packed for end in self.ends),
@@ -72,12 +76,12 @@ class TracerEntry:
     @classmethod
     def unpack(cls, raw: bytes) -> TracerEntry:
         (until, skipped, one, other, mask, other_mask, port, other_port, host, proto, verdicts, snaplen,
-         _) = TRACER.unpack(raw)  # fmt: skip
+         _) = TRACERS[6 if len(raw) == TRACERS[6].size else 4].unpack(raw)  # fmt: skip
         return cls(
             until,
             (network(one, mask), network(other, other_mask)),
             (int.from_bytes(port, "big"), int.from_bytes(other_port, "big")),
-            IPv4Address(host),
+            address(host),
             proto,
             frozenset(verdict for verdict, bit in VERDICT_BITS.items() if verdicts & bit),
             snaplen,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_network
 
-from ctl.core.abi import Direction, NodeEntry, PeerEntry
+from ctl.core.abi import Direction, Ip, NodeEntry, PeerEntry
 from ctl.core.base_chains import base_chains
 from ctl.core.decision import Probe, View
 from ctl.core.errors import OvnetError
@@ -68,16 +68,16 @@ def look(
     )
 
 
-def _lease(leases: Sequence[Lease], address: IPv4Address) -> Lease | None:
+def _lease(leases: Sequence[Lease], address: Ip) -> Lease | None:
     """The one whose containers have the address."""
     return next((lease for lease in leases if address in lease.subnet), None)
 
 
-def _peer(maps: Maps, node: NodeEntry, address: IPv4Address) -> PeerEntry | None:
-    return maps.lookup_peer(IPv4Network((address, node.subnet.prefixlen), strict=False).network_address)
+def _peer(maps: Maps, node: NodeEntry, address: Ip) -> PeerEntry | None:
+    return maps.lookup_peer(ip_network((address, node.subnet.prefixlen), strict=False).network_address)
 
 
-def _route(netlink: Netlink, names: Mapping[int, str], target: IPv4Address) -> str:
+def _route(netlink: Netlink, names: Mapping[int, str], target: Ip) -> str:
     try:
         ifindex, _ = next_hop(netlink.rtnl, target)
     except OvnetError:

@@ -14,7 +14,7 @@ static __always_inline void prepare(struct __sk_buff *skb)
 		bpf_skb_change_tail(skb, skb->cb[1], 0);
 	if (skb->cb[3])
 		bpf_skb_adjust_room(skb, 0, BPF_ADJ_ROOM_MAC,
-				    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 | BPF_F_ADJ_ROOM_ENCAP_L4_UDP);
+				    ENCAP_L3_FAMILY | BPF_F_ADJ_ROOM_ENCAP_L4_UDP);
 	if (skb->cb[2])
 		bpf_skb_vlan_push(skb, bpf_htons(ETH_P_8021Q), skb->cb[2]);
 	if (skb->cb[0])

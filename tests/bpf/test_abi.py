@@ -12,7 +12,7 @@ import struct
 import sys
 from enum import IntEnum
 from functools import cache
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ from ctl.core.abi import (
 )
 from ctl.core.model import Bypass, MacAddress
 from ctl.core.reasons import REASONS, Verdict
-from ctl.core.tracer import TRACE, TRACE_LONG, TRACE_SHORT, TRACER, Trace, TracerEntry
+from ctl.core.tracer import TRACE, TRACE_LONG, TRACE_SHORT, TRACERS, Trace, TracerEntry
 from ctl.kernel.bpf import syscall
 from ctl.kernel.bpf.maps import specs
 from ctl.kernel.bpf.source import MAPS, PROGRAMS, source
@@ -89,10 +89,10 @@ OTHER_MAC = MacAddress(bytes(range(0xB0, 0xB6)))
 
 
 @cache
-def in_c() -> dict[str, Any]:
-    """Each map as the C declares it."""
+def in_c(version: int = 4) -> dict[str, Any]:
+    """Each map as the C declares it for this IP version."""
     argv = ["/usr/bin/python3", "-c", ASK, *MAPS, "event_twin", "trace_twin"]
-    text = f"{source()}\n{TWINS}\n"
+    text = f"{source(version)}\n{TWINS}\n"
     env = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = run(argv, stdin=text, env=env, cwd=ROOT)
     answer: dict[str, Any] = json.loads(done.stdout)
@@ -103,90 +103,116 @@ def host(size: int, number: int) -> bytes:
     return struct.pack({2: "=H", 4: "=I", 8: "=Q"}[size], number)
 
 
-# Every field of every struct with a value of its own, as the C would see it.
-PEER = PeerEntry(IPv4Address("1.2.3.4"), MAC, 0x1122, 0x334455, 66, IPv4Address("7.8.9.10"), 0x99, 77)
-PEER_FIELDS = {
-    "host": bytes([1, 2, 3, 4]), "vtep_mac": MAC.packed, "port": b"\x11\x22", "vni": host(4, 0x334455),
-    "ifindex": host(4, 66), "next_hop": bytes([7, 8, 9, 10]), "flags": host(4, 0x99),
-    "ttl": b"\x4d", "pad": bytes(3),
-}  # fmt: skip
+class Examples:
+    """Every field of every struct with a value of its own, and as the C would see it, in one family."""
+
+    def __init__(self, version: int) -> None:
+        self.version, self.of, pad = version, abi.STRUCTS[version], 0 if version == 4 else 4
+        one, other, third = (self.host(*parts) for parts in ((1, 2, 3, 4), (5, 6, 7, 8), (9, 8, 7, 6)))
+        networks = [self.net(*parts) for parts in ((8, 10, 0, 0, 0), (24, 10, 9, 8, 0))]
+        first, last = self.host(10, 5, 6, 0), self.host(10, 7, 8, 255)
+        self.peer = PeerEntry(one, MAC, 0x1122, 0x334455, 66, third, 0x99, 77)
+        self.peer_fields = {
+            "host": one.packed, "vtep_mac": MAC.packed, "port": b"\x11\x22", "vni": host(4, 0x334455),
+            "ifindex": host(4, 66), "next_hop": third.packed, "flags": host(4, 0x99),
+            "ttl": b"\x4d", "pad": bytes(3),
+        }  # fmt: skip
+        self.flow_key = FlowKey(one, other, 0x1122, 0x3344, 0x55, 17, Direction.IN, 46)
+        self.flow_key_fields = {
+            "saddr": one.packed, "daddr": other.packed, "sport": b"\x11\x22", "dport": b"\x33\x44",
+            "ifindex": host(4, 0x55), "proto": b"\x11", "direction": b"\x01", "dscp": b"\x2e",
+            "pad": bytes(1),
+        }  # fmt: skip
+        self.to = Translation(third, 0x1122, 0x3344)
+        self.to_fields = {"addr": third.packed, "sport": b"\x11\x22", "dport": b"\x33\x44"}
+        self.flow = FlowEntry(1, 2, 3, 4, 5, 46, self.to, 0x55667788)
+        self.flow_fields = {
+            "approved_ns": host(8, 1), "last_seen_ns": host(8, 2), "packets": host(8, 3), "mark": host(4, 4),
+            "priority": host(4, 5), "to": b"".join(self.to_fields.values()), "seal": host(4, 0x55667788),
+            "dscp": b"\x2e", "pad": bytes(3 + pad),
+        }  # fmt: skip
+        self.note = NoteEntry(1, 1 << 40, self.flow_key)
+        self.note_fields = {
+            "noted_ns": host(8, 1), "fingerprint": host(8, 1 << 40), "key": self.flow_key.pack(),
+            "pad": bytes(4),
+        }  # fmt: skip
+        self.node = NodeEntry(
+            one, networks[0], networks[1], (first, last), 0x112233, 44, 1450, MAC, 8472, (1000, 2000),
+            Bypass.ALWAYS, 1 << 40, 0xDEADBEEF00112233, 1, OTHER_MAC, 0x00FF0000, 77, 78,
+        )  # fmt: skip
+        self.node_fields = {
+            "approval_ttl_ns": host(8, 1 << 40), "flow_seed": host(8, 0xDEADBEEF00112233), "host": one.packed,
+            "network": networks[0].network_address.packed, "network_mask": networks[0].netmask.packed,
+            "subnet": networks[1].network_address.packed, "subnet_mask": networks[1].netmask.packed,
+            "pool_first": first.packed, "pool_last": last.packed, "vni": host(4, 0x112233),
+            "uplink_ifindex": host(4, 44), "mtu": host(4, 1450), "vtep_mac": MAC.packed,
+            "port": (8472).to_bytes(2, "big"), "source_port_min": host(2, 1000),
+            "source_port_max": host(2, 2000), "bypass": host(4, 2), "flags": host(4, 1),
+            "uplink_mac": OTHER_MAC.packed, "pad": bytes(2 + pad), "routing_marks": host(4, 0x00FF0000),
+            "tunnel_ifindex": host(4, 77), "overlay_ifindex": host(4, 78),
+        }  # fmt: skip
+        self.tracer = TracerEntry(
+            1, (networks[0], networks[1]), (0x1122, 0x3344), one, 17,
+            frozenset({Verdict.DROP, Verdict.ABORT}), 0x0155, 2,
+        )  # fmt: skip
+        self.tracer_fields = {
+            "until_ns": host(8, 1), "skipped": host(8, 2),
+            "addr": b"".join(each.network_address.packed for each in networks),
+            "mask": b"".join(each.netmask.packed for each in networks), "port": b"\x11\x22\x33\x44",
+            "host": one.packed, "proto": b"\x11", "verdicts": b"\x18", "snaplen": host(2, 0x0155),
+            "narrow": b"\x01", "pad": bytes(3 + pad),
+        }  # fmt: skip
+
+    def host(self, *parts: int) -> abi.Ip:
+        """An address of these four bytes, over and over."""
+        return abi.address(bytes(parts) * (self.of.address // 4))
+
+    def net(self, length: int, *parts: int) -> IPv4Network | IPv6Network:
+        return ip_network((bytes(parts) + bytes(self.of.address - 4), length))
+
+    def table(self) -> list[tuple[str, str, struct.Struct, bytes, dict[str, bytes]]]:
+        """Map, side, layout, what Python packs, what C is to see."""
+        of = self.of
+        return [
+            ("peers", "value", of.peer, self.peer.pack(), self.peer_fields),
+            ("endpoints", "value", abi.ENDPOINT, ENDPOINT.pack(), ENDPOINT_FIELDS),
+            ("flows", "key", of.flow_key, self.flow_key.pack(), self.flow_key_fields),
+            ("flows", "value", of.flow, self.flow.pack(self.version), self.flow_fields),
+            ("notes", "value", of.note, self.note.pack(), self.note_fields),
+            ("translations", "value", of.translation, self.to.pack(), self.to_fields),
+            ("node", "value", of.node, self.node.pack(), self.node_fields),
+            ("tracer", "value", TRACERS[self.version], self.tracer.pack(), self.tracer_fields),
+        ]
+
+    def entries(self) -> list[Any]:
+        return [self.peer, ENDPOINT, self.flow_key, self.flow, self.to, self.note, self.node, self.tracer]
+
+
 ENDPOINT = EndpointEntry(0x01020304, MAC, OTHER_MAC)
 ENDPOINT_FIELDS = {"ifindex": host(4, 0x01020304), "mac": MAC.packed, "bridge_mac": OTHER_MAC.packed}
-FLOW_KEY = FlowKey(IPv4Address("1.2.3.4"), IPv4Address("5.6.7.8"), 0x1122, 0x3344, 0x55, 17, Direction.IN, 46)
-FLOW_KEY_FIELDS = {
-    "saddr": bytes([1, 2, 3, 4]), "daddr": bytes([5, 6, 7, 8]), "sport": b"\x11\x22", "dport": b"\x33\x44",
-    "ifindex": host(4, 0x55), "proto": b"\x11", "direction": b"\x01", "dscp": b"\x2e",
-    "pad": bytes(1),
-}  # fmt: skip
-TO = Translation(IPv4Address("9.8.7.6"), 0x1122, 0x3344)
-TO_BYTES = b"\x09\x08\x07\x06\x11\x22\x33\x44"
-TO_FIELDS = {"addr": TO_BYTES[:4], "sport": TO_BYTES[4:6], "dport": TO_BYTES[6:]}
-FLOW = FlowEntry(1, 2, 3, 4, 5, 46, TO, 0x55667788)
-NOTE = NoteEntry(1, 1 << 40, FLOW_KEY)
-NOTE_FIELDS = {
-    "noted_ns": host(8, 1),
-    "fingerprint": host(8, 1 << 40),
-    "key": FLOW_KEY.pack(),
-    "pad": bytes(4),
-}
-FLOW_FIELDS = {"approved_ns": host(8, 1), "last_seen_ns": host(8, 2), "packets": host(8, 3),
-               "mark": host(4, 4), "priority": host(4, 5), "to": TO_BYTES, "seal": host(4, 0x55667788),
-               "dscp": b"\x2e", "pad": bytes(3)}  # fmt: skip
-NODE = NodeEntry(
-    IPv4Address("1.2.3.4"), IPv4Network("10.0.0.0/8"), IPv4Network("10.9.8.0/24"),
-    (IPv4Address("10.5.6.0"), IPv4Address("10.7.8.255")), 0x112233, 44, 1450, MAC, 8472, (1000, 2000),
-    Bypass.ALWAYS, 1 << 40, 0xDEADBEEF00112233, 1, OTHER_MAC, 0x00FF0000, 77, 78,
-)  # fmt: skip
-NODE_FIELDS = {
-    "host": bytes([1, 2, 3, 4]), "network": bytes([10, 0, 0, 0]), "network_mask": bytes([255, 0, 0, 0]),
-    "subnet": bytes([10, 9, 8, 0]), "subnet_mask": bytes([255, 255, 255, 0]),
-    "pool_first": bytes([10, 5, 6, 0]), "pool_last": bytes([10, 7, 8, 255]), "vni": host(4, 0x112233),
-    "uplink_ifindex": host(4, 44), "mtu": host(4, 1450), "vtep_mac": MAC.packed,
-    "port": (8472).to_bytes(2, "big"), "source_port_min": host(2, 1000), "source_port_max": host(2, 2000),
-    "bypass": host(4, 2), "approval_ttl_ns": host(8, 1 << 40), "flow_seed": host(8, 0xDEADBEEF00112233),
-    "flags": host(4, 1), "uplink_mac": OTHER_MAC.packed, "pad": bytes(2),
-    "routing_marks": host(4, 0x00FF0000), "tunnel_ifindex": host(4, 77), "overlay_ifindex": host(4, 78),
-}  # fmt: skip
-TRACER_ENTRY = TracerEntry(
-    1, (IPv4Network("10.0.0.0/8"), IPv4Network("10.9.8.0/24")), (0x1122, 0x3344), IPv4Address("1.2.3.4"), 17,
-    frozenset({Verdict.DROP, Verdict.ABORT}), 0x0155, 2,
-)  # fmt: skip
-TRACER_FIELDS = {
-    "until_ns": host(8, 1), "skipped": host(8, 2), "addr": bytes([10, 0, 0, 0, 10, 9, 8, 0]),
-    "mask": bytes([255, 0, 0, 0, 255, 255, 255, 0]), "port": b"\x11\x22\x33\x44",
-    "host": bytes([1, 2, 3, 4]), "proto": b"\x11", "verdicts": b"\x18", "snaplen": host(2, 0x0155),
-    "narrow": b"\x01", "pad": bytes(3),
-}  # fmt: skip
+EXAMPLES = {version: Examples(version) for version in abi.STRUCTS}
+CASES = [(version, *row) for version, examples in EXAMPLES.items() for row in examples.table()]
 
 
 @pytest.mark.parametrize(
-    ("name", "side", "layout", "packed", "fields"),
-    [
-        ("peers", "value", abi.PEER, PEER.pack(), PEER_FIELDS),
-        ("endpoints", "value", abi.ENDPOINT, ENDPOINT.pack(), ENDPOINT_FIELDS),
-        ("flows", "key", abi.FLOW_KEY, FLOW_KEY.pack(), FLOW_KEY_FIELDS),
-        ("flows", "value", abi.FLOW, FLOW.pack(), FLOW_FIELDS),
-        ("notes", "value", abi.NOTE, NOTE.pack(), NOTE_FIELDS),
-        ("translations", "value", abi.TRANSLATION, TO.pack(), TO_FIELDS),
-        ("node", "value", abi.NODE, NODE.pack(), NODE_FIELDS),
-        ("tracer", "value", TRACER, TRACER_ENTRY.pack(), TRACER_FIELDS),
-    ],
-    ids=["peer", "endpoint", "flow_key", "flow", "note", "translation", "node", "tracer"],
+    ("version", "name", "side", "layout", "packed", "fields"),
+    CASES,
+    ids=[f"IPv{version} {name} {side}" for version, name, side, *_ in CASES],
 )
 def test_what_python_packs_c_reads(
-    name: str, side: str, layout: struct.Struct, packed: bytes, fields: dict[str, bytes]
+    version: int, name: str, side: str, layout: struct.Struct, packed: bytes, fields: dict[str, bytes]
 ) -> None:
-    declared = in_c()[name][side]
+    declared = in_c(version)[name][side]
     assert [field for field, _, _ in declared] == list(fields)
     assert {field: packed[at : at + size] for field, at, size in declared} == fields
-    assert in_c()[name][f"{side}_size"] == layout.size == len(packed)
+    assert in_c(version)[name][f"{side}_size"] == layout.size == len(packed)
 
 
-@pytest.mark.parametrize(
-    "entry", [PEER, ENDPOINT, FLOW_KEY, FLOW, TO, NOTE, NODE, TRACER_ENTRY], ids=lambda e: type(e).__name__
-)
-def test_python_reads_what_it_packs(entry: Any) -> None:
-    assert type(entry).unpack(entry.pack()) == entry
+@pytest.mark.parametrize("version", EXAMPLES)
+def test_python_reads_what_it_packs(version: int) -> None:
+    for entry in EXAMPLES[version].entries():
+        raw = entry.pack(version) if isinstance(entry, FlowEntry) else entry.pack()
+        assert type(entry).unpack(raw) == entry
 
 
 def numbers(declared: list[list[Any]], size: int) -> bytes:
@@ -242,8 +268,9 @@ def test_python_reads_traces_of_c() -> None:
 
 
 @pytest.mark.parametrize("name", MAPS)
-def test_map_specs_are_those_of_the_c(name: str) -> None:
-    spec, declared = specs(1, 1, 1)[name], in_c()[name]
+@pytest.mark.parametrize("version", EXAMPLES)
+def test_map_specs_are_those_of_the_c(version: int, name: str) -> None:
+    spec, declared = specs(1, 1, 1, version)[name], in_c(version)[name]
     assert declared["kind"] == syscall.MAP_TYPES[spec.kind]
     if name not in RINGS:  # which have neither
         assert (declared["key_size"], declared["value_size"]) == (spec.key, spec.value)

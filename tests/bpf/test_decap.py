@@ -236,7 +236,7 @@ def test_what_finds_no_room_is_signed_and_has_not_bypassed(datapath: Datapath) -
     assert (result.reason, result.hash) == ("no_room", flow_hash(flow_in(TCP)))
     flow = datapath.maps.flows()[flow_in(TCP)]
     assert (flow.packets, flow.last_seen_ns) == (0, 0)
-    assert datapath.maps.peer_stats()[PEER.host] == PeerStats()
+    assert datapath.stats(PEER.host) == PeerStats()
 
 
 def test_what_netfilter_translated_is_not_learned_as_it_came(datapath: Datapath) -> None:
@@ -252,9 +252,8 @@ def test_the_peer_is_credited_with_the_inner_bytes(datapath: Datapath) -> None:
     frame = received()
     for _ in range(3):
         delivered(datapath, wire(frame), flow_in())
-    stats = datapath.maps.peer_stats()
-    assert stats[PEER.host] == PeerStats(rx_packets=3, rx_bytes=3 * len(frame))
-    assert stats[THIRD.host] == PeerStats()
+    assert datapath.stats(PEER.host) == PeerStats(rx_packets=3, rx_bytes=3 * len(frame))
+    assert datapath.stats(THIRD.host) == PeerStats()
 
 
 def test_cut_at_every_byte_it_is_never_delivered(datapath: Datapath) -> None:
@@ -291,7 +290,7 @@ def test_nothing_but_the_tunnel_is_touched(datapath: Datapath) -> None:
         wire(received(), port=53),
         wire(received(), to=IPv4Address("192.168.50.255")),
         wire(b"", flags=0),
-        packets.ether(packets.ipv4(b"\0" * 20, FOREIGN, NODE.host, TCP), MAC, BRIDGE_MAC),
+        packets.ether(packets.ip(b"\0" * 20, FOREIGN, NODE.host, TCP), MAC, BRIDGE_MAC),
     ]
     for packet in others:
         result = datapath.run("from_wire", packet)

@@ -193,7 +193,7 @@ def test_what_finds_no_room_is_signed_and_has_not_bypassed(datapath: Datapath) -
     assert (result.reason, result.hash) == ("no_room", flow_hash(flow_out()))
     flow = datapath.maps.flows()[flow_out()]
     assert (flow.packets, flow.last_seen_ns) == (0, 0)
-    assert datapath.maps.peer_stats()[PEER.host] == PeerStats()
+    assert datapath.stats(PEER.host) == PeerStats()
 
 
 def test_what_bypasses_has_the_mark_and_priority_of_what_was_approved(datapath: Datapath) -> None:
@@ -333,9 +333,8 @@ def test_the_peer_is_credited(datapath: Datapath) -> None:
     frame = sent()
     for _ in range(3):
         carried(datapath, frame, flow_out())
-    stats = datapath.maps.peer_stats()
-    assert stats[PEER.host] == PeerStats(tx_packets=3, tx_bytes=3 * len(frame))
-    assert stats[THIRD.host] == PeerStats()
+    assert datapath.stats(PEER.host) == PeerStats(tx_packets=3, tx_bytes=3 * len(frame))
+    assert datapath.stats(THIRD.host) == PeerStats()
 
 
 def test_cut_at_every_byte_it_never_leaves(datapath: Datapath) -> None:

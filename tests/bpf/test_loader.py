@@ -23,7 +23,7 @@ from ctl.kernel.bpf.child import Bcc
 from ctl.kernel.bpf.loader import Programs, compile_ahead, drop_others, load
 from ctl.kernel.bpf.maps import Maps, create_or_adopt, layout_dir, specs, unpin_all
 from ctl.kernel.bpf.source import PROGRAMS, XDP, XDP_FRAGS, digest, source
-from tests.datapath import sent
+from tests.datapath import INET6, Datapath, sent
 from tests.lab import wait_until
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +84,13 @@ def test_programs_are_pinned_and_run(pins: Path, maps: Maps, bcc: Bcc) -> None:
         assert {hook.label for hook, _ in maps.counters()} == set(PROGRAMS)
     finally:
         programs.close()
+
+
+def test_a_verifier_takes_the_programs_for_ipv6_too() -> None:
+    """Which no agent loads yet."""
+    with Datapath(cast=INET6) as datapath:
+        for name in (*PROGRAMS, XDP_FRAGS):
+            assert datapath.fd(name)
 
 
 def test_a_restart_compiles_and_loads_nothing(
@@ -256,7 +263,9 @@ def test_a_syntax_error_is_named_by_file_and_line(
 
 def test_every_line_of_the_text_knows_where_it_is_from() -> None:
     place, number = "", 0
-    for line in source().splitlines():
+    family, *lines = source(6).splitlines()
+    assert family == "#define FAMILY 6"
+    for line in lines:
         if line.startswith("#line "):
             _, count, name = line.split()
             place, number = name.strip('"'), int(count)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ctl.core.abi import NODE_F_OTHERS_BEHIND, NODE_F_PEERS_INCOMPLETE, PEER_F_KERNEL_PATH, PeerStats
+from ctl.core.abi import NODE_F_OTHERS_BEHIND, NODE_F_PEERS_INCOMPLETE, PEER_F_KERNEL_PATH, Ip, PeerStats
 from ctl.core.model import Bypass, MacAddress
 from tests import packets
 from tests.datapath import (
@@ -75,7 +75,7 @@ class Node:
 
     def __init__(self, datapath: Datapath, place: Namespace) -> None:
         self.datapath, self._place, self.maps = datapath, place, datapath.maps
-        self.approve, self.approved = datapath.approve, datapath.approved
+        self.approve, self.approved, self.stats = datapath.approve, datapath.approved, datapath.stats
         self.node()
         self.peer()
 
@@ -106,18 +106,18 @@ def leaving(
     l4: bytes = b"",
     proto: int = UDP,
     *,
-    src: IPv4Address = LOCAL,
-    dst: IPv4Address = REMOTE,
+    src: Ip = LOCAL,
+    dst: Ip = REMOTE,
     by: MacAddress = NODE.vtep_mac,
     to: MacAddress = PEER_MAC,
     **ip: Any,
 ) -> bytes:
     """A frame as it comes to the vxlan device, routed and through netfilter."""
     body = l4 or packets.udp(b"payload!", 1000, 2000)
-    return packets.ether(packets.ipv4(body, src, dst, proto, **{"ttl": 63, **ip}), by, to)
+    return packets.ether(packets.ip(body, src, dst, proto, **{"ttl": 63, **ip}), by, to)
 
 
-def sent_on(result: Result, frame: bytes, *, host: IPv4Address = PEER.host) -> packets.Tunnel:
+def sent_on(result: Result, frame: bytes, *, host: Ip = PEER.host) -> packets.Tunnel:
     """It went to the uplink in its tunnel header, else as it came."""
     assert (result.action, result.gear) == (Action.REDIRECT, "tunnel_encap")
     tunnel = result.tunnel
@@ -199,9 +199,8 @@ def test_the_peers_own_vni_and_port_are_used(geared: Node) -> None:
 def test_what_is_sent_is_the_peers(geared: Node) -> None:
     for _ in range(3):
         geared.run("to_overlay", leaving())
-    stats = geared.maps.peer_stats()
-    assert stats[PEER.host] == PeerStats(tx_packets=3, tx_bytes=3 * len(leaving()))
-    assert stats[THIRD.host] == PeerStats()
+    assert geared.stats(PEER.host) == PeerStats(tx_packets=3, tx_bytes=3 * len(leaving()))
+    assert geared.stats(THIRD.host) == PeerStats()
 
 
 def peer(**changes: Any) -> Callable[[Node], None]:
@@ -255,7 +254,7 @@ def test_the_device_sends(geared: Node, name: str) -> None:
     result = geared.run("to_overlay", frame, **run)
     assert (result.action, result.gear) == (Action.UNSPEC, gear)
     assert result.packet == frame[: run.get("cut") or None]
-    assert geared.maps.peer_stats()[PEER.host] == PeerStats()
+    assert geared.stats(PEER.host) == PeerStats()
 
 
 @pytest.mark.parametrize(
@@ -353,7 +352,7 @@ def test_the_signature_goes_along_and_approves_the_flow(geared: Node) -> None:
 def test_what_is_received_is_the_peers(geared: Node) -> None:
     for _ in range(3):
         geared.run("from_wire", wire(received()))
-    assert geared.maps.peer_stats()[PEER.host] == PeerStats(rx_packets=3, rx_bytes=3 * len(received()))
+    assert geared.stats(PEER.host) == PeerStats(rx_packets=3, rx_bytes=3 * len(received()))
 
 
 def segment(flags: int = ACK, data: bytes = b"data", **ip: Any) -> bytes:
@@ -391,7 +390,7 @@ def test_the_device_takes_the_tunnel_off(geared: Node, name: str) -> None:
     gear, packet, run = TAKEN_BY_THE_DEVICE[name]
     result = geared.run("from_wire", packet, **run)
     assert (result.action, result.gear, result.packet) == (Action.UNSPEC, gear, packet)
-    assert geared.maps.peer_stats()[PEER.host] == PeerStats()
+    assert geared.stats(PEER.host) == PeerStats()
 
 
 def test_a_device_that_is_gone_gets_nothing(datapath: Datapath) -> None:
@@ -436,7 +435,7 @@ def test_who_is_refused_or_left_to_the_device_stays_so(datapath: Datapath, bypas
     result = datapath.run("from_wire", packet, **run)
     assert (result.reason, result.gear) == (reason, "")
     assert result.packet == packet[: run.get("cut") or None]
-    assert datapath.maps.peer_stats()[PEER.host] == PeerStats()
+    assert datapath.stats(PEER.host) == PeerStats()
 
 
 def test_a_peer_that_only_the_kernel_reaches_is_left_to_it(geared: Node) -> None:

@@ -194,9 +194,8 @@ def test_the_peer_is_credited_once(datapath: Datapath) -> None:
     datapath.approve(flow_in())
     for _ in range(3):
         carried(datapath, wire(received()))
-    stats = datapath.maps.peer_stats()
-    assert stats[PEER.host] == PeerStats(rx_packets=3, rx_bytes=3 * len(received()))
-    assert stats[THIRD.host] == PeerStats()
+    assert datapath.stats(PEER.host) == PeerStats(rx_packets=3, rx_bytes=3 * len(received()))
+    assert datapath.stats(THIRD.host) == PeerStats()
     (flow,) = datapath.maps.flows().values()
     assert flow.packets == 3
 
@@ -204,14 +203,14 @@ def test_the_peer_is_credited_once(datapath: Datapath) -> None:
 def test_the_peer_is_credited_for_what_is_delivered_only(datapath: Datapath) -> None:
     packet, raw = note(datapath)
     assert datapath.deliver(packet, raw, vlan=7).reason == "tagged"
-    assert datapath.maps.peer_stats()[PEER.host] == PeerStats()
+    assert datapath.stats(PEER.host) == PeerStats()
 
 
 def test_what_the_stack_has_merged_is_credited_as_its_packets(datapath: Datapath) -> None:
     datapath.approve(flow_in(TCP))
     first = datapath.xdp(wire(received(packets.tcp(bytes(100), 2000, 1000), TCP)))
     datapath.deliver(first.packet, first.note, gso_size=50, gso_segs=2)
-    stats = datapath.maps.peer_stats()[PEER.host]
+    stats = datapath.stats(PEER.host)
     assert stats == PeerStats(rx_packets=2, rx_bytes=len(first.packet))
 
 

@@ -154,7 +154,7 @@ def forbidden(frame: bytes, world: World) -> bool:
     if source in NODE.subnet:
         return True
     first, last = NODE.pool
-    return first <= source <= last and source != tunnel.ip.src and unknown
+    return int(first) <= int(source) <= int(last) and source != tunnel.ip.src and unknown
 
 
 def check_xdp(datapath: Datapath, frame: bytes, result: Result, world: World = USUAL) -> None:

@@ -17,6 +17,7 @@ from ipaddress import IPv4Address
 from random import Random
 from typing import Any, Final
 
+from ctl.core.abi import Ip
 from ctl.core.model import Bypass
 from ctl.kernel.bpf.source import PROGRAMS
 from tests import packets
@@ -205,7 +206,7 @@ def _around(rng: Random, inner: bytes) -> bytes:
     return wire(inner, host=host, **ip)
 
 
-def _address(rng: Random) -> IPv4Address:
+def _address(rng: Random) -> Ip:
     return rng.choice((*ADDRESSES, IPv4Address(rng.getrandbits(32))))
 
 

@@ -26,6 +26,7 @@ from ctl.core.abi import (
     FlowEntry,
     FlowKey,
     Hook,
+    Ip,
     NodeEntry,
     NoteEntry,
     PeerEntry,
@@ -33,7 +34,7 @@ from ctl.core.abi import (
     Translation,
 )
 from ctl.core.errors import AgentUnreachable, KernelError
-from ctl.core.tracer import TRACER, TracerEntry
+from ctl.core.tracer import TRACERS, TracerEntry
 from ctl.kernel.bpf import bpffs, syscall
 from ctl.kernel.bpf.source import PROGRAMS
 from ctl.kernel.bpf.table import MapTable, refused
@@ -74,20 +75,22 @@ _COUNT_S: Final = 1.0
 """Seconds for which a count of the flows is good: there may be a million of them."""
 
 
-def specs(peers: int, endpoints: int, flows: int) -> dict[str, Spec]:
-    """The twelve maps for these capacities (entries)."""
+def specs(peers: int, endpoints: int, flows: int, version: int = 4) -> dict[str, Spec]:
+    """The twelve maps for these capacities (entries), of the programs for this IP version."""
+    of = abi.STRUCTS[version]
+    address, key = of.address, of.flow_key.size
     return {
-        "peers": Spec("hash", 4, abi.PEER.size, peers),
-        "endpoints": Spec("hash", 4, abi.ENDPOINT.size, endpoints),
-        "flows": Spec("lru_hash", abi.FLOW_KEY.size, abi.FLOW.size, flows),
-        "notes": Spec("lru_hash", 4, abi.NOTE.size, NOTES),
-        "translations": Spec("lru_hash", abi.FLOW_KEY.size, abi.TRANSLATION.size, flows),
-        "services": Spec("lru_hash", 4, abi.SERVICE.size, SERVICES),
-        "node": Spec("array", 4, abi.NODE.size, 1),
+        "peers": Spec("hash", address, of.peer.size, peers),
+        "endpoints": Spec("hash", address, abi.ENDPOINT.size, endpoints),
+        "flows": Spec("lru_hash", key, of.flow.size, flows),
+        "notes": Spec("lru_hash", 4, of.note.size, NOTES),
+        "translations": Spec("lru_hash", key, of.translation.size, flows),
+        "services": Spec("lru_hash", address, abi.SERVICE.size, SERVICES),
+        "node": Spec("array", 4, of.node.size, 1),
         "counters": Spec("percpu_array", 4, abi.COUNTER.size, abi.HOOK_MAX * abi.REASON_MAX),
-        "peer_stats": Spec("percpu_hash", 4, abi.PEER_STATS.size, peers + _VTEP_SLACK),
+        "peer_stats": Spec("percpu_hash", address, abi.PEER_STATS.size, peers + _VTEP_SLACK),
         "events": Spec("ringbuf", 0, 0, RING_BYTES),
-        "tracer": Spec("array", 4, TRACER.size, 1, syscall.MMAPABLE),
+        "tracer": Spec("array", 4, TRACERS[version].size, 1, syscall.MMAPABLE),
         "traces": Spec("ringbuf", 0, 0, TRACE_RING_BYTES),
     }
 
@@ -166,7 +169,7 @@ class Maps:
 
     def flow_packets(self) -> dict[bytes, int]:
         """Packets that have bypassed, by packed key: of all flows, in a tenth of the time of `flows`."""
-        return {key: abi.FLOW.unpack(values[0])[2] for key, values in self._items("flows")}
+        return {key: abi.STRUCTS[4].flow.unpack(values[0])[2] for key, values in self._items("flows")}
 
     def notes(self) -> dict[int, NoteEntry]:
         """By signature."""
@@ -192,11 +195,11 @@ class Maps:
         with refused("map flows cannot be emptied"):
             return sum(self._raw["flows"].delete(key) for key in keys)
 
-    def lookup_peer(self, subnet: IPv4Address) -> PeerEntry | None:
+    def lookup_peer(self, subnet: Ip) -> PeerEntry | None:
         found = self._lookup("peers", subnet.packed)
         return PeerEntry.unpack(found[0]) if found else None
 
-    def lookup_endpoint(self, address: IPv4Address) -> EndpointEntry | None:
+    def lookup_endpoint(self, address: Ip) -> EndpointEntry | None:
         found = self._lookup("endpoints", address.packed)
         return EndpointEntry.unpack(found[0]) if found else None
 

@@ -58,9 +58,9 @@ _STUBS: Final = {
 }
 
 
-def source() -> str:
-    """The whole datapath as one C text."""
-    return _flatten("overlay.c", set())
+def source(version: int = 4) -> str:
+    """The whole datapath as one C text, for addresses of this IP version."""
+    return f"#define FAMILY {version}\n" + _flatten("overlay.c", set())
 
 
 def digest(text: str, compiler: str) -> str:

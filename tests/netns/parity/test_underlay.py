@@ -204,7 +204,7 @@ def told_by_underlay(site: Site, kind: int, code: int, mtu: int) -> tuple[Told, 
         body = struct.pack("!BBHHH", kind, code, 0, 0, mtu) + about
         body = body[:2] + struct.pack("!H", packets.checksum(body)) + body[4:]
         hosts = packets.Ip.parse(about)
-        error = packets.ipv4(body, hosts.dst, hosts.src, packets.ICMP)
+        error = packets.ip(body, hosts.dst, hosts.src, packets.ICMP)
         b_mac, a_mac = (MacAddress.parse(UPLINK_MACS[name]) for name in "ba")
         seen = site.exchange(lambda: cable.send(Shot(packets.ether(error, b_mac, a_mac))))
         after = talk(site.one, to, answering)
