@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     from ctl.cli.settings import load
     from ctl.core.redaction import redacted
     from ctl.kernel.command import find
-    from ctl.process.archive import compressed, tar, write_new
+    from ctl.process.archive import compressed, new_file, tar
 
     settings = load(args)
     require_capabilities()
@@ -69,8 +69,9 @@ def run(args: argparse.Namespace) -> int:
     name = f"ovnet-report-{os.uname().nodename}-{stamp}"
     path = args.write or Path(f"{name}.tar.{'zst' if zstd else 'gz'}")
     secrets = _secrets(settings)
-    files = {file: redacted(text, secrets) for file, text in _files(settings, args)}
-    write_new(path, compressed(tar(files, name, now), zstd))
+    with new_file(path) as made:  # collecting takes seconds
+        files = {file: redacted(text, secrets) for file, text in _files(settings, args)}
+        made.write(compressed(tar(files, name, now), zstd))
     print(path)
     return 0
 

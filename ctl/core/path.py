@@ -110,8 +110,10 @@ def _kernel_path(probe: Probe, view: View, node: NodeEntry) -> Iterator[Hop]:
         yield _tunnel(probe, view, node, view.peer)
     else:
         yield Hop(
-            "peer", "", "kernel", Fate.UNKNOWN, "not_overlay", f"not for the overlay, which is {node.network}"
-        )
+            "peer", "", "kernel", Fate.UNKNOWN, "not_overlay",
+            f"not for the overlay, which is {node.network}, unless netfilter translates it to there: how is"
+            " known once a first packet has been answered",
+        )  # fmt: skip
 
 
 def _tunnel(probe: Probe, view: View, node: NodeEntry, peer: PeerEntry) -> Hop:

@@ -7,9 +7,10 @@ import io
 import os
 import subprocess
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from ctl.core.errors import AgentError
 
@@ -45,8 +46,12 @@ def compressed(content: bytes, zstd: str | None) -> bytes:
         raise AgentError(f"{zstd} did not compress: {error}") from error
 
 
-def write_new(path: Path, content: bytes) -> None:
-    """Make this file, for our user alone. AgentError if it exists or cannot be; then nothing is left."""
+@contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Make this file, for our user alone, before what is to be in it is there.
+
+    AgentError if it exists or cannot be. If the block fails, nothing is left of it.
+    """
     try:
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, _MODE)
     except FileExistsError:
@@ -55,7 +60,9 @@ def write_new(path: Path, content: bytes) -> None:
         raise AgentError(f"{path}: {error.strerror}") from error
     try:
         with os.fdopen(fd, "wb") as file:
-            file.write(content)
-    except OSError as error:
+            yield file
+    except BaseException as error:
         path.unlink(missing_ok=True)
-        raise AgentError(f"{path}: {error.strerror}") from error
+        if isinstance(error, OSError):
+            raise AgentError(f"{path}: {error.strerror}") from error
+        raise

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ctl.core.errors import AgentError
-from ctl.process.archive import compressed, tar, write_new
+from ctl.process.archive import compressed, new_file, tar
 
 
 def test_texts_come_out_as_they_went_in() -> None:
@@ -37,12 +37,21 @@ def test_a_tool_that_fails_is_named() -> None:
         compressed(b"", "/bin/false")
 
 
-def test_a_file_that_exists_is_not_written_over(tmp_path: Path) -> None:
+def test_a_file_that_exists_is_refused_before_anything_is_collected(tmp_path: Path) -> None:
     path = tmp_path / "report"
-    write_new(path, b"first")
+    with new_file(path) as made:
+        made.write(b"first")
     assert path.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(AgentError, match="exists"):
-        write_new(path, b"second")
+    for refused, why in (path, "exists"), (tmp_path / "none" / "report", "No such file"):
+        with pytest.raises(AgentError, match=why), new_file(refused):
+            pytest.fail("nothing is collected")
     assert path.read_bytes() == b"first"
-    with pytest.raises(AgentError, match="No such file"):
-        write_new(tmp_path / "none" / "report", b"")
+
+
+@pytest.mark.parametrize("error", [AgentError("no zstd"), KeyboardInterrupt(), OSError(28, "No space left")])
+def test_of_a_file_that_is_not_finished_nothing_is_left(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "report"
+    with pytest.raises(AgentError if isinstance(error, OSError) else type(error)), new_file(path) as made:
+        made.write(b"half")
+        raise error
+    assert not path.exists()
