@@ -95,7 +95,7 @@ LEASE_EXPIRY: Final = _gauge(
     "lease_expiry_timestamp_seconds", "When this node's lease ends; absent for a reservation"
 )
 LEASE_CONFLICT: Final = _gauge(
-    "lease_conflict", "1 if another node holds this node's subnet: it is fenced, and takes no new containers"
+    "lease_conflict", "1 if this node has lost its subnet: it is fenced, and takes no new containers"
 )
 
 STORE_UP: Final = _gauge("store_up", "1 if the last call to the lease store succeeded")

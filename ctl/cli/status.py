@@ -207,7 +207,7 @@ def _node(report: AgentReport, now: float) -> Iterable[tuple[str, str]]:
     if report.lease:
         end = report.lease.expires_at
         life = "reserved" if end is None else f"ends in {duration(end - now)}"
-        life = "held by another host: fenced" if report.lease.conflict else life
+        life = "lost: fenced" if report.lease.conflict else life
         both = f" and {report.lease.ipv6}" if report.lease.ipv6 else ""
         yield "lease", f"{report.lease.subnet}{both}, {life}"
     else:

@@ -71,7 +71,7 @@ def test_a_fenced_node_takes_no_new_containers_until_its_subnet_is_free(
     assert "the store now has 172.17." in body and "of c at 192.168.77.99" in body
     done = a.ovctl("status", check=False)
     assert done.returncode == 1
-    assert "held by another host: fenced" in done.stdout
+    assert "lost: fenced" in done.stdout
     assert done.stderr.count("192.168.77.99") == 1
     assert (metric(a, "ovnet_lease_conflict"), metric(a, "ovnet_ready")) == (1, 0)
     assert agent.log().count("CRITICAL") == 1

@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 
 import pytest
 
 from ctl.cli.status import Status, as_json, as_text
 from ctl.core.abi import Counter, Hook
 from ctl.core.model import Bypass
-from ctl.core.report import Datapath
+from ctl.core.report import Datapath, LeaseReport
 from tests.datapath import NODE
 from tests.samples import DATAPATH, EARLY, NOW, REPORT, report
 
@@ -67,6 +67,13 @@ def test_the_three_gears_have_their_shares_of_packets_and_bytes() -> None:
     assert found["gears"]["in"]["kernel"] == {
         "packets": 0, "bytes": 0, "packets_percent": None, "bytes_percent": None,
     }  # fmt: skip
+
+
+def test_a_lost_lease_is_not_said_to_be_anothers() -> None:
+    """A Node that was deleted has lost it to nobody; the complaint says what has become of it."""
+    lost = LeaseReport(IPv4Network("10.244.1.0/24"), None, None, "there is no node b in the API")
+    text = as_text(Status(alive=True, report=replace(REPORT, lease=lost)), NOW)
+    assert "10.244.1.0/24, lost: fenced\n" in text
 
 
 @pytest.mark.parametrize("wide", [False, True])
