@@ -22,14 +22,23 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ctl.core.errors import KernelError
 from ctl.core.family import IPV4
-from ctl.core.host import Route, RouteKey
+from ctl.core.host import Hop, Route, RouteKey
 from ctl.core.model import IPv4Network
 from ctl.core.plan import Delta
-from ctl.kernel.netlink import link, xfrm
-from ctl.kernel.netlink.message import Shape, attributes, body, message, nested, number_of, to_number
+from ctl.kernel.netlink import fib, link, xfrm
+from ctl.kernel.netlink.message import (
+    Attribute,
+    Shape,
+    attributes,
+    body,
+    message,
+    nested,
+    number_of,
+    to_number,
+)
 from ctl.kernel.netlink.session import Netlink
 from ctl.kernel.netlink.socket import Bulk, Message, Refused, Rtnl
-from ctl.kernel.netlink.tables import Routes
+from ctl.kernel.netlink.tables import UNICAST, Routes
 
 NEWPOLICY = 0x13
 
@@ -146,6 +155,25 @@ def test_what_is_gone_and_what_is_refused(kernel: Kernel, bulk: Bulk, code: int,
         return
     with pytest.raises(KernelError, match="1 entries not applied: Invalid argument"):
         table.apply(removal)
+
+
+def test_hosts_behind_a_gateway_share_their_hop_and_neighbours_have_one_each() -> None:
+    """The FIB answers with the route, the same for all that it leads to: a neighbour is not in it."""
+    gateway, one, other = (IPv4Address(each) for each in ("192.0.2.254", "192.0.2.1", "192.0.2.2"))
+    behind, also_behind = IPv4Address("198.51.100.1"), IPv4Address("198.51.100.2")
+
+    def ask(messages: Iterable[Message]) -> list[tuple[int, bytes]]:
+        direct: list[Attribute] = [("RTA_OIF", 3)]
+        ways = {True: direct, False: [("RTA_GATEWAY", str(gateway)), *direct]}
+        near = (any(host.packed in each.body for host in (one, other)) for each in messages)
+        return [(0, body(message(rtmsg, ways[each], family=socket.AF_INET, type=UNICAST))) for each in near]
+
+    rtnl: Any = SimpleNamespace(bulk=SimpleNamespace(ask=ask))
+    found = fib.hops(rtnl, [one, behind, other, also_behind], IPv4Address("192.0.2.9"), 1500)
+    assert found == {host: Hop(3, host) for host in (one, other)} | dict.fromkeys(
+        (behind, also_behind), Hop(3, gateway)
+    )
+    assert found[behind] is found[also_behind]
 
 
 def test_a_subnets_route_with_another_metric_is_there_before_the_old_one_goes() -> None:
