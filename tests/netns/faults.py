@@ -5,12 +5,18 @@ Each row is injected for as long as a block lasts, on two nodes whose agents run
 
 from __future__ import annotations
 
+import json
+import os
+import struct
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
+from socket import if_nametoindex
+from typing import Any
 
 from ctl.core.model import IPv4Network, MacAddress
+from ctl.kernel.bpf import syscall
 from ctl.store import open_store
 from tests.host import Container, Host, meet
 from tests.lab import wait_until
@@ -37,6 +43,16 @@ class Fault:
     remedy: str
     flags: tuple[str, ...] = ()
     """Of `ovctl doctor`."""
+
+
+def findings(ward: Ward, *flags: str) -> list[str]:
+    """What it sees that is not well, with the remedies; the exit code agrees."""
+    done = ward.a.ovctl("doctor", "-o", "json", *flags, check=False)
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    wrong = [each for each in found if each["level"] != "ok"]
+    assert done.returncode == any(each["level"] == "failure" for each in found), done.stderr
+    assert all(each["means"] and each["remedy"] for each in wrong)
+    return [f"{each['seen']}: {each['remedy']}" for each in wrong]
 
 
 @contextmanager
@@ -78,6 +94,35 @@ def a_smaller_path(ward: Ward) -> AbstractContextManager[None]:
 def fragmented(ward: Ward) -> AbstractContextManager[None]:
     """The path takes the tunnel's packets in pieces, and no whole one of that size."""
     return lost_on_the_way((ward.b, "ip length > 1400 ip protocol icmp drop"))
+
+
+@contextmanager
+def unfinished(ward: Ward) -> Iterator[None]:
+    """What `a` sends goes on as frames of XDP, which nobody remembers to have unfinished checksums.
+
+    As by a device that forgets what the kernel has left to it (CHECKSUM_PARTIAL).
+    """
+    wire = ward.a.lab.wire
+    on = ward.a.bpffs.with_name(f"{ward.a.bpffs.name}-forgets")
+    code = redirecting(wire.call(lambda: if_nametoindex(ward.b.name)))
+    program = syscall.prog_load(code, "forgets", syscall.PROG_TYPE_XDP)
+    syscall.obj_pin(program, str(on))
+    os.close(program)
+    ward.b.run("ethtool", "-K", "eth0", "gro", "on")  # without NAPI a veth takes no frames of XDP
+    port = ("link", "set", "dev", ward.a.name, "xdpdrv")
+    try:
+        wire.run("ip", *port, "pinned", str(on))  # `ip -n` would see another bpffs
+        yield
+    finally:
+        on.unlink()
+        wire.ip(*port, "off")
+
+
+def redirecting(ifindex: int) -> bytes:
+    """An XDP program that sends all on by another interface: `return bpf_redirect(ifindex, 0)`."""
+    mov, call, end = 0xB7, 0x85, 0x95
+    instructions = ((mov, 1, ifindex), (mov, 2, 0), (call, 0, 23), (end, 0, 0))
+    return b"".join(struct.pack("=BBhi", code, register, 0, value) for code, register, value in instructions)
 
 
 @contextmanager
@@ -310,6 +355,12 @@ FAULTS: tuple[Fault, ...] = (
         fragmented,
         "answers whole echoes up to 1400 bytes, not 1500",
         "--mtu 1400",
+    ),
+    Fault(
+        "a device breaks checksums that it should finish",
+        unfinished,
+        "none whose checksums a device finishes",
+        "ethtool -K eth0 tx off",
     ),
     Fault("the next hop's MAC is not known", peer_down, "no ARP", "ping 192.168.77.12"),
     Fault(
