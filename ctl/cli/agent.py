@@ -43,7 +43,12 @@ and one heap for all threads, of which one runs at a time anyway."""
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser("agent", help="run the node agent", description=__doc__)
+    parser = subparsers.add_parser(
+        "agent",
+        help="run the node agent",
+        description=__doc__,
+        epilog="example: ovctl agent --store etcd://192.0.2.1:2379 --iface eth0",
+    )
     add_options(parser)
     parser.set_defaults(func=run)
 

@@ -22,7 +22,10 @@ FORMATS = ("line", "env", "json")
 def register(subparsers: Any) -> None:
     """Add the subcommand."""
     parser = subparsers.add_parser(
-        "docker-opts", help="options for dockerd on this node's subnet", description=__doc__
+        "docker-opts",
+        help="options for dockerd on this node's subnet",
+        description=__doc__,
+        epilog="example: ovctl docker-opts",
     )
     parser.add_argument("-o", "--output", choices=FORMATS, default="line", help="default: line")
     add_options(parser, ["state_dir", "subnet_file"])

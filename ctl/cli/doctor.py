@@ -40,8 +40,8 @@ def register(subparsers: Any) -> None:
         "doctor",
         help="what is wrong with this node and its way to the others, and what mends it",
         description="Look at this node, the store and the way to the other nodes, a line for each thing."
-        " Exit code 1 if anything fails. Nothing is changed; the others are sent a few echoes, and"
-        " who answers those on the underlay alone an empty datagram to the tunnel's port.",
+        " Exit code 1 if anything fails. Nothing is changed; the others are sent a few echoes and"
+        " empty datagrams (UDP 33434, as traceroute's; the tunnel's port of who is silent).",
         epilog="example: ovctl doctor --peer 192.0.2.7 -o wide",
     )
     which = parser.add_mutually_exclusive_group()

@@ -18,6 +18,7 @@ def register(subparsers: Any) -> None:
         help="take every approval back: the kernel path sees each flow again",
         description="Take every approval back: the next packet of each flow goes through the kernel"
         " path and its firewall. Nothing is lost.",
+        epilog="example: ovctl flow flush",
     )
     flush.set_defaults(func=run_flush)
     add_options(flush, ["bpffs"])

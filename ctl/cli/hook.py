@@ -28,6 +28,7 @@ def register(subparsers: Any) -> None:
         help="list the programs at XDP, tcx and clsact, ours and others'",
         description="List what runs at XDP, tcx and clsact of this network namespace's interfaces,"
         " ours and others', in the order in which it runs.",
+        epilog="example: ovctl hook list -o wide",
     )
     add_output_option(listing)
     listing.set_defaults(func=run_list)

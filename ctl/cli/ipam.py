@@ -35,6 +35,7 @@ def register(subparsers: Any) -> None:
         description="List the addresses that the CNI plugin host-local has given out and no container has any"
         " more, with those of which that is unclear. Runtimes, namespaces, maps, neighbours are looked at,"
         " and the bridge's containers are asked by ARP; nothing is changed. Exit code 1 if any are leaked.",
+        epilog="example: ovctl ipam check --all -o wide",
     )
     check.add_argument("--all", action="store_true", help="also those that are in use")
     check.set_defaults(func=run_check)
@@ -43,6 +44,7 @@ def register(subparsers: Any) -> None:
         help="free addresses that are leaked",
         description="Free addresses that `ovctl ipam check` shows as leaked, and print them. What is in use,"
         " unclear or younger than ten minutes is never freed.",
+        epilog="example: ovctl ipam release 10.77.1.23",
     )
     release.add_argument("address", nargs="*", type=_address, metavar="ADDRESS", help="default: all of them")
     release.set_defaults(func=run_release)

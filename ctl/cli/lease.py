@@ -45,16 +45,22 @@ def register(subparsers: Any) -> None:
     lease = subparsers.add_parser("lease", help="who holds which subnet")
     verbs = lease.add_subparsers(metavar="VERB", required=True)
 
-    listing = verbs.add_parser("list", help="list the leases")
+    listing = verbs.add_parser("list", help="list the leases", epilog="example: ovctl lease list -o wide")
     add_output_option(listing)
     listing.set_defaults(func=run_list)
 
-    reserve = verbs.add_parser("reserve", help="give a host a subnet that does not expire")
+    reserve = verbs.add_parser(
+        "reserve",
+        help="give a host a subnet that does not expire",
+        epilog="example: ovctl lease reserve 10.77.9.0/24 --host 192.0.2.7",
+    )
     reserve.add_argument("subnet", metavar="SUBNET", help="such as 10.77.9.0/24")
     reserve.add_argument("--host", required=True, metavar="IP", help="underlay address of the host")
     reserve.set_defaults(func=run_reserve)
 
-    release = verbs.add_parser("release", help="remove a lease or reservation")
+    release = verbs.add_parser(
+        "release", help="remove a lease or reservation", epilog="example: ovctl lease release 10.77.9.0/24"
+    )
     release.add_argument("subnet", metavar="SUBNET", help="such as 10.77.9.0/24")
     release.set_defaults(func=run_release)
 

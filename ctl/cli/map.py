@@ -33,8 +33,15 @@ def register(subparsers: Any) -> None:
     """Add `ovctl map dump` and `ovctl map get`."""
     parser = subparsers.add_parser("map", help="look into the datapath's maps")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
-    dump = verbs.add_parser("dump", help="print a map, or all of them")
-    dump.add_argument("map", nargs="?", choices=tuple(READERS), help="default: all")
+    dump = verbs.add_parser(
+        "dump",
+        help="print a map, or all of them",
+        epilog="example: ovctl map dump peers --where host=192.0.2.7",
+    )
+    names = tuple(READERS)
+    dump.add_argument(
+        "map", nargs="?", metavar="MAP", choices=names, help=f"{', '.join(names)}; default: all of them"
+    )
     dump.add_argument(
         "--where",
         action="append",
@@ -52,7 +59,9 @@ def register(subparsers: Any) -> None:
         help="print it again every S seconds (default: 2) until interrupted",
     )
     dump.set_defaults(func=run_dump)
-    get = verbs.add_parser("get", help="print where a container address leads")
+    get = verbs.add_parser(
+        "get", help="print where a container address leads", epilog="example: ovctl map get 10.77.2.3"
+    )
     get.add_argument("ip", type=address, metavar="IP")
     get.set_defaults(func=run_get)
     diff = verbs.add_parser(
@@ -60,6 +69,7 @@ def register(subparsers: Any) -> None:
         help="compare the store's leases with the kernel and the maps",
         description="Compare what the store's leases ask for with routes, neighbours, FDB and maps of this"
         " node. No agent is asked, and nothing is changed. Exit code 1 if anything differs.",
+        epilog="example: ovctl map diff -o wide",
     )
     diff.set_defaults(func=run_diff)
     add_output_option(dump, "csv")

@@ -34,7 +34,11 @@ def register(subparsers: Any) -> None:
     network = subparsers.add_parser("network", help="the network that all nodes share")
     verbs = network.add_subparsers(metavar="VERB", required=True)
 
-    init = verbs.add_parser("init", help="create the store if need be, and the network in it")
+    init = verbs.add_parser(
+        "init",
+        help="create the store if need be, and the network in it",
+        epilog="example: ovctl network init --network 10.77.0.0/16 --store etcd://192.0.2.1:2379",
+    )
     init.add_argument("--network", required=True, metavar="CIDR", help="such as 10.77.0.0/16")
     init.add_argument(
         "--subnet-len", type=int, metavar="N", help="prefix length of a node's subnet (default: 24)"
@@ -54,7 +58,7 @@ def register(subparsers: Any) -> None:
     add_options(init, STORE_SETTINGS)
     init.set_defaults(func=run_init)
 
-    show = verbs.add_parser("show", help="show the network")
+    show = verbs.add_parser("show", help="show the network", epilog="example: ovctl network show -o json")
     add_output_option(show)
     add_options(show, STORE_SETTINGS)
     show.set_defaults(func=run_show)

@@ -1,11 +1,12 @@
 """How results are shown: `-o table|wide|json` on stdout, words on stderr.
 
-Tables are for people and may change; JSON is for programs and only grows.
+Tables are for people and may change; JSON is for programs and only grows. Nothing is coloured.
 """
 
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -77,6 +78,35 @@ def _aligned(cells: Sequence[str]) -> Iterator[str]:
     return map(str.ljust, cells, repeat(max(map(len, cells))))
 
 
+def shown(rows: Iterable[Row], columns: Sequence[Column], width: int | None) -> str:
+    """A table, or where a terminal of `width` columns is too narrow for it, a line for each value.
+
+    None: it is no terminal that it goes to.
+    """
+    listed = list(rows)
+    text = table(listed, columns)
+    if width is None or max(map(len, text.splitlines())) <= width:
+        return text
+    return "\n".join(_record(row, columns, width) for row in listed)
+
+
+def _record(row: Row, columns: Sequence[Column], width: int) -> str:
+    """A row's values under one another, each behind its column's heading and broken at spaces."""
+    import textwrap
+
+    indent = max(len(column.heading) for column in columns) + 2
+    wrapper = textwrap.TextWrapper(
+        max(width, indent + 10),
+        subsequent_indent=" " * indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "".join(
+        wrapper.fill(f"{column.heading:<{indent}}{column.show(row.get(column.key))}") + "\n"
+        for column in columns
+    )
+
+
 def csv(rows: Iterable[Row], columns: Sequence[Column]) -> str:
     """Comma-separated values with the keys as a heading (RFC 4180, with bare newlines)."""
     import csv as module
@@ -125,7 +155,9 @@ def emit(rows: Iterable[Row], columns: Sequence[Column | str], fmt: str) -> None
     if fmt == "csv":
         sys.stdout.write(csv(listed, chosen))
         return
-    sys.stdout.write(table(listed, [column for column in chosen if fmt == "wide" or not column.wide]))
+    visible = [column for column in chosen if fmt == "wide" or not column.wide]
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
+    sys.stdout.write(shown(listed, visible, width))
 
 
 def emit_one(row: Row, columns: Sequence[Column | str], fmt: str) -> None:

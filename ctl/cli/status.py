@@ -58,7 +58,11 @@ class Status:
 
 def register(subparsers: Any) -> None:
     """Add `ovctl status`."""
-    parser = subparsers.add_parser("status", help="how this node is; exit 0 healthy, 1 not, 4 no agent")
+    parser = subparsers.add_parser(
+        "status",
+        help="how this node is; exit 0 healthy, 1 not, 4 no agent",
+        epilog="example: ovctl status -o wide",
+    )
     parser.set_defaults(func=run)
     add_output_option(parser)
     add_options(parser, ["state_dir", "bpffs"])

@@ -20,7 +20,12 @@ SETTINGS = ("state_dir", "bpffs", "bridge", "subnet_file", "cni_conf")
 
 def register(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the subcommand."""
-    parser = subparsers.add_parser("teardown", help="remove the node's datapath", description=__doc__)
+    parser = subparsers.add_parser(
+        "teardown",
+        help="remove the node's datapath",
+        description=__doc__,
+        epilog="example: ovctl teardown --to-flannel",
+    )
     add_options(parser, SETTINGS)
     parser.add_argument(
         "--to-flannel", action="store_true", help="leave tunnel and routes for flanneld to adopt"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import select
 import socket
 import struct
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence, Set
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final, Generic, Self
 
@@ -46,8 +45,6 @@ _ICMP: Final = {
 """By IP version."""
 _AT_ONCE: Final = 40
 """How many sizes are asked for at once: two rounds find one of 1500."""
-_SOCKETS: Final = 512
-"""So many are opened at once: a process may usually have 1024 descriptors."""
 _BURST: Final = 5
 _BURST_S: Final = 0.001
 """After so many requests comes a pause, the shortest that poll(2) knows: a thousand peers are no flood."""
@@ -246,35 +243,6 @@ def narrowed(limits: tuple[int, int], asked: Sequence[int], passed: Set[int]) ->
     """The largest that passes and the smallest above it that does not, by what was asked for between."""
     low = max(passed, default=limits[0])
     return low, min((size for size in asked if size > low), default=limits[1])
-
-
-def closed(hosts: Sequence[A], port: int, patience: float) -> set[A]:
-    """Those that say that nothing listens on a UDP port of theirs (RFC 792, RFC 4443).
-
-    Each is sent one empty datagram, and so many at once as there may be sockets; these are given `patience`
-    seconds.
-    """
-    groups = (hosts[start : start + _SOCKETS] for start in range(0, len(hosts), _SOCKETS))
-    return {host for group in groups for host in _refusing(group, port, patience)}
-
-
-def _refusing(hosts: Sequence[A], port: int, patience: float) -> Iterator[A]:
-    with ExitStack() as opened:
-        waiting, asked = select.poll(), dict[int, tuple[socket.socket, A]]()
-        for host in hosts:
-            asking = opened.enter_context(socket.socket(_ICMP[host.version].family, socket.SOCK_DGRAM))
-            with suppress(OSError):
-                asking.connect((str(host), port))
-                asking.send(b"")
-                waiting.register(asking, select.POLLIN)
-                asked[asking.fileno()] = asking, host
-        end = time.monotonic() + patience
-        while asked and (left := end - time.monotonic()) > 0:
-            for fd, _ in waiting.poll(left * 1000):
-                waiting.unregister(fd)
-                asking, host = asked.pop(fd)
-                if asking.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == errno.ECONNREFUSED:
-                    yield host
 
 
 def checksum(data: bytes) -> int:

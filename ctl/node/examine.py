@@ -26,7 +26,7 @@ from ctl.core.model import A, Bypass, HookMode, N, Network
 from ctl.core.report import AgentReport
 from ctl.kernel import forward, sysctl
 from ctl.kernel.command import run
-from ctl.kernel.echo import SMALL, Echo, closed
+from ctl.kernel.echo import SMALL, Echo
 from ctl.kernel.hooks.listing import listing
 from ctl.kernel.managers import managers
 from ctl.kernel.netlink import link as links_of
@@ -35,6 +35,7 @@ from ctl.kernel.netlink.inside import look_inside
 from ctl.kernel.netlink.session import Netlink, by_name
 from ctl.kernel.netlink.socket import Refused
 from ctl.kernel.netlink.xfrm import Policies
+from ctl.kernel.refusal import closed, spoilt
 from ctl.node import cni
 from ctl.node.alive import directory, judged
 from ctl.node.bridge import device
@@ -179,19 +180,21 @@ class Examination:
     def ways(
         self, family: Family[A, N], peers: Sequence[Member[A, N]], step: Callable[[], None] = lambda: None
     ) -> list[Way]:
-        """The way to each of these peers, by FIB and echoes; a `step` for each request. KernelError.
+        """The way to each of these peers, by FIB, echoes and datagrams; a `step` for each echo. KernelError.
 
         `family`: one that we have.
         """
         own = family.member(self._site.lease)
         assert own is not None, f"we have no {family}"
-        with Echo(overlay_address(self._site.network, own)) as echo:
+        source = overlay_address(self._site.network, own)
+        with Echo(source) as echo:
             targets = {overlay_address(self._site.network, lease): lease for lease in peers}
             small = echo.ask(targets, SMALL, TRIES, PATIENCE_S, step)
             there = [address for address, answers in small.items() if answers.round_trips]
             whole = echo.ask(there, self._report.mtu, TRIES, PATIENCE_S, step)
             tight = [address for address, answers in whole.items() if not answers.round_trips]
             largest = echo.largest(tight, SMALL, self._report.mtu, PATIENCE_S)
+        spoilt_at = spoilt(source, there, PATIENCE_S)
         silent = [lease for address, lease in targets.items() if address not in there]
         reached = self._underlay(family, [lease.host for lease in silent])
         fragmented = self._fragmented(
@@ -204,11 +207,13 @@ class Examination:
                 lease,
                 *self._way(lease, unresolved),
                 wanted=self._expected(family, lease),
+                uplink=self._device_to(lease.host),
                 underlay=lease.host in reached or lease not in silent,
                 answered=address in there,
                 largest=largest.get(address, 0),
                 strict=self._strict(lease),
                 closed=lease.host in closed_at,
+                spoilt=address in spoilt_at,
                 underlay_mtu=fragmented.get(lease.host, 0),
             )
             for address, lease in targets.items()

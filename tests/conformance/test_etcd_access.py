@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -154,6 +155,17 @@ def test_wrong_credentials_are_exit_2(
     line = refused(2, "lease", "list", "--store", guarded.url, "--etcd-prefix", prefix, *flags)
     assert complaint in line
     assert "wrong" not in line and "hunter2" not in line
+
+
+def test_the_doctor_has_another_remedy_for_wrong_credentials_than_for_a_store_that_is_away(
+    guarded: Etcd, prefix: str, tmp_path: Path
+) -> None:
+    here = ("--state-dir", str(tmp_path / "state"), "--bpffs", "/sys/fs/bpf/nowhere", "-o", "json")
+    flags = ("--store", guarded.url, "--etcd-prefix", prefix, "--etcd-username", "node")
+    done = ovctl("doctor", *here, *flags, "--etcd-password", "wrong")
+    (found,) = [each for each in json.loads(done.stdout) if each["check"] == "store"]
+    assert found["level"] == "failure" and "authentication failed" in found["seen"]
+    assert "password" in found["remedy"] and "wrong" not in done.stdout
 
 
 def test_a_password_where_none_is_needed_does_no_harm(etcd: Etcd, opened: Opener) -> None:

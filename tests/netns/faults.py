@@ -5,14 +5,23 @@ Each row is injected for as long as a block lasts, on two nodes whose agents run
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+import os
+import shlex
+import struct
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
+from pathlib import PurePosixPath
+from socket import if_nametoindex
+from typing import Any
 
 from ctl.core.model import IPv4Network, MacAddress
+from ctl.kernel.bpf import syscall
 from ctl.store import open_store
-from tests.host import Container, Host, meet
+from tests.host import Container, Host, meet, ovctl_argv
 from tests.lab import wait_until
 
 
@@ -37,6 +46,49 @@ class Fault:
     remedy: str
     flags: tuple[str, ...] = ()
     """Of `ovctl doctor`."""
+    files: Callable[[Ward], dict[str, str]] | None = None
+    """What the doctor reads in place of this machine's own files: text by path. Where a fault is one of
+    the machine, which labs share."""
+
+
+def findings(ward: Ward, *flags: str, files: Mapping[str, str] | None = None) -> list[str]:
+    """What it sees that is not well, with the remedies; the exit code agrees. `files`: as `Fault.files`."""
+    command = [*ovctl_argv(), "doctor", "-o", "json", *flags]
+    if files:
+        command = [
+            "unshare",
+            "--mount",
+            "--propagation",
+            "private",
+            "sh",
+            "-ec",
+            covered(files),
+            "-",
+            *command,
+        ]
+    done = ward.a.run(*command, check=False, env=ward.a.environment())
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    wrong = [each for each in found if each["level"] != "ok"]
+    assert done.returncode == any(each["level"] == "failure" for each in found), done.stderr
+    assert all(each["means"] and each["remedy"] for each in wrong)
+    return [f"{each['seen']}: {each['remedy']}" for each in wrong]
+
+
+def covered(files: Mapping[str, str]) -> str:
+    """A script that shows these files to its arguments, in a mount namespace of its own.
+
+    /run is empty but for them; other directories are as they are, with them.
+    """
+    lines = ["mount -t tmpfs none /run"]
+    for number, (path, text) in enumerate(files.items()):
+        file, quoted = PurePosixPath(path), shlex.quote(text)
+        if file.is_relative_to("/proc"):
+            lines += [f"echo {quoted} > /run/{number}", f"mount --bind /run/{number} {file}"]
+        elif file.is_relative_to("/etc"):
+            lines += ["cp -a /etc /run/etc", "mount --bind /run/etc /etc"]
+        if not file.is_relative_to("/proc"):
+            lines += [f"mkdir -p {file.parent}", f"echo {quoted} > {file}"]
+    return "; ".join((*lines, 'exec "$@"'))
 
 
 @contextmanager
@@ -78,6 +130,35 @@ def a_smaller_path(ward: Ward) -> AbstractContextManager[None]:
 def fragmented(ward: Ward) -> AbstractContextManager[None]:
     """The path takes the tunnel's packets in pieces, and no whole one of that size."""
     return lost_on_the_way((ward.b, "ip length > 1400 ip protocol icmp drop"))
+
+
+@contextmanager
+def unfinished(ward: Ward) -> Iterator[None]:
+    """What `a` sends goes on as frames of XDP, which nobody remembers to have unfinished checksums.
+
+    As by a device that forgets what the kernel has left to it (CHECKSUM_PARTIAL).
+    """
+    wire = ward.a.lab.wire
+    on = ward.a.bpffs.with_name(f"{ward.a.bpffs.name}-forgets")
+    code = redirecting(wire.call(lambda: if_nametoindex(ward.b.name)))
+    program = syscall.prog_load(code, "forgets", syscall.PROG_TYPE_XDP)
+    syscall.obj_pin(program, str(on))
+    os.close(program)
+    ward.b.run("ethtool", "-K", "eth0", "gro", "on")  # without NAPI a veth takes no frames of XDP
+    port = ("link", "set", "dev", ward.a.name, "xdpdrv")
+    try:
+        wire.run("ip", *port, "pinned", str(on))  # `ip -n` would see another bpffs
+        yield
+    finally:
+        on.unlink()
+        wire.ip(*port, "off")
+
+
+def redirecting(ifindex: int) -> bytes:
+    """An XDP program that sends all on by another interface: `return bpf_redirect(ifindex, 0)`."""
+    mov, call, end = 0xB7, 0x85, 0x95
+    instructions = ((mov, 1, ifindex), (mov, 2, 0), (call, 0, 23), (end, 0, 0))
+    return b"".join(struct.pack("=BBhi", code, register, 0, value) for code, register, value in instructions)
 
 
 @contextmanager
@@ -284,8 +365,23 @@ def few_peers(ward: Ward) -> Iterator[None]:
 
 
 @contextmanager
+def peers_agent_dead(ward: Ward) -> Iterator[None]:
+    """For so long that it should have renewed its lease, which has not ended yet."""
+    ward.b.stop_processes()
+    store = open_store(ward.a.lab.store_url)
+    try:
+        own = next(lease for lease in store.snapshot(fresh=True).leases if str(lease.host) == ward.b.address)
+        store.put(replace(own, expires_at=time.time() + 600), own)
+        yield
+    finally:
+        store.close()
+        ward.b.agent("--resync-interval", "3600")
+        meet(ward.a, ward.b)
+
+
+@contextmanager
 def elsewhere(_: Ward) -> Iterator[None]:
-    """What is wrong is said by the flags: the doctor sees another bpffs than the agent."""
+    """What is wrong is said by flags or files: the doctor sees another bpffs than the agent, or a manager."""
     yield
 
 
@@ -310,6 +406,12 @@ FAULTS: tuple[Fault, ...] = (
         fragmented,
         "answers whole echoes up to 1400 bytes, not 1500",
         "--mtu 1400",
+    ),
+    Fault(
+        "a device breaks checksums that it should finish",
+        unfinished,
+        "none whose checksums a device finishes",
+        "ethtool -K eth0 tx off",
     ),
     Fault("the next hop's MAC is not known", peer_down, "no ARP", "ping 192.168.77.12"),
     Fault(
@@ -381,6 +483,41 @@ FAULTS: tuple[Fault, ...] = (
         "/sys/fs/bpf/ovnet-elsewhere",
         "--volume /sys/fs/bpf:/sys/fs/bpf",
         flags=("--bpffs", "/sys/fs/bpf/ovnet-elsewhere"),
+    ),
+    Fault(
+        "the agent of a peer is dead",
+        peers_agent_dead,
+        "has not renewed its lease, which ends in",
+        "systemctl status ovnet; ovctl doctor",
+    ),
+    Fault(
+        "systemd-networkd manages a device of ours",
+        elsewhere,
+        "systemd-networkd manages ovnet.1",
+        "Unmanaged=yes",
+        files=lambda ward: {
+            f"/run/systemd/netif/links/{ward.a.ifindex('ovnet.1')}": "ADMIN_STATE=configured"
+        },
+    ),
+    Fault(
+        "NetworkManager manages a device of ours",
+        elsewhere,
+        "NetworkManager manages ovnet.1",
+        "unmanaged-devices=interface-name:ovnet.1",
+        files=lambda ward: {
+            f"/run/NetworkManager/devices/{ward.a.ifindex('ovnet.1')}": "connection-uuid=u1",
+            "/etc/NetworkManager/system-connections/one.nmconnection": "uuid=u1",
+        },
+    ),
+    Fault(
+        "the table of conntrack is full",
+        elsewhere,
+        "its table is full: ",
+        "sysctl -w net.netfilter.nf_conntrack_max=2",
+        files=lambda _: {
+            "/proc/sys/net/netfilter/nf_conntrack_max": "1",
+            "/proc/sys/net/netfilter/nf_conntrack_count": "1",
+        },
     ),
 )
 
@@ -462,6 +599,19 @@ def clock_set_back(ward: Ward) -> Iterator[None]:
         store.close()
 
 
+@contextmanager
+def lease_ended(ward: Ward) -> Iterator[None]:
+    """Our own, a second ago: the store does not show it any more."""
+    store = open_store(ward.a.lab.store_url)
+    try:
+        own = next(lease for lease in store.snapshot(fresh=True).leases if str(lease.host) == ward.a.address)
+        store.put(replace(own, expires_at=time.time() - 1), own)
+        yield
+        store.put(replace(own, revision=0), None)
+    finally:
+        store.close()
+
+
 WITHOUT_AGENT: tuple[Fault, ...] = (
     Fault(
         "an FDB entry of ours is replaced",
@@ -483,6 +633,7 @@ WITHOUT_AGENT: tuple[Fault, ...] = (
         "is held by 192.168.77.99 (thief)",
         "ovctl lease release 172.17.",
     ),
+    Fault("our lease has ended", lease_ended, "the store has no lease of", "ovctl lease list"),
     Fault("the clock was set back", clock_set_back, "our lease ends in 88", "have the clock set by NTP"),
 )
 """Beside the agent that is dead, each of these is named alone."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
@@ -15,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ctl.cli import main as cli
-from ctl.cli.output import Column, duration, emit, emit_one, table
+from ctl.cli.output import Column, duration, emit, emit_one, shown, table
 from ctl.core.errors import AgentUnreachable, ConfigError, NotFound, OvnetError
 from ctl.core.model import IPv6Lease, Lease, MacAddress
 from ctl.store import open_store
@@ -356,6 +358,59 @@ def test_every_noun_has_help_with_its_settings(ovctl: Ovctl, noun: str) -> None:
     assert code == 0
     assert out.startswith(f"usage: ovctl {noun}")
     assert noun in ovctl("--help")[1]
+
+
+def commands(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Those that run something: not a noun that has verbs."""
+    groups = [each for each in parser._actions if isinstance(each, argparse._SubParsersAction)]
+    if not groups:
+        yield parser
+    for group in groups:
+        for each in group.choices.values():
+            yield from commands(each)
+
+
+EACH_COMMAND = tuple(commands(cli.build_parser()))
+
+
+@pytest.mark.parametrize("command", EACH_COMMAND, ids=lambda each: each.prog)
+def test_the_help_of_every_command_has_an_example_that_is_right(command: argparse.ArgumentParser) -> None:
+    examples = re.findall(r": ovctl ([^;]+)", command.epilog or "")
+    assert examples and (command.epilog or "").startswith("example: ")
+    for example in examples:
+        assert f"ovctl {example} ".startswith(f"{command.prog} ")
+        assert cli.build_parser().parse_args(example.split()).func
+
+
+@pytest.mark.parametrize("command", EACH_COMMAND, ids=lambda each: each.prog)
+def test_help_is_as_narrow_as_the_terminal(
+    command: argparse.ArgumentParser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    wide = [line.strip() for line in command.format_help().splitlines() if len(line) > 40]
+    assert [line for line in wide if not line.startswith(("-", "[-"))] == []  # a flag is not broken
+
+
+def test_a_table_that_a_terminal_is_too_narrow_for_has_a_line_for_each_value() -> None:
+    rows = [
+        {"level": "ok", "seen": "all of it is well, as far as that was looked at"},
+        {"level": "ok", "seen": ""},
+    ]
+    columns = [Column("level"), Column("seen")]
+    assert shown(rows, columns, None) == shown(rows, columns, 80) == table(rows, columns)
+    assert shown(rows, columns, 40) == (
+        "LEVEL  ok\nSEEN   all of it is well, as far as that\n       was looked at\n\nLEVEL  ok\nSEEN   -\n"
+    )
+
+
+def test_what_cannot_be_broken_stays_whole_on_a_narrow_terminal() -> None:
+    path = "/var/lib/" + 50 * "x"
+    assert path in shown([{"path": path}], [Column("path")], 40)
+
+
+def test_nothing_is_coloured_off_a_terminal(ovctl: Ovctl, network: None) -> None:
+    for argv in (("network", "show"), ("lease", "list", "-o", "wide"), ("--help",)):
+        assert "\x1b" not in "".join(ovctl(*argv)[1:])
 
 
 def test_the_version_is_shown(ovctl: Ovctl) -> None:

@@ -45,6 +45,11 @@ def levels(findings: list[Finding]) -> list[str]:
         (replace(WAY, largest=1350, underlay_mtu=1400), "up to 1350 bytes, not 1450", "--mtu 1400"),
         (replace(WAY, answered=False, strict="eth0"), "come in by eth0", "conf.eth0.rp_filter=2"),
         (replace(WAY, answered=False, closed=True), "nothing listens on UDP 8472", "on 192.0.2.9"),
+        (
+            replace(WAY, spoilt=True, uplink="eth3"),
+            "none whose checksums a device finishes",
+            "ethtool -K eth3 tx off",
+        ),
     ],
 )
 def test_a_peer_is_named_once_with_the_cause_that_comes_first(way: Way, words: str, remedy: str) -> None:

@@ -26,6 +26,8 @@ class Way:
     """The next hop to its host, if nobody tells its MAC; empty: it is known."""
     wanted: str
     """The interface that its subnet has to be routed to."""
+    uplink: str = ""
+    """The interface that its host is routed to."""
     underlay: bool = True
     """Whether the peer's host answers echoes on the underlay."""
     answered: bool = True
@@ -37,6 +39,8 @@ class Way:
     peer's host elsewhere."""
     closed: bool = False
     """Whether its host says by ICMP that nothing listens on the tunnel's port."""
+    spoilt: bool = False
+    """Whether it gets datagrams whose checksums are whole, and none whose checksum a device has to finish."""
     underlay_mtu: int = 0
     """The largest echo without fragments that its host answers, bytes; 0: all that are sent, or none."""
 
@@ -77,6 +81,13 @@ def of_way(way: Way, mtu: int, port: int) -> Iterator[Finding]:
         )
     elif not way.answered:
         yield _silent(who, way, port)
+    elif way.spoilt:
+        yield failure(
+            "peer",
+            f"{who} answers datagrams whose checksums are whole, and none whose checksums a device finishes",
+            "a device or its driver breaks checksums that it is to finish: pings pass, TCP and UDP do not",
+            f"ethtool -K {way.uplink} tx off, on both hosts; is there a newer driver?",
+        )
     elif way.largest and way.largest < mtu and not way.echoes_cut_short():
         yield failure(
             "peer",
