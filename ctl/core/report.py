@@ -44,7 +44,7 @@ class LeaseReport:
     renew_at: float | None = None
     """When the agent means to renew it; None: a reservation, or not known."""
     conflict: str = ""
-    """One line if another node holds the subnet: then this one is fenced."""
+    """One line that says what has become of a subnet that is lost: then the node is fenced."""
     ipv6: IPv6Network | None = None
     """The IPv6 one; None: it has IPv4 only."""
 
