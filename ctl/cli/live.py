@@ -8,9 +8,10 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from ipaddress import IPv4Network
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Final, Self
 
 from ctl.cli.arguments import address, number, parsed
@@ -75,6 +76,10 @@ class Listener:
         self._offset_ns = time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)
 
     def __iter__(self) -> Iterator[Sighting]:
+        return (seen for seen in self.rounds() if seen)
+
+    def rounds(self) -> Iterator[Sighting | None]:
+        """Packets, and None after those that were there; at least that every half second."""
         while not self._enough():
             for trace in self._tracing.packets(self._left()):
                 seen = sighting(trace, self._offset_ns, self._dev, self._port)
@@ -84,20 +89,33 @@ class Listener:
                 if self._enough():  # also while more comes than can be shown
                     return
             sys.stdout.flush()
+            yield None
 
     @contextmanager
     def until_interrupted(self) -> Iterator[Self]:
         """Meanwhile SIGINT and SIGTERM are no failure: the packet in hand is dealt with, and no more come."""
         numbers = (signal.SIGINT, signal.SIGTERM)
-        before = {number: signal.signal(number, self._end_it) for number in numbers}
+        before = {number: signal.signal(number, self.end) for number in numbers}
         try:
             yield self
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _end_it(self, *_: object) -> None:
+    def end(self, *_: object) -> None:
+        """No more come after the packet in hand, and after half a second at the most."""
         self._ended = True
+
+    def end_with(self, fd: int) -> None:
+        """End where what is read from `fd` does; a thread sees to it."""
+
+        def read() -> None:
+            with suppress(OSError):  # it may be closed already
+                while os.read(fd, 4096):
+                    pass
+            self.end()
+
+        Thread(target=read, daemon=True).start()
 
     def _enough(self) -> bool:
         return self._ended or self.heard == self._count or self._left() <= 0

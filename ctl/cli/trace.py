@@ -1,14 +1,16 @@
 """`ovctl trace`: where a packet would go; with `--live`, what becomes of those of a flow.
 
-Exit 0: it arrives, as far as can be told from here; 1: it is lost, and the last line says where. It needs no
-agent. With `--live` 0 at the end, also by Ctrl-C.
+Exit 0: it arrives, as far as can be told; 1: it is lost, and the last line says where; 4: the other node was
+to be asked, too, and does not tell. It needs no agent. With `--live` 0 at the end, also by Ctrl-C.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
 from ipaddress import IPv4Network
 from typing import TYPE_CHECKING, Any, Final
 
@@ -16,12 +18,15 @@ from ctl.cli.arguments import address, number, parsed
 from ctl.cli.live import add_end, listening
 from ctl.cli.output import Column, add_output_option, emit
 from ctl.core.dissect import TCP
-from ctl.core.errors import ConfigError, OvnetError
+from ctl.core.elsewhere import as_there, live_question, other_host, parse_peer_command
+from ctl.core.errors import ConfigError, NotFound, OvnetError
 from ctl.core.sighting import Flow, parse_proto
 from ctl.settings.config import STORE_SETTINGS, add_options
 
 if TYPE_CHECKING:
+    from ctl.core.decision import Probe, View
     from ctl.core.model import Lease
+    from ctl.core.tracer import TracerEntry
     from ctl.settings.config import Settings
 
 COLUMNS: Final = ("hop", "at", "by", "fate", "reason", Column("seen"))
@@ -59,6 +64,17 @@ def register(subparsers: Any) -> None:
     )
     parser.add_argument("--df", action="store_true", help="it must not be fragmented")
     parser.add_argument("--live", action="store_true", help="what becomes of packets, as they pass")
+    parser.add_argument(
+        "--peer-command",
+        type=parsed(parse_peer_command),
+        metavar="CMD",
+        help="ask the other node, too: CMD runs ovctl there, such as 'ssh root@{host}'; {node} is its name",
+    )
+    parser.add_argument(
+        "--until-eof",
+        action="store_true",
+        help="with --live: end when stdin does, as --peer-command asks for",
+    )
     add_end(parser)
     add_output_option(parser)
     parser.set_defaults(func=run)
@@ -69,11 +85,16 @@ def run(args: argparse.Namespace) -> int:
     """Print the hops, or with --live the packets. Errors as `listening`; ConfigError for flags that clash."""
     if args.live:
         return _live(args)
-    if args.count or args.seconds:
-        raise ConfigError("--count and --seconds are about packets as they pass: add --live")
+    if args.count or args.seconds or args.until_eof:
+        raise ConfigError("--count, --seconds, --until-eof are about packets as they pass: add --live")
     from ctl.core.path import Fate, hops
 
-    found = list(hops(*_asked(args)))
+    probe, view, leases = _asked(args)
+    if args.peer_command:
+        from ctl.cli import both
+
+        return both.of_packet(probe, view, leases, args.peer_command, args.output)
+    found = list(hops(probe, view))
     emit(map(asdict, found), COLUMNS, args.output)
     return int(any(hop.fate is Fate.LOST for hop in found))
 
@@ -90,12 +111,33 @@ def _live(args: argparse.Namespace) -> int:
     except ValueError as error:
         raise ConfigError(f"{error}: leave --sport and --dport away with --live") from None
     entry = TracerEntry(0, flow.ends, flow.ports, proto=flow.proto)
+    if args.peer_command:
+        return _live_of_both(args, flow, entry)
     with listening(args, entry) as packets:
+        if args.until_eof:
+            packets.end_with(0)
         return show(packets, args.output)
 
 
-def _asked(args: argparse.Namespace) -> Any:
-    """The packet, and what was read of this node."""
+def _live_of_both(args: argparse.Namespace, flow: Flow, entry: TracerEntry) -> int:
+    """NotFound where no peer is at the other end; AgentUnreachable if it does not tell."""
+    from ctl.cli import both
+    from ctl.process.elsewhere import Elsewhere
+
+    probe, view, leases = _asked(args)
+    host = other_host(probe, view)
+    if host is None:
+        raise NotFound(f"no peer is known between {args.src} and {args.dst}: leave --peer-command away")
+    way = both.way(args.peer_command, host, leases)
+    here, other = str(view.node.host), str(host)
+    with Elsewhere([*way, *live_question(as_there(probe, view), flow)], partial(both.relay, other)) as there:
+        there.spoke.wait(both.PATIENCE_S)
+        with listening(args, entry) as packets:
+            return both.show(here, packets, other, there, args.count, args.output)
+
+
+def _asked(args: argparse.Namespace) -> tuple[Probe, View, Sequence[Lease]]:
+    """The packet, what was read of this node, and the leases."""
     from ctl.cli.agent import require_capabilities
     from ctl.cli.settings import load
     from ctl.cli.status import gather
@@ -110,7 +152,7 @@ def _asked(args: argparse.Namespace) -> Any:
     leases, error = _leases(settings)
     report = gather(settings).report
     with open_maps(str(settings.bpffs)) as maps, Netlink() as netlink:
-        return probe, look(settings, maps, netlink, probe, report, leases, error)
+        return probe, look(settings, maps, netlink, probe, report, leases, error), leases
 
 
 def _leases(settings: Settings) -> tuple[tuple[Lease, ...], str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import IPv4Network
@@ -51,33 +51,44 @@ def comes_again(seen: Sighting) -> bool:
 
 def line(seen: Sighting) -> str:
     """As tcpdump has it, with the hook, and what it made of the packet. Times are local."""
-    second, nanosecond = divmod(seen.time_ns, 10**9)
+    return worded(_shown(seen))
+
+
+def worded(told: Mapping[str, Any]) -> str:
+    """The same of what `as_json` has told."""
+    second, nanosecond = divmod(told["time_ns"], 10**9)
     clock = f"{datetime.fromtimestamp(second):%H:%M:%S}.{nanosecond:09}"
-    trace = seen.trace
-    changed = trace.came_len != trace.packet_len
-    size = f"{trace.came_len}>{trace.packet_len}" if changed else str(trace.packet_len)
-    where = f"{trace.hook.label} {seen.dev}"
-    return f"{clock} {where} {seen.why.verdict.value} {seen.why.label} {size}: {seen.packet}"
+    came, left = told["came_bytes"], told["bytes"]
+    size = f"{came}>{left}" if came != left else str(left)
+    what = " ".join(told[key] for key in ("hook", "dev", "verdict", "reason"))
+    return f"{clock} {what} {size}: {told['packet']}"
 
 
 def as_json(seen: Sighting) -> dict[str, Any]:
     """The contract of JSON lines: keys stay, new ones may come."""
-    packet, trace = seen.packet, seen.trace
+    packet = seen.packet
     return {
-        "time_ns": seen.time_ns,
-        "hook": trace.hook.label,
-        "dev": seen.dev,
-        "cpu": trace.cpu,
-        "verdict": seen.why.verdict.value,
-        "reason": seen.why.label,
-        "caption": seen.why.caption,
-        "came_bytes": trace.came_len,
-        "bytes": trace.packet_len,
+        **_shown(seen),
+        "cpu": seen.trace.cpu,
         "vni": packet.vni if packet.outer else None,
         "outer": _headers(packet.outer),
         "inner": _headers(packet.inner),
         "other": packet.other or None,
     }
+
+
+SHOWN: Final = {
+    "time_ns": int, "hook": str, "dev": str, "verdict": str, "reason": str, "caption": str,
+    "came_bytes": int, "bytes": int, "packet": str,
+}  # fmt: skip
+"""What of `as_json` is for a line, and of which type."""
+
+
+def _shown(seen: Sighting) -> dict[str, Any]:
+    trace, why = seen.trace, seen.why
+    words = (trace.hook.label, seen.dev, why.verdict.value, why.label, why.caption)
+    told = (seen.time_ns, *words, trace.came_len, trace.packet_len, str(seen.packet))
+    return dict(zip(SHOWN, told, strict=True))
 
 
 def _headers(headers: Headers | None) -> dict[str, Any] | None:

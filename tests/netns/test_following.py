@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import shlex
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -197,3 +199,44 @@ def test_a_file_that_cannot_be_made_is_one_line(nodes: Pair, tmp_path: Path) -> 
     done = nodes.a.ovctl("capture", "-w", str(tmp_path / "no" / "file"), check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.endswith("/no/file: No such file or directory\n")
+
+
+# --- At both nodes ---------------------------------------------------------------
+
+
+def to(node: Host, first: str = "") -> tuple[str, str]:
+    """As an operator's ssh would lead to a node: the flag and its command, with `first` before ovctl."""
+    settings = [f"{key}={value}" for key, value in node.env.items()]
+    path = f"PATH={Path(ovctl_argv()[0]).parent}:{os.environ['PATH']}"
+    words = ["nsenter", f"--net={node.path}", "env", path, *settings, "WANTED={host}", *first.split()]
+    return "--peer-command", shlex.join(words)
+
+
+@pytest.mark.parametrize("out", [True, False], ids=["a asks", "b asks"])
+def test_the_other_node_goes_on_where_this_one_ends(nodes: Pair, out: bool) -> None:
+    asking, other = (nodes.a, nodes.b) if out else (nodes.b, nodes.a)
+    found = asking.json("trace", *ends(nodes), "--proto", "icmp", *to(other))
+    assert [hop["node"] for hop in found] == sorted(hop["node"] for hop in found), "a's hops, then b's"
+    assert {hop["node"] for hop in found} == {nodes.a.address, nodes.b.address}
+    assert {hop["reason"] for hop in found} >= {"encap", "decap"}
+    assert "lost" not in {hop["fate"] for hop in found}
+
+
+def test_packets_of_both_nodes_are_told_in_the_order_of_their_times(nodes: Pair) -> None:
+    flags = ("--proto", "icmp", "--live", "--count", "12", "-o", "json", *to(nodes.b))
+    with listening(nodes.a, "trace", *ends(nodes), *flags) as live:
+        wait_until(lambda: live.log().count("listening") == 2, 20, live.log)
+        ping(nodes, "3")
+    seen = list(map(json.loads, live.out().splitlines()))
+    assert [each["time_ns"] for each in seen] == sorted(each["time_ns"] for each in seen)
+    assert [(each["node"], each["reason"]) for each in seen] == 3 * [
+        (nodes.a.address, "encap"), (nodes.b.address, "decap"),
+        (nodes.b.address, "encap"), (nodes.a.address, "decap"),
+    ]  # fmt: skip
+
+
+def test_a_node_that_does_not_tell_is_named_after_what_is_known_here(nodes: Pair) -> None:
+    done = nodes.a.ovctl("trace", *ends(nodes), "--proto", "icmp", *to(nodes.b, "false"), check=False)
+    assert (done.returncode, done.stderr.count("\n")) == (4, 1)
+    assert f"{nodes.b.address} does not tell its hops (nsenter, exit code 1)" in done.stderr
+    assert "encap" in done.stdout

@@ -51,7 +51,9 @@ WRONG = {
     "trace 10.77.1.2 nowhere": "argument DST: 'nowhere' is not an IPv4 address",
     "trace 10.77.1.2 10.77.2.3 --size 19": "argument --size: '19' is no number from 20 to 65535",
     "trace 10.77.1.2 10.77.2.3 --proto quic": "argument --proto: 'quic' is no protocol: icmp, tcp, udp, or",
-    "trace 10.77.1.2 10.77.2.3 --count 3": "--count and --seconds are about packets as they pass: add --live",
+    "trace 10.77.1.2 10.77.2.3 --count 3": "--until-eof are about packets as they pass: add --live",
+    "trace 10.77.1.2 10.77.2.3 --until-eof": "--count, --seconds, --until-eof are about packets as they pass",
+    "trace 10.77.1.2 10.77.2.3 --peer-command ssh": "'ssh' does not say which node: put {host} or",
     "trace 10.77.1.2 10.77.2.3 --live --df": "--size and --df are about one packet: leave --live away",
     "trace 10.77.1.2 10.77.2.3 --live --proto icmp --sport 1": "icmp has no ports: leave --sport and --dport",
     "monitor --count 0": "argument --count: '0' is no number from 1 to 2147483647",
@@ -74,7 +76,7 @@ def test_a_wrong_flag_is_one_line_and_code_2(ovctl: Ovctl, line: str) -> None:
 def test_of_a_packet_that_is_lost_the_exit_code_is_1(
     ovctl: Ovctl, monkeypatch: pytest.MonkeyPatch, view: View, code: int
 ) -> None:
-    monkeypatch.setattr(trace, "_asked", lambda args: (OUT, view))
+    monkeypatch.setattr(trace, "_asked", lambda args: (OUT, view, ()))
     assert ovctl("trace 10.77.1.2 10.77.2.3")[0] == code
 
 
