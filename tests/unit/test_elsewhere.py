@@ -4,22 +4,37 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
-from ipaddress import IPv4Address
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ctl.cli import both
-from ctl.core.elsewhere import InOrder, hops_told, in_one, parse_peer_command, sighting_told
+from ctl.cli import both, trace
+from ctl.cli.main import main
+from ctl.core.abi import Hook
+from ctl.core.decision import Probe, View
+from ctl.core.elsewhere import (
+    InOrder,
+    as_there,
+    hops_told,
+    in_one,
+    live_question,
+    other_host,
+    parse_peer_command,
+    question,
+    sighting_told,
+)
 from ctl.core.errors import AgentUnreachable
-from ctl.core.path import Fate, Hop
+from ctl.core.path import Fate, Hop, hops
+from ctl.core.reasons import labelled
+from ctl.core.sighting import Flow, Sighting, as_json, line, sighting, worded
+from ctl.core.tracer import ANYWHERE, Trace
 from ctl.process.elsewhere import Elsewhere
-
-HOST = IPv4Address("192.0.2.7")
-
+from tests.datapath import sent
+from tests.unit.test_path import ARRIVING, CALL, HOST, IN, LEASE, LEAVING, OUT, THERE, TRANSLATED
 
 # --- Whom to ask ---------------------------------------------------------------
 
@@ -27,7 +42,7 @@ HOST = IPv4Address("192.0.2.7")
 def test_a_command_is_words_with_the_node_in_its_place_and_no_shell_is_asked() -> None:
     command = parse_peer_command("ssh -o 'User name' root@{host} nsenter --net=/run/netns/{node}")
     assert command.argv(HOST, "beta") == [
-        "ssh", "-o", "User name", "root@192.0.2.7", "nsenter", "--net=/run/netns/beta",
+        "ssh", "-o", "User name", "root@192.0.2.2", "nsenter", "--net=/run/netns/beta",
     ]  # fmt: skip
 
 
@@ -42,6 +57,35 @@ def test_a_name_of_the_store_that_a_command_could_take_for_more_is_refused(name:
     command = parse_peer_command("ssh {node}")
     with pytest.raises(ValueError, match=r"use \{host\}"):
         command.argv(HOST, name)
+
+
+# --- For what ------------------------------------------------------------------
+
+
+def test_the_node_at_the_other_end_is_asked_whichever_way_the_packet_goes() -> None:
+    assert other_host(OUT, LEAVING) == other_host(IN, ARRIVING) == HOST
+    assert other_host(OUT, View(LEAVING.node)) is None
+
+
+# --- For what --------------------------------------------------------------------
+
+
+def test_it_is_asked_about_the_flow_that_was_found_here() -> None:
+    found = as_there(replace(OUT, sport=0, dport=0), LEAVING)
+    assert (found.sport, found.dport) == (OUT.sport, OUT.dport)
+    assert as_there(OUT, replace(LEAVING, flows={})) == OUT
+    asked = question(replace(OUT, size=1400, df=True))
+    words = "ovctl trace 10.77.1.2 10.77.2.3 -o json --proto 6 --sport 1000 --dport 80 --size 1400 --df"
+    assert " ".join(asked) == words
+
+
+def test_of_a_service_it_is_asked_about_what_netfilter_has_made_of_it() -> None:
+    there = as_there(CALL, replace(LEAVING, flows=TRANSLATED))
+    assert (there.dst, there.sport, there.dport) == (THERE, 1000, 8080)
+    flow = Flow((ANYWHERE, ANYWHERE), (0, 80), 0)
+    assert live_question(there, flow) == (
+        ["ovctl", "trace", "10.77.1.2", "10.77.2.3", "-o", "json", "--dport", "8080", "--live", "--until-eof"]
+    )
 
 
 # --- What it says --------------------------------------------------------------
@@ -90,6 +134,15 @@ def test_json_that_is_too_deep_is_an_error_like_others() -> None:
         hops_told("[" * 100_000)
 
 
+def seen(time_ns: int) -> Sighting:
+    trace = Trace(time_ns, 7, 200, 250, labelled("encap").number, 0, Hook.FROM_CONTAINER, sent())
+    return sighting(trace, 0, lambda _: "eth0", 8472)
+
+
+def test_a_packet_that_the_other_node_tells_of_makes_the_line_that_it_would_make_there() -> None:
+    assert worded(sighting_told(json.dumps(as_json(seen(5))))) == line(seen(5))
+
+
 # --- Both in one ---------------------------------------------------------------
 
 
@@ -113,6 +166,70 @@ def test_what_is_told_late_but_not_too_late_comes_in_order(told: Sequence[tuple[
                 order.add({"time_ns": when}, now)
         shown += [each["time_ns"] for each in order.due(now)]
     assert shown + [each["time_ns"] for each in order.rest()] == sorted(when for when, _ in told)
+
+
+HOPS = list(hops(IN, ARRIVING))
+
+
+def both_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], probe: Probe, view: View, there: Any
+) -> tuple[int, list[tuple[str, str]]]:
+    """Exit code, and the (node, hop) that are printed; `there`: the other node's hops."""
+    monkeypatch.setattr(trace, "_asked", lambda args: (probe, view, [LEASE]))
+    monkeypatch.setattr(both, "ask", there)
+    code = main(["trace", "10.0.0.1", "10.0.0.2", "--peer-command", "ssh {host}", "-o", "json"])
+    rows = json.loads(capsys.readouterr().out)
+    return code, [(row["node"], row["hop"]) for row in rows]
+
+
+LOST = Hop("program", "from_wire eth0", "ebpf", Fate.LOST, "unknown_vtep", "not from a peer")
+
+
+def test_the_hops_of_both_nodes_are_one_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, told = both_told(monkeypatch, capsys, OUT, LEAVING, lambda host, argv: HOPS)
+    here, there = (
+        [("192.0.2.1", hop.hop) for hop in hops(OUT, LEAVING)],
+        [("192.0.2.2", hop.hop) for hop in HOPS],
+    )
+    assert (code, told) == (0, here + there)
+    assert both_told(monkeypatch, capsys, OUT, LEAVING, lambda host, argv: [LOST])[0] == 1
+
+
+def test_what_arrives_begins_at_the_other_node_and_ends_where_it_is_lost_there(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, told = both_told(monkeypatch, capsys, IN, ARRIVING, lambda host, argv: HOPS)
+    assert [node for node, _ in told] == ["192.0.2.2"] * len(HOPS) + ["192.0.2.1"] * len(HOPS)
+    code, told = both_told(monkeypatch, capsys, IN, ARRIVING, lambda host, argv: [LOST])
+    assert (code, told) == (1, [("192.0.2.2", "program")])
+
+
+def test_where_it_is_lost_here_nobody_else_is_asked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    view = replace(LEAVING, unresolved=frozenset({HOST}))
+    code, told = both_told(monkeypatch, capsys, OUT, view, lambda host, argv: pytest.fail("asked"))
+    assert (code, told[-1]) == (1, ("192.0.2.1", "wire"))
+
+
+def test_what_is_known_here_is_told_also_if_the_other_node_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(host: str, argv: list[str]) -> list[Hop]:
+        raise AgentUnreachable("192.0.2.2 does not tell")
+
+    code, told = both_told(monkeypatch, capsys, OUT, LEAVING, refuse)
+    assert (code, len(told)) == (4, len(list(hops(OUT, LEAVING))))
+
+
+def test_a_live_trace_of_both_needs_a_peer(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(trace, "_asked", lambda args: (OUT, View(LEAVING.node), []))
+    assert main(["trace", "10.77.1.2", "10.77.2.3", "--live", "--peer-command", "ssh {host}"]) == 3
+    assert "no peer is known between 10.77.1.2 and 10.77.2.3" in capsys.readouterr().err
 
 
 # --- Over there ----------------------------------------------------------------
@@ -140,6 +257,12 @@ def test_who_does_not_tell_is_named_with_why(code: str, why: str) -> None:
         both.ask("b", python(code))
 
 
+def test_one_that_says_nothing_is_not_waited_for_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(both, "PATIENCE_S", 0.1)
+    with pytest.raises(AgentUnreachable, match="exit code -9"):
+        both.ask("192.0.2.2", python("import time; time.sleep(100)"))
+
+
 def test_a_command_that_is_not_there_is_named() -> None:
     with pytest.raises(AgentUnreachable, match="/nowhere/ssh: No such file"):
         both.ask("b", ["/nowhere/ssh"])
@@ -150,3 +273,66 @@ def test_the_far_end_hears_of_the_end_by_its_stdin() -> None:
     with Elsewhere(python(code), lambda line: None) as there:
         assert [line.strip() for line in there.rest(30)] == ["begun", "ended"]
         assert there.ended and there.code() == 0
+
+
+class Listening:
+    """A listener that hears these packets, and of nothing until then."""
+
+    def __init__(self, packets: list[Sighting], until: Callable[[], bool]) -> None:
+        self._packets, self._until = packets, until
+
+    def rounds(self) -> Iterator[Sighting | None]:
+        while not self._until():
+            yield None
+        yield from self._packets
+
+    def summary(self) -> str:
+        return f"{len(self._packets)} packets"
+
+
+def show(here: list[Sighting], text: str, fmt: str = "json", count: int | None = None) -> None:
+    """What is shown, where the other node runs `text` and this one hears of packets after it has spoken."""
+    with Elsewhere(python(text), lambda line: both.relay("b", line)) as there:
+        packets: Any = Listening(here, there.spoke.is_set)
+        both.show("a", packets, "b", there, count, fmt)
+
+
+def telling(*times: int, then: str = "sys.stdin.read()") -> str:
+    """A program that tells of packets of these times, and ends when it is hung up on."""
+    lines = "".join(f"{json.dumps(as_json(seen(each)))}\n" for each in times)
+    said = f"import sys; sys.stdout.write({lines!r}); sys.stdout.flush()"
+    return f"{said}; print('hi', file=sys.stderr, flush=True); {then}"
+
+
+def test_packets_of_both_are_shown_in_their_order(capsys: pytest.CaptureFixture[str]) -> None:
+    show([seen(20), seen(40)], telling(10, 30))
+    out, err = capsys.readouterr()
+    told = list(map(json.loads, out.splitlines()))
+    assert [(each["node"], each["time_ns"]) for each in told] == [("b", 10), ("a", 20), ("b", 30), ("a", 40)]
+    assert sorted(err.splitlines()) == ["ovctl: a: 2 packets", "ovctl: b: hi"]
+
+
+def test_what_the_other_node_tells_of_at_its_end_is_shown_too(capsys: pytest.CaptureFixture[str]) -> None:
+    last = f"sys.stdin.read(); print({json.dumps(as_json(seen(10)))!r})"
+    show([seen(20)], telling(then=last), "table")
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["b", "a"]
+
+
+def test_count_is_of_both(capsys: pytest.CaptureFixture[str]) -> None:
+    show([seen(20), seen(40)], telling(10, 30), "table", count=3)
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["b", "a", "b"]
+
+
+@pytest.mark.parametrize("ending", ["sys.exit(3)", "print('no packet'); sys.stdin.read()"])
+def test_a_node_that_tells_of_nothing_more_ends_it_with_an_error(ending: str) -> None:
+    packets: Any = Listening([], lambda: False)
+    command = python(telling(then=ending))
+    with pytest.raises(AgentUnreachable), Elsewhere(command, lambda line: None) as there:
+        both.show("a", packets, "b", there, None, "json")
+
+
+def test_more_than_anybody_takes_keeps_it_from_nothing() -> None:
+    flood = "for _ in range(9999): print('x' * 99)"
+    with Elsewhere(python(flood), lambda line: None) as there:
+        pass
+    assert there.code() == 0
