@@ -240,10 +240,12 @@ def leftover_paths() -> list[Path]:
 
 
 def remove_path(path: Path) -> None:
-    """A namespace (with its processes), a pin directory, a cgroup or a directory of files."""
+    """A namespace (with its processes), a pin, a cgroup, or a directory of pins or files."""
     if path.parent == Path("/run/netns"):
         end_processes(path.name)
         run(["ip", "netns", "del", path.name], check=False)
+    elif path.is_file():
+        path.unlink()
     elif path.is_relative_to("/sys/fs/cgroup"):
         remove_cgroup(path)
     else:

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab import Lab, leftover_paths
+from ctl.kernel.bpf import syscall
+from tests.lab import BPFFS, Lab, leftover_paths
 from tests.namespace import REPOSITORY
 from tests.process import Process, run, wait_until
 
@@ -102,6 +103,7 @@ def test_clean_removes_what_a_killed_lab_left_and_no_other(started: tuple[Proces
     with Lab() as other:
         other.host("a")
         process, lab_id = started
+        pin_a_map(BPFFS / f"{lab_id}-pin")
         process.kill(signal.SIGKILL)
         assert left_of(lab_id)
         said = run([sys.executable, "-m", "tests.lab", "clean"], cwd=REPOSITORY).stdout
@@ -109,6 +111,12 @@ def test_clean_removes_what_a_killed_lab_left_and_no_other(started: tuple[Proces
         assert lab_id in said
         assert len(left_of(other.id)) == 3
     assert other.leftovers() == []
+
+
+def pin_a_map(path: Path) -> None:
+    fd = syscall.map_create("array", "pin", 4, 4, 1)
+    syscall.obj_pin(fd, str(path))
+    os.close(fd)
 
 
 def test_direct_pair_carries_traffic() -> None:
