@@ -17,7 +17,7 @@ from ctl.core.host import NONE, PPP, RAW_IP
 from ctl.core.model import Lease, MacAddress
 from ctl.store import open_store
 from tests import packets
-from tests.host import Agent, Host, started
+from tests.host import Agent, Host, served, started
 from tests.lab import Container, Lab, wait_until
 from tests.netns.test_cli_errors import FAILED, refused
 from tests.netns.test_source_check import EVIL, GOOD, VICTIM_PORT, VXLAN_PORT, device_mac, listener
@@ -169,7 +169,7 @@ def site(request: pytest.FixtureRequest, node: Host) -> Iterator[Site]:
         one = next(iter(node.containers), None) or node.container("one")
         sink = stack.enter_context(one.call(listener))
         frames = stack.enter_context(one.call(frames_of))
-        one.run("ping", "-c1", "-W1", str(node.gateway.ip))
+        served(one)
         yield Site(node, one, tun, sink, frames)
 
 
