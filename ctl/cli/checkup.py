@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 from ctl.backend.site import Site
 from ctl.cli.doctor import MOST_INSIDE
 from ctl.cli.map import Looked, device_name, settled, stored
-from ctl.cli.output import say
-from ctl.cli.peers import MOST_PEERS, NoSuchPeer, named, progress
+from ctl.cli.peers import NoSuchPeer, chosen, first, progress
 from ctl.core.compare import Difference
 from ctl.core.diagnosis import member, node
 from ctl.core.diagnosis.finding import Finding, failure, ok
@@ -25,8 +23,6 @@ from ctl.node.compare import differences, own_lease, stand
 from ctl.node.examine import Examination
 from ctl.node.reach import usable
 from ctl.settings.config import Settings
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,10 +73,11 @@ class Checkup:
         yield from _look("entries", lambda: self._entries(netlink, site))
         for check in ("own", "bridge", "runtimes", "addresses", "rules", "others"):
             yield from _look(check, getattr(examination, check))
-        ports = self._some(examination.ports(), MOST_INSIDE, "containers are looked into")
+        everyone, what = self._args.all, "containers are looked into"
+        ports = first(examination.ports(), MOST_INSIDE, what, everyone=everyone)
         yield from _look("containers", lambda: examination.containers(ports))
         self._known += examination.told
-        peers = self._peers(site)
+        peers = chosen(usable(site, self._case.snapshot.leases), self._args.peer, everyone=everyone)
         yield from self._renewals(peers)
         if not self._args.no_probe:
             yield from _look("peers", lambda: self._ways(examination, IPV4, peers))
@@ -101,20 +98,6 @@ class Checkup:
     def _renewals(self, peers: Sequence[Lease]) -> Iterator[Finding]:
         margin = min(self._settings.renew_margin, self._settings.lease_ttl / 2)
         return member.of_renewals(peers, self._case.now, margin)
-
-    def _peers(self, site: Site) -> Sequence[Lease]:
-        """Those that are asked for. NoSuchPeer for one that there is not."""
-        peers = usable(site, self._case.snapshot.leases)
-        if self._args.peer:
-            return named(peers, self._args.peer)
-        return self._some(peers, MOST_PEERS, "peers are asked")
-
-    def _some(self, each: Sequence[T], most: int, what: str) -> Sequence[T]:
-        """The first of them, if there are more than `most`, which is said; all with --all."""
-        if len(each) <= most or self._args.all:
-            return each
-        say(f"{most} of {len(each)} {what}: all of them with --all")
-        return each[:most]
 
     def _ways(
         self, examination: Examination, family: Family[A, N], peers: Sequence[Lease]

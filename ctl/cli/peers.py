@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from ctl.cli.output import say
 from ctl.core.errors import NotFound
 
 if TYPE_CHECKING:
     from ctl.core.model import Lease
 
+T = TypeVar("T")
 
 MOST_PEERS: Final = 64
 """How many are asked unless all are asked for."""
@@ -31,6 +33,19 @@ def named(peers: Sequence[Lease], names: Sequence[str]) -> list[Lease]:
         if name not in by_name:
             raise NoSuchPeer(f"no peer {name}: ovctl lease list shows them, by subnet, host and node")
     return [lease for lease in peers if any(lease in by_name[name] for name in names)]
+
+
+def chosen(peers: Sequence[Lease], names: Sequence[str], *, everyone: bool) -> Sequence[Lease]:
+    """Those of these names; without any the first ones, or all. NoSuchPeer."""
+    return named(peers, names) if names else first(peers, MOST_PEERS, "peers are asked", everyone=everyone)
+
+
+def first(each: Sequence[T], most: int, what: str, *, everyone: bool) -> Sequence[T]:
+    """The first of them, if there are more than `most`, which is said; all for `everyone`."""
+    if len(each) <= most or everyone:
+        return each
+    say(f"{most} of {len(each)} {what}: all of them with --all")
+    return each[:most]
 
 
 SHORT: Final = 200

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from ctl.cli.arguments import number
-from ctl.cli.output import Column, Row, add_output_option, emit, say
-from ctl.cli.peers import MOST_PEERS, named, progress
+from ctl.cli.output import Column, Row, add_output_option, emit
+from ctl.cli.peers import chosen, progress
 from ctl.core.errors import ConfigError
 from ctl.settings.config import STORE_SETTINGS, Settings, add_options
 
 if TYPE_CHECKING:
-    from ctl.core.model import A, Lease
+    from ctl.core.model import A
     from ctl.core.probing import Probed
     from ctl.core.report import AgentReport
     from ctl.node.reach import Lane
@@ -116,22 +116,12 @@ def _look(
     network, snapshot = stored(settings)
     with Netlink() as netlink:
         site = stand(settings, netlink, report, network, snapshot.leases)
-        peers = _wanted(usable(site, snapshot.leases), args)
+        peers = chosen(usable(site, snapshot.leases), args.peer, everyone=args.all)
         roads = list(lanes(settings.bpffs, report.bypass, site, peers))
         with progress(args.count * sum(len(lane.members) for lane in roads)) as step:
             probe = Probe(settings.bpffs, netlink, report.mtu, args.count, args.size or SMALL, step, enough)
             for lane in roads:
                 yield lane, probe.look(lane)
-
-
-def _wanted(peers: Sequence[Lease], args: argparse.Namespace) -> Sequence[Lease]:
-    """Those that are asked for. NoSuchPeer for a name that nobody has."""
-    if args.peer:
-        return named(peers, args.peer)
-    if len(peers) > MOST_PEERS and not args.all:
-        say(f"{MOST_PEERS} of {len(peers)} peers are asked: all of them with --all")
-        return peers[:MOST_PEERS]
-    return peers
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ctl.core.family import Family, Member
 from ctl.core.findings import IPSEC_LINE
 from ctl.core.host import OWNER, Link
 from ctl.core.ipam import State, capacity
-from ctl.core.model import A, Bypass, HookMode, N, Network
+from ctl.core.model import A, Bypass, HookMode, N
 from ctl.core.report import AgentReport
 from ctl.kernel import forward, sysctl
 from ctl.kernel.command import run
@@ -41,10 +41,9 @@ from ctl.node.alive import directory, judged
 from ctl.node.bridge import device
 from ctl.node.dual_stack import networks
 from ctl.node.host_local import reservations
+from ctl.node.reach import PATIENCE_S, overlay_address, own_address
 from ctl.settings.config import Settings
 
-PATIENCE_S: Final = 0.6
-"""How long an answer is waited for."""
 TRIES: Final = 2
 """How many answers have to be missing."""
 
@@ -184,9 +183,7 @@ class Examination:
 
         `family`: one that we have.
         """
-        own = family.member(self._site.lease)
-        assert own is not None, f"we have no {family}"
-        source = overlay_address(self._site.network, own)
+        source = own_address(family, self._site)
         with Echo(source) as echo:
             targets = {overlay_address(self._site.network, lease): lease for lease in peers}
             small = echo.ask(targets, SMALL, TRIES, PATIENCE_S, step)
@@ -277,16 +274,6 @@ class Examination:
             return ""
         link = self._links.get(ifindex)
         return link.name if link else ""
-
-
-def overlay_address(network: Network, lease: Member[A, N]) -> A:
-    """The one at which a node speaks to the others and answers them, whether it has containers or not.
-
-    Of IPv6 it is the bridge's: the base address of a router's subnet stands for all routers there
-    (RFC 4291, 2.6.1), and nobody answers from it.
-    """
-    by_vtep = network.backend == "vxlan" and lease.subnet.version == 4
-    return lease.vtep_ip if by_vtep else lease.gateway
 
 
 def _number(name: str) -> int | None:

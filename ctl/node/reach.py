@@ -18,15 +18,16 @@ from ctl.backend.site import Site
 from ctl.backend.vxlan.device import device_name
 from ctl.core.errors import AgentUnreachable, KernelError
 from ctl.core.family import IPV4, IPV6, Family, Member
-from ctl.core.model import A, Bypass, Lease, MacAddress, N
+from ctl.core.model import A, Bypass, Lease, MacAddress, N, Network
 from ctl.core.probing import Carrier, Counted, Probed, carried, carriers
 from ctl.core.roster import Roster
 from ctl.kernel.bpf.maps import open_maps
 from ctl.kernel.echo import SMALL, Answers, Echo
 from ctl.kernel.netlink.session import Netlink, by_name
 from ctl.kernel.past_tc import PastTc
-from ctl.node.examine import PATIENCE_S, overlay_address
 
+PATIENCE_S: Final = 0.6
+"""How long an answer is waited for."""
 AGAIN: Final = 3
 """How many more echoes have to be missing before a node, or a size, is believed not to answer."""
 
@@ -50,6 +51,16 @@ def largest(
     whole = dict.fromkeys(answering(echo, there, mtu, enough), mtu)
     tight = [] if enough() else [target for target in there if target not in whole]
     return whole | echo.largest(tight, SMALL, mtu, PATIENCE_S)
+
+
+def overlay_address(network: Network, lease: Member[A, N]) -> A:
+    """The one at which a node speaks to the others and answers them, whether it has containers or not.
+
+    Of IPv6 it is the bridge's: the base address of a router's subnet stands for all routers there
+    (RFC 4291, 2.6.1), and nobody answers from it.
+    """
+    by_vtep = network.backend == "vxlan" and lease.subnet.version == 4
+    return lease.vtep_ip if by_vtep else lease.gateway
 
 
 def own_address(family: Family[A, N], site: Site) -> A:
