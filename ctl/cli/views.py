@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ctl.cli import rows
-from ctl.cli.map import device_name
+from ctl.cli.map import device_names
 from ctl.cli.output import Column, Row, table
 from ctl.core.abi import Direction, FlowKey
 from ctl.core.traffic import Rates, Span, short
@@ -36,13 +36,15 @@ def _flows(span: Span) -> list[Row]:
         ((FlowKey.unpack(raw), rate) for raw, rate in span.flows.items()),
         key=lambda item: rows.five_tuple(item[0]),
     )
-    return [rows.flow(key, device_name) | {"pps": round(rate, 1)} for key, rate in ordered]
+    name = device_names()
+    return [rows.flow(key, name) | {"pps": round(rate, 1)} for key, rate in ordered]
 
 
 def _containers(span: Span) -> list[Row]:
+    name = device_names()
     ordered = sorted(span.containers.items(), key=lambda item: item[0].address)
     return [
-        {"ip": str(place.address), "dev": device_name(place.ifindex), **_both_ways(tuple(each))}
+        {"ip": str(place.address), "dev": name(place.ifindex), **_both_ways(tuple(each))}
         | {"bypass_pps": round(bypassing, 1)}
         for place, (*each, bypassing) in ordered
     ]
