@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ctl.cli import capture, main, trace
+from ctl.cli import capture, trace
 from ctl.cli.live import Listener
 from ctl.cli.monitor import show
 from ctl.core.abi import Hook
@@ -24,28 +24,13 @@ from ctl.core.reasons import labelled
 from ctl.core.sighting import Sighting, comes_again, sighting
 from ctl.core.tracer import Trace
 from tests.datapath import received, sent, wire
+from tests.unit.conftest import Ovctl, refuses
 from tests.unit.test_path import LEAVING, OUT
 
 PORT = 8472
 NOT_THERE = (1 << 31) - 1
 """An ifindex that this machine has not."""
 DEV = f"if{NOT_THERE}"
-Ovctl = Callable[[str], tuple[int, str, str]]
-
-
-@pytest.fixture
-def ovctl(capsys: pytest.CaptureFixture[str]) -> Ovctl:
-    """Run a command line in this process: exit code, stdout, stderr."""
-
-    def run(line: str) -> tuple[int, str, str]:
-        try:
-            code = main.main(line.split())
-        except SystemExit as stopped:  # argparse's way
-            code = int(stopped.code or 0)
-        return (code, *capsys.readouterr())
-
-    return run
-
 
 WRONG = {
     "trace 10.77.1.2 nowhere": "argument DST: 'nowhere' is not an IPv4 address",
@@ -67,9 +52,7 @@ WRONG = {
 
 @pytest.mark.parametrize("line", WRONG)
 def test_a_wrong_flag_is_one_line_and_code_2(ovctl: Ovctl, line: str) -> None:
-    code, out, err = ovctl(line)
-    assert (code, out, err.count("\n")) == (2, "", 1)
-    assert WRONG[line] in err
+    refuses(ovctl, line, WRONG[line])
 
 
 @pytest.mark.parametrize(("view", "code"), [(LEAVING, 0), (View(LEAVING.node), 1)])
