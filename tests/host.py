@@ -9,12 +9,12 @@ import shutil
 import signal
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ctl.kernel.hooks.listing import Hooked, listing
 from ctl.kernel.netlink.session import Netlink
@@ -95,6 +95,9 @@ class Agent(Process):
 class Host(Namespace):
     """A host on the underlay. It becomes a node when `agent` is called."""
 
+    before_agent: ClassVar[Sequence[str]] = ()
+    """What the command of each agent follows."""
+
     def __init__(self, lab: Lab, name: str, address: IPv4Address, prefix_len: int) -> None:
         super().__init__(f"{lab.id}-{name}", lab.dir)
         self.lab, self.name, self.address = lab, name, str(address)
@@ -132,7 +135,10 @@ class Host(Namespace):
         """Start `ovctl agent` here; returns when it is ready if `wait`."""
         stem = self.lab.dir / f"agent-{self.name}-{len(self._processes)}"
         agent = Agent(
-            self.argv(*ovctl_argv(), "agent", *flags), stem, env=self.environment(env), cwd=REPOSITORY
+            self.argv(*self.before_agent, *ovctl_argv(), "agent", *flags),
+            stem,
+            env=self.environment(env),
+            cwd=REPOSITORY,
         )
         agent.host = self
         self._processes.append(agent)

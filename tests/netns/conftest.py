@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from tests.compiled import remembering
 from tests.host import Agent, started
 from tests.lab import Container, Host, Lab
 from tests.process import wait_until
@@ -36,6 +37,14 @@ def build(lab: Lab, *flags: str) -> Pair:
     for host in (a, b):
         wait_until(host.knows_a_peer, 10, f"{host.name} knows its peer")
     return Pair(lab, a, b, outside, a.container("one"), b.container("one"), agents)
+
+
+@pytest.fixture(scope="package", autouse=True)
+def compiled_once() -> Iterator[None]:
+    """Agents of this ring do not compile what others have compiled before."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Host, "before_agent", remembering())
+        yield
 
 
 @pytest.fixture
