@@ -202,15 +202,19 @@ class LeaseHolder:
 
     def _create(self, wanted: Lease, now: float) -> Lease:
         """An entry of ours on the subnets of `wanted`."""
-        lease = Lease(wanted.subnet, self.identity.host, expires_at=now + self._ttl, ipv6=wanted.ipv6)
+        lease = self._lasting(Lease(wanted.subnet, self.identity.host, ipv6=wanted.ipv6), now)
         return self._wrote(self._store.put(self.identity.mark(lease), None))
 
     def _write(self, wanted: Lease, stored: Lease, now: float) -> Lease:
         """Put `wanted` with our identity in the place of `stored`. A reservation stays without an end."""
-        expires_at = None if stored.expires_at is None else now + self._ttl
-        return self._wrote(
-            self._store.put(self.identity.mark(replace(wanted, expires_at=expires_at)), stored)
-        )
+        endless = replace(wanted, expires_at=None, renew_at=None)
+        lease = endless if stored.expires_at is None else self._lasting(wanted, now)
+        return self._wrote(self._store.put(self.identity.mark(lease), stored))
+
+    def _lasting(self, lease: Lease, now: float) -> Lease:
+        """The same with its whole life before it."""
+        whole = replace(lease, expires_at=now + self._ttl)
+        return replace(whole, renew_at=renew_at(whole, self._ttl, self._margin))
 
     def _wrote(self, lease: Lease) -> Lease:
         self.lease, self._doubtful = lease, False

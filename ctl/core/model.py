@@ -210,6 +210,8 @@ class Lease:
     """The store's version of this entry, for compare-and-swap; 0: not stored yet."""
     ipv6: IPv6Lease | None = None
     """None: the node has IPv4 only."""
+    renew_at: float | None = field(default=None, compare=False)
+    """When its holder means to renew it, seconds since the epoch; None: the store does not say."""
 
     @property
     def key(self) -> IPv4Network:

@@ -221,6 +221,14 @@ def test_a_peer_that_has_not_renewed_its_lease_is_named(end: float | None, named
     assert levels(found) == named
 
 
+@pytest.mark.parametrize(("end", "named"), [(1051, []), (1049, ["warning"]), (1000, ["failure"])])
+def test_a_peer_that_renews_later_than_we_do_is_not_late_before(end: float, named: list[str]) -> None:
+    """Its leases are shorter than ours, or its margin is: it has said that it renews 100 s before the end."""
+    found = list(member.of_renewals([replace(LEASE, expires_at=end, renew_at=end - 100)], 1000, margin=3600))
+    assert levels(found) == named
+    assert not any("unless" in each.means for each in found)
+
+
 def test_an_agent_that_has_not_followed_a_change_of_the_network_is_a_warning() -> None:
     assert list(member.of_network(REPORT, REPORT.port, REPORT.vni, REPORT.backend)) == []
     (found,) = member.of_network(REPORT, 4789, REPORT.vni, REPORT.backend)

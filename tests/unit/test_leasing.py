@@ -135,6 +135,17 @@ def test_keep_writes_nothing_until_renewal_is_due(store: MemoryStore, clock: Clo
     assert holder.next_renewal() == due + TTL - MARGIN
 
 
+def test_a_lease_that_ends_says_when_it_is_to_be_renewed(store: MemoryStore, clock: Clock) -> None:
+    holder = node(store, A, clock)
+    holder.acquire(NETWORK)
+    assert store.snapshot().leases[0].renew_at == holder.next_renewal() == 1000 + TTL - MARGIN
+    clock.now = holder.next_renewal()
+    renewed = holder.keep()
+    assert renewed.renew_at == holder.next_renewal() == clock.now + TTL - MARGIN
+    store.put(replace(renewed, expires_at=None), renewed)
+    assert node(store, A, clock).acquire(NETWORK).renew_at is None
+
+
 def test_keep_publishes_a_changed_identity(store: MemoryStore, clock: Clock) -> None:
     holder = node(store, A, clock)
     holder.acquire(NETWORK)

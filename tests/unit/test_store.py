@@ -74,6 +74,16 @@ def test_what_is_put_is_seen_by_all_in_order(two: tuple[LeaseStore, LeaseStore])
     assert 0 < nine.revision < three.revision <= snapshot.revision
 
 
+@pytest.mark.parametrize("renew_at", [None, 1234.5])
+def test_when_a_lease_is_to_be_renewed_is_kept(
+    two: tuple[LeaseStore, LeaseStore], renew_at: float | None
+) -> None:
+    one, other = two
+    one.put(replace(lease(), renew_at=renew_at, ipv6=IPv6Lease(IPv6Network("fd00:0:0:1::/64"))), None)
+    (found,) = other.snapshot().leases
+    assert found.renew_at == renew_at and found.ipv6 is not None
+
+
 @pytest.mark.parametrize("subnet", ["172.17.3.0/24", "172.17.3.128/25", "172.17.0.0/16"])
 def test_creating_over_a_live_lease_is_refused(store: LeaseStore, subnet: str) -> None:
     store.put(lease(), None)

@@ -111,15 +111,12 @@ def of_unused(ignored: Sequence[str], unread: Sequence[str]) -> Iterator[Finding
 def of_renewals(peers: Sequence[Lease], now: float, margin: float) -> Iterator[Finding]:
     """Peers whose leases should have been renewed. `margin`: seconds before its end that we renew ours.
 
-    Half of the margin is left to an agent that cannot reach the store for a while. Nothing in a lease says
-    how long its holder lets it last, so that one which has not ended is a warning.
+    One that has not ended is a warning, and no more than a guess where its holder has not said when it
+    renews it.
     """
-    late = [
-        lease
-        for lease in peers
-        if lease.expires_at not in (None, END_UNKNOWN) and lease.expires_at - now < margin / 2
-    ]
-    for lease in late:
+    for lease in peers:
+        if lease.expires_at in (None, END_UNKNOWN) or not _late(lease, now, margin):
+            continue
         assert lease.expires_at is not None
         who, left = f"{lease.node or lease.host} ({lease.subnet})", lease.expires_at - now
         remedy = f"on {lease.host}: systemctl status ovnet; ovctl doctor"
@@ -129,7 +126,19 @@ def of_renewals(peers: Sequence[Lease], now: float, margin: float) -> Iterator[F
             yield failure("leases", seen, f"{cause}: its containers are not reached", remedy)
         else:
             seen = f"{who} has not renewed its lease, which ends in {left:.0f} s"
-            yield warning("leases", seen, f"unless its leases are shorter than ours, {cause}", remedy)
+            unsure = "unless its leases are shorter than ours, " if lease.renew_at is None else ""
+            yield warning("leases", seen, f"{unsure}{cause}", remedy)
+
+
+def _late(lease: Lease, now: float, margin: float) -> bool:
+    """Whether half of the time from its renewal to its end is over.
+
+    As much is left to an agent that cannot reach the store for a while. `margin`: for a holder that has not
+    said when it renews, and is taken to do it as we do.
+    """
+    assert lease.expires_at is not None
+    due = lease.expires_at - margin if lease.renew_at is None else lease.renew_at
+    return now > (due + lease.expires_at) / 2
 
 
 def of_network(report: AgentReport, port: int, vni: int, backend: str) -> Iterator[Finding]:

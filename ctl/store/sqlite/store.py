@@ -8,6 +8,7 @@ then readers leave them out. Not for network filesystems: SQLite's locks fail th
 from __future__ import annotations
 
 import contextlib
+import json
 import sqlite3
 import threading
 import time
@@ -29,7 +30,8 @@ POLL_SECONDS: Final = 0.2
 
 _Row = tuple[str, str, str, float | None, int]
 IPV6_SUBNET: Final = "IPv6Subnet"
-"""The attribute that has it."""
+RENEW_AT: Final = "RenewAt"
+"""The attributes that have what etcd has in the key, or not at all."""
 _COLUMNS: Final = "subnet, attributes, node, expires_at, revision"
 
 
@@ -208,27 +210,38 @@ class SqliteStore(Choosing):
 
 
 def _attributes(lease: Lease) -> str:
-    """Flannel's, and the IPv6 subnet, which there is in the key."""
+    """Flannel's, and our own."""
+    ours: dict[str, object] = {}
+    if lease.ipv6 is not None:
+        ours[IPV6_SUBNET] = str(lease.ipv6.subnet)
+    if lease.renew_at is not None:
+        ours[RENEW_AT] = lease.renew_at
     text = format_attributes(lease)
-    if lease.ipv6 is None:
-        return text
-    return f'{text[:-1]},"{IPV6_SUBNET}":"{lease.ipv6.subnet}"}}'
+    return f"{text[:-1]},{json.dumps(ours, separators=(',', ':'))[1:]}" if ours else text
 
 
-def _ipv6_subnet(attributes: str) -> IPv6Network | None:
-    """None: there is none. ValueError; but what is not JSON is for who reads the rest."""
+def _ours(attributes: str) -> tuple[IPv6Network | None, float | None]:
+    """The IPv6 subnet, and when the lease is to be renewed; None: there is none, or nobody says so.
+
+    ValueError; but what is not JSON is for who reads the rest.
+    """
     try:
         found = decode(attributes)
     except ValueError:
-        return None
-    text = found.get(IPV6_SUBNET.lower()) if isinstance(found, dict) else None
-    return None if text is None else IPv6Network(str(text))
+        return None, None
+    known = found if isinstance(found, dict) else {}
+    subnet, renew_at = known.get(IPV6_SUBNET.lower()), known.get(RENEW_AT.lower())
+    return (
+        None if subnet is None else IPv6Network(str(subnet)),
+        None if renew_at is None else float(str(renew_at)),
+    )
 
 
 def _lease(row: _Row) -> Lease:
     subnet, attributes, node, expires_at, revision = row
-    lease = parse_attributes(IPv4Network(subnet), attributes, ipv6=_ipv6_subnet(attributes))
-    return replace(lease, node=node, expires_at=expires_at, revision=revision)
+    ipv6, renew_at = _ours(attributes)
+    lease = parse_attributes(IPv4Network(subnet), attributes, ipv6=ipv6)
+    return replace(lease, node=node, expires_at=expires_at, renew_at=renew_at, revision=revision)
 
 
 class _Watch:
