@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 COLUMNS: Final = ("level", "check", Column("seen"), Column("means", wide=True), Column("remedy"))
 MOST_INSIDE: Final = 256
 """How many containers are looked into unless all are: 2 ms of a processor each."""
+LOOKS: Final = 5
+LOOK_S: Final = 0.1
+"""How often the flows are read where they may push each other out, and what passes in between, seconds."""
 
 
 def register(subparsers: Any) -> None:
@@ -100,7 +103,7 @@ def _examine(settings: Settings, args: argparse.Namespace) -> Iterator[Finding]:
         yield node.of_hidden_maps(str(settings.bpffs), status.maps_error)
         known.append(status.maps_error)
         settings = replace(settings, bypass=Bypass.OFF)  # the rest is looked at without maps
-    yield from node.of_maps(fill, _approved(settings))
+    yield from node.of_maps(fill, _learned_again(settings))
     try:
         network, snapshot = stored(settings)
     except StoreError as error:
@@ -122,17 +125,20 @@ def _examine(settings: Settings, args: argparse.Namespace) -> Iterator[Finding]:
         yield from member.of_agent(status.alive, why if status.alive else (), problems, warnings, known)
 
 
-def _approved(settings: Settings) -> int:
-    """How many flows may bypass, where the map of them is nearly full; else it does not matter."""
+def _learned_again(settings: Settings) -> int:
+    """How many flows lose their entry and get it again while the doctor looks; 0 where there is room."""
+    from ctl.core.diagnosis import node
     from ctl.kernel.bpf.maps import open_maps
+    from ctl.kernel.bpf.syscall import possible_cpus
 
     try:
         with open_maps(str(settings.bpffs)) as maps:
-            entries, size = maps.fill()["flows"]
-            entry = maps.node()
-            if entry is None or entries < 0.9 * size:
+            if not node.may_push_out(*maps.fill()["flows"], possible_cpus()):
                 return 0
-            since = time.monotonic_ns() - entry.approval_ttl_ns
-            return sum(each.approved_ns > since for each in maps.flows().values())
+            looks = []
+            for _ in range(LOOKS):
+                looks.append(maps.flow_packets())
+                time.sleep(LOOK_S)
+            return node.learned_again(looks)
     except OvnetError:
         return 0  # told elsewhere

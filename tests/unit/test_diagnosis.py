@@ -236,12 +236,41 @@ def test_an_agent_that_has_not_followed_a_change_of_the_network_is_a_warning() -
 
 
 def test_maps_that_are_full_are_named_with_the_setting() -> None:
-    (found,) = node.of_maps({"peers": (4, 4), "endpoints": (3, 4), "flows": (8, 8)}, approved=1)
+    (found,) = node.of_maps({"peers": (4, 4), "endpoints": (3, 4), "flows": (8, 8)}, again=0)
     assert "map peers is full" in found.seen and "--peers-max 8" in found.remedy
-    (found,) = node.of_maps({"peer_stats": (4, 4)}, approved=0)
+    (found,) = node.of_maps({"peer_stats": (4, 4)}, again=0)
     assert "map peer_stats is full" in found.seen and "--peers-max 8" in found.remedy
-    (found,) = node.of_maps({"flows": (8, 8)}, approved=8)
-    assert found.level is Level.WARNING and "--flows-max 16" in found.remedy
+
+
+@pytest.mark.parametrize(("again", "named"), [(0, []), (600, []), (601, ["warning"])])
+def test_flows_that_push_each_other_out_are_told_from_connections_that_close(
+    again: int, named: list[str]
+) -> None:
+    found = list(node.of_maps({"flows": (60_000, 65_536)}, again))
+    assert levels(found) == named
+    assert all("--flows-max 131072" in each.remedy and f"{again} flows" in each.seen for each in found)
+
+
+def test_a_flow_is_learned_again_if_it_had_an_entry_and_lost_it() -> None:
+    in_use, ended, new = b"a", b"b", b"c"
+    assert node.learned_again([{in_use, ended}, {ended}, {in_use, new}, {in_use, new}]) == 1
+    assert node.learned_again([{in_use, ended}, {in_use}, {in_use, new}]) == 0
+
+
+@pytest.mark.parametrize(
+    ("entries", "capacity", "cpus", "may"),
+    [
+        (65_279, 65_536, 2, False),
+        (65_280, 65_536, 2, True),
+        (31, 64, 2, False),
+        (32, 64, 2, True),
+        (0, 1, 2, False),
+    ],
+)
+def test_a_map_may_push_out_as_soon_as_what_is_free_may_be_some_cpus_own(
+    entries: int, capacity: int, cpus: int, may: bool
+) -> None:
+    assert node.may_push_out(entries, capacity, cpus) is may
 
 
 @pytest.mark.parametrize("manager", ["NetworkManager", "systemd-networkd"])

@@ -109,8 +109,36 @@ def of_programs(wanted: Iterable[tuple[str, str]], present: Collection[tuple[str
         yield ok("programs", "they are where they have to be")
 
 
-def of_maps(fill: Mapping[str, tuple[int, int]], approved: int) -> Iterator[Finding]:
-    """How full they are: (entries, capacity) by name; `approved`: flows that may bypass now."""
+def may_push_out(entries: int, capacity: int, cpus: int) -> bool:
+    """Whether an LRU map may make room for an entry by another one, though it is not full.
+
+    Each of the `cpus` keeps so many free entries for itself (LOCAL_FREE_TARGET), of a small map, since Linux
+    6.16, half of them at most together (kernel/bpf/bpf_lru_list.c).
+    """
+    return entries > 0 and entries >= capacity - min(_KEPT_FREE * cpus, capacity // 2)
+
+
+_KEPT_FREE: Final = 128
+_CLOSING: Final = 0.01
+"""The share of flows that may lose their entry and get it again with nothing wrong: as a connection closes,
+its FIN takes the entry away, and the acknowledgement of that makes one."""
+
+
+def learned_again(looks: Sequence[Collection[bytes]]) -> int:
+    """How many flows had an entry, had none later, and then had one again, by the keys of each look.
+
+    Flows in use that were pushed out are among them, which have ended are not.
+    """
+    seen, gone, back = set[bytes](), set[bytes](), set[bytes]()
+    for keys in map(set, looks):
+        back |= keys & gone
+        gone |= seen - keys
+        seen |= keys
+    return len(back)
+
+
+def of_maps(fill: Mapping[str, tuple[int, int]], again: int) -> Iterator[Finding]:
+    """How full they are: (entries, capacity) by name; `again`: flows that have just lost and got an entry."""
     full = {name: size for name, (entries, size) in fill.items() if size and entries >= size}
     for name, size in sorted(full.items()):
         if name != "flows":
@@ -120,13 +148,14 @@ def of_maps(fill: Mapping[str, tuple[int, int]], approved: int) -> Iterator[Find
                 "what has no room in it goes by the kernel path",
                 f"restart the agent with --{_SHARED_ROOM.get(name, name)}-max {2 * size}",
             )
-    flows = fill.get("flows", (0, 0))[1]
-    if flows and approved > 0.9 * flows:
+    entries, size = fill.get("flows", (0, 0))
+    if again > entries * _CLOSING:
         yield warning(
             "maps",
-            f"map flows thrashes: {approved} of {flows} entries are of flows that may bypass",
+            f"map flows thrashes: {again} flows lost their entry and got it again while the doctor looked,"
+            f" {entries} of {size} are there",
             "flows in use push each other out, and their packets take the kernel path",
-            f"restart the agent with --flows-max {2 * flows}",
+            f"restart the agent with --flows-max {2 * size}",
         )
 
 
