@@ -6,6 +6,7 @@ takes 206 ms to unpack them (410 us each), `parse` 17. Names and numbers are pyr
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Final
@@ -117,9 +118,8 @@ def _xdp(inner: bytes) -> int:
 
 def traffic(rtnl: Rtnl, ifindex: int) -> Device:
     """What an interface has counted. Refused if there is none."""
-    (found,) = rtnl.link(_GET, index=ifindex)
-    counted = found.get("stats64")
-    return Device(rx=counted["rx_packets"], tx=counted["tx_packets"])
+    found = _statistics(rtnl, index=ifindex)
+    return Device(rx=found["rx_packets"], tx=found["tx_packets"])
 
 
 def counted(rtnl: Rtnl, port: Link) -> tuple[int, int, int, int] | None:
@@ -130,14 +130,20 @@ def counted(rtnl: Rtnl, port: Link) -> tuple[int, int, int, int] | None:
     """
     far = port.peer
     where = {"index": far.ifindex, "if_netnsid": far.netns} if far else {"index": port.ifindex}
-    answers: list[Any] = []
+    found: Mapping[str, int] = {}
     with suppress_missing():
-        answers = rtnl.link(_GET, **where)
-    if not answers:
+        found = _statistics(rtnl, **where)
+    if not found:
         return None
-    found = answers[0].get("stats64")
     sent, received = (found["tx_packets"], found["tx_bytes"]), (found["rx_packets"], found["rx_bytes"])
     return (*sent, *received) if far else (*received, *sent)
+
+
+def _statistics(rtnl: Rtnl, **which: int) -> Mapping[str, int]:
+    """The counters of an interface by the names of struct rtnl_link_stats64. Refused if there is none."""
+    (found,) = rtnl.link(_GET, **which)
+    counters: Mapping[str, int] = found.get("stats64")
+    return counters
 
 
 def tunnel(rtnl: Rtnl, ifindex: int) -> Vxlan:
