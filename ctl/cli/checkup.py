@@ -111,7 +111,7 @@ class Checkup:
             if not told & {str(word) for word in (each.subnet, each.overlay_hop, each.vtep_mac, each.host)}
         ]
         mtu = self._case.report.mtu
-        with progress(4 * len(asked)) as step:  # small packets and large ones, each twice
+        with progress(2 * len(asked)) as step:  # small packets and large ones
             ways = examination.ways(family, asked, step)
         found = [finding for way in ways for finding in of_way(way, mtu, self._case.network.port)]
         yield from found

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from ipaddress import IPv4Address, IPv6Address
-from typing import Final
 
 from ctl.backend.site import Site
 from ctl.backend.vxlan.device import device_name
@@ -41,11 +40,8 @@ from ctl.node.alive import directory, judged
 from ctl.node.bridge import device
 from ctl.node.dual_stack import networks
 from ctl.node.host_local import reservations
-from ctl.node.reach import PATIENCE_S, overlay_address, own_address
+from ctl.node.reach import PATIENCE_S, answering, largest, overlay_address, own_address
 from ctl.settings.config import Settings
-
-TRIES: Final = 2
-"""How many answers have to be missing."""
 
 
 class Examination:
@@ -184,19 +180,15 @@ class Examination:
         `family`: one that we have.
         """
         source = own_address(family, self._site)
+        mtu = self._report.mtu
         with Echo(source) as echo:
             targets = {overlay_address(self._site.network, lease): lease for lease in peers}
-            small = echo.ask(targets, SMALL, TRIES, PATIENCE_S, step)
-            there = [address for address, answers in small.items() if answers.round_trips]
-            whole = echo.ask(there, self._report.mtu, TRIES, PATIENCE_S, step)
-            tight = [address for address, answers in whole.items() if not answers.round_trips]
-            largest = echo.largest(tight, SMALL, self._report.mtu, PATIENCE_S)
+            there = answering(echo, targets, SMALL, step=step)
+            sizes = largest(echo, there, mtu, step=step)
         spoilt_at = spoilt(source, there, PATIENCE_S)
         silent = [lease for address, lease in targets.items() if address not in there]
         reached = self._underlay(family, [lease.host for lease in silent])
-        fragmented = self._fragmented(
-            family, [targets[address].host for address in there], [targets[address].host for address in tight]
-        )
+        fragmented = self._fragmented(family, {targets[each].host: size for each, size in sizes.items()})
         closed_at = closed(sorted(reached), self._site.network.port, PATIENCE_S) if self._tunnel() else set()
         unresolved = self._netlink.unresolved(family)  # now: the echoes have had it asked for
         return [
@@ -207,7 +199,7 @@ class Examination:
                 uplink=self._device_to(lease.host),
                 underlay=lease.host in reached or lease not in silent,
                 answered=address in there,
-                largest=largest.get(address, 0),
+                largest=sizes.get(address, 0),
                 strict=self._strict(lease),
                 closed=lease.host in closed_at,
                 spoilt=address in spoilt_at,
@@ -221,23 +213,21 @@ class Examination:
         if not hosts:
             return set()
         with Echo(family.source(self._site.uplink, self._site.lease)) as echo:
-            answers = echo.ask(hosts, SMALL, TRIES, PATIENCE_S)
-        return {host for host, each in answers.items() if each.round_trips}
+            return set(answering(echo, hosts, SMALL))
 
-    def _fragmented(self, family: Family[A, N], hosts: Sequence[A], tight: Collection[A]) -> dict[A, int]:
+    def _fragmented(self, family: Family[A, N], carried: Mapping[A, int]) -> dict[A, int]:
         """The largest whole packet that passes on the underlay, where one of the tunnel's does not.
 
-        `tight`: those of them to which the tunnel does not carry its largest.
+        `carried`: the largest that the tunnel carries to each host, bytes.
         """
-        if not hosts or not self._tunnel():
+        if not carried or not self._tunnel():
             return {}
-        whole = self._report.mtu + family.vxlan_overhead
+        mtu = self._report.mtu
+        whole = mtu + family.vxlan_overhead
         with Echo(family.source(self._site.uplink, self._site.lease)) as echo:
-            answers = echo.ask([host for host in hosts if host not in tight], whole, TRIES, PATIENCE_S)
-            tight = [*tight, *(host for host, each in answers.items() if not each.round_trips)]
-            small = echo.ask(tight, SMALL, 1, PATIENCE_S)
+            passed = answering(echo, [host for host, size in carried.items() if size == mtu], whole)
             # Who answers no echo on the underlay at all says nothing about its path.
-            known = [host for host, each in small.items() if each.round_trips]
+            known = answering(echo, [host for host in carried if host not in passed], SMALL)
             return echo.largest(known, SMALL, whole, PATIENCE_S)
 
     def _strict(self, lease: Member[A, N]) -> str:

@@ -33,22 +33,36 @@ AGAIN: Final = 3
 
 
 def answering(
-    echo: Echo[A], targets: Collection[A], size: int, enough: Callable[[], bool] = lambda: False
+    echo: Echo[A],
+    targets: Collection[A],
+    size: int,
+    enough: Callable[[], bool] = lambda: False,
+    step: Callable[[], None] = lambda: None,
 ) -> dict[A, float]:
-    """The first round trip, seconds, of each that answers packets of `size` bytes; some are asked again."""
+    """The first round trip, seconds, of each that answers packets of `size` bytes; some are asked again.
+
+    `enough`: whether to end early; `step` is called after each request.
+    """
     found: dict[A, float] = {}
     for count in (1, AGAIN):
         waiting = [target for target in targets if target not in found]
-        answers = echo.ask(waiting, size, count, PATIENCE_S, enough=enough)
+        answers = echo.ask(waiting, size, count, PATIENCE_S, step, enough)
         found |= {target: each.round_trips[0] for target, each in answers.items() if each.round_trips}
     return found
 
 
 def largest(
-    echo: Echo[A], there: Collection[A], mtu: int, enough: Callable[[], bool] = lambda: False
+    echo: Echo[A],
+    there: Collection[A],
+    mtu: int,
+    enough: Callable[[], bool] = lambda: False,
+    step: Callable[[], None] = lambda: None,
 ) -> dict[A, int]:
-    """The largest packet that each answers, bytes, at most `mtu`; `there`: those that answer small ones."""
-    whole = dict.fromkeys(answering(echo, there, mtu, enough), mtu)
+    """The largest packet that each answers, bytes, at most `mtu`; `there`: those that answer small ones.
+
+    `enough` and `step`: as for `answering`.
+    """
+    whole = dict.fromkeys(answering(echo, there, mtu, enough, step), mtu)
     tight = [] if enough() else [target for target in there if target not in whole]
     return whole | echo.largest(tight, SMALL, mtu, PATIENCE_S)
 

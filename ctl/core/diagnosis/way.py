@@ -33,7 +33,7 @@ class Way:
     answered: bool = True
     """Whether its overlay address answers small echoes."""
     largest: int = 0
-    """The largest packet that it answers, bytes; 0: all that fit the overlay."""
+    """The largest packet that it answers, bytes; 0: it was not asked."""
     strict: str = ""
     """The uplink, if it takes only what the FIB would send back by it (rp_filter 1), and the FIB leads to the
     peer's host elsewhere."""
