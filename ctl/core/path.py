@@ -101,10 +101,13 @@ def _too_large(probe: Probe, node: NodeEntry) -> Hop:
 
 
 def _kernel_path(probe: Probe, view: View, node: NodeEntry) -> Iterator[Hop]:
-    if view.route:
-        yield Hop("route", view.route, "kernel", Fate.ON, "", "by the kernel's table")
-    else:
+    if not view.route:
         yield Hop("route", "", "kernel", Fate.LOST, "", f"the kernel has no route to {probe.dst}")
+    elif stolen_from := _stolen_from(view, node):
+        seen = f"not to {stolen_from}: another route is more specific, or comes first in the rules"
+        yield Hop("route", view.route, "kernel", Fate.LOST, "", seen)
+    else:
+        yield Hop("route", view.route, "kernel", Fate.ON, "", "by the kernel's table")
     yield from _netfilter(view)
     if view.peer:
         yield _tunnel(probe, view, node, view.peer)
@@ -114,6 +117,18 @@ def _kernel_path(probe: Probe, view: View, node: NodeEntry) -> Iterator[Hop]:
             f"not for the overlay, which is {node.network}, unless netfilter translates it to there: how is"
             " known once a first packet has been answered",
         )  # fmt: skip
+
+
+def _stolen_from(view: View, node: NodeEntry) -> str:
+    """The vxlan device, where a packet for a peer whose tunnel it is has to go there and does not; or empty.
+
+    Of a peer that eBPF leaves to the kernel it is not known: some are reached without a tunnel.
+    """
+    peer = view.peer
+    if peer is None or peer.flags & PEER_F_KERNEL_PATH or not node.tunnel_ifindex:
+        return ""
+    tunnel = view.name(node.tunnel_ifindex)
+    return tunnel if view.route != tunnel else ""
 
 
 def _tunnel(probe: Probe, view: View, node: NodeEntry, peer: PeerEntry) -> Hop:

@@ -99,6 +99,9 @@ LOST = {
     "no peer": (OUT, replace(LEAVING, peer=None), "no peer has leased the subnet of 10.77.2.3"),
     "too large": (replace(OUT, size=1451, df=True), LEAVING, "1451 bytes with DF, the overlay carries 1450"),
     "no route": (OUT, replace(LEFT_TO_KERNEL, route=""), "the kernel has no route to 10.77.2.3"),
+    "a stolen route": (
+        OUT, replace(LEFT_TO_KERNEL, route="eth0"), "not to ovnet.1: another route is more specific",
+    ),
     "a chain": (OUT, replace(LEFT_TO_KERNEL, refusals=("ip a b drops",)), "ip a b drops"),
     "no neighbour": (OUT, replace(LEAVING, unresolved=frozenset({HOST})), "192.0.2.2 does not answer"),
     "no lease": (OUT, replace(LEAVING, lease=None), "the store has no lease of that subnet"),
