@@ -117,16 +117,20 @@ def test_two_set_ups_at_once_make_one_store(tmp_path: Path) -> None:
         store.close()
 
 
-def test_a_row_that_cannot_be_read_harms_no_other(path: Path) -> None:
+@pytest.mark.parametrize(
+    ("attributes", "why"),
+    [("{", "not JSON"), ('{"PublicIP":"10.0.0.2","RenewAt":"soon"}', "RenewAt is not a number")],
+)
+def test_a_row_that_cannot_be_read_harms_no_other(path: Path, attributes: str, why: str) -> None:
     store = sqlite(path, create=True)
     good = store.put(lease(), None)
     bad = store.put(lease(4, "10.0.0.2"), None)
     with closing(sqlite3.connect(path)) as db, db:
-        db.execute("UPDATE lease SET attributes = '{' WHERE subnet = ?", (str(bad.subnet),))
+        db.execute("UPDATE lease SET attributes = ? WHERE subnet = ?", (attributes, str(bad.subnet)))
     snapshot = store.snapshot()
     assert snapshot.leases == (good,)
     assert len(snapshot.problems) == 1
-    assert snapshot.problems[0].startswith("lease 172.17.4.0/24: not JSON")
+    assert snapshot.problems[0].startswith(f"lease 172.17.4.0/24: {why}")
     with pytest.raises(LeaseConflict, match="unreadable"):
         store.put(lease(4), None)
     store.close()

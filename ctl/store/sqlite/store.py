@@ -231,10 +231,9 @@ def _ours(attributes: str) -> tuple[IPv6Network | None, float | None]:
         return None, None
     known = found if isinstance(found, dict) else {}
     subnet, renew_at = known.get(IPV6_SUBNET.lower()), known.get(RENEW_AT.lower())
-    return (
-        None if subnet is None else IPv6Network(str(subnet)),
-        None if renew_at is None else float(str(renew_at)),
-    )
+    if not isinstance(renew_at, int | float | None):
+        raise ValueError(f"{RENEW_AT} is not a number")
+    return None if subnet is None else IPv6Network(str(subnet)), renew_at
 
 
 def _lease(row: _Row) -> Lease:
