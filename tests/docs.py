@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 from ctl.settings.config import SETTINGS, Setting
 from metrics import names
-from tests.netns.faults import FAULTS, WITHOUT_AGENT
+from tests.netns.faults import FAULTS, TIMES, WITHOUT_AGENT
 
 DOCS = Path(__file__).parent.parent / "docs"
 OPERATING, METRICS, TROUBLESHOOTING = (
@@ -39,9 +40,13 @@ def metrics_table() -> str:
 
 
 def faults_table() -> str:
-    """What the doctor is shown in the tests, and by which words it names that and its remedy."""
-    rows = ["| what is wrong | `ovctl doctor` says | and to do |", "|---|---|---|"]
-    rows += [f"| {each.name} | {each.seen} | {each.remedy} |" for each in (*FAULTS, *WITHOUT_AGENT)]
+    """What the doctor is shown in the tests, by which words it names that and its remedy, and how soon."""
+    seconds = json.loads(TIMES.read_text())
+    rows = ["| what is wrong | `ovctl doctor` says | and to do | after |", "|---|---|---|---|"]
+    rows += [
+        f"| {each.name} | {each.seen} | {each.remedy} | {seconds[each.name]} s |"
+        for each in (*FAULTS, *WITHOUT_AGENT)
+    ]
     return "\n".join(rows) + "\n"
 
 

@@ -11,7 +11,7 @@ import shlex
 import struct
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from pathlib import PurePosixPath
@@ -23,6 +23,10 @@ from ctl.kernel.bpf import syscall
 from ctl.store import open_store
 from tests.host import Container, Host, meet, ovctl_argv
 from tests.lab import wait_until
+from tests.namespace import REPOSITORY
+
+TIMES = REPOSITORY / "docs" / "faults.json"
+"""How long the doctor took over each, seconds by name: measured by tests/netns/test_doctor.py."""
 
 
 @dataclass
@@ -34,6 +38,16 @@ class Ward:
     on_a: Container
     beside: Container
     """Another one on `a`."""
+    on_b: Container
+
+
+def agent(host: Host, *flags: str) -> None:
+    """Start a node's agent, which mends nothing by itself for as long as a test takes.
+
+    The leases of `b` are much shorter than those of `a`.
+    """
+    lasting = ("--lease-ttl", "600") if host.name == "b" else ()
+    host.agent("--resync-interval", "3600", *lasting, *flags)
 
 
 @dataclass(frozen=True)
@@ -46,6 +60,8 @@ class Fault:
     remedy: str
     flags: tuple[str, ...] = ()
     """Of `ovctl doctor`."""
+    traced: str = ""
+    """What `ovctl trace` to a container of `b` ends with; empty: a packet does not show it, or not here."""
     files: Callable[[Ward], dict[str, str]] | None = None
     """What the doctor reads in place of this machine's own files: text by path. Where a fault is one of
     the machine, which labs share."""
@@ -318,7 +334,7 @@ def another_port(ward: Ward) -> Iterator[None]:
         yield
     finally:
         b.ip("link", "del", "ovnet.1")
-        b.agent("--resync-interval", "3600")
+        agent(b)
         meet(ward.a, b)
 
 
@@ -339,12 +355,12 @@ def with_agents_flags(ward: Ward, *flags: str) -> Iterator[None]:
     """`a` runs with these, and then as before."""
     ward.a.stop_processes()
     try:
-        ward.a.agent("--resync-interval", "3600", *flags)
+        agent(ward.a, *flags)
         meet(ward.a, ward.b)
         yield
     finally:
         ward.a.stop_processes()
-        ward.a.agent("--resync-interval", "3600")
+        agent(ward.a)
         meet(ward.a, ward.b)
 
 
@@ -364,6 +380,59 @@ def few_peers(ward: Ward) -> Iterator[None]:
         yield
 
 
+MANY = """
+import itertools, socket, sys, time
+def sockets():
+    for number in range(int(sys.argv[2])):
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.connect((sys.argv[1], 7))
+        yield made
+for each in itertools.cycle(list(sockets())):
+    each.send(b"x")
+    time.sleep(0.001)
+"""
+"""Datagrams of so many flows in turn, for ever."""
+ECHOES = """
+import socket
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("", 7))
+while True:
+    sock.sendto(*sock.recvfrom(99))
+"""
+FEW = 64
+"""The smallest map of flows."""
+
+
+@contextmanager
+def few_flows(ward: Ward) -> Iterator[None]:
+    """More conversations than there is room for, none of which ends."""
+    with with_agents_flags(ward, "--flows-max", str(FEW)), ExitStack() as talk:
+        talk.callback(ward.on_b.serve("python3", "-c", ECHOES, port=7, protocol="udp").stop)
+        talk.callback(ward.on_a.popen("python3", "-c", MANY, ward.on_b.address, str(FEW)).stop)
+        wait_until(lambda: len(ward.a.json("map", "dump", "flows")) >= FEW / 2, 30, "flows fill their map")
+        yield
+
+
+@contextmanager
+def another_way_back(ward: Ward) -> Iterator[None]:
+    """A second cable: `a` sends by it, `b` answers by the first, where `a` is strict.
+
+    Without eBPF at the uplink, which takes VXLAN off it before rp_filter.
+    """
+    a, b = ward.a, ward.b
+    with with_agents_flags(ward, "--bypass", "off"):
+        a.ip("link", "add", "second", "type", "veth", "peer", "name", "second", "netns", b.netns)
+        for host in (a, b):
+            host.ip("link", "set", "second", "up")
+        a.ip("route", "add", b.address, "dev", "second", "src", a.address)
+        a.sysctl("net.ipv4.conf.eth0.rp_filter", "1")
+        try:
+            yield
+        finally:
+            a.sysctl("net.ipv4.conf.eth0.rp_filter", "0")
+            a.ip("link", "del", "second")
+
+
 @contextmanager
 def peers_agent_dead(ward: Ward) -> Iterator[None]:
     """For so long that it should have renewed its lease, which has not ended yet."""
@@ -371,11 +440,12 @@ def peers_agent_dead(ward: Ward) -> Iterator[None]:
     store = open_store(ward.a.lab.store_url)
     try:
         own = next(lease for lease in store.snapshot(fresh=True).leases if str(lease.host) == ward.b.address)
-        store.put(replace(own, expires_at=time.time() + 600), own)
+        now = time.time()
+        store.put(replace(own, renew_at=now - 900, expires_at=now + 600), own)
         yield
     finally:
         store.close()
-        ward.b.agent("--resync-interval", "3600")
+        agent(ward.b)
         meet(ward.a, ward.b)
 
 
@@ -413,12 +483,19 @@ FAULTS: tuple[Fault, ...] = (
         "none whose checksums a device finishes",
         "ethtool -K eth0 tx off",
     ),
-    Fault("the next hop's MAC is not known", peer_down, "no ARP", "ping 192.168.77.12"),
+    Fault(
+        "the next hop's MAC is not known",
+        peer_down,
+        "no ARP",
+        "ping 192.168.77.12",
+        traced="next hop 192.168.77.12 does not answer ARP",
+    ),
     Fault(
         "a more specific route steals a subnet",
         stolen,
         "is routed to eth0, not to ovnet.1",
         "ip route get",
+        traced="not to ovnet.1: another route is more specific, or comes first in the rules",
     ),
     Fault(
         "a port's MTU is larger than the overlay's",
@@ -437,6 +514,7 @@ FAULTS: tuple[Fault, ...] = (
         a_policy_that_drops,
         "ip somebody theirs",
         "nft insert rule ip somebody theirs ip saddr 172.17.0.0/16 accept",
+        traced="ip somebody theirs",
     ),
     Fault(
         "somebody's rule drops what is forwarded",
@@ -476,6 +554,18 @@ FAULTS: tuple[Fault, ...] = (
         "map peers is full: 1 of 1",
         "--peers-max 2",
         flags=("--peers-max", "1", "--peer", "b"),
+    ),
+    Fault(
+        "flows in use push each other out of their map",
+        few_flows,
+        "map flows thrashes",
+        "--flows-max 128",
+    ),
+    Fault(
+        "rp_filter is strict, and the way back another",
+        another_way_back,
+        "its packets come in by eth0, and the route back is another",
+        "net.ipv4.conf.eth0.rp_filter=2",
     ),
     Fault(
         "the agent's bpffs is private to its container",
@@ -574,6 +664,20 @@ def not_forwarding(ward: Ward) -> Iterator[None]:
 
 
 @contextmanager
+def without_xdp(ward: Ward) -> Iterator[None]:
+    """Of an agent that had it, which ran last."""
+    try:
+        agent(ward.a, "--hook", "xdp")
+        ward.a.stop_processes()
+        ward.a.ip("link", "set", "dev", "eth0", "xdpdrv", "off")
+        yield
+    finally:
+        agent(ward.a)
+        meet(ward.a, ward.b)
+        ward.a.stop_processes()
+
+
+@contextmanager
 def subnet_of_another(ward: Ward) -> Iterator[None]:
     store = open_store(ward.a.lab.store_url)
     try:
@@ -625,7 +729,16 @@ WITHOUT_AGENT: tuple[Fault, ...] = (
         "neighbours: ",
         "systemctl start ovnet; who changed it?",
     ),
-    Fault("a route of ours is gone", no_route, "routes: ", "systemctl start ovnet; who changed it?"),
+    Fault(
+        "a route of ours is gone",
+        no_route,
+        "routes: ",
+        "systemctl start ovnet; who changed it?",
+        traced="the kernel has no route to 172.17.",
+    ),
+    Fault(
+        "XDP is taken off the uplink", without_xdp, "none of ours at xdp of eth0", "systemctl restart ovnet"
+    ),
     Fault("ip_forward is off", not_forwarding, "net.ipv4.ip_forward is 0", "sysctl -w net.ipv4.ip_forward=1"),
     Fault(
         "another host holds our lease",

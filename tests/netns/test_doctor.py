@@ -1,10 +1,16 @@
-"""`ovctl doctor` on two nodes, with one fault at a time: it names this one and no other."""
+"""`ovctl doctor` on two nodes, with one fault at a time: it names this one and no other.
+
+DOCTOR_TIMES=1: how long each answer has taken is written to docs/faults.json, for the table of the docs.
+"""
 
 from __future__ import annotations
 
 import io
+import json
+import os
 import subprocess
 import tarfile
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -15,11 +21,13 @@ from tests.host import Host, meet
 from tests.lab import Lab, wait_until
 from tests.netns.faults import (
     FAULTS,
+    TIMES,
     WITHOUT_AGENT,
     Fault,
     Ward,
     a_chain_of_somebody,
     addressed,
+    agent,
     findings,
     lost_on_the_way,
 )
@@ -31,16 +39,46 @@ def ward() -> Iterator[Ward]:
         a, b = lab.host("a"), lab.host("b")  # on a switch, which can lose packets
         lab.init_network()
         for host in (a, b):
-            host.agent("--resync-interval", "3600")
+            agent(host)
         meet(a, b)
-        yield Ward(a, b, a.container("one"), a.container("two"))
+        yield Ward(a, b, a.container("one"), a.container("two"), b.container("one"))
+
+
+@pytest.fixture(scope="module")
+def times() -> Iterator[dict[str, float]]:
+    """For how long the doctor was waited for, seconds, by the name of the fault."""
+    found: dict[str, float] = {}
+    yield found
+    if os.environ.get("DOCTOR_TIMES"):
+        TIMES.write_text(json.dumps(json.loads(TIMES.read_text()) | found, indent=1, sort_keys=True) + "\n")
+
+
+def traced(ward: Ward) -> str:
+    """Where a packet of the one container to the other ends, if `ovctl trace` says that it does."""
+    ends = (ward.on_a.address, ward.on_b.address)
+    done = ward.a.ovctl("trace", *ends, "--dport", "7", "-o", "json", check=False)
+    last = json.loads(done.stdout)[-1]
+    assert done.returncode == (last["fate"] == "lost"), done.stderr
+    return str(last["seen"]) if last["fate"] == "lost" else ""
+
+
+def timed(ward: Ward, fault: Fault, times: dict[str, float]) -> list[str]:
+    """What is found while the fault is there."""
+    files = fault.files(ward) if fault.files else None
+    begun = time.monotonic()
+    found = findings(ward, *fault.flags, files=files)
+    times[fault.name] = round(time.monotonic() - begun, 1)
+    return found
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name.replace(" ", "-"))
-def test_a_fault_is_named_with_its_remedy_and_no_other_is(ward: Ward, fault: Fault) -> None:
+def test_a_fault_is_named_with_its_remedy_and_no_other_is(
+    ward: Ward, fault: Fault, times: dict[str, float]
+) -> None:
     """That one before is not named any more is seen by this, too."""
     with fault.inject(ward):
-        (line,) = findings(ward, *fault.flags, files=fault.files(ward) if fault.files else None)
+        (line,) = timed(ward, fault, times)
+        assert not fault.traced or fault.traced in traced(ward)
     assert fault.seen in line and fault.remedy in line
 
 
@@ -57,6 +95,13 @@ def test_a_well_node_shows_what_was_looked_at(ward: Ward) -> None:
     assert all(line.split()[0] in ("LEVEL", "ok") for line in text.splitlines())
     for check in ("agent", "store", "lease", "entries", "forwarding", "mtu", "programs", "peers"):
         assert f" {check} " in text
+
+
+def test_looking_changes_nothing_here_or_there(ward: Ward) -> None:
+    before = [node.footprint() for node in (ward.a, ward.b)]
+    for command in (["doctor"], ["map", "diff"], ["trace", ward.on_a.address, ward.on_b.address]):
+        ward.a.ovctl(*command)
+    assert [node.footprint() for node in (ward.a, ward.b)] == before
 
 
 def test_one_peer_is_asked_by_host_node_or_subnet(ward: Ward) -> None:
@@ -106,14 +151,17 @@ def test_a_store_that_is_away_is_named(ward: Ward) -> None:
     assert "/nonexistent/store.db" in line
 
 
-def test_a_dead_agent_and_what_went_wrong_since_are_named(ward: Ward, tmp_path: Path) -> None:
+def test_a_dead_agent_and_what_went_wrong_since_are_named(
+    ward: Ward, tmp_path: Path, times: dict[str, float]
+) -> None:
     a = ward.a
     a.stop_processes()
     (dead,) = findings(ward)
     assert "no agent runs here" in dead and "systemctl start ovnet" in dead
     for fault in WITHOUT_AGENT:
         with fault.inject(ward):
-            (also,) = set(findings(ward)) - {dead}
+            (also,) = set(timed(ward, fault, times)) - {dead}
+            assert not fault.traced or fault.traced in traced(ward)
         assert fault.seen in also and fault.remedy in also
     assert findings(ward) == [dead]
     files = archived(a, tmp_path / "report")

@@ -61,7 +61,7 @@ def test_a_healthy_node_under_load_reports_nothing() -> None:
         service(a, on_b.address)
         sink = TcpSink(on_b)
         guests = come_and_go(a)
-        ward = Ward(a, b, on_a, on_a)
+        ward = Ward(a, b, on_a, on_a, on_b)
         with traffic(on_a, on_b), connections(on_a, on_b.address), connections(on_a, SERVICE):
             for number in range(ROUNDS):
                 next(guests)
