@@ -26,6 +26,7 @@ COMMANDS: Final = (
     "doctor -o wide --no-probe",
     "map diff -o wide",
     "hook list -o wide",
+    "ipam check --all -o wide",
     "network show -o json",
     "lease list -o wide",
     "map dump -o json",
@@ -51,7 +52,9 @@ def register(subparsers: Any) -> None:
         help="default: ovnet-report-NODE-TIME.tar.zst here; .tar.gz where zstd is not installed",
     )
     parser.set_defaults(func=run)
-    add_options(parser, ["state_dir", "bpffs", "bypass", "peers_max", *STORE_SETTINGS])
+    add_options(
+        parser, ["state_dir", "bpffs", "bypass", "peers_max", "cni_conf", "cni_data_dir", *STORE_SETTINGS]
+    )
 
 
 def run(args: argparse.Namespace) -> int:

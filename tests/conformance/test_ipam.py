@@ -15,7 +15,7 @@ import pytest
 from tests.cni import ConflistContainer
 from tests.host import Host, ovctl_argv
 from tests.lab import Lab, wait_until
-from tests.process import CommandFailed
+from tests.process import CommandFailed, run
 
 
 @dataclass
@@ -73,6 +73,18 @@ def node() -> Iterator[Node]:
         a.agent(*found.flags)
         wait_until(found.conflist.exists, 30, "its runtime is told")
         yield found
+
+
+def test_a_report_has_what_is_leaked(node: Node, tmp_path: Path) -> None:
+    node.store.mkdir(parents=True, exist_ok=True)
+    leaked, path = node.leak(199), tmp_path / "report"
+    try:
+        node.host.ovctl("report", "--write", str(path), *node.flags)
+        said = run(["tar", "-xOf", str(path), "--wildcards", "*/ovctl/ipam_check_*"]).stdout
+        assert [line.split()[:2] for line in said.splitlines() if "gone-199" in line] == [[leaked, "leaked"]]
+        assert said.endswith("exit 1\n")
+    finally:
+        node.host.ovctl("ipam", "release", leaked, *node.flags)
 
 
 def test_what_is_in_use_is_never_leaked_and_what_is_leaked_is_freed_when_asked_for(node: Node) -> None:
