@@ -38,7 +38,7 @@ from tests.process import wait_until
 from tests.unit.stores import MAC
 
 SECONDS = 40.0
-QUICK = Pace(watch=20.0, probe=0.5, spread=0.0, back_off=(0.02, 0.2))
+QUICK = Pace(watch=20.0, probe=0.5, file=0.05, spread=0.0, back_off=(0.02, 0.2))
 NET_CONF = '{"Network":"10.244.0.0/16","Backend":{"Type":"vxlan"}}'
 IDENTITY = Identity(IPv4Address("10.0.0.1"), MAC, 1, "n1")
 
@@ -630,7 +630,7 @@ def test_the_network_is_a_file_and_is_written_by_nobody(opened: Opener, tmp_path
         store.read_network()
 
 
-def test_a_change_of_the_configmap_is_read_though_only_a_link_is_another_one(
+def test_a_change_of_the_configmap_is_told_and_read_though_only_a_link_is_another_one(
     opened: Opener, tmp_path: Path
 ) -> None:
     """As kubelet mounts it: the file is a link to `..data/`, itself a link to a directory that is swapped."""
@@ -639,16 +639,22 @@ def test_a_change_of_the_configmap_is_read_though_only_a_link_is_another_one(
         (tmp_path / version).mkdir()
         conf = json.dumps(json.loads(NET_CONF) | {"Backend": json.loads(backend)})
         (tmp_path / version / "net-conf.json").write_text(conf)
+    (tmp_path / "..data").symlink_to("..1")
     (tmp_path / "net-conf.json").unlink()
     (tmp_path / "net-conf.json").symlink_to("..data/net-conf.json")
-    found = []
-    for version in ("..1", "..2"):
-        (tmp_path / "..tmp").symlink_to(version)
+    network = store.read_network()
+    assert network is not None and network.mtu is None
+    with watched(store) as seen:
+        seen.has()
+        calls = seen.calls
+        (tmp_path / "..tmp").symlink_to("..2")
         (tmp_path / "..tmp").rename(tmp_path / "..data")
+        wait_until(lambda: seen.calls > calls, SECONDS, "who watches is told")
         network = store.read_network()
-        assert network is not None
-        found.append(network.mtu)
-    assert found == [None, 1400]
+        assert network is not None and network.mtu == 1400
+        calls = seen.calls
+        (tmp_path / "..data").unlink()
+        wait_until(lambda: seen.calls > calls, SECONDS, "also that it is not there any more")
 
 
 def test_leases_of_others_are_nobodys_to_write(twin: Twin, opened: Opener) -> None:

@@ -8,6 +8,7 @@ time that it is used for something new (a connection, a log-in), which costs a s
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
@@ -61,3 +62,31 @@ class Followed(Generic[T]):
 
     def _look(self) -> tuple[Look | None, ...]:
         return tuple(map(look, self._files))
+
+
+class FileWatch:
+    """Calls `changed` from a thread of its own soon after a file has become another one, has come or gone.
+
+    It polls: the links of a mounted ConfigMap are swapped above the file, and instances of inotify are few
+    where every pod takes one. A failure of `changed` is a bug and ends the process (see ctl.cli.main).
+    """
+
+    def __init__(self, path: str, changed: Callable[[], None], every: float) -> None:
+        """`every`: seconds between two looks, each of them a stat."""
+        self._path, self._changed, self._every = path, changed, every
+        self._closing = threading.Event()
+        self._seen = look(path)
+        self._thread = threading.Thread(target=self._run, name="file-watch", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._every):
+            now = look(self._path)
+            if now != self._seen:
+                self._seen = now
+                self._changed()
+
+    def close(self) -> None:
+        """No callback begins after this."""
+        self._closing.set()
+        self._thread.join()

@@ -26,7 +26,7 @@ from ctl.core.model import Lease, Network, Snapshot, Subnets
 from ctl.core.ports import Closing
 from ctl.core.wire import parse_network
 from ctl.settings.endpoint import ANNOTATION_PREFIX, NET_CONFIG
-from ctl.store.connection.files import Followed
+from ctl.store.connection.files import FileWatch, Followed
 from ctl.store.kubernetes.access import Access
 from ctl.store.kubernetes.cache import Cache
 from ctl.store.kubernetes.client import ApiClient, Missing
@@ -200,7 +200,7 @@ class KubernetesStore:
     def watch(self, changed: Callable[[], None]) -> Closing:
         watch = self._watch = Watch(self._client, self._schema, changed, self._pace)
         watch.start()  # only now: its callback reads what is ours
-        return _Watching(self, watch)
+        return _Watching(self, watch, FileWatch(str(self._options.net_config), changed, self._pace.file))
 
     def ended(self, watch: Watch) -> None:
         """`watch` is closed: its cache grows old from now on."""
@@ -295,11 +295,12 @@ def _with_hosts(lease: Lease, published: Lease, ours: Lease) -> Lease:
 
 
 class _Watching:
-    """A watch of a store's, for the one who asked for it."""
+    """What is watched of the API and of the network's file, for the one who asked for it."""
 
-    def __init__(self, store: KubernetesStore, watch: Watch) -> None:
-        self._store, self._watch = store, watch
+    def __init__(self, store: KubernetesStore, watch: Watch, file: FileWatch) -> None:
+        self._store, self._watch, self._file = store, watch, file
 
     def close(self) -> None:
         self._store.ended(self._watch)
+        self._file.close()
         self._watch.close()

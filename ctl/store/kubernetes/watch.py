@@ -60,6 +60,8 @@ class Pace:
     """How long a list is put off at most after the history has gone, for all nodes at once..."""
     spread_per_node: float = 0.001
     """...and by how much more for each Node."""
+    file: float = 2.0
+    """How often the network's config is looked at, which is a file."""
     back_off: tuple[float, float] = (0.25, 15.0)
     """How long after a failure the next try comes, at first and at most."""
 
