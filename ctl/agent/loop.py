@@ -25,7 +25,7 @@ from ctl.cluster.membership import Membership
 from ctl.core.errors import AgentError, OvnetError, StoreAway, StoreError, Unassigned
 from ctl.core.findings import Concern
 from ctl.core.host import EVERYTHING, Change
-from ctl.core.model import IPv4Address, Network
+from ctl.core.model import Addresses, Network
 from ctl.core.ports import Closing, Events, Kernel, LeaseStore, Runtimes
 from ctl.core.report import AgentReport, ReconcileReport
 from ctl.core.wire import env_of
@@ -98,12 +98,13 @@ class Agent:
 
     def start(self) -> bool:
         """Find the network and a lease; False if told to stop while waiting."""
-        found = self._patiently(self._ask_store)
-        if found is None:
+        addresses = self._patiently(lambda: self._store.addresses_of(self._settings.node_name))
+        if addresses is None:
             return False
-        network, address = found
-        if address is not None:
-            self._stand_at(address)
+        self._find_uplink(addresses)
+        network = self._patiently(self._wait_for_network)
+        if network is None:
+            return False
         identity, previous = self._kernel.preflight(network)
         self._held = self._hold()
         membership = self._membership = Membership(
@@ -148,22 +149,20 @@ class Agent:
             self.mailbox.take(min(back_off.failed(self._steady()), most))
         return None
 
-    def _stand_at(self, address: IPv4Address) -> None:
-        """AgentError if the address that the store has for us is none of this host."""
-        log.info("the store has %s for this node", address)
+    def _find_uplink(self, addresses: Addresses) -> None:
+        """AgentError if there is none, or the addresses that the store has for us are none of this host."""
+        told = str(addresses)
+        if told:
+            log.info("the store has %s for this node", told)
         try:
-            self._kernel.stand_at(address)
+            self._kernel.find_uplink(addresses)
         except AgentError as error:
-            raise AgentError(f"the store has {address} for this node, and {error}") from error
-
-    def _ask_store(self) -> tuple[Network, IPv4Address | None] | None:
-        """The network, and the address that the store has for us; None if told to stop while waiting."""
-        network = self._wait_for_network()
-        if network is None:
-            return None
-        return network, self._store.address_of(self._settings.node_name)
+            raise AgentError(
+                f"the store has {told} for this node, and {error}" if told else str(error)
+            ) from error
 
     def _wait_for_network(self) -> Network | None:
+        """None if told to stop while waiting."""
         network = self._store.read_network()
         if network is None:
             log.warning("no network in %s yet: run ovctl network init", self._settings.store)

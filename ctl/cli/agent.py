@@ -116,7 +116,6 @@ def _run(settings: Settings) -> int:
         contextlib.closing(open_store(settings, patient=True)) as store,
     ):
         node = Node(settings, netlink)
-        node.find_uplink()
         agent = Agent(
             settings,
             store,

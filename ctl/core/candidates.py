@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address
 
 from ctl.core.host import OWNER, Link, Uplink
+from ctl.core.model import Addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +46,14 @@ class UplinkChoice:
     def by_name(self) -> bool:
         """Whether one interface was named: no other will do."""
         return bool(self.iface) and self.address is None and self.ipv6 is None
+
+
+def standing_at(asked: UplinkChoice, addresses: Addresses) -> UplinkChoice:
+    """The request of a node that has these addresses in any case: they name its interface if nothing does."""
+    named = addresses.ipv4 or addresses.ipv6
+    if named and not (asked.iface or asked.pattern or asked.can_reach):
+        asked = replace(asked, iface=str(named))
+    return replace(asked, public_ip=addresses.ipv4 or asked.public_ip)
 
 
 @dataclass(frozen=True, slots=True)

@@ -179,6 +179,21 @@ class Subnets:
 
 
 @dataclass(frozen=True, slots=True)
+class Addresses:
+    """By which of its host's addresses a node is to be reached; None: it finds out for itself."""
+
+    ipv4: IPv4Address | None = None
+    ipv6: IPv6Address | None = None
+
+    def __str__(self) -> str:
+        return " and ".join(map(str, filter(None, (self.ipv4, self.ipv6))))
+
+
+FOUND_OUT: Final = Addresses()
+"""Of a node that finds out for itself."""
+
+
+@dataclass(frozen=True, slots=True)
 class IPv6Lease:
     """What a node's lease says of IPv6. The names are those of Lease."""
 

@@ -14,7 +14,7 @@ from ctl.core.abi import Event
 from ctl.core.findings import Findings
 from ctl.core.host import Change, Identity
 from ctl.core.losing import Way
-from ctl.core.model import IPv4Address, Lease, Network, Snapshot, Subnets
+from ctl.core.model import Addresses, Lease, Network, Snapshot, Subnets
 from ctl.core.plan import Delta
 from ctl.core.wire import SubnetEnv
 
@@ -68,10 +68,10 @@ class LeaseStore(Closing, Protocol):
         Unassigned if it has none for it now.
         """
 
-    def address_of(self, node: str) -> IPv4Address | None:
-        """The host's address by which that node is to be reached; None: it finds out for itself.
+    def addresses_of(self, node: str) -> Addresses:
+        """Those that the store has for the host of that node.
 
-        ConfigError if what the store has there is none.
+        Unassigned if the node is none of the store's; ConfigError if what it has there is no address.
         """
 
     def in_service(self) -> None:
@@ -122,8 +122,11 @@ class Kernel(Protocol):
         Refuses everything that can be refused before anything is changed: ConfigError, too.
         """
 
-    def stand_at(self, address: IPv4Address) -> None:
-        """The uplink is the interface with this address. AgentError if none has it; before `preflight`."""
+    def find_uplink(self, addresses: Addresses) -> None:
+        """Look which interface is the uplink, and which of its addresses are ours; before `preflight`.
+
+        `addresses` are what the store has for us. AgentError if there is none, or none with these.
+        """
 
     def follow_network(self, network: Network) -> None:
         """From now on the network's config is this one, which differs by what a running node can follow.

@@ -32,8 +32,10 @@ class DualStack:
 
     def __init__(self, settings: Settings, netlink: Netlink, bridge: ContainerBridge) -> None:
         self._settings, self._netlink, self._bridge = settings, netlink, bridge
-        self._asked: Final = settings.public_ipv6 or UplinkChoice(settings.iface).ipv6
+        self._asked = settings.public_ipv6 or UplinkChoice(settings.iface).ipv6
         """The address that is to be ours; None: whichever can be."""
+        self._stored: IPv6Address | None = None
+        """The one that the store has for us; None: it has none."""
         self.address: IPv6Address | None = None
         """Ours on the underlay; None: not looked for, or the network has no IPv6."""
         self._rules: firewall.Firewall | None = None
@@ -46,13 +48,22 @@ class DualStack:
         """Others' rules that we could not look at, a line each."""
         return self._rules.unseen if self._rules else ()
 
+    def stand_at(self, address: IPv6Address | None) -> None:
+        """Have this one, which the store has for us, whatever the settings say; None: what they say."""
+        self._stored, self._asked = address, address or self._asked
+
     def find_address(self, network: Network, uplink: Uplink) -> None:
         """Look which of the uplink's is ours. AgentError if none can be."""
         if network.ipv6 is None:
             return
         link, found = uplink.link, self._netlink.uplink_ipv6(uplink.link.ifindex)
         disabled = sysctl.read(sysctl.disable_ipv6(link.name)) == "1"
-        self.address = own_ipv6(found, link.name, self._asked, self.address, disabled=disabled)
+        try:
+            self.address = own_ipv6(found, link.name, self._asked, self.address, disabled=disabled)
+        except AgentError as error:
+            if self._stored is None:
+                raise
+            raise AgentError(f"the store has {self._stored} for this node, and {error}") from error
 
     def await_address(self, network: Network, uplink: Uplink) -> None:
         """As `find_address`; waits where a host that boots is still asking whether its address is its own."""

@@ -34,8 +34,10 @@ from ctl.core.host import (
 )
 from ctl.core.losing import Way
 from ctl.core.model import (
+    FOUND_OUT,
     MIN_IPV6_MTU,
     MIN_MTU,
+    Addresses,
     Bypass,
     IPv4Address,
     IPv6Address,
@@ -112,13 +114,13 @@ class Node:
 
     # --- Start -----------------------------------------------------------------
 
-    def find_uplink(self) -> None:
-        """Look which interface is the uplink, and which address is ours. AgentError if there is none."""
-        self._standing.find()
+    def find_uplink(self, addresses: Addresses = FOUND_OUT) -> None:
+        """Look which interface is the uplink, and which address is ours. AgentError if there is none.
 
-    def stand_at(self, address: IPv4Address) -> None:
-        """Whatever was found before. AgentError if no interface has that address."""
-        self._standing.stand_at(address)
+        `addresses`: those that are ours in any case.
+        """
+        self._standing.find(addresses)
+        self._dual.stand_at(addresses.ipv6)
 
     def surroundings(self, network: Network) -> Surroundings:
         """What else is on this host, beside the uplink's networks; after `find_uplink`. KernelError."""

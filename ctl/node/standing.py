@@ -10,15 +10,16 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import astuple, replace
+from dataclasses import astuple
 from ipaddress import IPv4Address
 from typing import Final
 
 from ctl.backend.told import told
-from ctl.core.candidates import Host, UplinkChoice, rivals
+from ctl.core.candidates import Host, UplinkChoice, rivals, standing_at
 from ctl.core.errors import AgentError
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import Link, Uplink
+from ctl.core.model import FOUND_OUT, Addresses
 from ctl.core.uplink import Decision, Memory, Row, decide, decide_first
 from ctl.kernel import sysctl
 from ctl.kernel.netlink.session import Netlink
@@ -61,18 +62,14 @@ class Standing:
         assert self._memory is not None, "find() comes first"
         return self._memory.uplink
 
-    def find(self) -> None:
-        """Look which interface is the uplink, and which address is ours. AgentError if there is none."""
+    def find(self, addresses: Addresses = FOUND_OUT) -> None:
+        """Look which interface is the uplink, and which address is ours. AgentError if there is none.
+
+        `addresses` are ours in any case, and where no interface is asked for it is the one that has them.
+        """
+        self._asked = standing_at(self._asked, addresses)
         host = survey(self._netlink, self._asked)
         self._take(decide_first(self._asked, host, self._earlier()), host)
-
-    def stand_at(self, address: IPv4Address) -> None:
-        """Find the uplink again: the interface with this address, if none is asked for. AgentError."""
-        asked = self._asked
-        if not (asked.iface or asked.pattern or asked.can_reach):
-            asked = replace(asked, iface=str(address))
-        self._asked = replace(asked, public_ip=address)
-        self.find()
 
     def follow(self) -> None:
         """Look again. AgentError if nothing can be done about it now: then it is as it was."""

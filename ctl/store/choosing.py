@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ctl.core.model import IPv4Address, Subnets
+from ctl.core.model import FOUND_OUT, Addresses, Subnets
 
 
 class Choosing:
@@ -12,9 +12,9 @@ class Choosing:
         """None: each chooses."""
         return None
 
-    def address_of(self, _node: str) -> IPv4Address | None:
+    def addresses_of(self, _node: str) -> Addresses:
         """None: each finds out."""
-        return None
+        return FOUND_OUT
 
     def in_service(self) -> None:
         """Nobody waits for it."""

@@ -11,6 +11,7 @@ from ctl.core.model import IPv4Address, IPv4Network, IPv6Lease, IPv6Network, Lea
 from tests.conformance.test_kubernetes_nodes import SECONDS, Cluster, made
 from tests.dual import guest, ping, reaches, underlay, with_ipv6
 from tests.kube.nodes import PREFIX, node, published
+from tests.kube.state import merge
 from tests.lab import Lab
 from tests.process import wait_until
 
@@ -111,6 +112,35 @@ def test_a_node_of_flannels_is_a_peer_of_both_families_until_its_node_goes(clust
         assert "02:00:00:00:00:09 dst fd77::99" in fdb
     finally:
         cluster.twin.state.delete("f")
+    knows_by_ipv6(cluster, "a", subnets(2)[1])
+
+
+def test_an_ipv6_address_that_an_administrator_has_chosen_names_the_interface_without_a_default_route(
+    cluster: Cluster,
+) -> None:
+    host = with_ipv6(cluster.host("d"))
+    assert not host.ip("route", "show", "default")
+    host.ip("link", "add", "second", "type", "bridge")
+    host.sysctl("net.ipv6.conf.second.disable_ipv6", "0")
+    for address in ("192.0.2.4/24", "2001:db8::3/64", "2001:db8::4/64"):
+        host.ip("address", "add", address, "dev", "second", *(["nodad"] if ":" in address else []))
+    host.ip("link", "set", "second", "up")
+    chosen = {f"{PREFIX}node-public-ipv6": "2001:db8::4"}
+    cluster.twin.state.create(node("d", *subnets(4), annotations=chosen))
+    try:
+        agent = cluster.agent("d", OVNET_IFACE="", OVNET_BYPASS="off")
+        stands = cluster.stands("d")
+        assert (stands["public-ip"], stands["public-ipv6"]) == ("192.0.2.4", "2001:db8::4")
+        assert host.status()["uplink"] == "second"
+        assert agent.stop() == 0
+        wrong = {"metadata": {"annotations": {f"{PREFIX}node-public-ipv6": underlay(host)}}}
+        cluster.twin.state.patch("d", merge, wrong, status=False)
+        env = {**cluster.env, "OVNET_IFACE": "second"}
+        done = host.ovctl("agent", check=False, env=env)
+        assert done.returncode == 1
+        assert f"the store has {underlay(host)} for this node" in done.stderr.splitlines()[-1]
+    finally:
+        cluster.twin.state.delete("d")
     knows_by_ipv6(cluster, "a", subnets(2)[1])
 
 

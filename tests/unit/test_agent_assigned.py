@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 
 import pytest
 
@@ -11,7 +11,7 @@ from ctl.agent.loop import Agent
 from ctl.core.errors import AgentError, ConfigError, StoreError, Unassigned
 from ctl.core.host import EVERYTHING, Ground, Surroundings
 from ctl.core.lease import Create, Keep, take
-from ctl.core.model import Lease, Network, Subnets
+from ctl.core.model import FOUND_OUT, Addresses, Lease, Network, Subnets
 from tests.unit.world import NETWORK, Claims, FlakyStore, MemoryKernel, Posts, World, made
 
 SUBNET = NETWORK.subnet_min
@@ -22,7 +22,7 @@ class AssigningStore(FlakyStore):
     """It has a subnet for each node, or none."""
 
     subnet: IPv4Network | None = SUBNET
-    address: IPv4Address | None = None
+    addresses = FOUND_OUT
     told = 0
     """How often a node has said that it is in service, or tried to."""
     deaf = False
@@ -36,8 +36,8 @@ class AssigningStore(FlakyStore):
         self.assigned("a")
         return super().read_network()
 
-    def address_of(self, _node: str) -> IPv4Address | None:
-        return self.address
+    def addresses_of(self, _node: str) -> Addresses:
+        return self.addresses
 
     def in_service(self) -> None:
         self.told += 1
@@ -66,21 +66,32 @@ def conflict(agent: Agent) -> str:
 
 
 def test_it_stands_at_the_address_that_the_store_has_for_it(world: World, store: AssigningStore) -> None:
-    store.address = IPv4Address("10.0.0.77")
+    store.addresses = Addresses(IPv4Address("10.0.0.77"))
     agent = agent_on(world, store)
     assert agent.start()
     (lease,) = store.snapshot().leases
-    assert (lease.subnet, lease.host) == (SUBNET, store.address)
+    assert (lease.subnet, lease.host) == (SUBNET, store.addresses.ipv4)
 
 
 def test_an_address_in_the_store_that_this_host_has_not_is_named_before_anything_is_written(
     world: World, store: AssigningStore
 ) -> None:
-    store.address = IPv4Address("10.0.0.77")
-    agent = agent_on(world, store, stand_at=AgentError("no interface has address 10.0.0.77"))
-    with pytest.raises(AgentError, match=r"^the store has 10.0.0.77 for this node, and no interface has"):
+    store.addresses = Addresses(IPv4Address("10.0.0.77"), IPv6Address("fd77::7"))
+    agent = agent_on(world, store, find_uplink=AgentError("no interface has address 10.0.0.77"))
+    with pytest.raises(
+        AgentError, match=r"^the store has 10.0.0.77 and fd77::7 for this node, and no interface has"
+    ):
         agent.start()
     assert store.snapshot().leases == ()
+
+
+def test_where_the_store_has_nothing_to_say_of_addresses_the_uplink_is_looked_for_before_it_is_asked(
+    world: World, store: AssigningStore
+) -> None:
+    store.subnet = None  # it would be waited for
+    agent = agent_on(world, store, find_uplink=AgentError("no default route"))
+    with pytest.raises(AgentError, match=r"^no default route$"):
+        agent.start()
 
 
 def test_it_waits_for_a_subnet_and_takes_that_one(world: World, store: AssigningStore) -> None:

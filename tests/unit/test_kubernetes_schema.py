@@ -12,12 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ctl.core.errors import ConfigError
-from ctl.core.model import IPv6Lease, Lease, MacAddress, Subnets
+from ctl.core.model import FOUND_OUT, Addresses, IPv6Lease, Lease, MacAddress, Subnets
 from ctl.core.wire import parse_network
 from ctl.settings.values import annotation_prefix
 from ctl.store.kubernetes import scan
 from ctl.store.kubernetes.cache import Cache, Listing
-from ctl.store.kubernetes.schema import Entry, Schema, node_public_ip, pod_cidrs
+from ctl.store.kubernetes.schema import Entry, Schema, chosen_addresses, pod_cidrs
 from tests.kube.nodes import PREFIX, alone, node, published, text
 
 MAC = "02:00:00:00:00:02"
@@ -164,11 +164,15 @@ def test_only_what_differs_is_written() -> None:
 
 
 def test_an_administrators_choice_of_an_address_is_one_or_is_named() -> None:
-    assert node_public_ip({}) is None and node_public_ip({"node-public-ip": ""}) is None
-    assert node_public_ip({"node-public-ip": "10.0.0.7"}) == IPv4Address("10.0.0.7")
-    for wrong in ("eth1", "fd00::1", "127.0.0.1"):
-        with pytest.raises(ValueError, match="^node-public-ip: "):
-            node_public_ip({"node-public-ip": wrong})
+    ipv4, ipv6 = "node-public-ip", "node-public-ipv6"
+    assert chosen_addresses({}) == chosen_addresses({ipv4: "", ipv6: ""}) == FOUND_OUT
+    assert chosen_addresses({ipv4: "10.0.0.7"}) == Addresses(IPv4Address("10.0.0.7"))
+    both = Addresses(IPv4Address("10.0.0.7"), IPv6Address("fd77::7"))
+    assert chosen_addresses({ipv4: "10.0.0.7", ipv6: "fd77::7"}) == both
+    for annotation, values in ((ipv4, ("eth1", "fd00::1", "127.0.0.1")), (ipv6, ("eth1", "10.0.0.7", "::1"))):
+        for wrong in values:
+            with pytest.raises(ValueError, match=f"^{annotation}: "):
+                chosen_addresses({annotation: wrong})
 
 
 def test_an_administrators_address_is_published_in_place_of_ours() -> None:

@@ -6,15 +6,16 @@ import logging
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ctl.core.candidates import Host
+from ctl.core.candidates import Host, UplinkChoice, standing_at
 from ctl.core.errors import AgentError
 from ctl.core.findings import Concern, Findings
+from ctl.core.model import Addresses
 from ctl.core.uplink import HOLD_S
 from ctl.kernel import sysctl
 from ctl.node import standing
@@ -22,6 +23,7 @@ from ctl.node.standing import Standing
 from ctl.settings.config import Settings, resolve
 from tests.unit.test_uplink import BOTH, ETH0, OURS, VIP, VPN0, host
 
+HOST, OTHER, HOST6 = IPv4Address("10.0.0.11"), IPv4Address("10.0.0.100"), IPv6Address("fd77::11")
 QUIET = host(BOTH)
 VPN_FIRST = host(BOTH, defaults=(VPN0, ETH0))
 
@@ -65,12 +67,40 @@ def test_an_address_that_the_store_has_for_us_chooses_the_interface_unless_one_i
     before = life.uplink
     places = [place for link in QUIET.links.values() for place in QUIET.usable(link)]
     link, other = next(place for place in places if place[0].name != before.link.name)
-    life.stand_at(other.ip)
+    life.find(Addresses(other.ip))
     assert (life.uplink.address, life.uplink.link.name) == (other.ip, link.name)
     life.follow()
     assert life.uplink.address == other.ip
     with pytest.raises(AgentError, match="no interface has address 203.0.113.9"):
-        world.life().stand_at(IPv4Address("203.0.113.9"))
+        world.life().find(Addresses(IPv4Address("203.0.113.9")))
+
+
+def test_an_address_that_the_store_has_for_us_needs_no_default_route(world: World) -> None:
+    world.host = host(BOTH, defaults=())
+    with pytest.raises(AgentError, match="no default route"):
+        found(world)
+    life = world.life()
+    life.find(Addresses(HOST))
+    assert life.uplink.address == HOST
+
+
+@pytest.mark.parametrize(
+    ("asked", "addresses", "expected"),
+    [
+        (UplinkChoice(), Addresses(), UplinkChoice()),
+        (UplinkChoice(), Addresses(HOST), UplinkChoice(str(HOST), public_ip=HOST)),
+        (UplinkChoice(), Addresses(ipv6=HOST6), UplinkChoice(str(HOST6))),
+        (UplinkChoice(), Addresses(HOST, HOST6), UplinkChoice(str(HOST), public_ip=HOST)),
+        (UplinkChoice("eth0"), Addresses(HOST, HOST6), UplinkChoice("eth0", public_ip=HOST)),
+        (UplinkChoice(pattern="eth"), Addresses(ipv6=HOST6), UplinkChoice(pattern="eth")),
+        (UplinkChoice(public_ip=OTHER), Addresses(), UplinkChoice(public_ip=OTHER)),
+        (UplinkChoice(public_ip=OTHER), Addresses(HOST), UplinkChoice(str(HOST), public_ip=HOST)),
+    ],
+)
+def test_addresses_name_the_interface_where_nothing_else_does(
+    asked: UplinkChoice, addresses: Addresses, expected: UplinkChoice
+) -> None:
+    assert standing_at(asked, addresses) == expected
 
 
 def test_the_next_life_begins_with_the_same_address(world: World) -> None:

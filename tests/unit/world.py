@@ -18,7 +18,7 @@ from ctl.core.errors import AgentError, ConfigError, StoreError
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import EVERYTHING, Change, Identity, Link, Uplink
 from ctl.core.losing import Way
-from ctl.core.model import Lease, MacAddress, Network, Snapshot, Subnets
+from ctl.core.model import Addresses, Lease, MacAddress, Network, Snapshot, Subnets
 from ctl.core.ports import Holding
 from ctl.core.report import LeaseReport
 from ctl.core.wire import SubnetEnv
@@ -129,9 +129,9 @@ class MemoryKernel:
     def preflight(self, network: Network) -> tuple[Identity, Subnets | None]:
         return replace(self.identity, vni=network.vni), self.previous
 
-    def stand_at(self, address: IPv4Address) -> None:
-        self._raise("stand_at")
-        self.identity = replace(self.identity, host=address)
+    def find_uplink(self, addresses: Addresses) -> None:
+        self._raise("find_uplink")
+        self.identity = replace(self.identity, host=addresses.ipv4 or self.identity.host)
 
     def follow_network(self, network: Network) -> None:
         self._raise("follow_network")

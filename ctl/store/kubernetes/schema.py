@@ -7,7 +7,7 @@
     <prefix>public-ip                   where the node is reached
     <prefix>public-ip-overwrite         an administrator's address for the one before
     <prefix>node-public-ip              an administrator's choice among the addresses of the node
-    <prefix>backend-v6-data, public-ipv6, public-ipv6-overwrite         the same of IPv6
+    <prefix>backend-v6-data, public-ipv6, public-ipv6-overwrite, node-public-ipv6       the same of IPv6
 
 What is written is flannel's, byte for byte: a flanneld that starts again takes its MAC out of
 backend-data by cutting the text, and finds none if there is one more key in it.
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any, Final
 
-from ctl.core.model import Address, IPv6Lease, Lease, MacAddress, Subnets, host_address
+from ctl.core.model import Address, Addresses, IPv6Lease, Lease, MacAddress, Subnets, host_address
 from ctl.core.wire import backend_data, decode
 
 Json = Mapping[str, Any]
@@ -178,9 +178,13 @@ def pod_cidrs(spec: Json) -> Subnets | None:
     return Subnets(ipv4, next((each for each in found if isinstance(each, IPv6Network)), None))
 
 
-def node_public_ip(own: Mapping[str, str]) -> IPv4Address | None:
-    """By which address of our own an administrator wants our node to be reached; None: any. ValueError."""
-    return _host(IPv4Address, "node-public-ip", own) if own.get("node-public-ip") else None
+def chosen_addresses(own: Mapping[str, str]) -> Addresses:
+    """By which addresses of our host an administrator wants our node to be reached. ValueError."""
+    ipv4, ipv6 = "node-public-ip", "node-public-ipv6"
+    return Addresses(
+        _host(IPv4Address, ipv4, own) if own.get(ipv4) else None,
+        _host(IPv6Address, ipv6, own) if own.get(ipv6) else None,
+    )
 
 
 def _network(text: Any) -> IPv4Network | IPv6Network:

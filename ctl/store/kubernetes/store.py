@@ -15,14 +15,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Final
 from urllib.parse import quote
 
 from ctl.core.errors import ConfigError, LeaseConflict, Unassigned
 from ctl.core.lease import clash, in_words, inside, span
-from ctl.core.model import Lease, Network, Snapshot, Subnets
+from ctl.core.model import Addresses, Lease, Network, Snapshot, Subnets
 from ctl.core.ports import Closing
 from ctl.core.wire import parse_network
 from ctl.settings.endpoint import ANNOTATION_PREFIX, NET_CONFIG
@@ -31,7 +31,7 @@ from ctl.store.kubernetes.access import Access
 from ctl.store.kubernetes.cache import Cache
 from ctl.store.kubernetes.client import ApiClient, Missing
 from ctl.store.kubernetes.list import NODES, read_list
-from ctl.store.kubernetes.schema import Entry, Schema, node_public_ip
+from ctl.store.kubernetes.schema import Entry, Schema, chosen_addresses
 from ctl.store.kubernetes.watch import Pace, Watch, entry_of
 
 NO_NODE: Final = "kubernetes: which Node this is has not been said: set NODE_NAME or --node-name"
@@ -224,9 +224,11 @@ class KubernetesStore:
             )
         return own.subnets
 
-    def address_of(self, node: str) -> IPv4Address | None:
+    def addresses_of(self, node: str) -> Addresses:
+        if not node:
+            raise ConfigError(NO_NODE)
         try:
-            return node_public_ip(self._own().annotations)
+            return chosen_addresses(self._own().annotations)
         except ValueError as error:
             raise ConfigError(f"node {node}: {error}") from error
 
