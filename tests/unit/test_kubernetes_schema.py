@@ -175,6 +175,18 @@ def test_an_administrators_choice_of_an_address_is_one_or_is_named() -> None:
                 chosen_addresses({annotation: wrong})
 
 
+@pytest.mark.parametrize("wrong", ["garbage", "10.0.0", "fd00::1", "127.0.0.1", "10.0.0.9 "])
+def test_what_is_no_address_is_never_published_in_place_of_ours_and_named(wrong: str) -> None:
+    written = SCHEMA.annotations(OWN, {"public-ip-overwrite": wrong})
+    assert written[f"{PREFIX}public-ip"] == "10.0.0.1"
+    stands = {**written_of(OWN), f"{PREFIX}public-ip-overwrite": wrong}
+    ours, anothers = (SCHEMA.read(node(name, str(OWN.subnet), annotations=stands)) for name in ("own", "n2"))
+    assert ours.lease == OWN
+    assert ours.problem.startswith("node own: public-ip-overwrite: ")
+    assert ours.problem.endswith(": our own address is published")
+    assert anothers.problem == "", "that is for its own agent to say"
+
+
 def test_an_administrators_address_is_published_in_place_of_ours() -> None:
     written = SCHEMA.annotations(OWN, {"public-ip-overwrite": "203.0.113.7"})
     assert written[f"{PREFIX}public-ip"] == "203.0.113.7"
@@ -263,6 +275,9 @@ def test_an_administrators_ipv6_address_is_published_in_place_of_ours() -> None:
     written = SCHEMA.annotations(DUAL, {"public-ipv6-overwrite": "2001:db8::7"})
     assert written[f"{PREFIX}public-ipv6"] == "2001:db8::7"
     assert f"{PREFIX}public-ipv6" not in SCHEMA.annotations(OWN, {"public-ipv6-overwrite": "2001:db8::7"})
+    for wrong in ("garbage", "10.0.0.7", "fe80::7%eth0"):
+        written = SCHEMA.annotations(DUAL, {"public-ipv6-overwrite": wrong})
+        assert written[f"{PREFIX}public-ipv6"] == "fd77::1"
 
 
 @pytest.mark.parametrize(

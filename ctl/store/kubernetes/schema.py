@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_network
 from typing import Any, Final
 
@@ -46,7 +47,8 @@ class Entry:
     """What Kubernetes has given it; None: nothing, or nothing for IPv4."""
     lease: Lease | None = None
     problem: str = ""
-    """Why a Node with flannel's mark is no lease, or none for IPv6; empty if it is one, or has no mark."""
+    """Why a Node with flannel's mark is no lease, or none for IPv6, or what of ours is not published as
+    asked for; empty if it is one, or has no mark."""
     annotations: Mapping[str, str] = field(default_factory=dict)
     """Those below our prefix, without it; only of our own Node."""
 
@@ -77,6 +79,8 @@ class Schema:
             if marked:
                 lease, wrong = _lease(name, subnets, written)
                 lease = replace(lease, revision=version)
+                if name == self.own:
+                    wrong = wrong or _overwrites(written)[1]
         except (ValueError, RecursionError) as error:
             wrong = error
         return Entry(
@@ -97,17 +101,18 @@ class Schema:
 
         `own`: what stands there, overwrites too.
         """
+        overwrites, _ = _overwrites(own)
         wanted: dict[str, str | None] = {
             "backend-type": "" if lease.backend == "udp" else lease.backend,
             "backend-data": _format_data(lease),
-            "public-ip": own.get("public-ip-overwrite") or str(lease.host),
+            "public-ip": overwrites.get("public-ip", str(lease.host)),
             "kube-subnet-manager": "true",
             "backend-v6-data": None,
             "public-ipv6": None,
         }
         if lease.ipv6 is not None and lease.ipv6.host is not None:
             wanted["backend-v6-data"] = _format_data(lease.ipv6)
-            wanted["public-ipv6"] = own.get("public-ipv6-overwrite") or str(lease.ipv6.host)
+            wanted["public-ipv6"] = overwrites.get("public-ipv6", str(lease.ipv6.host))
         return {self._prefix + name: value for name, value in wanted.items() if own.get(name) != value}
 
 
@@ -185,6 +190,22 @@ def chosen_addresses(own: Mapping[str, str]) -> Addresses:
         _host(IPv4Address, ipv4, own) if own.get(ipv4) else None,
         _host(IPv6Address, ipv6, own) if own.get(ipv6) else None,
     )
+
+
+def _overwrites(own: Mapping[str, str]) -> tuple[dict[str, str], ValueError | None]:
+    """What an administrator has published in place of our addresses, as written; why it cannot be."""
+    found, wrong = {}, None
+    kinds = ("public-ip", partial(_host, IPv4Address)), ("public-ipv6", partial(_host, IPv6Address))
+    for annotation, parse in kinds:
+        name = f"{annotation}-overwrite"
+        if own.get(name):
+            try:
+                parse(name, own)
+            except ValueError as error:
+                wrong = ValueError(f"{error}: our own address is published")
+            else:
+                found[annotation] = own[name]
+    return found, wrong
 
 
 def _network(text: Any) -> IPv4Network | IPv6Network:
