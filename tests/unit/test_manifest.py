@@ -84,6 +84,19 @@ def test_the_service_for_the_prometheus_operator_is_valid_and_selects_the_pods()
     assert monitor["spec"]["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
 
 
+def test_the_policy_for_the_own_node_is_valid_and_about_what_agents_may_write() -> None:
+    policy, binding = objects((PLACE / "own-node-only.yml").read_text())
+    for each in (policy, binding):
+        kubernetes_validate.validate(each, "1.32", strict=True)
+    assert binding["spec"]["policyName"] == policy["metadata"]["name"]
+    (rule,) = policy["spec"]["matchConstraints"]["resourceRules"]
+    (writes,) = (each for each in of("ClusterRole", plain())["rules"] if "patch" in each["verbs"])
+    assert (rule["apiGroups"], rule["resources"]) == (writes["apiGroups"], writes["resources"])
+    account = of("ServiceAccount", plain())["metadata"]
+    (who,) = policy["spec"]["matchConditions"]
+    assert f'"system:serviceaccount:{account["namespace"]}:{account["name"]}"' in who["expression"]
+
+
 def test_plain_yaml_and_kustomization_are_the_same_objects() -> None:
     assert by_kind(kustomized("base")) == by_kind(plain())
 
