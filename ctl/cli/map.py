@@ -227,7 +227,7 @@ def device_names() -> DeviceName:
 
 
 READERS: Final[Mapping[str, Callable[[Maps, str], list[Row]]]] = {
-    "peers": lambda maps, _: rows.peers(maps.peers(), maps.node(), device_names()),
+    "peers": lambda maps, _: rows.peers(maps.raw_peers(), maps.node(), device_names()),
     "endpoints": lambda maps, _: rows.endpoints(maps.endpoints(), device_names()),
     "flows": lambda maps, _: rows.flows(maps.flows(), maps.node(), _monotonic_ns(), device_names()),
     "notes": lambda maps, _: rows.notes(maps.notes(), _monotonic_ns(), device_names()),
@@ -251,7 +251,7 @@ def _look_up(maps: Maps, address: IPv4Address) -> Found:
     peer, endpoint = maps.lookup_peer(subnet.network_address), maps.lookup_endpoint(address)
     found: dict[str, list[Row]] = {}
     if peer:
-        found["peers"] = [rows.peer(subnet.network_address, peer, length, device_name)]
+        found["peers"] = [rows.peer(subnet.network_address.packed, peer.pack(), length, device_name)]
     if endpoint:
         found["endpoints"] = [rows.endpoint(address, endpoint, device_name)]
     return found

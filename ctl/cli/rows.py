@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from socket import inet_ntoa
 from typing import Any, Final
 
@@ -16,9 +16,10 @@ from ctl.core.abi import (
     Hook,
     NodeEntry,
     NoteEntry,
-    PeerEntry,
     PeerStats,
     Translation,
+    peer_flag_names,
+    split_peer,
 )
 from ctl.core.compare import DeviceName
 from ctl.core.model import IPv4Address, IPv6Address
@@ -100,30 +101,31 @@ def prefixlen(node: NodeEntry | None) -> int:
     return node.subnet.prefixlen if node else 32
 
 
-def _text(address: IPv4Address | IPv6Address) -> str:
-    """As `str` writes it, of IPv4 in a quarter of the time: a dump may be of a hundred thousand."""
-    return inet_ntoa(address.packed) if address.version == 4 else str(address)
+def _text(address: bytes) -> str:
+    """As `str` writes it, of IPv4 in a tenth of the time: a dump may be of a hundred thousand."""
+    return inet_ntoa(address) if len(address) == 4 else str(IPv6Address(address))
 
 
-def peer(address: IPv4Address, entry: PeerEntry, length: int, name: DeviceName) -> Row:
-    """A row of `peers`; `address` is the subnet's first, `length` its prefix length."""
+def peer(key: bytes, value: bytes, length: int, name: DeviceName) -> Row:
+    """A row of `peers`, from what the map has; `length`: the subnet's prefix length."""
+    host, mac, port, vni, ifindex, next_hop, flags, ttl = split_peer(value)
     return {
-        "subnet": f"{_text(address)}/{length}",
-        "host": _text(entry.host),
-        "vtep_mac": str(entry.vtep_mac),
-        "vni": entry.vni,
-        "port": entry.port,
-        "dev": name(entry.ifindex) if entry.ifindex else None,
-        "next_hop": _text(entry.next_hop) if entry.next_hop else None,
-        "ttl": entry.ttl,
-        "flags": entry.flag_names if entry.flags else [],
+        "subnet": f"{_text(key)}/{length}",
+        "host": _text(host),
+        "vtep_mac": mac.hex(":"),
+        "vni": vni,
+        "port": int.from_bytes(port, "big"),
+        "dev": name(ifindex) if ifindex else None,
+        "next_hop": _text(next_hop) if any(next_hop) else None,
+        "ttl": ttl,
+        "flags": peer_flag_names(flags) if flags else [],
     }
 
 
-def peers(entries: Mapping[IPv4Address, PeerEntry], node: NodeEntry | None, name: DeviceName) -> list[Row]:
-    """All of `peers`, by subnet."""
+def peers(entries: Iterable[tuple[bytes, bytes]], node: NodeEntry | None, name: DeviceName) -> list[Row]:
+    """All of `peers`, by subnet: in the network's byte order bytes are in the order of addresses."""
     length = prefixlen(node)
-    return [peer(base, entry, length, name) for base, entry in sorted(entries.items(), key=_address)]
+    return [peer(key, value, length, name) for key, value in sorted(entries, key=_first)]
 
 
 def endpoint(address: IPv4Address, entry: EndpointEntry, name: DeviceName) -> Row:
@@ -152,8 +154,8 @@ def flows(
 
 
 def five_tuple(key: FlowKey) -> tuple[Any, ...]:
-    """Sorts flows."""
-    return (key.saddr, key.daddr, key.proto, key.sport, key.dport, key.direction, key.ifindex)
+    """Sorts flows: by bytes, which Python compares in a fraction of the time of addresses."""
+    return (key.saddr.packed, key.daddr.packed, key.proto, key.sport, key.dport, key.direction, key.ifindex)
 
 
 def flow(key: FlowKey, name: DeviceName) -> dict[str, Any]:
@@ -189,7 +191,7 @@ def services(entries: Mapping[IPv4Address, int], now_ns: int) -> list[Row]:
     """All of `services`, by address."""
     return [
         {"ip": str(ip), "age": _seconds_since(at_ns, now_ns)}
-        for ip, at_ns in sorted(entries.items(), key=_first)
+        for ip, at_ns in sorted(entries.items(), key=_address)
     ]
 
 
@@ -261,7 +263,7 @@ def peer_stats(entries: Mapping[IPv4Address, PeerStats]) -> list[Row]:
             "tx_packets": stats.tx_packets,
             "tx_bytes": stats.tx_bytes,
         }
-        for host, stats in sorted(entries.items(), key=_first)
+        for host, stats in sorted(entries.items(), key=_address)
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from ctl.core.abi import PeerEntry
+from ctl.core.abi import PeerEntry, peer_flag_names
 from ctl.core.host import Route, RouteKey
 
 K = TypeVar("K")
@@ -85,4 +85,4 @@ def _peer(entry: PeerEntry, name: DeviceName) -> str:
     way = f"dev {name(entry.ifindex)}" if entry.ifindex else "no device"
     hop = f"via {entry.next_hop}" if entry.next_hop else "via fib"
     words = [str(entry.host), str(entry.vtep_mac), f"vni {entry.vni}", f"port {entry.port}", hop, way]
-    return " ".join([*words, f"ttl {entry.ttl}", *entry.flag_names])
+    return " ".join([*words, f"ttl {entry.ttl}", *peer_flag_names(entry.flags)])

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv as library_csv
 import json
-from ipaddress import IPv4Address
+from io import StringIO
+from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 from hypothesis import given
@@ -11,8 +13,8 @@ from hypothesis import strategies as st
 
 from ctl.cli import map as map_command
 from ctl.cli import rows
-from ctl.cli.output import Column, dumps, table
-from ctl.core.abi import PeerEntry
+from ctl.cli.output import Column, csv, dumps, table
+from ctl.core.abi import Ip, PeerEntry
 from ctl.core.model import MacAddress
 
 plain = (
@@ -41,6 +43,46 @@ def test_a_table_has_a_line_for_each_row_with_its_columns_below_one_another(
     assert table(found, columns) == "".join(layout.format(*line).rstrip() + "\n" for line in cells)
 
 
+@given(st.lists(st.dictionaries(st.sampled_from("abc"), st.floats(allow_nan=False) | parts), max_size=5))
+def test_csv_has_words_for_what_csv_has_none_for(found: list[dict[str, object]]) -> None:
+    columns = [Column("a"), Column("b"), Column("c")]
+
+    def word(value: object) -> str:
+        if isinstance(value, (list, tuple)):
+            return " ".join(map(str, value))
+        return str(value).lower() if isinstance(value, bool) else "" if value is None else str(value)
+
+    lines = list(library_csv.reader(StringIO(csv(found, columns), newline="")))
+    assert lines == [["a", "b", "c"], *([word(each.get(column.key)) for column in columns] for each in found)]
+
+
+addresses = st.one_of(
+    st.tuples(*[st.integers(1, 2**32 - 1).map(IPv4Address)] * 3),
+    st.tuples(*[st.integers(1, 2**128 - 1).map(IPv6Address)] * 3),
+)
+
+
+@given(addresses, st.booleans(), st.integers(0, 2), st.integers(0, 1))
+def test_a_row_of_raw_bytes_says_what_the_entry_says(
+    trio: tuple[Ip, Ip, Ip], through_fib: bool, ifindex: int, flags: int
+) -> None:
+    base, host, hop = trio
+    entry = PeerEntry(
+        host, MacAddress(b"\2peer."), 8472, 7, ifindex, None if through_fib else hop, flags, ttl=9
+    )
+    assert rows.peer(base.packed, entry.pack(), 24, "eth{}".format) == {
+        "subnet": f"{base}/24",
+        "host": str(host),
+        "vtep_mac": "02:70:65:65:72:2e",
+        "vni": 7,
+        "port": 8472,
+        "dev": f"eth{ifindex}" if ifindex else None,
+        "next_hop": None if through_fib else str(hop),
+        "ttl": 9,
+        "flags": ["kernel-path"] if flags else [],
+    }
+
+
 def test_a_listing_asks_for_the_name_of_an_interface_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
 
@@ -51,7 +93,7 @@ def test_a_listing_asks_for_the_name_of_an_interface_once(monkeypatch: pytest.Mo
     monkeypatch.setattr("socket.if_indextoname", name)
     entry = PeerEntry(IPv4Address("192.0.2.1"), MacAddress(b"\2peer."), 8472, 1, 3, None)
     names = map_command.device_names()
-    found = rows.peers({IPv4Address(block << 8): entry for block in (9, 8, 100)}, None, names)
+    found = rows.peers(((bytes((0, 0, block, 0)), entry.pack()) for block in (9, 8, 100)), None, names)
     assert [each["dev"] for each in found] == ["eth3"] * 3
     assert [each["subnet"] for each in found] == ["0.0.8.0/32", "0.0.9.0/32", "0.0.100.0/32"]
     assert asked == [3]

@@ -161,6 +161,10 @@ class Maps:
         """By base address of the subnet; its prefix length is `node().subnet.prefixlen`."""
         return self.peer_table.read()
 
+    def raw_peers(self) -> list[tuple[bytes, bytes]]:
+        """The same as the map has it, in no order and a sixth of the time."""
+        return [(key, value) for key, (value,) in self._items("peers")]
+
     def endpoints(self) -> Mapping[IPv4Address, EndpointEntry]:
         return self.endpoint_table.read()
 
