@@ -82,6 +82,9 @@ class Tracker(Generic[K, V]):
     def saw(self, actual: Mapping[K, V]) -> None:
         """The whole table, read now."""
         get, desired = actual.get, self.desired
+        if not actual:  # a first sync's: no hash of an address is worked out again
+            self._due, self._stale, self.known = dict.fromkeys(desired), {}, True
+            return
         self._due = {key: None for key, value in desired.items() if get(key) != value}
         there = len(desired) - sum(key not in actual for key in self._due)
         # Mostly that is all there is: another hundred thousand look-ups would find nothing.
@@ -91,10 +94,9 @@ class Tracker(Generic[K, V]):
 
     def delta(self) -> Delta[K, V]:
         """What is to be done now. Call `saw` first where `known` is false."""
-        return Delta(
-            puts=tuple((key, self.desired[key]) for key in self._due),
-            removals=tuple(self._stale),
-        )
+        all_of_them = len(self._due) == len(self.desired)
+        puts = self.desired.items() if all_of_them else ((key, self.desired[key]) for key in self._due)
+        return Delta(puts=tuple(puts), removals=tuple(self._stale))
 
     @contextmanager
     def applying(self, delta: Delta[K, V]) -> Iterator[None]:
