@@ -116,7 +116,7 @@ class Agent:
             clock=self._clock,
             steady=self._steady,
         )
-        self._pass = Pass(self._kernel, membership)
+        self._pass = Pass(self._kernel, membership, self.mailbox.arrived)
         # From now on, so that one list of the leases serves for finding one and for the rest.
         self._watching = self._store.watch(lambda: self.mailbox.post(frozenset({Change.LEASES})))
         with ExitStack() as unless_joined:
@@ -228,6 +228,8 @@ class Agent:
         """One pass; a failure is logged once, shown, and tried again with back-off."""
         started, before = self._steady(), self._reconciles
         outcome = self._pass.run(changes)
+        if outcome.left:
+            self.mailbox.post(outcome.left)
         now = self._steady()
         whole = changes >= EVERYTHING
         self._reconciles = counted(before, outcome, whole=whole, took=now - started, now=self._clock())

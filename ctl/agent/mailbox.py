@@ -26,9 +26,16 @@ class Mailbox:
 
     def take(self, timeout: float) -> frozenset[Change]:
         """All that was posted; waits up to `timeout` seconds for a first post."""
+        try:
+            first = self._queue.get(timeout=max(timeout, 0.001))
+        except Empty:
+            return frozenset()
+        return first | self.arrived()
+
+    def arrived(self) -> frozenset[Change]:
+        """All that was posted; nothing if there is nothing yet."""
         changes: frozenset[Change] = frozenset()
         try:
-            changes |= self._queue.get(timeout=max(timeout, 0.001))
             while True:
                 changes |= self._queue.get_nowait()
         except Empty:

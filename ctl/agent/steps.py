@@ -75,36 +75,51 @@ class Outcome:
     """The parts that had their turn, in order."""
     error: str = ""
     """Why it failed, one line; empty if it did not."""
+    left: frozenset[Change] = NOTHING
+    """What others have posted meanwhile that is left to the next pass."""
 
 
 Do = Callable[[Part, frozenset[Change]], frozenset[Change]]
 """Looks after a part because of these changes, and returns those that follow. Raises OvnetError."""
 
 
-def walk(changes: frozenset[Change], do: Do) -> Outcome:
-    """Take the steps that `changes` mean. Every step has its turn, whatever became of those above."""
+Heard = Callable[[], frozenset[Change]]
+"""What others have posted since it was called last."""
+
+
+def walk(changes: frozenset[Change], do: Do, heard: Heard = lambda: NOTHING) -> Outcome:
+    """Take the steps that `changes` mean. Every step has its turn, whatever became of those above.
+
+    What has happened before a step looks, it sees: so what is heard by then (mostly of this pass's own
+    work) is this pass's affair, unless a step above would have to look at it again.
+    """
     parts: list[Part] = []
     failures = Failures()
+    above = left = NOTHING
     for step in STEPS:
+        news = heard()
+        left |= news & above
+        changes |= news - above
+        above |= step.on
         due = step.on & changes
         if due:
             parts.append(step.part)
             added = failures.take(do, step.part, due)
             changes |= step.adds if added is None else added
-    return Outcome(tuple(parts), str(failures))
+    return Outcome(tuple(parts), str(failures), left)
 
 
 class Pass:
     """Takes the steps on one node. One thread's."""
 
-    def __init__(self, kernel: Kernel, membership: Membership) -> None:
-        self._kernel, self._membership = kernel, membership
+    def __init__(self, kernel: Kernel, membership: Membership, heard: Heard) -> None:
+        self._kernel, self._membership, self._heard = kernel, membership, heard
         self._fenced = False
         """Whether the kernel has been told that another host holds our subnet."""
 
     def run(self, changes: frozenset[Change]) -> Outcome:
         """Look after what `changes` mean. Anything but an OvnetError is a bug, and is raised."""
-        return walk(changes, self._do)
+        return walk(changes, self._do, self._heard)
 
     def _do(self, part: Part, changes: frozenset[Change]) -> frozenset[Change]:
         kernel, holding = self._kernel, self._membership.holding

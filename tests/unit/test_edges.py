@@ -63,8 +63,12 @@ def classifier() -> Classifier:
     return made
 
 
-def link(ifindex: int) -> bytes:
-    return body(message(ifinfmsg, index=ifindex))
+UP = 1
+"""IFF_UP of linux/if.h."""
+
+
+def link(ifindex: int, **fields: int) -> bytes:
+    return body(message(ifinfmsg, index=ifindex, **fields))
 
 
 def route(protocol: int, third: int = 9, metric: int = 109, oif: int = 0) -> bytes:
@@ -79,6 +83,10 @@ def route(protocol: int, third: int = 9, metric: int = 109, oif: int = 0) -> byt
         (16, link(9), {Change.DEVICES, Change.PORTS}),
         (16, link(UPLINK), {Change.DEVICES, Change.PORTS, Change.HOPS, Change.PEERS}),
         (16, link(NIC), {Change.DEVICES, Change.PORTS, Change.HOPS, Change.PEERS}),
+        (16, link(UPLINK, flags=UP), {Change.DEVICES, Change.PORTS, Change.HOPS}),
+        (16, link(UPLINK, flags=UP, change=UP), {Change.DEVICES, Change.PORTS, Change.HOPS, Change.PEERS}),
+        (17, link(NIC, flags=UP), {Change.DEVICES, Change.PORTS, Change.HOPS, Change.PEERS}),
+        (16, link(VXLAN, flags=UP), {Change.DEVICES, Change.PORTS, Change.HOPS, Change.PEERS}),
         (17, link(VXLAN), {Change.DEVICES, Change.PORTS, Change.HOPS, Change.PEERS}),
         (20, b"", {Change.DEVICES, Change.HOPS}),
         (24, route(4), {Change.HOPS}),
@@ -181,6 +189,15 @@ def test_mailbox_hands_out_all_posts_together() -> None:
     box.post(frozenset({Change.PEERS, Change.LEASES}))
     assert box.take(0) == {Change.PORTS, Change.PEERS, Change.LEASES}
     assert box.take(0) == frozenset()
+
+
+def test_what_has_arrived_at_a_mailbox_is_not_waited_for() -> None:
+    box = Mailbox()
+    assert box.arrived() == frozenset()
+    box.post(frozenset({Change.PORTS}))
+    box.post(frozenset({Change.PEERS}))
+    assert box.arrived() == {Change.PORTS, Change.PEERS}
+    assert box.arrived() == frozenset()
 
 
 def test_who_waits_at_a_mailbox_is_woken_to_stop() -> None:

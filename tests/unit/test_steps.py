@@ -6,6 +6,8 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ctl.agent.steps import NOTHING, STEPS, Part, Step, walk
 from ctl.core.errors import AgentError, KernelError
@@ -101,6 +103,43 @@ def test_all_that_fails_is_named_in_one_line_and_each_but_once() -> None:
         return NOTHING
 
     assert walk(EVERYTHING, do).error == "no uplink; no netlink"
+
+
+def test_what_is_heard_before_a_part_looks_is_what_that_part_sees() -> None:
+    """Its own work on devices tells of routes, which are looked at in the same pass anyway."""
+    news = [NOTHING] * 3 + [frozenset({Change.DEVICES, Change.HOPS, Change.FILTERS})]
+    told = {}
+
+    def do(part: Part, why: frozenset[Change]) -> frozenset[Change]:
+        told[part] = why
+        return NOTHING
+
+    outcome = walk(frozenset({Change.DEVICES}), do, lambda: news.pop(0) if news else NOTHING)
+    assert STEPS[3].part is Part.PEERS
+    assert told[Part.PEERS] == {Change.HOPS}
+    assert told[Part.PORTS] == {Change.DEVICES, Change.FILTERS}
+    assert outcome.left == {Change.DEVICES}, "these have been looked at before"
+
+
+@given(st.lists(st.frozensets(st.sampled_from(sorted(EVERYTHING))), max_size=len(STEPS)))
+def test_nothing_that_is_heard_is_lost(news: list[frozenset[Change]]) -> None:
+    """Whatever is heard, each of its steps is taken after it, in this pass or in the next one."""
+    heard: list[frozenset[Change]] = []
+    seen: list[tuple[int, frozenset[Change]]] = []
+
+    def hear() -> frozenset[Change]:
+        heard.append(news[len(heard)] if len(heard) < len(news) else NOTHING)
+        return heard[-1]
+
+    def do(part: Part, why: frozenset[Change]) -> frozenset[Change]:
+        seen.append((len(heard), why))
+        return NOTHING
+
+    outcome = walk(NOTHING, do, hear)
+    for turn, changes in enumerate(heard, 1):
+        for change in changes - outcome.left:
+            steps = [number for number, step in enumerate(STEPS, 1) if change in step.on]
+            assert steps == [number for number, why in seen if change in why and number >= turn]
 
 
 # --- On a node ---------------------------------------------------------------------

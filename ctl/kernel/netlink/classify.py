@@ -95,6 +95,8 @@ _FAMILIES: Final[Mapping[int, Family[Any, Any]]] = {socket.AF_INET: IPV4, socket
 _IPV6: Final = bytes([socket.AF_INET6])
 """The first byte of a message about an address or a route."""
 _LINK: Final = layout(ifinfmsg)
+_IFF_UP: Final = 1
+"""Of linux/if.h."""
 _QDISC: Final = layout(tcmsg)
 _TCA_KIND: Final = number_of(tcmsg, "TCA_KIND")
 _TCA_INGRESS_BLOCK, _TCA_EGRESS_BLOCK = 13, 14
@@ -140,9 +142,8 @@ class Classifier:
         if kind == RTM_DELLINK and _ifindex(body) == self._known_on:
             self.forget()  # its neighbours may go without a word
         found = _PARTS.get(kind, frozenset())
-        if kind in (RTM_NEWLINK, RTM_DELLINK) and self._carries_routes(body):
-            # An interface that goes down takes its routes along without a word.
-            found |= {Change.HOPS, Change.PEERS}
+        if kind in (RTM_NEWLINK, RTM_DELLINK):
+            found |= self._routes_of(kind, body)
         if kind == RTM_DELROUTE and self._leads_to_bridge(body):
             found |= {Change.DEVICES}
         return found
@@ -151,9 +152,19 @@ class Classifier:
         oif = attributes(body, RTMSG.size).get(RTA_OIF, b"")
         return to_number(oif) == self.devices.bridge != 0
 
-    def _carries_routes(self, body: bytes) -> bool:
-        ifindex = _ifindex(body)
-        return ifindex in self.devices.tunnels or ifindex in (self.devices.uplink, *self.devices.hops)
+    def _routes_of(self, kind: int, body: bytes) -> frozenset[Change]:
+        """What it means for them that an interface is not as it was, if it carries any.
+
+        One that goes down takes its routes along without a word. One of the underlay is also heard of when
+        something is put on it, as our device is, which harms none.
+        """
+        _, _, ifindex, flags, changed = _LINK.unpack_from(body)
+        if ifindex in self.devices.tunnels:
+            return frozenset({Change.HOPS, Change.PEERS})
+        if ifindex not in (self.devices.uplink, *self.devices.hops):
+            return frozenset()
+        stayed_up = kind == RTM_NEWLINK and flags & _IFF_UP and not changed & _IFF_UP
+        return frozenset({Change.HOPS} if stayed_up else {Change.HOPS, Change.PEERS})
 
     def _own_route(self, kind: int, body: bytes) -> frozenset[Change]:
         if kind == RTM_NEWROUTE:
