@@ -1,7 +1,7 @@
 """Peers that packets go to and nothing comes back from, told by what eBPF has carried. Pure.
 
     silence = Silence()
-    suspects = silence.looked(stats)     every LOOK_S seconds, with what is counted then
+    suspects = silence.looked(stats)     every LOOK_S seconds, with what is counted then, where anything is
     silence.heard(answered)              those of them that answered when they were asked
 
 Traffic that goes one way alone is somebody's protocol (syslog, metrics by UDP), so who says
@@ -27,7 +27,10 @@ class Silence:
     """Remembers the look before, and for how many looks each peer has said nothing."""
 
     def __init__(self) -> None:
-        self._before: Mapping[IPv4Address, PeerStats] = {}
+        self._before: Mapping[IPv4Address, PeerStats] | None = None
+        """What was counted at the look before; None: there was none."""
+        self._gone: Collection[IPv4Address] = ()
+        """Hosts that had none then, and one at the look before that."""
         self._looks: dict[IPv4Address, int] = {}
         self._sent: dict[IPv4Address, int] = {}
 
@@ -35,9 +38,10 @@ class Silence:
         """Hosts of the peers to be asked, and how many packets went to each since it is silent.
 
         A peer that is sent nothing more stays suspected until it is heard of, or is no peer any more.
+        `now`: by host, of those for which anything is counted.
         """
         for host, stats in now.items():
-            before = self._before.get(host, stats)
+            before = self._earlier(host, stats)
             sent = stats.tx_packets - before.tx_packets
             if stats.rx_packets != before.rx_packets:
                 self._forget(host)
@@ -46,8 +50,15 @@ class Silence:
                 self._sent[host] = self._sent.get(host, 0) + sent
         for host in self._looks.keys() - now.keys():
             self._forget(host)
+        self._gone = () if self._before is None else self._before.keys() - now.keys()
         self._before = now
         return {host: self._sent[host] for host, looks in self._looks.items() if looks >= LOOKS}
+
+    def _earlier(self, host: IPv4Address, now: PeerStats) -> PeerStats:
+        """What was counted at the look before. As much as now, where that cannot be known."""
+        if self._before is None or host in self._gone:
+            return now
+        return self._before.get(host, PeerStats())
 
     def heard(self, hosts: Collection[IPv4Address]) -> None:
         """These have answered: what follows is judged from here on."""

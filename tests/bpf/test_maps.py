@@ -123,6 +123,15 @@ def test_per_cpu_values_are_summed(maps: Maps) -> None:
     assert maps.peer_stats() == {PEER.host: PeerStats(cpus, 2 * cpus, 3 * cpus, 4 * cpus)}
 
 
+def test_peers_are_busy_that_any_cpu_has_counted_for(maps: Maps) -> None:
+    idle, busy = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
+    with closing(syscall.Map(os.dup(maps.fd("peer_stats")))) as raw:
+        raw.update(idle.packed, bytes(abi.PEER_STATS.size))
+        raw.update(busy.packed, abi.PEER_STATS.pack(0, 0, 0, 9))
+    assert maps.busy_peers().keys() == {busy}
+    assert maps.peer_stats().keys() == {idle, busy}
+
+
 def test_a_delta_is_applied(maps: Maps) -> None:
     table = maps.peer_table
     moved = replace(PEER, host=IPv4Address("192.168.50.7"))

@@ -67,8 +67,8 @@ UP = 1
 """IFF_UP of linux/if.h."""
 
 
-def link(ifindex: int, **fields: int) -> bytes:
-    return body(message(ifinfmsg, index=ifindex, **fields))
+def link(ifindex: int, flags: int = 0, change: int = 0) -> bytes:
+    return body(message(ifinfmsg, index=ifindex, flags=flags, change=change))
 
 
 def route(protocol: int, third: int = 9, metric: int = 109, oif: int = 0) -> bytes:

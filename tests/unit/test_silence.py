@@ -52,6 +52,11 @@ def test_nobody_is_suspected(looks: list[PeerStats | None]) -> None:
     assert suspected(*looks) == {}
 
 
+def test_who_is_first_sent_packets_between_two_looks_has_counted_nothing_before() -> None:
+    assert suspected(None, stats(100), stats(200)) == {ONE: 200}
+    assert suspected(stats(100), stats(200)) == {}, "when these went there nobody knows"
+
+
 def test_a_suspect_that_is_sent_nothing_more_stays_one() -> None:
     assert suspected(stats(0), stats(10), stats(20), *[stats(21)] * 9) == {ONE: 20}
 
@@ -110,8 +115,8 @@ class Net:
             self.sent = {host: sent + sending for host, sent in self.sent.items()}
         return set(self.peers.silent)
 
-    def peer_stats(self) -> dict[IPv4Address, PeerStats]:
-        return {host: stats(sent) for host, sent in self.sent.items()}
+    def busy_peers(self) -> dict[IPv4Address, PeerStats]:
+        return {host: stats(sent) for host, sent in self.sent.items() if sent}
 
 
 def test_a_suspect_that_answers_no_echo_is_said_until_it_does(caplog: pytest.LogCaptureFixture) -> None:

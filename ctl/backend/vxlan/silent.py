@@ -64,7 +64,7 @@ class SilentPeers:
         self._next = now + self._pause
         if self._echo is not None:
             self._silence.heard([self._asked[each] for each in self._echo.answered() & self._asked.keys()])
-        suspects = self._silence.looked(opened.peer_stats())
+        suspects = self._silence.looked(opened.busy_peers())
         asked = set(self._asked.values())
         self._say({host: sent for host, sent in suspects.items() if host in asked})
         self._ask(suspects)

@@ -249,6 +249,12 @@ class Maps:
     def peer_stats(self) -> dict[IPv4Address, PeerStats]:
         return {IPv4Address(key): PeerStats.unpack(rows) for key, rows in self._items("peer_stats")}
 
+    def busy_peers(self) -> dict[IPv4Address, PeerStats]:
+        """Those of `peer_stats` that have counted anything: of many mostly few, in a third of the time."""
+        idle = bytes(abi.PEER_STATS.size)
+        busy = ((key, rows) for key, rows in self._items("peer_stats") if rows.count(idle) < len(rows))
+        return {IPv4Address(key): PeerStats.unpack(rows) for key, rows in busy}
+
     def fill(self) -> dict[str, tuple[int, int]]:
         """(entries, capacity) of each map that can fill up; that of the flows may be a second old."""
         counts = {name: self._count(name) for name in ("peers", "endpoints")}
