@@ -157,9 +157,9 @@ class Agent:
         try:
             self._kernel.find_uplink(addresses)
         except AgentError as error:
-            raise AgentError(
-                f"the store has {told} for this node, and {error}" if told else str(error)
-            ) from error
+            if not told:
+                raise
+            raise AgentError(f"the store has {told} for this node, and {error}") from error
 
     def _wait_for_network(self) -> Network | None:
         """None if told to stop while waiting."""

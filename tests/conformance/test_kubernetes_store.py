@@ -599,8 +599,9 @@ def test_a_node_without_a_podcidr_waits_for_one(twin: Twin, opened: Opener) -> N
 def test_a_node_that_nobody_has_registered_waits_and_one_without_a_name_is_refused(opened: Opener) -> None:
     with pytest.raises(Unassigned, match="there is no node n9 in the API"):
         opened(name="n9").assigned("n9")
-    with pytest.raises(ConfigError, match="set NODE_NAME"):
-        opened(name="").assigned("")
+    for ask in (opened(name="").assigned, opened(name="").addresses_of):
+        with pytest.raises(ConfigError, match="set NODE_NAME"):
+            ask("")
 
 
 def test_a_podcidr_outside_of_the_network_is_refused_before_anything_is_published(

@@ -214,8 +214,6 @@ class KubernetesStore:
     # --- Our Node --------------------------------------------------------------
 
     def assigned(self, node: str) -> Subnets:
-        if not node:
-            raise ConfigError(NO_NODE)
         own = self._own()
         if own.subnets is None:
             raise Unassigned(
@@ -225,8 +223,6 @@ class KubernetesStore:
         return own.subnets
 
     def addresses_of(self, node: str) -> Addresses:
-        if not node:
-            raise ConfigError(NO_NODE)
         try:
             return chosen_addresses(self._own().annotations)
         except ValueError as error:
@@ -249,8 +245,10 @@ class KubernetesStore:
         self._told = True
 
     def _own(self) -> Entry:
-        """Our Node, as it is known. Unassigned if there is none."""
+        """Our Node, as it is known. Unassigned if there is none, ConfigError if nobody has said which."""
         name = self._options.node
+        if not name:
+            raise ConfigError(NO_NODE)
         if self._watch is not None:
             entry = self._watch.read(lambda cache: cache.entries.get(name))
         else:
