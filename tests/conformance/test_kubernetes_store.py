@@ -788,6 +788,18 @@ def test_a_node_of_another_name_is_another_node_and_the_old_one_is_named_until_i
         held = LeaseHolder(store, replace(IDENTITY, node="renamed"), ttl=100.0, margin=10.0)
         acquired = held.acquire(network_of(store), Subnets(IPv4Network("10.244.1.0/24")))
         assert (acquired.subnet, acquired.node) == (IPv4Network("10.244.2.0/24"), "renamed")
+def test_an_administrators_address_that_is_none_is_named_and_ours_stays(twin: Twin, opened: Opener) -> None:
+    store = opened()
+    with watched(store) as seen:
+        held = holder(store)
+        held.acquire(network_of(store))
+        annotate(twin, "n1", public_ip_overwrite="10.0.0")
+        wait_until(lambda: "n1: public-ip-overwrite: " in str(seen.problems), SECONDS, "it is named")
+        held.keep()
+        seen.has(n1="10.0.0.1")
+        assert stands(twin)["public-ip"] == "10.0.0.1"
+
+
         seen.has(n1="10.0.0.1", renamed="10.0.0.1")
         (line,) = conflicts(store.snapshot().leases)
         assert "10.244.1.0/24 of n1" in str(line) and "10.244.2.0/24 of renamed" in str(line)
