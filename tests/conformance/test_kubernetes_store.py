@@ -279,6 +279,17 @@ def test_a_watch_that_says_nothing_tells_what_it_kept_back_when_its_time_is_over
         seen.has(n2="10.0.0.2", n9="10.0.0.9")
 
 
+def test_what_we_write_is_told_though_its_answer_comes_before_the_watch_hears_of_it(
+    twin: Twin, opened: Opener
+) -> None:
+    store = opened(pace=replace(QUICK, watch=0.5))
+    with watched(store) as seen:
+        streams(twin, seen)
+        twin.silence_running()
+        store.put(lease(), None)
+        seen.has(n1="10.0.0.1", n9="10.0.0.9")
+
+
 def test_a_server_that_hangs_is_noticed_and_survived(twin: Twin, opened: Opener) -> None:
     """The stream is up, and nothing passes: only asking finds out."""
     with Wire(twin.port) as wire, watched(opened(port=wire.port, timeout=0.5)) as seen:
@@ -777,17 +788,6 @@ def test_an_administrators_address_is_published_once_and_fought_over_by_nobody(
         assert len(twin.of("patch")) == 1
 
 
-def test_a_node_of_another_name_is_another_node_and_the_old_one_is_named_until_it_is_deleted(
-    twin: Twin, opened: Opener
-) -> None:
-    holder(opened()).acquire(network_of(opened()))
-    before = stands(twin)
-    twin.state.create(node("renamed", "10.244.2.0/24"))
-    store = opened(name="renamed")
-    with watched(store) as seen:
-        held = LeaseHolder(store, replace(IDENTITY, node="renamed"), ttl=100.0, margin=10.0)
-        acquired = held.acquire(network_of(store), Subnets(IPv4Network("10.244.1.0/24")))
-        assert (acquired.subnet, acquired.node) == (IPv4Network("10.244.2.0/24"), "renamed")
 def test_an_administrators_address_that_is_none_is_named_and_ours_stays(twin: Twin, opened: Opener) -> None:
     store = opened()
     with watched(store) as seen:
@@ -800,6 +800,17 @@ def test_an_administrators_address_that_is_none_is_named_and_ours_stays(twin: Tw
         assert stands(twin)["public-ip"] == "10.0.0.1"
 
 
+def test_a_node_of_another_name_is_another_node_and_the_old_one_is_named_until_it_is_deleted(
+    twin: Twin, opened: Opener
+) -> None:
+    holder(opened()).acquire(network_of(opened()))
+    before = stands(twin)
+    twin.state.create(node("renamed", "10.244.2.0/24"))
+    store = opened(name="renamed")
+    with watched(store) as seen:
+        held = LeaseHolder(store, replace(IDENTITY, node="renamed"), ttl=100.0, margin=10.0)
+        acquired = held.acquire(network_of(store), Subnets(IPv4Network("10.244.1.0/24")))
+        assert (acquired.subnet, acquired.node) == (IPv4Network("10.244.2.0/24"), "renamed")
         seen.has(n1="10.0.0.1", renamed="10.0.0.1")
         (line,) = conflicts(store.snapshot().leases)
         assert "10.244.1.0/24 of n1" in str(line) and "10.244.2.0/24 of renamed" in str(line)

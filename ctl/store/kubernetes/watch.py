@@ -93,6 +93,8 @@ class Watch:
         self._opened: float | None = None
         """When the stream of this round began, seconds of the steady clock; None: it has not."""
         self._heard = time.monotonic()
+        self._learned: set[str] = set()
+        """Nodes that readers have told us of, and the stream has not yet."""
         self._closing = threading.Event()
         self._threads = [
             threading.Thread(target=target, name=f"kubernetes-{name}", daemon=True)
@@ -130,12 +132,13 @@ class Watch:
             return look(self._cache)
 
     def learn(self, name: str, entry: Entry | None) -> None:
-        """What the API has just said of a Node; None: there is none of this name."""
+        """What the API has just said of a Node; None: there is none of this name.
+
+        The callback comes with the stream's own word of it, if that was not here before.
+        """
         with self._progress:
-            if entry is None:
-                self._cache.remove(name)
-            else:
-                self._cache.put(entry)
+            if self._cache.remove(name) if entry is None else self._cache.put(entry):
+                self._learned.add(name)
 
     def unavailable(self) -> bool:
         """Whether somebody has said, since the watch began, that our Node has no network."""
@@ -270,7 +273,7 @@ class Watch:
             self._notify()
         with self._progress:
             known = self._cache.entries.get(seen.name) if seen else None
-            if seen and known and known.mark == seen.mark:
+            if seen and known and known.mark == seen.mark and seen.name not in self._learned:
                 self._cache.reached(seen.version)
                 return
         event = scan.parse(line, 2)
@@ -296,9 +299,11 @@ class Watch:
             if not self._cache.reached(version) or kind == "BOOKMARK":
                 return False
             entry = self._schema.read(node, mark)
-            if kind == "DELETED":
-                return self._cache.remove(entry.name, entry.uid)
-            return self._cache.put(entry)
+            gone = kind == "DELETED"
+            news = self._cache.remove(entry.name, entry.uid) if gone else self._cache.put(entry)
+            learned = entry.name in self._learned
+            self._learned.discard(entry.name)
+            return news or learned
 
     def _lost(self, error: StoreError) -> None:
         """Readers learn at once; the callback only when it is news."""
