@@ -231,13 +231,13 @@ class Agent:
         if outcome.left:
             self.mailbox.post(outcome.left)
         now = self._steady()
-        whole = changes >= EVERYTHING
+        whole = outcome.about >= EVERYTHING
         self._reconciles = counted(before, outcome, whole=whole, took=now - started, now=self._clock())
         if Part.STORE in outcome.parts:
             # What is due still, for whatever reason, is not asked for without a pause.
             self._schedule.asked(now, answered=self._joined.report.up and self._joined.look_in() > 0)
         was_ready = self._schedule.ready
-        self._schedule.passed(now, changes, outcome, self._reconciles)
+        self._schedule.passed(now, outcome.about, outcome, self._reconciles)
         if outcome.error and outcome.error != before.error:
             log.error("%s", outcome.error)
         if before.error and not self._reconciles.error:

@@ -75,8 +75,10 @@ class Outcome:
     """The parts that had their turn, in order."""
     error: str = ""
     """Why it failed, one line; empty if it did not."""
+    about: frozenset[Change] = NOTHING
+    """The changes that it was begun for, and those that were heard in time."""
     left: frozenset[Change] = NOTHING
-    """What others have posted meanwhile that is left to the next pass."""
+    """Those that were not, for the next pass."""
 
 
 Do = Callable[[Part, frozenset[Change]], frozenset[Change]]
@@ -95,10 +97,11 @@ def walk(changes: frozenset[Change], do: Do, heard: Heard = lambda: NOTHING) -> 
     """
     parts: list[Part] = []
     failures = Failures()
-    above = left = NOTHING
+    about, above, left = changes, NOTHING, NOTHING
     for step in STEPS:
         news = heard()
         left |= news & above
+        about |= news - above
         changes |= news - above
         above |= step.on
         due = step.on & changes
@@ -106,7 +109,7 @@ def walk(changes: frozenset[Change], do: Do, heard: Heard = lambda: NOTHING) -> 
             parts.append(step.part)
             added = failures.take(do, step.part, due)
             changes |= step.adds if added is None else added
-    return Outcome(tuple(parts), str(failures), left)
+    return Outcome(tuple(parts), str(failures), about, left)
 
 
 class Pass:

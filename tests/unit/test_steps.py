@@ -118,6 +118,7 @@ def test_what_is_heard_before_a_part_looks_is_what_that_part_sees() -> None:
     assert STEPS[3].part is Part.PEERS
     assert told[Part.PEERS] == {Change.HOPS}
     assert told[Part.PORTS] == {Change.DEVICES, Change.FILTERS}
+    assert outcome.about == {Change.DEVICES, Change.HOPS, Change.FILTERS}
     assert outcome.left == {Change.DEVICES}, "these have been looked at before"
 
 
