@@ -34,7 +34,7 @@ struct addr {
 	_Static_assert(sizeof(struct name) == (FAMILY == 6 ? (ipv6) : (ipv4)),          \
 		       "struct " #name " is ABI")
 
-#define OVNET_LAYOUT 6
+#define OVNET_LAYOUT 7
 
 /* Where a program runs. Append only, as the counters' places hang on it. */
 enum hook {

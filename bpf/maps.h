@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0 */
 /*
  * All maps, each with its only accessors; those of `flows` are in flow.h, of `notes`,
- * `translations` and `services` in translation.h, of `tracer` and `traces` in trace.h. Types
- * and key sizes are declared again in ctl/kernel/bpf/maps.py, which creates and pins the real
+ * `translations` and `services` in translation.h, of `tracer` and `traces` in trace.h, of
+ * `ipv6_programs` and `ipv6_xdp` in handover.h. Types and key sizes are declared again in ctl/kernel/bpf/maps.py, which creates and pins the real
  * maps (capacities are settings, so the 1s below mean nothing); a test compares the two.
  */
 #ifndef OVNET_MAPS_H
@@ -38,6 +38,11 @@ BPF_RINGBUF_OUTPUT(events, 1);
 BPF_F_TABLE("array", __u32, struct tracer, tracer, 1, BPF_F_MMAPABLE);
 /* Packets, for a tracer. */
 BPF_RINGBUF_OUTPUT(traces, 1);
+#if FAMILY == 4
+/* Hook -> the program for IPv6 that belongs there; a map of them has one type of program. */
+BPF_F_TABLE("prog", __u32, __u32, ipv6_programs, 1, 0);
+BPF_F_TABLE("prog", __u32, __u32, ipv6_xdp, 1, 0);
+#endif
 
 static __always_inline struct node *this_node(void)
 {

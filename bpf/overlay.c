@@ -11,6 +11,8 @@
  * they put the tunnel header on and take it off.
  * from_wire_xdp, where it is wanted, does the larger part of from_wire's work before
  * there is an skb.
+ *
+ * Compiled for each family; those for IPv4 hang at the hooks, and hand IPv6 over.
  */
 #include <linux/bpf.h>
 #include <linux/pkt_cls.h>
@@ -18,6 +20,7 @@
 #include "compat.h"
 #include "encap.h"
 #include "exit.h"
+#include "handover.h"
 #include "learn.h"
 #include "tunnel.h"
 #include "xdp.h"
@@ -68,21 +71,25 @@ static __always_inline int on_to_container(struct __sk_buff *skb)
 
 int from_container(struct __sk_buff *skb)
 {
+	hand_over(skb, HOOK_FROM_CONTAINER);
 	return on_from_container(skb);
 }
 
 int to_overlay(struct __sk_buff *skb)
 {
+	hand_over(skb, HOOK_TO_OVERLAY);
 	return on_to_overlay(skb);
 }
 
 int from_wire(struct __sk_buff *skb)
 {
+	hand_over(skb, HOOK_FROM_WIRE);
 	return on_from_wire(skb);
 }
 
 int to_container(struct __sk_buff *skb)
 {
+	hand_over(skb, HOOK_TO_CONTAINER);
 	return on_to_container(skb);
 }
 
@@ -90,6 +97,7 @@ int from_wire_xdp(struct xdp_md *xdp)
 {
 	__u32 len = xdp_len(xdp);
 
+	xdp_hand_over(xdp);
 	return xdp_finish(xdp, len, wire_to_stack(xdp, len));
 }
 
@@ -98,5 +106,6 @@ int from_wire_xdp_frags(struct xdp_md *xdp)
 {
 	__u32 len = xdp_get_buff_len(xdp);
 
+	xdp_hand_over(xdp);
 	return xdp_finish(xdp, len, wire_to_stack(xdp, len));
 }

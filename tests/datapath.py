@@ -33,6 +33,7 @@ from ctl.core.abi import (
     PeerStats,
     Translation,
 )
+from ctl.core.family import IPV4, IPV6, Family
 from ctl.core.model import Bypass, MacAddress
 from ctl.core.reasons import REASONS
 from ctl.kernel.bpf import syscall
@@ -49,6 +50,8 @@ STAGES: Final = {Hook.TO_OVERLAY: Hook.TUNNEL_OUT, Hook.FROM_WIRE: Hook.TUNNEL_I
 PROBES: Final = Path(__file__).parent / "bpf" / "probes.c"
 EXTRA: Final = ("probe_aborted", "probe_unpulled")
 """Probes of from_wire in a state that no test run can bring about."""
+
+FAMILIES: Final[Mapping[int, Family[Any, Any]]] = {4: IPV4, 6: IPV6}
 
 LO: Final = 1
 """The ifindex that a packet of a test run has unless told otherwise."""
@@ -288,7 +291,7 @@ def bcc(version: int = 4) -> Bcc:
     child = Bcc(text, patience_s=24 * 3600)
     atexit.register(child.close)
     # What comes first waits for the compiler, which may take longer than an approval lasts.
-    with Maps(_created(_specs(1, 1, 1, version))) as maps:
+    with Maps(_created(_specs(1, 1, 1, version)), FAMILIES[version]) as maps:
         os.close(child.load(("from_wire",), maps)["from_wire"])
     return child
 
@@ -314,7 +317,7 @@ class Datapath:
         bcc(cast.version)
         self._specs = _specs(peers, endpoints, flows, cast.version) | dict(other or {})
         self._raw = _created(self._specs)
-        self.maps = Maps(self._raw)
+        self.maps: Maps[Any] = Maps(self._raw, FAMILIES[cast.version])
         self._fds: dict[str, int] = {}
         size = self._specs["counters"].entries * abi.COUNTER.size
         self._counters = mmap.mmap(self._raw["counters"].fd, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
@@ -484,6 +487,10 @@ def _clear(raw: syscall.Map, spec: Spec) -> None:
     if spec.kind == "ringbuf":
         with closing(Ring(raw.fd, spec.entries, bytes)) as ring:
             ring.clear()
+        return
+    if spec.kind == "prog_array":  # the kernel tells its entries one by one
+        for index in range(spec.entries):
+            raw.delete(struct.pack("=I", index))
         return
     for key, _ in list(raw.items()):
         if spec.kind == "array":

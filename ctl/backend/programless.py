@@ -46,7 +46,7 @@ class ProgramlessBackend:
 
     device = 0
     """ifindex of the tunnel device; 0: there is none."""
-    maps: maps.Maps | None = None
+    maps: maps.Maps[IPv4Address] | None = None
 
     def __init__(self, settings: Settings, netlink: Netlink, findings: Findings) -> None:
         self._settings, self._netlink, self._findings = settings, netlink, findings

@@ -74,7 +74,7 @@ class Watched(Protocol):
 class Backend(Encapsulation, Watched, Protocol):
     """A backend at work on one node. Raises KernelError."""
 
-    maps: Maps | None
+    maps: Maps[IPv4Address] | None
     """The maps that are open; None: there are none yet, or the backend has none."""
 
     def preflight(self, uplink: Uplink, /) -> None:

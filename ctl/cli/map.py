@@ -205,7 +205,7 @@ def stored(settings: Settings) -> tuple[Network, Snapshot]:
     return network, snapshot
 
 
-def open_maps(args: argparse.Namespace) -> Maps:
+def open_maps(args: argparse.Namespace) -> Maps[IPv4Address]:
     """The maps that the settings name. AgentUnreachable if there are none."""
     from ctl.cli.settings import load
     from ctl.kernel.bpf.maps import open_maps as pinned
@@ -226,7 +226,7 @@ def device_names() -> DeviceName:
     return cache(device_name)
 
 
-READERS: Final[Mapping[str, Callable[[Maps, str], list[Row]]]] = {
+READERS: Final[Mapping[str, Callable[[Maps[IPv4Address], str], list[Row]]]] = {
     "peers": lambda maps, _: rows.peers(maps.raw_peers(), maps.node(), device_names()),
     "endpoints": lambda maps, _: rows.endpoints(maps.endpoints(), device_names()),
     "flows": lambda maps, _: rows.flows(maps.flows(), maps.node(), _monotonic_ns(), device_names()),
@@ -245,7 +245,7 @@ def _monotonic_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC)  # the programs' clock
 
 
-def _look_up(maps: Maps, address: IPv4Address) -> Found:
+def _look_up(maps: Maps[IPv4Address], address: IPv4Address) -> Found:
     length = rows.prefixlen(maps.node())
     subnet = IPv4Network((address, length), strict=False)
     peer, endpoint = maps.lookup_peer(subnet.network_address), maps.lookup_endpoint(address)

@@ -88,7 +88,7 @@ def _until_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-PARTS: Final[Mapping[str, Callable[[Maps], Mapping[Any, Any]]]] = {
+PARTS: Final[Mapping[str, Callable[[Maps[Any]], Mapping[Any, Any]]]] = {
     "counters": lambda maps: maps.counters(),
     "peers": lambda maps: {
         host: (each.tx_packets, each.tx_bytes, each.rx_packets, each.rx_bytes)

@@ -15,7 +15,7 @@ from typing import Final
 
 from ctl.core.model import DEFAULT_TTL, Bypass, MacAddress
 
-LAYOUT: Final = 6
+LAYOUT: Final = 7
 """OVNET_LAYOUT: part of the pin directory's name."""
 
 REASON_MAX: Final = 64

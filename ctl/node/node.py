@@ -99,7 +99,7 @@ class Node:
         """Where the programs leave samples of what they drop; None: not opened yet."""
 
     @property
-    def maps(self) -> maps.Maps | None:
+    def maps(self) -> maps.Maps[IPv4Address] | None:
         """The open maps, if the backend has any."""
         return self._backend.maps if self._backend else None
 

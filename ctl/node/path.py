@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
+from typing import Any
 
 from ctl.core.abi import Direction, Ip, NodeEntry, PeerEntry
 from ctl.core.base_chains import base_chains
@@ -25,7 +26,7 @@ from ctl.settings.config import Settings
 
 def look(
     settings: Settings,
-    maps: Maps,
+    maps: Maps[Any],
     netlink: Netlink,
     probe: Probe,
     report: AgentReport | None,
@@ -73,7 +74,7 @@ def _lease(leases: Sequence[Lease], address: Ip) -> Lease | None:
     return next((lease for lease in leases if address in lease.subnet), None)
 
 
-def _peer(maps: Maps, node: NodeEntry, address: Ip) -> PeerEntry | None:
+def _peer(maps: Maps[Any], node: NodeEntry, address: Ip) -> PeerEntry | None:
     return maps.lookup_peer(ip_network((address, node.subnet.prefixlen), strict=False).network_address)
 
 

@@ -51,7 +51,7 @@ class Scale:
         room = str(max(16_384, 2 * nodes))
         self._flags = ("--store", etcd.url, "--log-level", "warning", "--peers-max", room)
         self._load = Load(etcd.url)
-        self._maps: Maps | None = None
+        self._maps: Maps[IPv4Address] | None = None
         self._agent: Agent
 
     def run(self) -> dict[str, float]:

@@ -39,7 +39,7 @@ from ctl.core.reasons import REASONS, Verdict
 from ctl.core.tracer import TRACE, TRACE_LONG, TRACE_SHORT, TRACERS, Trace, TracerEntry
 from ctl.kernel.bpf import syscall
 from ctl.kernel.bpf.maps import specs
-from ctl.kernel.bpf.source import MAPS, PROGRAMS, source
+from ctl.kernel.bpf.source import CALLS, CALLS_XDP, PROGRAMS, maps_of, source
 from tests.datapath import STAGES
 from tests.process import run
 
@@ -91,7 +91,7 @@ OTHER_MAC = MacAddress(bytes(range(0xB0, 0xB6)))
 @cache
 def in_c(version: int = 4) -> dict[str, Any]:
     """Each map as the C declares it for this IP version."""
-    argv = ["/usr/bin/python3", "-c", ASK, *MAPS, "event_twin", "trace_twin"]
+    argv = ["/usr/bin/python3", "-c", ASK, *maps_of(version), "event_twin", "trace_twin"]
     text = f"{source(version)}\n{TWINS}\n"
     env = {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     done = run(argv, stdin=text, env=env, cwd=ROOT)
@@ -267,8 +267,7 @@ def test_python_reads_traces_of_c() -> None:
     )
 
 
-@pytest.mark.parametrize("name", MAPS)
-@pytest.mark.parametrize("version", EXAMPLES)
+@pytest.mark.parametrize(("version", "name"), [(each, name) for each in EXAMPLES for name in maps_of(each)])
 def test_map_specs_are_those_of_the_c(version: int, name: str) -> None:
     spec, declared = specs(1, 1, 1, version)[name], in_c(version)[name]
     assert declared["kind"] == syscall.MAP_TYPES[spec.kind]
@@ -280,14 +279,16 @@ def test_no_map_is_forgotten() -> None:
     text = (ROOT / "bpf" / "maps.h").read_text()
     tables = re.findall(r'^BPF_F_TABLE\("\w+", [^,]+, [^,]+, (\w+),', text, re.MULTILINE)
     rings = re.findall(r"^BPF_RINGBUF_OUTPUT\((\w+),", text, re.MULTILINE)
-    assert {*tables, *rings} == set(MAPS) == set(specs(1, 1, 1))
+    assert {*tables, *rings} == set(maps_of(4)) == set(specs(1, 1, 1))
+    assert set(maps_of(4)) - {CALLS, CALLS_XDP} == set(maps_of(6)) == set(specs(1, 1, 1, 6))
 
 
 def test_every_map_is_shown_and_documented() -> None:
-    assert set(READERS) == set(COLUMNS) == set(MAPS) - {*RINGS, "tracer"}  # these have commands of their own
+    # Of these others there are commands, and `status`.
+    assert set(READERS) == set(COLUMNS) == set(maps_of(4)) - {*RINGS, "tracer", CALLS, CALLS_XDP}
     text = (ROOT / "docs" / "how-it-works.md").read_text()
     table = text.partition("\n## Maps\n")[2].partition("\n## ")[0]
-    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(MAPS)
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(maps_of(4))
 
 
 def enum(name: str) -> dict[str, int]:

@@ -12,6 +12,7 @@ import resource
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Address
 from pathlib import Path
 from types import ModuleType
 
@@ -30,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def maps(pins: Path) -> Iterator[Maps]:
+def maps(pins: Path) -> Iterator[Maps[IPv4Address]]:
     with create_or_adopt(pins, specs(4, 4, 64)) as opened:
         yield opened
 
@@ -73,7 +74,7 @@ def no_compiler(*_: object) -> Bcc:
     raise AssertionError("compiled again")
 
 
-def test_programs_are_pinned_and_run(pins: Path, maps: Maps, bcc: Bcc) -> None:
+def test_programs_are_pinned_and_run(pins: Path, maps: Maps[IPv4Address], bcc: Bcc) -> None:
     programs = load(maps, pins, bcc)
     try:
         assert tuple(programs.by_name) == PROGRAMS
@@ -94,7 +95,7 @@ def test_a_verifier_takes_the_programs_for_ipv6_too() -> None:
 
 
 def test_a_restart_compiles_and_loads_nothing(
-    pins: Path, maps: Maps, bcc: Bcc, monkeypatch: pytest.MonkeyPatch
+    pins: Path, maps: Maps[IPv4Address], bcc: Bcc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load(maps, pins, bcc)
     with monkeypatch.context() as bare:
@@ -112,7 +113,7 @@ def test_a_restart_compiles_and_loads_nothing(
 
 
 def test_the_compiler_can_start_before_its_work_is_needed(
-    pins: Path, maps: Maps, monkeypatch: pytest.MonkeyPatch
+    pins: Path, maps: Maps[IPv4Address], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ahead = compile_ahead(pins)
     assert ahead is not None
@@ -123,7 +124,7 @@ def test_the_compiler_can_start_before_its_work_is_needed(
 
 
 def test_a_child_that_nobody_needed_for_long_ends_and_another_takes_its_place(
-    pins: Path, maps: Maps, bcc: Bcc, monkeypatch: pytest.MonkeyPatch
+    pins: Path, maps: Maps[IPv4Address], bcc: Bcc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Bcc("int nothing(void) { return 0; }", patience_s=0.01) as ahead:
         wait_until(ahead.gave_up, 60, "the child has ended")
@@ -132,7 +133,7 @@ def test_a_child_that_nobody_needed_for_long_ends_and_another_takes_its_place(
 
 
 def test_a_compiler_that_does_not_start_ahead_is_told_of_by_loading(
-    maps: Maps, pins: Path, monkeypatch: pytest.MonkeyPatch
+    maps: Maps[IPv4Address], pins: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(child, "_PYTHON", "/usr/bin/no-such-python")
     ahead = compile_ahead(pins)
@@ -141,7 +142,7 @@ def test_a_compiler_that_does_not_start_ahead_is_told_of_by_loading(
         load(maps, pins, ahead)
 
 
-def test_programs_of_other_maps_are_not_adopted(pins: Path, maps: Maps, bcc: Bcc) -> None:
+def test_programs_of_other_maps_are_not_adopted(pins: Path, maps: Maps[IPv4Address], bcc: Bcc) -> None:
     first = load(maps, pins, bcc)
     used = syscall.prog_info(first.by_name["from_wire"].fd).map_ids
     assert used
@@ -157,7 +158,7 @@ def test_programs_of_other_maps_are_not_adopted(pins: Path, maps: Maps, bcc: Bcc
     first.close()
 
 
-def test_lost_pins_of_programs_are_put_back(pins: Path, maps: Maps, bcc: Bcc) -> None:
+def test_lost_pins_of_programs_are_put_back(pins: Path, maps: Maps[IPv4Address], bcc: Bcc) -> None:
     first = load(maps, pins, bcc)
     assert first.repin(pins) is False
     (home(pins, first) / "to_overlay").unlink()
@@ -170,7 +171,7 @@ def test_lost_pins_of_programs_are_put_back(pins: Path, maps: Maps, bcc: Bcc) ->
     second.close()
 
 
-def test_only_programs_of_this_build_stay_pinned(pins: Path, maps: Maps, bcc: Bcc) -> None:
+def test_only_programs_of_this_build_stay_pinned(pins: Path, maps: Maps[IPv4Address], bcc: Bcc) -> None:
     programs = load(maps, pins, bcc)
     old = layout_dir(pins) / "progs-0123456789abcdef"
     old.mkdir()
@@ -181,7 +182,7 @@ def test_only_programs_of_this_build_stay_pinned(pins: Path, maps: Maps, bcc: Bc
     programs.close()
 
 
-def test_a_compiler_that_hangs_is_one_line(maps: Maps, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_compiler_that_hangs_is_one_line(maps: Maps[IPv4Address], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(child, "_TIMEOUT_S", 0.001)
     with (
         Bcc(source()) as hanging,
@@ -191,7 +192,7 @@ def test_a_compiler_that_hangs_is_one_line(maps: Maps, monkeypatch: pytest.Monke
 
 
 def test_a_package_bcc_beside_ours_is_not_taken_for_bcc(
-    maps: Maps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    maps: Maps[IPv4Address], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """PyPI has one, of crystal lattices."""
     for name in ("ctl", "bpf"):
@@ -251,7 +252,7 @@ def broken_at(file: str, needle: str) -> tuple[str, int]:
     ],
 )
 def test_a_syntax_error_is_named_by_file_and_line(
-    maps: Maps, file: str, needle: str, caplog: pytest.LogCaptureFixture
+    maps: Maps[IPv4Address], file: str, needle: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     text, number = broken_at(file, needle)
     with Bcc(text) as broken, caplog.at_level(logging.ERROR), pytest.raises(KernelError) as caught:
@@ -297,7 +298,7 @@ for (int i = 0; i < 1000000; i++) {
 
 
 def test_the_verifiers_words_are_shown_and_no_program_is_kept(
-    pins: Path, maps: Maps, caplog: pytest.LogCaptureFixture
+    pins: Path, maps: Maps[IPv4Address], caplog: pytest.LogCaptureFixture
 ) -> None:
     with (
         nothing_left_open(),
@@ -312,7 +313,7 @@ def test_the_verifiers_words_are_shown_and_no_program_is_kept(
 
 
 def test_a_kernel_that_refuses_xdp_loses_only_that(
-    pins: Path, maps: Maps, bcc: Bcc, caplog: pytest.LogCaptureFixture
+    pins: Path, maps: Maps[IPv4Address], bcc: Bcc, caplog: pytest.LogCaptureFixture
 ) -> None:
     with kept(refused_at(XDP, XDP_FRAGS, how=WILD_XDP)) as old_verifier:
         first = load(maps, pins, old_verifier)
@@ -329,7 +330,7 @@ def test_a_kernel_that_refuses_xdp_loses_only_that(
     assert ids(load(maps, pins)) == ids(later)
 
 
-def test_of_a_program_too_large_for_the_verifier_its_words_are_told(maps: Maps) -> None:
+def test_of_a_program_too_large_for_the_verifier_its_words_are_told(maps: Maps[IPv4Address]) -> None:
     """BCC prints a sentence of its own, without them."""
     with Bcc(refused_at(XDP, how=TOO_LARGE)) as large, pytest.raises(syscall.VerifierError) as caught:
         large.load((XDP,), maps)
@@ -337,7 +338,7 @@ def test_of_a_program_too_large_for_the_verifier_its_words_are_told(maps: Maps) 
     assert "BPF program is too large. Processed 1000001 insn" in caught.value.log
 
 
-def test_before_linux_5_18_xdp_is_loaded_without_frags(pins: Path, maps: Maps) -> None:
+def test_before_linux_5_18_xdp_is_loaded_without_frags(pins: Path, maps: Maps[IPv4Address]) -> None:
     with kept(refused_at(XDP_FRAGS, how=WILD_XDP)) as old_kernel:
         programs = load(maps, pins, old_kernel)
     assert (set(programs.by_name), programs.xdp_refused) == (set(PROGRAMS), "")
@@ -367,7 +368,7 @@ def fail_at(monkeypatch: pytest.MonkeyPatch, call: str, nth: int) -> None:
 
 @pytest.mark.parametrize(("call", "nth"), [("prog_info", 2), ("obj_pin", 1), ("obj_pin", 5)])
 def test_a_load_that_fails_leaves_nothing_open(
-    pins: Path, maps: Maps, bcc: Bcc, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
+    pins: Path, maps: Maps[IPv4Address], bcc: Bcc, monkeypatch: pytest.MonkeyPatch, call: str, nth: int
 ) -> None:
     with nothing_left_open(), monkeypatch.context() as failing:
         fail_at(failing, call, nth)
@@ -376,7 +377,9 @@ def test_a_load_that_fails_leaves_nothing_open(
     load(maps, pins, bcc).close()
 
 
-def test_programs_that_no_descriptor_is_left_for_are_one_line_and_let_go(maps: Maps, bcc: Bcc) -> None:
+def test_programs_that_no_descriptor_is_left_for_are_one_line_and_let_go(
+    maps: Maps[IPv4Address], bcc: Bcc
+) -> None:
     """The kernel hands over as many as there is room for, and says nothing of the others."""
     before = os.listdir("/proc/self/fd")
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -392,7 +395,7 @@ def test_programs_that_no_descriptor_is_left_for_are_one_line_and_let_go(maps: M
 
 
 def test_adopted_programs_are_let_go_if_the_one_for_xdp_cannot_be_compiled(
-    pins: Path, maps: Maps, bcc: Bcc, monkeypatch: pytest.MonkeyPatch
+    pins: Path, maps: Maps[IPv4Address], bcc: Bcc, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = load(maps, pins, bcc)
     (home(pins, first) / XDP).unlink()
@@ -404,7 +407,7 @@ def test_adopted_programs_are_let_go_if_the_one_for_xdp_cannot_be_compiled(
 
 @pytest.mark.parametrize("nth", [1, len(PROGRAMS)])
 def test_what_cannot_be_adopted_is_let_go(
-    pins: Path, maps: Maps, bcc: Bcc, monkeypatch: pytest.MonkeyPatch, nth: int
+    pins: Path, maps: Maps[IPv4Address], bcc: Bcc, monkeypatch: pytest.MonkeyPatch, nth: int
 ) -> None:
     load(maps, pins, bcc).close()
     with nothing_left_open():

@@ -17,6 +17,7 @@ import pytest
 from ctl.core import abi
 from ctl.core.abi import Counter, FlowEntry, Hook, PeerStats
 from ctl.core.errors import AgentUnreachable, KernelError, Unapplied
+from ctl.core.family import IPV4
 from ctl.core.plan import Delta
 from ctl.kernel.bpf import syscall
 from ctl.kernel.bpf.maps import Maps, create_or_adopt, layout_dir, mismatch, open_maps, specs
@@ -31,7 +32,7 @@ SPECS = specs(64, 64, 64)
 
 
 @pytest.fixture
-def maps(pins: Path) -> Iterator[Maps]:
+def maps(pins: Path) -> Iterator[Maps[IPv4Address]]:
     with create_or_adopt(pins, SPECS) as opened:
         yield opened
 
@@ -112,7 +113,7 @@ def test_nothing_pinned_is_no_file() -> None:
         syscall.obj_get("/sys/fs/bpf/ovnet-no-such-pin")
 
 
-def test_per_cpu_values_are_summed(maps: Maps) -> None:
+def test_per_cpu_values_are_summed(maps: Maps[IPv4Address]) -> None:
     cpus = syscall.possible_cpus()
     index = Hook.FROM_WIRE * abi.REASON_MAX + 2
     with closing(syscall.Map(os.dup(maps.fd("counters")))) as raw:
@@ -123,7 +124,7 @@ def test_per_cpu_values_are_summed(maps: Maps) -> None:
     assert maps.peer_stats() == {PEER.host: PeerStats(cpus, 2 * cpus, 3 * cpus, 4 * cpus)}
 
 
-def test_peers_are_busy_that_any_cpu_has_counted_for(maps: Maps) -> None:
+def test_peers_are_busy_that_any_cpu_has_counted_for(maps: Maps[IPv4Address]) -> None:
     idle, busy = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
     with closing(syscall.Map(os.dup(maps.fd("peer_stats")))) as raw:
         raw.update(idle.packed, bytes(abi.PEER_STATS.size))
@@ -132,7 +133,7 @@ def test_peers_are_busy_that_any_cpu_has_counted_for(maps: Maps) -> None:
     assert maps.peer_stats().keys() == {idle, busy}
 
 
-def test_a_delta_is_applied(maps: Maps) -> None:
+def test_a_delta_is_applied(maps: Maps[IPv4Address]) -> None:
     table = maps.peer_table
     moved = replace(PEER, host=IPv4Address("192.168.50.7"))
     base = PEER_SUBNET.network_address
@@ -150,7 +151,7 @@ def overfill(table: MapTable[IPv4Address, V], value: V, entries: int = 64) -> st
     return str(caught.value)
 
 
-def test_a_full_map_names_the_setting_and_keeps_what_it_has(maps: Maps) -> None:
+def test_a_full_map_names_the_setting_and_keeps_what_it_has(maps: Maps[IPv4Address]) -> None:
     vteps = SPECS["peer_stats"].entries
     assert vteps >= 64 + 1000, "a hash map refuses before it is full: each CPU keeps free entries to itself"
     words = "3 entries not stored: it is full with 64 entries, raise"
@@ -162,7 +163,7 @@ def test_a_full_map_names_the_setting_and_keeps_what_it_has(maps: Maps) -> None:
     assert maps.fill() == full
 
 
-def test_entries_that_are_refused_are_named_unless_the_map_is_full(maps: Maps) -> None:
+def test_entries_that_are_refused_are_named_unless_the_map_is_full(maps: Maps[IPv4Address]) -> None:
     """A full map holds what nobody has counted on, so that it has to be read again."""
     with pytest.raises(KernelError) as full:
         maps.peer_table.apply(Delta(tuple((LOCAL + i, PEER) for i in range(70)), ()))
@@ -190,7 +191,7 @@ def test_flows_are_counted_once_a_second(pins: Path) -> None:
     create_or_adopt(pins, SPECS).close()
     with open_maps(pins) as pinned:
         raw = {name: syscall.Map(os.dup(pinned.fd(name))) for name in SPECS}
-    with Maps(raw, clock=lambda: now) as maps:
+    with Maps(raw, IPV4, clock=lambda: now) as maps:
         assert maps.fill()["flows"] == (0, 64)
         raw["flows"].update(flow_out(sport=1).pack(), FlowEntry(1, 2, 3).pack())
         now = 5.9
@@ -199,7 +200,7 @@ def test_flows_are_counted_once_a_second(pins: Path) -> None:
         assert maps.fill()["flows"] == (1, 64)
 
 
-def test_what_the_kernel_refuses_is_one_line(maps: Maps) -> None:
+def test_what_the_kernel_refuses_is_one_line(maps: Maps[IPv4Address]) -> None:
     null = os.open("/dev/null", os.O_RDONLY)
     for name in SPECS:
         os.dup2(null, maps.fd(name))  # EINVAL for all that is asked of them
@@ -217,7 +218,7 @@ def test_what_the_kernel_refuses_is_one_line(maps: Maps) -> None:
             attempt()
 
 
-def test_node_and_flows(maps: Maps) -> None:
+def test_node_and_flows(maps: Maps[IPv4Address]) -> None:
     assert maps.node() is None
     maps.write_node(NODE)
     assert maps.node() == NODE

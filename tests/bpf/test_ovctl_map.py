@@ -43,7 +43,7 @@ PEERS = {
 ENDPOINT = EndpointEntry(999_999, MAC, MacAddress.parse("02:00:00:00:00:02"))
 
 
-def put(maps: Maps, name: str, key: bytes, value: bytes) -> None:
+def put(maps: Maps[IPv4Address], name: str, key: bytes, value: bytes) -> None:
     """Straight into the map, past all that ovctl has in common with the agent."""
     with closing(syscall.Map(os.dup(maps.fd(name)))) as raw:
         raw.update(key, value)
@@ -60,7 +60,7 @@ def pins() -> Iterator[Path]:
 
 
 @pytest.fixture
-def maps(pins: Path) -> Iterator[Maps]:
+def maps(pins: Path) -> Iterator[Maps[IPv4Address]]:
     with create_or_adopt(pins, specs(4, 4, 64)) as opened:
         opened.write_node(NODE)
         for subnet, peer in PEERS.items():
@@ -87,7 +87,7 @@ def ovctl(pins: Path, capsys: pytest.CaptureFixture[str]) -> Any:
     return run
 
 
-def test_peers_as_json_keep_the_contract(ovctl: Any, maps: Maps) -> None:
+def test_peers_as_json_keep_the_contract(ovctl: Any, maps: Maps[IPv4Address]) -> None:
     code, out, err = ovctl("map", "dump", "peers", "-o", "json")
     assert (code, err) == (0, "")
     assert json.loads(out) == [
@@ -98,7 +98,7 @@ def test_peers_as_json_keep_the_contract(ovctl: Any, maps: Maps) -> None:
     ]  # fmt: skip
 
 
-def test_a_table_says_fib_where_the_kernel_is_asked(ovctl: Any, maps: Maps) -> None:
+def test_a_table_says_fib_where_the_kernel_is_asked(ovctl: Any, maps: Maps[IPv4Address]) -> None:
     _, out, _ = ovctl("map", "dump", "peers")
     assert out.splitlines()[0].split() == ["SUBNET", "HOST", "VTEP", "MAC", "DEV", "NEXT", "HOP", "FLAGS"]
     assert out.splitlines()[2].split() == [
@@ -114,7 +114,7 @@ def test_a_table_says_fib_where_the_kernel_is_asked(ovctl: Any, maps: Maps) -> N
     assert "8472" in wide
 
 
-def test_all_maps_have_a_heading_each(ovctl: Any, maps: Maps) -> None:
+def test_all_maps_have_a_heading_each(ovctl: Any, maps: Maps[IPv4Address]) -> None:
     shown = [
         "peers",
         "endpoints",
@@ -136,13 +136,13 @@ def test_all_maps_have_a_heading_each(ovctl: Any, maps: Maps) -> None:
     assert found["node"][0]["subnet"] == "10.1.1.0/24"
 
 
-def count(maps: Maps, hook: abi.Hook, number: int, packets: int) -> None:
+def count(maps: Maps[IPv4Address], hook: abi.Hook, number: int, packets: int) -> None:
     """`packets` on every CPU."""
     index = struct.pack("=I", hook * abi.REASON_MAX + number)
     put(maps, "counters", index, abi.COUNTER.pack(packets, 100 * packets, 0))
 
 
-def test_counters_show_what_counted_and_wide_shows_all(ovctl: Any, maps: Maps) -> None:
+def test_counters_show_what_counted_and_wide_shows_all(ovctl: Any, maps: Maps[IPv4Address]) -> None:
     count(maps, abi.Hook.FROM_WIRE, 40, 3)
     cpus = syscall.possible_cpus()
     _, out, _ = ovctl("map", "dump", "counters", "-o", "json")
@@ -156,13 +156,15 @@ def test_counters_show_what_counted_and_wide_shows_all(ovctl: Any, maps: Maps) -
     assert "spoofed_source" in out
 
 
-def learn(maps: Maps, sport: int, age_s: float) -> None:
+def learn(maps: Maps[IPv4Address], sport: int, age_s: float) -> None:
     now = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
     key = FlowKey(IPv4Address("10.1.1.5"), IPv4Address("10.1.2.9"), sport, 80, LO, 6, Direction.OUT)
     put(maps, "flows", key.pack(), FlowEntry(now - int(age_s * 1e9), 0, 12).pack())
 
 
-def test_flows_say_whether_they_are_approved_and_a_flush_says_how_many(ovctl: Any, maps: Maps) -> None:
+def test_flows_say_whether_they_are_approved_and_a_flush_says_how_many(
+    ovctl: Any, maps: Maps[IPv4Address]
+) -> None:
     learn(maps, 1000, 0)
     learn(maps, 1001, 60)
     _, out, _ = ovctl("map", "dump", "flows", "-o", "json")
@@ -176,7 +178,7 @@ def test_flows_say_whether_they_are_approved_and_a_flush_says_how_many(ovctl: An
     assert maps.flows() == {}
 
 
-def test_get_finds_the_peer_of_an_address(ovctl: Any, maps: Maps) -> None:
+def test_get_finds_the_peer_of_an_address(ovctl: Any, maps: Maps[IPv4Address]) -> None:
     code, out, _ = ovctl("map", "get", "10.1.2.77", "-o", "json")
     found = json.loads(out)
     assert (code, found["ip"], found["endpoint"]) == (0, "10.1.2.77", None)
@@ -185,7 +187,7 @@ def test_get_finds_the_peer_of_an_address(ovctl: Any, maps: Maps) -> None:
     assert out.startswith("peers:\nSUBNET")
 
 
-def test_get_finds_a_container(ovctl: Any, maps: Maps) -> None:
+def test_get_finds_a_container(ovctl: Any, maps: Maps[IPv4Address]) -> None:
     _, out, _ = ovctl("map", "get", "10.1.1.5", "-o", "json")
     found = json.loads(out)
     assert found["peer"] is None
@@ -195,7 +197,7 @@ def test_get_finds_a_container(ovctl: Any, maps: Maps) -> None:
     }  # fmt: skip
 
 
-def test_get_of_nobodys_address_is_3(ovctl: Any, maps: Maps) -> None:
+def test_get_of_nobodys_address_is_3(ovctl: Any, maps: Maps[IPv4Address]) -> None:
     code, out, err = ovctl("map", "get", "10.1.1.6")
     assert (code, out) == (3, "")
     assert err == "ovctl: error: 10.1.1.6 is in no peer's subnet and is no container of this node\n"
@@ -266,7 +268,7 @@ def fresh(**changes: Any) -> AgentReport:
     )
 
 
-def test_status_of_a_healthy_node(ovctl: Any, maps: Maps, node: Node) -> None:
+def test_status_of_a_healthy_node(ovctl: Any, maps: Maps[IPv4Address], node: Node) -> None:
     node.start()
     node.report(fresh())
     count(maps, abi.Hook.FROM_CONTAINER, 1, 9)
@@ -285,7 +287,7 @@ def test_status_of_a_healthy_node(ovctl: Any, maps: Maps, node: Node) -> None:
     assert lines["problem"] == "veth3: someone else's tc filter at prio 1"
 
 
-def test_status_as_json(ovctl: Any, maps: Maps, node: Node) -> None:
+def test_status_as_json(ovctl: Any, maps: Maps[IPv4Address], node: Node) -> None:
     node.start()
     node.report(fresh())
     count(maps, abi.Hook.FROM_WIRE, 2, 5)
@@ -297,7 +299,7 @@ def test_status_as_json(ovctl: Any, maps: Maps, node: Node) -> None:
     assert found["datapath"]["maps"]["flows"] == {"entries": 0, "capacity": 64}
 
 
-def test_status_says_why_a_node_is_unhealthy(ovctl: Any, maps: Maps, node: Node) -> None:
+def test_status_says_why_a_node_is_unhealthy(ovctl: Any, maps: Maps[IPv4Address], node: Node) -> None:
     node.start()
     node.report(fresh(store=replace(REPORT.store, up=False, error="disk I/O error")))
     for i in range(2):
@@ -316,7 +318,9 @@ def test_status_of_an_agent_that_has_not_reported(ovctl: Any, node: Node) -> Non
     assert (code, err) == (1, "ovctl: the agent is starting: it has not reported yet\n")
 
 
-def test_status_of_a_dead_agent_says_that_traffic_goes_on(ovctl: Any, maps: Maps, node: Node) -> None:
+def test_status_of_a_dead_agent_says_that_traffic_goes_on(
+    ovctl: Any, maps: Maps[IPv4Address], node: Node
+) -> None:
     node.start()
     node.report(fresh())
     node.stop()
@@ -334,7 +338,7 @@ def test_status_where_nothing_ever_ran(ovctl: Any, tmp_path: Path) -> None:
     assert "agent       not running" in out
 
 
-def test_status_of_a_damaged_report_is_one_line(ovctl: Any, maps: Maps, node: Node) -> None:
+def test_status_of_a_damaged_report_is_one_line(ovctl: Any, maps: Maps[IPv4Address], node: Node) -> None:
     node.start()
     (node.home / "status.json").write_bytes(b"\xff\x00")
     code, _, err = ovctl("status", f"--state-dir={node.home}")
@@ -343,7 +347,7 @@ def test_status_of_a_damaged_report_is_one_line(ovctl: Any, maps: Maps, node: No
     assert "status.json" in err
 
 
-def test_looking_does_not_disturb_a_second_look(ovctl: Any, maps: Maps, node: Node) -> None:
+def test_looking_does_not_disturb_a_second_look(ovctl: Any, maps: Maps[IPv4Address], node: Node) -> None:
     (node.home / "agent.lock").touch()
     with (node.home / "agent.lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_SH)

@@ -102,7 +102,7 @@ def test_unpin_all_touches_no_other_file_system(tmp_path: Path) -> None:
     for place in (f"v{abi.LAYOUT}/maps", "v0/maps", "v0/progs-feed"):
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "peers").write_text("precious")
-    (tmp_path / "v7").mkdir()
+    (tmp_path / "v97").mkdir()
     before = sorted(tmp_path.rglob("*"))
     assert unpin_all(tmp_path) is False
     assert sorted(tmp_path.rglob("*")) == before

@@ -6,7 +6,7 @@ import shutil
 from collections.abc import Callable
 from typing import Final
 
-from ctl.kernel.bpf.source import MAPS, PROGRAMS
+from ctl.kernel.bpf.source import PROGRAMS, maps_of
 from tests.chaos.datagrams import SERVICE
 from tests.chaos.scenario import ALL, KERNEL_PATH, Scenario, Sight
 from tests.chaos.service import serve
@@ -125,7 +125,7 @@ def pins_removed(site: Site) -> None:
 
 def pinned(site: Site) -> bool:
     return (
-        len([*site.a.bpffs.glob("v*/maps/*")]) == len(MAPS)
+        len([*site.a.bpffs.glob("v*/maps/*")]) == len(maps_of(4))
         and len([*site.a.bpffs.glob("v*/progs-*/*")]) == len(PROGRAMS)
         and len(programs(site.a)) == 4
     )

@@ -26,7 +26,7 @@ class Node:
     agent: Agent
     containerd: Containerd
     pod: ContainerdContainer
-    maps: Maps
+    maps: Maps[IPv4Address]
 
     def restart(self) -> None:
         """Another agent in the place of the one that runs."""

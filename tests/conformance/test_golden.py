@@ -67,8 +67,8 @@ class Wire:
     b: Host
     one: Container
     two: Container
-    maps_a: Maps
-    maps_b: Maps
+    maps_a: Maps[IPv4Address]
+    maps_b: Maps[IPv4Address]
     at_one: Tap
     at_a: Tap
     at_b: Tap

@@ -40,7 +40,7 @@ class Cluster:
     outside: Host
     pods: dict[str, ConflistContainer]
     agents: dict[str, Agent]
-    maps: dict[str, Maps]
+    maps: dict[str, Maps[IPv4Address]]
     services: dict[str, list[Service]] = field(default_factory=dict)
 
     def place(self, name: str) -> Netns:
@@ -151,7 +151,7 @@ def _pods(n1: Host, n2: Host) -> dict[str, ConflistContainer]:
     }
 
 
-def _heard(maps: Maps, pod: ConflistContainer) -> bool:
+def _heard(maps: Maps[IPv4Address], pod: ConflistContainer) -> bool:
     """Whether its node knows of a pod, which it does when the pod has said something."""
     pod.run("ping", "-c1", "-W1", pod.result["ips"][0]["gateway"], check=False)
     return maps.lookup_endpoint(IPv4Address(pod.address)) is not None

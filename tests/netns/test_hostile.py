@@ -63,7 +63,7 @@ class Site:
     sinks: dict[str, socket.socket]
     tap: socket.socket
     """What a sends on its cable."""
-    maps: Maps
+    maps: Maps[IPv4Address]
     mode: str
     seen: set[str] = field(default_factory=set)
 

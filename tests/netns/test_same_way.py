@@ -158,7 +158,7 @@ class Ends:
     pair: Pair
     at_one: Tap
     at_two: Tap
-    maps: tuple[Maps, Maps]
+    maps: tuple[Maps[IPv4Address], Maps[IPv4Address]]
     """Of both nodes: to ask `ovctl` each time takes longer than the rest."""
 
     def counted(self) -> Counter[tuple[str, str]]:

@@ -13,7 +13,9 @@ from typing import Any
 import pytest
 
 from ctl.kernel.bpf import compile, loader, syscall
-from ctl.kernel.bpf.source import MAPS, XDP, XDP_FRAGS
+from ctl.kernel.bpf.source import XDP, XDP_FRAGS, maps_of
+
+MAPS = maps_of(4)
 
 
 class Unit:
@@ -75,7 +77,7 @@ def ordered(unit: Unit, names: list[str], maps: str) -> tuple[Any, list[str]]:
     agent, child = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with agent, child:
         fds = [unit.opened(f"{maps}-{name}") for name in MAPS]
-        socket.send_fds(agent, [json.dumps(names).encode()], fds)
+        socket.send_fds(agent, [json.dumps([names, MAPS]).encode()], fds)
         assert compile.obey(unit, child)
         answer, loaded, _, _ = socket.recv_fds(agent, compile.ORDER_BYTES, 9)
         found = [file_at(fd) for fd in loaded]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
@@ -35,7 +35,16 @@ class OneNode:
 def says_complete(opened: OneNode, *, fits: bool, filled: bool) -> bool:
     """What the entry says after it was written so."""
     own = OwnEntry(resolve(argparse.Namespace(), {}, None))
-    own.write(cast(Maps, opened), site(), DEVICE, fits=fits, filled=filled, xdp=False, first=False, marks=0)
+    own.write(
+        cast(Maps[Any], opened),
+        site(),
+        DEVICE,
+        fits=fits,
+        filled=filled,
+        xdp=False,
+        first=False,
+        marks=0,
+    )
     assert opened.entry is not None
     return not opened.entry.flags & NODE_F_PEERS_INCOMPLETE
 
@@ -78,7 +87,16 @@ def test_the_tunnel_gear_is_on_where_there_is_a_device_and_programs_are_wanted(
 ) -> None:
     opened = OneNode()
     own = OwnEntry(resolve(argparse.Namespace(bypass=mode), {}, None))
-    own.write(cast(Maps, opened), site(), device, fits=True, filled=True, xdp=False, first=False, marks=0)
+    own.write(
+        cast(Maps[Any], opened),
+        site(),
+        device,
+        fits=True,
+        filled=True,
+        xdp=False,
+        first=False,
+        marks=0,
+    )
     assert opened.entry is not None
     assert opened.entry.tunnel_ifindex == said
     assert opened.entry.overlay_ifindex == device
@@ -89,7 +107,7 @@ def test_on_an_uplink_without_ethernet_the_tunnel_gear_is_off() -> None:
     wire = replace(here.uplink.link, type=NONE)
     own = OwnEntry(resolve(argparse.Namespace(), {}, None))
     own.write(
-        cast(Maps, opened),
+        cast(Maps[Any], opened),
         replace(here, uplink=replace(here.uplink, link=wire)),
         DEVICE,
         fits=True,

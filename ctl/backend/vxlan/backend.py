@@ -54,7 +54,7 @@ class VxlanBackend:
     """VXLAN between hosts. One thread's, like its Netlink."""
 
     def __init__(self, settings: Settings, netlink: Netlink, findings: Findings) -> None:
-        self.maps: maps.Maps | None = None
+        self.maps: maps.Maps[IPv4Address] | None = None
         """The maps that are open; None: there are none yet, or those of a newer version are there."""
         self.programs: loader.Programs | None = None
         """The programs that are loaded; None: none are."""
@@ -215,7 +215,7 @@ class VxlanBackend:
         failures.take(self._announce, self.maps, site)  # whether XDP is there
         failures.raise_any()
 
-    def _announce(self, opened: maps.Maps, site: Site) -> None:
+    def _announce(self, opened: maps.Maps[IPv4Address], site: Site) -> None:
         """Say in the maps what is true of this node now. KernelError."""
         xdp = self._findings.hook is HookMode.XDP
         peering, first = self._peering, self._lookout.first

@@ -15,7 +15,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from ctl.core.abi import Hook
 from ctl.core.findings import Concern, Findings
@@ -107,7 +107,7 @@ class Lookout:
         """Those of others in each place, in words."""
         self._closely_until = -math.inf
 
-    def look(self, device: int, uplink: int, opened: Maps | None) -> frozenset[Change]:
+    def look(self, device: int, uplink: int, opened: Maps[Any] | None) -> frozenset[Change]:
         """What has to be looked at again because something is wrong, or is not any more. KernelError.
 
         `device`, `uplink`: ifindexes of the vxlan device and of the interface with from_wire; 0: none.
@@ -167,7 +167,7 @@ class Lookout:
                 if name in meanings
             )
 
-    def _look_at_programs(self, device: int, uplink: int, opened: Maps | None) -> None:
+    def _look_at_programs(self, device: int, uplink: int, opened: Maps[Any] | None) -> None:
         self.heed(device, uplink)
         text = _FIRST.format(others=" and ".join(self._others.get(Hook.FROM_WIRE, ())))
         self._findings.problems[Concern.OTHERS] = (text,) if self.first else ()
@@ -190,7 +190,9 @@ class Lookout:
                 return link.traffic(self._rtnl, device)
         return Device()
 
-    def _sees(self, hook: Hook, place: FilterKey, opened: Maps | None, counts: tuple[int, int, int]) -> str:
+    def _sees(
+        self, hook: Hook, place: FilterKey, opened: Maps[Any] | None, counts: tuple[int, int, int]
+    ) -> str:
         """One line if our program there does not see what passes; empty if it does, or is none."""
         sight, there = self._sights[hook], self._filters.read().get(place)
         about = None if there is None or opened is None else (place, there, opened)
@@ -215,12 +217,12 @@ def _places(device: int, uplink: int) -> Mapping[Hook, FilterKey]:
     return {Hook.FROM_WIRE: FilterKey(uplink, True), Hook.TO_OVERLAY: FilterKey(device, False)}
 
 
-def _noticed(opened: Maps | None) -> Mapping[Hook, int]:
+def _noticed(opened: Maps[Any] | None) -> Mapping[Hook, int]:
     """Packets that each program has left to the kernel path as the overlay's; none without maps."""
     return {hook: _left(hook, opened) for hook in (Hook.FROM_WIRE, Hook.TO_OVERLAY)}
 
 
-def _left(hook: Hook, opened: Maps | None) -> int:
+def _left(hook: Hook, opened: Maps[Any] | None) -> int:
     counters = {
         (hook, number): found for number, found in (opened.counters_of(hook) if opened else {}).items()
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from typing import Final
+from typing import Any, Final
 
 from ctl.backend.vxlan.device import device_name
 from ctl.core.host import Uplink
@@ -32,7 +32,7 @@ class Losses:
         self._losing = Losing()
         self._lost: Mapping[Way, int] = {}
 
-    def look(self, device: int, opened: Maps) -> Mapping[Way, int]:
+    def look(self, device: int, opened: Maps[Any]) -> Mapping[Way, int]:
         """Where all packets are lost, and how many were. KernelError.
 
         `device`: ifindex of the vxlan device.

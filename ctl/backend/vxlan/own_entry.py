@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from ipaddress import IPv4Address
 
 from ctl.backend.site import Site
 from ctl.backend.vxlan.device import published_mac
@@ -36,7 +37,7 @@ class OwnEntry:
 
     def write(
         self,
-        opened: Maps,
+        opened: Maps[IPv4Address],
         site: Site,
         device: int,
         *,

@@ -38,7 +38,7 @@ from ctl.kernel.netlink.socket import Refused, Rtnl
 class Shortcut:
     """The eBPF side, as far as the peers concern it."""
 
-    maps: Maps
+    maps: Maps[IPv4Address]
     """The open maps."""
     bypassing: bool
     """Whether programs are loaded that go by them."""
@@ -60,7 +60,7 @@ class Peering:
         """The maps' part of the plan; None: there has been none yet."""
         self._policy = Policy()
         """How the FIB is asked."""
-        self._filled: Maps | None = None
+        self._filled: Maps[IPv4Address] | None = None
         """The maps that the plan's trackers are about."""
 
     def wants(self, entry: Removed) -> bool:
@@ -72,7 +72,7 @@ class Peering:
         tables = self._tables
         return tables is not None and max(len(tables.peers.desired), len(tables.vteps.desired)) <= self._room
 
-    def has_filled(self, maps: Maps) -> bool:
+    def has_filled(self, maps: Maps[IPv4Address]) -> bool:
         """Whether what these maps hold is of this plan, and not of an earlier process."""
         return maps is self._filled
 

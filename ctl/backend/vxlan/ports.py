@@ -54,7 +54,7 @@ class Ports:
         self,
         site: Site,
         device: int,
-        opened: Maps,
+        opened: Maps[IPv4Address],
         programs: loader.Programs | None,
         *,
         first: bool = False,
@@ -97,14 +97,16 @@ class Ports:
             return "bypass is off"
         return why_kernel_path(link) or self._filters.taken(link.ifindex)
 
-    def _find_containers(self, site: Site, bridge: Link, ports: Mapping[int, Link], opened: Maps) -> None:
+    def _find_containers(
+        self, site: Site, bridge: Link, ports: Mapping[int, Link], opened: Maps[IPv4Address]
+    ) -> None:
         """The map `endpoints`; and ARP questions for containers whose port is not known."""
         subnet, seen = site.lease.subnet, self._netlink.neighbours(site.bridge)
         self._fill(opened, {} if site.fenced else plan_endpoints(seen, ports, bridge, subnet))
         for address in plan_questions(seen, subnet) if ports else ():
             self._netlink.ask(site.bridge, address)
 
-    def _fill(self, opened: Maps, found: Mapping[IPv4Address, EndpointEntry]) -> None:
+    def _fill(self, opened: Maps[IPv4Address], found: Mapping[IPv4Address, EndpointEntry]) -> None:
         room = self._settings.endpoints_max
         left = apply_fitting("endpoints", opened.endpoint_table, found, room, self._findings)
         text = f"map endpoints is full: {left} containers by the kernel path only, raise --endpoints-max"

@@ -56,7 +56,7 @@ class SilentPeers:
         self.silent: Mapping[IPv4Address, int] = {}
         """Hosts of the peers that do not answer, and how many packets went to each."""
 
-    def look(self, opened: Maps) -> None:
+    def look(self, opened: Maps[IPv4Address]) -> None:
         """Once it is time. AgentError or KernelError if nobody can be asked, or the map not be read."""
         now = self._steady()
         if now < self._next:

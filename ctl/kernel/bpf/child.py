@@ -13,13 +13,13 @@ from collections.abc import Sequence
 from contextlib import ExitStack, suppress
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, Self, TextIO
+from typing import Any, Final, Self, TextIO
 
 from ctl.core.errors import KernelError
 from ctl.kernel.bpf import syscall
 from ctl.kernel.bpf.compile import LACKING, ORDER_BYTES
 from ctl.kernel.bpf.maps import Maps
-from ctl.kernel.bpf.source import MAPS
+from ctl.kernel.bpf.source import maps_of
 
 log = logging.getLogger(__name__)
 
@@ -92,15 +92,17 @@ class Bcc:
         """Whether it has ended because there was nothing to load for so long."""
         return self._child.poll() == 0
 
-    def load(self, names: Sequence[str], maps: Maps) -> dict[str, int]:
+    def load(self, names: Sequence[str], maps: Maps[Any]) -> dict[str, int]:
         """Load programs on these maps; returns their file descriptors.
 
         VerifierError for the first that the kernel refuses, and then none is loaded. KernelError with
         the last line that the compiler wrote, if that is what failed; all of them are logged.
         """
         self._orders.settimeout(_TIMEOUT_S)
+        used = maps_of(maps.family.version)
         try:
-            socket.send_fds(self._orders, [json.dumps(names).encode()], [maps.fd(name) for name in MAPS])
+            order = json.dumps([names, used]).encode()
+            socket.send_fds(self._orders, [order], [maps.fd(name) for name in used])
             answer, fds, _, _ = socket.recv_fds(
                 self._orders, ORDER_BYTES, len(names), socket.MSG_CMSG_CLOEXEC
             )

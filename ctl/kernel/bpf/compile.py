@@ -5,8 +5,8 @@
 The only module that imports bcc, and the reason why it is a process of its own: bcc and LLVM cost
 120 MB that are never given back, change directory while they work and are not thread-safe.
 
-Orders come over the socket (the number of a descriptor; SOCK_SEQPACKET). One is a JSON list of
-programs, with the descriptors of our maps, in the order of MAPS. The answer is `null` with the
+Orders come over the socket (the number of a descriptor; SOCK_SEQPACKET). One is JSON, `[programs, maps]`,
+two lists of names, with the descriptors of these maps. The answer is `null` with the
 descriptors of the programs, or `[program, errno, the verifier's last lines]` of the first one that
 the kernel refuses, and then nothing stays loaded.
 
@@ -30,7 +30,7 @@ import platform
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,12 +38,14 @@ from typing import Any, Final, NoReturn
 
 from ctl.core.errors import KernelError
 from ctl.kernel.bpf import syscall
-from ctl.kernel.bpf.source import MAPS, XDP, XDP_FRAGS, write_header_tree
+from ctl.kernel.bpf.source import XDP, XDP_FRAGS, write_header_tree
 
 LACKING: Final = 3
 """The exit code where BCC, the headers or a place for them are missing."""
 ORDER_BYTES: Final = 1 << 16
 """The size of the longest order or answer."""
+_FDS_MAX: Final = 253
+"""SCM_MAX_FD of include/net/scm.h: so many descriptors come with a message at most."""
 _FLAGS: Final = ["-Wall", "-Werror", "-Wno-unused-function", "-Wno-address-of-packed-member"]
 _LINES: Final = 40
 _LINE_CHARACTERS: Final = 200
@@ -117,13 +119,14 @@ def _lack(what: str) -> NoReturn:
 
 def obey(unit: Any, orders: socket.socket) -> bool:
     """Carry out one order; False if there are no more. TimeoutError if none comes."""
-    message, maps, _, _ = socket.recv_fds(orders, ORDER_BYTES, len(MAPS))
+    message, fds, _, _ = socket.recv_fds(orders, ORDER_BYTES, _FDS_MAX)
     if not message:
         return False
-    bind(unit, maps)
+    programs, maps = json.loads(message)
+    bind(unit, dict(zip(maps, fds, strict=True)))
     loaded: list[int] = []
     answer = None
-    for name in json.loads(message):
+    for name in programs:
         try:
             loaded.append(load(unit, name))
         except OSError as error:
@@ -135,9 +138,9 @@ def obey(unit: Any, orders: socket.socket) -> bool:
     return True
 
 
-def bind(unit: Any, maps: Sequence[int]) -> None:
-    """Put these maps (descriptors, in the order of MAPS) in the places of the unit's own."""
-    for name, fd in zip(MAPS, maps, strict=True):
+def bind(unit: Any, maps: Mapping[str, int]) -> None:
+    """Put these maps (descriptors, by name) in the places of the unit's own."""
+    for name, fd in maps.items():
         os.dup2(fd, unit[name].map_fd, inheritable=False)
         os.close(fd)
 

@@ -15,9 +15,11 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from ctl.core.abi import Hook
 from ctl.core.errors import KernelError
 from ctl.kernel.bpf import bpffs, syscall
 from ctl.kernel.bpf.child import Bcc
@@ -56,12 +58,12 @@ class Programs:
         return bpffs.pin_missing(_home(root, self.digest), fds)
 
 
-def compile_ahead(root: str | Path) -> Bcc | None:
+def compile_ahead(root: str | Path, version: int = 4) -> Bcc | None:
     """Start to compile, if `load` will need it: 0.8 s, in which the rest of a start gets done.
 
-    None if all programs are pinned already, or if it does not start: `load` tells.
+    `version`: of IP. None if all programs are pinned already, or if it does not start: `load` tells.
     """
-    text = source()
+    text = source(version)
     home = _home(root, digest(text, _compiler_version()))
     if all((home / name).exists() for name in PROGRAMS):
         return None
@@ -70,13 +72,13 @@ def compile_ahead(root: str | Path) -> Bcc | None:
     return None
 
 
-def load(maps: Maps, root: str | Path, ahead: Bcc | None = None) -> Programs:
+def load(maps: Maps[Any], root: str | Path, ahead: Bcc | None = None) -> Programs:
     """Adopt the pinned programs of this very source on these maps, else build, load and pin them.
 
     `ahead`: of `compile_ahead`. KernelError with the compiler's or the verifier's own words. A
     kernel that refuses the program for XDP costs only that: it is tried again at the next start.
     """
-    text = source()
+    text = source(maps.family.version)
     build = digest(text, _compiler_version())
     home = _home(root, build)
     adopted = _adopt(home, maps.ids())
@@ -115,6 +117,29 @@ def _closed_if_it_fails(programs: Mapping[str, Program]) -> Iterator[None]:
 
 
 _TC: Final = tuple(name for name in PROGRAMS if name != XDP)
+
+
+def hand_over(maps: Maps[IPv4Address], programs: Mapping[str, Program] | None) -> str:
+    """Have the programs on `maps` hand packets of IPv6 to these, made for IPv6, each at its hook.
+
+    None: packets of IPv6 are the kernel path's, from the next one on. What is in place already is not
+    touched. KernelError, and the answer: why that for XDP is not in place, if it was to be. It does
+    not go with that for IPv4 where only one of them takes frames in several pieces; from_wire does
+    without it.
+    """
+    fds = {name: program.fd for name, program in (programs or {}).items()}
+    xdp_refused = ""
+    # What XDP has taken the tunnel off is from_wire's to deliver: XDP comes last, and goes first.
+    if XDP not in fds:
+        maps.hand_over(Hook.FROM_WIRE_XDP, None)
+    for name in _TC:
+        maps.hand_over(Hook[name.upper()], fds.get(name))
+    if XDP in fds:
+        try:
+            maps.hand_over(Hook.FROM_WIRE_XDP, fds[XDP])
+        except KernelError as error:
+            xdp_refused = str(error)
+    return xdp_refused
 
 
 def drop_others(root: str | Path, keep: str) -> None:
@@ -167,7 +192,7 @@ def _programs(fds: Mapping[str, int]) -> dict[str, Program]:
         raise KernelError(f"cannot load programs: {error.strerror}") from error
 
 
-def load_tc(bcc: Bcc, maps: Maps) -> dict[str, Program]:
+def load_tc(bcc: Bcc, maps: Maps[Any]) -> dict[str, Program]:
     """The programs for tc. KernelError if the kernel refuses one; the end of the verifier's log is logged."""
     try:
         return _programs(bcc.load(_TC, maps))
@@ -182,7 +207,7 @@ def load_tc(bcc: Bcc, maps: Maps) -> dict[str, Program]:
         raise KernelError(f"the kernel refused program {name}: {error.strerror}; its log is above") from error
 
 
-def load_xdp(bcc: Bcc, maps: Maps) -> Program:
+def load_xdp(bcc: Bcc, maps: Maps[Any]) -> Program:
     """The program for XDP, for frames in several pieces if the kernel has them. VerifierError."""
     try:
         fd = bcc.load((XDP_FRAGS,), maps)[XDP_FRAGS]

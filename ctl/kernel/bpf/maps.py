@@ -1,6 +1,7 @@
 """The pinned maps: creating, adopting, reading, and keeping them as desired.
 
-Pins live in `<bpffs>/v<LAYOUT>/maps/`. A map is used only if type, sizes and capacity
+Pins live in `<root>/v<LAYOUT>/maps/`: a set for each family, the root of IPv4's is --bpffs, that of
+IPv6's a directory in it. A map is used only if type, sizes and capacity
 are what this version wants: bpf(2) would let a program read another layout. BCC does not make
 them: it could not open them again by their pins (ctl.kernel.bpf.compile says why), and a node without
 bypass has the maps and no BCC.
@@ -15,9 +16,9 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Final, Self
+from typing import Any, Final, Generic, Self, overload
 
 from ctl.core import abi
 from ctl.core.abi import (
@@ -34,9 +35,11 @@ from ctl.core.abi import (
     Translation,
 )
 from ctl.core.errors import AgentUnreachable, KernelError
+from ctl.core.family import IPV4, Family
+from ctl.core.model import A
 from ctl.core.tracer import TRACERS, TracerEntry
 from ctl.kernel.bpf import bpffs, syscall
-from ctl.kernel.bpf.source import PROGRAMS
+from ctl.kernel.bpf.source import CALLS, CALLS_XDP, PROGRAMS, maps_of
 from ctl.kernel.bpf.table import MapTable, refused
 
 
@@ -76,10 +79,10 @@ _COUNT_S: Final = 1.0
 
 
 def specs(peers: int, endpoints: int, flows: int, version: int = 4) -> dict[str, Spec]:
-    """The twelve maps for these capacities (entries), of the programs for this IP version."""
+    """The maps for these capacities (entries), of the programs for this IP version."""
     of = abi.STRUCTS[version]
     address, key = of.address, of.flow_key.size
-    return {
+    found = {
         "peers": Spec("hash", address, of.peer.size, peers),
         "endpoints": Spec("hash", address, abi.ENDPOINT.size, endpoints),
         "flows": Spec("lru_hash", key, of.flow.size, flows),
@@ -92,11 +95,22 @@ def specs(peers: int, endpoints: int, flows: int, version: int = 4) -> dict[str,
         "events": Spec("ringbuf", 0, 0, RING_BYTES),
         "tracer": Spec("array", 4, TRACERS[version].size, 1, syscall.MMAPABLE),
         "traces": Spec("ringbuf", 0, 0, TRACE_RING_BYTES),
+        CALLS: Spec("prog_array", 4, 4, abi.HOOK_MAX),
+        CALLS_XDP: Spec("prog_array", 4, 4, abi.HOOK_MAX),
     }
+    return {name: found[name] for name in maps_of(version)}
+
+
+def family_root(bpffs: str | Path, family: Family[A, Any]) -> Path:
+    """Where pins of this family live; `bpffs` is --bpffs."""
+    return Path(bpffs) / _FAMILY_DIRS[family.version]
+
+
+_FAMILY_DIRS: Final = {4: "", 6: "ipv6"}
 
 
 def layout_dir(root: str | Path) -> Path:
-    """Where pins of this layout live; `root` is --bpffs."""
+    """Where pins of this layout live; `root` is a family's."""
     return Path(root) / f"v{abi.LAYOUT}"
 
 
@@ -104,34 +118,38 @@ def _index(number: int) -> bytes:
     return struct.pack("=I", number)
 
 
-_ADDRESS: Final = (lambda ip: ip.packed, IPv4Address)
-
-
-class Maps:
-    """The open maps of one node. Reading never changes anything.
+class Maps(Generic[A]):
+    """The open maps of one node and family. Reading never changes anything.
 
     `clock`: seconds, monotonic.
     """
 
-    def __init__(self, raw: dict[str, syscall.Map], clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        raw: dict[str, syscall.Map],
+        family: Family[A, Any],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.family: Final = family
         self._raw, self._clock = raw, clock
+        address = _packed, family.address
         self._flows_counted: tuple[float, int] | None = None
         """When the flows were counted last, and how many there were; None: never."""
-        self.peer_table: Final = MapTable[IPv4Address, PeerEntry](
-            "peers", raw["peers"], _ADDRESS, (PeerEntry.pack, PeerEntry.unpack), "--peers-max"
+        self.peer_table: Final = MapTable[A, PeerEntry](
+            "peers", raw["peers"], address, (PeerEntry.pack, PeerEntry.unpack), "--peers-max"
         )
-        self.endpoint_table: Final = MapTable[IPv4Address, EndpointEntry](
+        self.endpoint_table: Final = MapTable[A, EndpointEntry](
             "endpoints",
             raw["endpoints"],
-            _ADDRESS,
+            address,
             (EndpointEntry.pack, EndpointEntry.unpack),
             "--endpoints-max",
         )
         # Only which hosts are in it matters: the programs keep the numbers.
-        self.vtep_table: Final = MapTable[IPv4Address, bool](
+        self.vtep_table: Final = MapTable[A, bool](
             "peer_stats",
             raw["peer_stats"],
-            _ADDRESS,
+            address,
             (lambda _: bytes(abi.PEER_STATS.size), lambda _: True),
             "--peers-max",
         )
@@ -157,7 +175,7 @@ class Maps:
         """Pin again what is not pinned below `root` any more; True if something was. KernelError."""
         return bpffs.pin_missing(layout_dir(root) / "maps", {name: raw.fd for name, raw in self._raw.items()})
 
-    def peers(self) -> Mapping[IPv4Address, PeerEntry]:
+    def peers(self) -> Mapping[A, PeerEntry]:
         """By base address of the subnet; its prefix length is `node().subnet.prefixlen`."""
         return self.peer_table.read()
 
@@ -165,7 +183,7 @@ class Maps:
         """The same as the map has it, in no order and a sixth of the time."""
         return [(key, value) for key, (value,) in self._items("peers")]
 
-    def endpoints(self) -> Mapping[IPv4Address, EndpointEntry]:
+    def endpoints(self) -> Mapping[A, EndpointEntry]:
         return self.endpoint_table.read()
 
     def flows(self) -> dict[FlowKey, FlowEntry]:
@@ -173,7 +191,8 @@ class Maps:
 
     def flow_packets(self) -> dict[bytes, int]:
         """Packets that have bypassed, by packed key: of all flows, in a tenth of the time of `flows`."""
-        return {key: abi.STRUCTS[4].flow.unpack(values[0])[2] for key, values in self._items("flows")}
+        flow = abi.STRUCTS[self.family.version].flow
+        return {key: flow.unpack(values[0])[2] for key, values in self._items("flows")}
 
     def notes(self) -> dict[int, NoteEntry]:
         """By signature."""
@@ -189,9 +208,10 @@ class Maps:
         )
         return {key: to for key, to in found if to}
 
-    def services(self) -> dict[IPv4Address, int]:
+    def services(self) -> dict[A, int]:
         """When each was found to be one, in ns of CLOCK_MONOTONIC (coarse)."""
-        return {IPv4Address(key): abi.SERVICE.unpack(rows[0])[0] for key, rows in self._items("services")}
+        found = self._items("services")
+        return {self.family.address(key): abi.SERVICE.unpack(rows[0])[0] for key, rows in found}
 
     def flush_flows(self) -> int:
         """Withdraw every approval; returns how many there were."""
@@ -246,14 +266,36 @@ class Maps:
                 result[number] = counter
         return result
 
-    def peer_stats(self) -> dict[IPv4Address, PeerStats]:
-        return {IPv4Address(key): PeerStats.unpack(rows) for key, rows in self._items("peer_stats")}
+    def peer_stats(self) -> dict[A, PeerStats]:
+        return {self.family.address(key): PeerStats.unpack(rows) for key, rows in self._items("peer_stats")}
 
-    def busy_peers(self) -> dict[IPv4Address, PeerStats]:
+    def hand_over(self, hook: Hook, program: int | None) -> None:
+        """Have IPv4's program at `hook` hand packets of IPv6 to this one (a descriptor); None: to none.
+
+        What is in place already is not touched. KernelError: then none is in place.
+        """
+        name, place = _calls(hook), _index(hook)
+        calls = self._raw[name]
+        with refused(f"map {name} cannot be written"):
+            if program is None:
+                calls.delete(place)
+            elif calls.lookup(place) != (_index(syscall.prog_info(program).id),):
+                try:
+                    calls.update(place, _index(program))
+                except OSError:
+                    calls.delete(place)
+                    raise
+
+    def handed_over(self) -> dict[Hook, int]:
+        """The ids of the programs that those for IPv4 hand packets of IPv6 to."""
+        found = {hook: self._lookup(_calls(hook), _index(hook)) for hook in _HANDING}
+        return {hook: int.from_bytes(ids[0], sys.byteorder) for hook, ids in found.items() if ids}
+
+    def busy_peers(self) -> dict[A, PeerStats]:
         """Those of `peer_stats` that have counted anything: of many mostly few, in a third of the time."""
         idle = bytes(abi.PEER_STATS.size)
         busy = ((key, rows) for key, rows in self._items("peer_stats") if rows.count(idle) < len(rows))
-        return {IPv4Address(key): PeerStats.unpack(rows) for key, rows in busy}
+        return {self.family.address(key): PeerStats.unpack(rows) for key, rows in busy}
 
     def fill(self) -> dict[str, tuple[int, int]]:
         """(entries, capacity) of each map that can fill up; that of the flows may be a second old."""
@@ -280,15 +322,37 @@ class Maps:
             return self._raw[name].lookup(key)
 
 
-def open_maps(root: str | Path) -> Maps:
-    """The maps of a node, from its pins, for reading.
+_HANDING: Final = tuple(Hook[name.upper()] for name in PROGRAMS)
+"""The hooks where programs hang."""
+
+
+def _calls(hook: Hook) -> str:
+    """The map of what IPv4's program at `hook` calls."""
+    return CALLS_XDP if hook is Hook.FROM_WIRE_XDP else CALLS
+
+
+def _packed(address: IPv4Address | IPv6Address) -> bytes:
+    return address.packed
+
+
+@overload
+def open_maps(bpffs: str | Path) -> Maps[IPv4Address]: ...
+
+
+@overload
+def open_maps(bpffs: str | Path, family: Family[A, Any]) -> Maps[A]: ...
+
+
+def open_maps(bpffs: str | Path, family: Family[Any, Any] = IPV4) -> Maps[Any]:
+    """The maps of a node, from its pins below --bpffs, for reading.
 
     AgentUnreachable if there are none, KernelError if they may not be opened.
     """
+    root = family_root(bpffs, family)
     directory = layout_dir(root) / "maps"
     raw: dict[str, syscall.Map] = {}
     try:
-        for name in specs(0, 0, 0):
+        for name in maps_of(family.version):
             raw[name] = syscall.Map(syscall.obj_get(str(directory / name)))
     except FileNotFoundError as error:
         _close(raw)
@@ -300,7 +364,7 @@ def open_maps(root: str | Path) -> Maps:
         raise KernelError(
             f"cannot open the maps under {directory}: {error.strerror} (are you root?)"
         ) from error
-    return Maps(raw)
+    return Maps(raw, family)
 
 
 def _close(raw: Mapping[str, syscall.Map]) -> None:
@@ -338,18 +402,31 @@ def _difference(path: Path, spec: Spec) -> str | None:
         return f"{path.name} cannot be opened: {error.strerror}"
 
 
-def pinned_seed(root: str | Path) -> int:
+def pinned_seed(root: str | Path, version: int = 4) -> int:
     """The flow_seed of the pinned map `node`; 0 if there is none that this layout can read."""
     path = layout_dir(root) / "maps" / "node"
     with suppress(OSError), closing(syscall.Map(syscall.obj_get(str(path)))) as raw:
-        if specs(0, 0, 0)["node"].matches(raw.info):
+        if specs(0, 0, 0, version)["node"].matches(raw.info):
             entry = NodeEntry.unpack(next(iter(raw.lookup(_index(0)) or [b""])))
             return entry.flow_seed if entry else 0
     return 0
 
 
-def create_or_adopt(root: str | Path, wanted: Mapping[str, Spec]) -> Maps:
-    """Open every pinned map, make and pin those that are missing. KernelError."""
+@overload
+def create_or_adopt(root: str | Path, wanted: Mapping[str, Spec]) -> Maps[IPv4Address]: ...
+
+
+@overload
+def create_or_adopt(root: str | Path, wanted: Mapping[str, Spec], family: Family[A, Any]) -> Maps[A]: ...
+
+
+def create_or_adopt(
+    root: str | Path, wanted: Mapping[str, Spec], family: Family[Any, Any] = IPV4
+) -> Maps[Any]:
+    """Open every pinned map, make and pin those that are missing. KernelError.
+
+    `root`, `wanted`: the family's.
+    """
     directory = layout_dir(root) / "maps"
     raw: dict[str, syscall.Map] = {}
     try:
@@ -359,7 +436,7 @@ def create_or_adopt(root: str | Path, wanted: Mapping[str, Spec]) -> Maps:
     except OSError as error:
         _close(raw)
         raise KernelError(f"cannot create the maps under {directory}: {error.strerror}") from error
-    return Maps(raw)
+    return Maps(raw, family)
 
 
 def _open_or_create(path: Path, name: str, spec: Spec) -> int:
@@ -375,23 +452,30 @@ def _open_or_create(path: Path, name: str, spec: Spec) -> int:
 def unpin_all(root: str | Path) -> bool:
     """Remove the pins of every layout below `root`, and the directories that this leaves empty.
 
-    Only what we make: of this layout by name, of others whatever is in the directories
-    for pins; and nothing outside of a bpffs. False if nothing was removed. KernelError.
+    Those of IPv6, too, where it is --bpffs: without IPv4's, nobody calls them. Only what we make:
+    of this layout by name, of others whatever is in the directories for pins; and nothing outside
+    of a bpffs. False if nothing was removed. KernelError.
     """
     top = Path(root)
     if not top.is_dir() or not bpffs.holds(top):
         return False
     with refused(f"cannot remove the pins under {top}"):
         removed = [_unpin_layout(path) for _, path in _layouts(top)]
+        removed += [unpin_all(root) for root in _roots_in(top)]
         return bpffs.remove_empty(top) or any(removed)
 
 
 def unpin_older_layouts(root: str | Path) -> None:
-    """Remove what earlier versions have pinned below `root`: last, when nobody uses it. KernelError."""
+    """Remove what earlier versions have pinned below `root`: last, when nobody uses it. KernelError.
+
+    Those of IPv6, too, where it is --bpffs, as `unpin_all`.
+    """
     with refused(f"cannot remove the pins under {root}"):
         for number, path in _layouts(Path(root)):
             if number < abi.LAYOUT:
                 _unpin_layout(path)
+        for each in _roots_in(Path(root)):
+            unpin_older_layouts(each)
 
 
 def newer_layout(root: str | Path) -> int | None:
@@ -416,10 +500,15 @@ def _layouts(root: Path) -> list[tuple[int, Path]]:
 _LAYOUT: Final = re.compile(r"v[0-9]+")
 
 
+def _roots_in(root: Path) -> list[Path]:
+    """The roots of other families, if this is --bpffs."""
+    return [root / name for name in _FAMILY_DIRS.values() if name and _is_own_dir(root / name)]
+
+
 def _unpin_layout(layout: Path) -> bool:
     ours = layout.name == f"v{abi.LAYOUT}"
     removed = [
-        bpffs.unpin(home, (specs(0, 0, 0) if home.name == "maps" else PROGRAMS) if ours else None)
+        bpffs.unpin(home, (maps_of(4) if home.name == "maps" else PROGRAMS) if ours else None)
         for home in (layout / "maps", *layout.glob("progs-*"))
         if _is_own_dir(home)
     ]

@@ -22,7 +22,10 @@ XDP: Final = "from_wire_xdp"
 """The one program of type XDP; the others are tc classifiers, and do without it."""
 XDP_FRAGS: Final = f"{XDP}_frags"
 """What is loaded in its place where the kernel gives XDP frames in several pieces (Linux 5.18)."""
-MAPS: Final = (
+CALLS: Final = "ipv6_programs"
+CALLS_XDP: Final = "ipv6_xdp"
+"""The maps of what the programs for IPv4 hand packets of IPv6 to, by hook: of each type its own."""
+_MAPS: Final = (
     "peers", "endpoints", "flows", "notes", "translations", "services", "node", "counters", "peer_stats",
     "events", "tracer", "traces",
 )  # fmt: skip
@@ -56,6 +59,11 @@ _STUBS: Final = {
     "include/uapi/linux/bpf.h": "",
     "include/linux/bpf.h": "",
 }
+
+
+def maps_of(version: int) -> tuple[str, ...]:
+    """The names of the maps that the programs for this IP version use."""
+    return (*_MAPS, CALLS, CALLS_XDP) if version == 4 else _MAPS
 
 
 def source(version: int = 4) -> str:

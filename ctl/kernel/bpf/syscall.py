@@ -43,7 +43,8 @@ TCX_EGRESS: Final = 47
 _LINK_TYPE_TCX: Final = 11
 
 MAP_TYPES: Final = {
-    "hash": 1, "array": 2, "percpu_hash": 5, "percpu_array": 6, "lru_hash": 9, "ringbuf": 27,
+    "hash": 1, "array": 2, "prog_array": 3, "percpu_hash": 5, "percpu_array": 6, "lru_hash": 9,
+    "ringbuf": 27,
 }  # fmt: skip
 MMAPABLE: Final = 1 << 10
 """BPF_F_MMAPABLE: an array that user space may have in its memory."""

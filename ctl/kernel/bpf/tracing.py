@@ -8,7 +8,7 @@ import struct
 import time
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from ctl.core.errors import KernelError
 from ctl.core.tracer import Trace, TracerEntry
@@ -26,7 +26,7 @@ POLL_S: Final = 0.5
 class Tracing:
     """The packets of this node that `entry` is about. Only one at a time: whoever opens it sees to that."""
 
-    def __init__(self, maps: Maps, entry: TracerEntry) -> None:
+    def __init__(self, maps: Maps[Any], entry: TracerEntry) -> None:
         """KernelError."""
         self._maps = maps
         self._ring = Ring(maps.fd("traces"), TRACE_RING_BYTES, Trace.unpack)

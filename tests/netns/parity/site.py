@@ -277,7 +277,7 @@ def quiet(place: Host | Container) -> None:
     place.sysctl("net.ipv4.icmp_msgs_burst", "100000")
 
 
-def knows(maps: Maps, container: Container) -> bool:
+def knows(maps: Maps[IPv4Address], container: Container) -> bool:
     """Whether the agent has found the container."""
     return maps.lookup_endpoint(IPv4Address(container.address)) is not None
 
