@@ -40,7 +40,7 @@ from ctl.kernel.bpf import syscall
 from ctl.kernel.bpf.child import Bcc
 from ctl.kernel.bpf.maps import Maps, Spec, specs
 from ctl.kernel.bpf.ring import Ring
-from ctl.kernel.bpf.source import XDP, source
+from ctl.kernel.bpf.source import CALLS_XDP, XDP, XDP_FRAGS, source
 from tests import packets
 from tests.lab import Lab
 from tests.namespace import Namespace
@@ -317,7 +317,11 @@ class Datapath:
         bcc(cast.version)
         self._specs = _specs(peers, endpoints, flows, cast.version) | dict(other or {})
         self._raw = _created(self._specs)
-        self.maps: Maps[Any] = Maps(self._raw, FAMILIES[cast.version])
+        family = FAMILIES[cast.version]
+        self.maps: Maps[Any] = Maps(self._raw, family)
+        # Such an array is of programs for frames in one piece, or in several; a node has one of the two.
+        self._others = _created({name: each for name, each in self._specs.items() if name == CALLS_XDP})
+        self.maps_of_frags: Maps[Any] = Maps(self._raw | self._others, family)
         self._fds: dict[str, int] = {}
         size = self._specs["counters"].entries * abi.COUNTER.size
         self._counters = mmap.mmap(self._raw["counters"].fd, -(-size // mmap.PAGESIZE) * mmap.PAGESIZE)
@@ -327,7 +331,8 @@ class Datapath:
 
     def __exit__(self, *_: object) -> None:
         self._counters.close()
-        self.maps.close()
+        for raw in (*self._raw.values(), *self._others.values()):
+            raw.close()
         for fd in self._fds.values():
             os.close(fd)
 
@@ -335,7 +340,7 @@ class Datapath:
         """Empty every map. The programs stay loaded: the verifier takes longer with one than a test with
         all that it does.
         """
-        for name, raw in self._raw.items():
+        for name, raw in (*self._raw.items(), *self._others.items()):
             _clear(raw, self._specs[name])
         return self
 
@@ -410,7 +415,8 @@ class Datapath:
     def fd(self, program: str) -> int:
         """A program, loaded when first asked for."""
         if program not in self._fds:
-            self._fds[program] = bcc(self.cast.version).load((program,), self.maps)[program]
+            maps = self.maps_of_frags if program == XDP_FRAGS else self.maps
+            self._fds[program] = bcc(self.cast.version).load((program,), maps)[program]
         return self._fds[program]
 
     def run(
@@ -427,10 +433,12 @@ class Datapath:
         encapsulated: bool = False,
         mark: int = 0,
         ingress: int = 0,
+        by: Datapath | None = None,
     ) -> Result:
-        """One packet; anything from `hash` on asks for the program's probe.
+        """One packet; anything from `hash` to `encapsulated` asks for the program's probe.
 
         Fails unless exactly one counter rose (and one of the tunnel gear's), and that by one packet.
+        `by`: whose program gets it, and hands it over.
         """
         probed = bool(hash or cut or vlan or encapsulated)
         name = f"probe_{program}" if probed and not program.startswith("probe_") else program
@@ -438,17 +446,22 @@ class Datapath:
             (hash, cut, vlan, int(encapsulated), 0), ifindex, gso_size, gso_segs, mark=mark, ingress=ingress
         )
         before = self._counters[:]
-        result, out, ctx_out, _ = syscall.prog_test_run(self.fd(name), packet, ctx=ctx)
+        result, out, ctx_out, _ = syscall.prog_test_run((by or self).fd(name), packet, ctx=ctx)
         hook = Hook.FROM_WIRE if program in EXTRA else Hook[program.removeprefix("probe_").upper()]
         reason, counted, gear = self._counted(before, hook, max(gso_segs, 1))
         signed, mark, priority = (_word(ctx_out, at) for at in (_CB + 16, _MARK, _PRIORITY))
         return Result(Action(result), reason, out, counted, signed, mark, priority, gear=gear)
 
-    def xdp(self, packet: bytes, *, meta: bytes = b"", program: str = XDP) -> Result:
-        """One packet through a program for XDP, with metadata of someone's already in front of it."""
+    def xdp(
+        self, packet: bytes, *, meta: bytes = b"", program: str = XDP, by: Datapath | None = None
+    ) -> Result:
+        """One packet through a program for XDP, with metadata of someone's already in front of it.
+
+        `by`: as for `run`.
+        """
         before = self._counters[:]
         ctx = struct.pack("=6I", len(meta), len(meta) + len(packet), 0, 0, 0, 0)
-        result, out, ctx_out, _ = syscall.prog_test_run(self.fd(program), meta + packet, ctx=ctx)
+        result, out, ctx_out, _ = syscall.prog_test_run((by or self).fd(program), meta + packet, ctx=ctx)
         reason, counted, _ = self._counted(before, Hook.FROM_WIRE_XDP, 1)
         (start,) = struct.unpack_from("=I", ctx_out)
         return Result(XdpAction(result), reason, out[start:], counted, 0, note=out[:start])

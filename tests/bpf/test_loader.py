@@ -11,7 +11,7 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from ipaddress import IPv4Address
 from pathlib import Path
 from types import ModuleType
@@ -19,10 +19,11 @@ from types import ModuleType
 import pytest
 
 from ctl.core.errors import KernelError
+from ctl.core.family import IPV6
 from ctl.kernel.bpf import child, compile, loader, syscall
 from ctl.kernel.bpf.child import Bcc
-from ctl.kernel.bpf.loader import Programs, compile_ahead, drop_others, load
-from ctl.kernel.bpf.maps import Maps, create_or_adopt, layout_dir, specs, unpin_all
+from ctl.kernel.bpf.loader import Programs, compile_ahead, drop_others, hand_over, load
+from ctl.kernel.bpf.maps import Maps, create_or_adopt, family_root, layout_dir, specs, unpin_all
 from ctl.kernel.bpf.source import PROGRAMS, XDP, XDP_FRAGS, digest, source
 from tests.datapath import INET6, Datapath, sent
 from tests.lab import wait_until
@@ -87,8 +88,32 @@ def test_programs_are_pinned_and_run(pins: Path, maps: Maps[IPv4Address], bcc: B
         programs.close()
 
 
+def test_the_programs_for_ipv6_are_pinned_beside_those_for_ipv4(
+    pins: Path, maps: Maps[IPv4Address], bcc: Bcc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = family_root(pins, IPV6)
+    with (
+        create_or_adopt(root, specs(4, 4, 64, 6), IPV6) as maps6,
+        closing(load(maps, pins, bcc)) as ipv4,
+        kept(source(6)) as ahead,
+        closing(load(maps6, root, ahead)) as first,
+    ):
+        assert home(root, first) != home(pins, first)
+        assert first.digest != ipv4.digest
+        for program in first.by_name.values():
+            assert syscall.prog_info(program.fd).map_ids <= maps6.ids()
+        monkeypatch.setattr(loader, "Bcc", no_compiler)
+        assert compile_ahead(root, 6) is None
+        with closing(load(maps6, root)) as second:
+            assert ids(second) == ids(first)
+        assert hand_over(maps, first.by_name) == "", "those for XDP go together"
+        assert {hook.label: ident for hook, ident in maps.handed_over().items()} == ids(first)
+        drop_others(root, "")
+        assert home(pins, ipv4).exists()
+        assert not home(root, first).exists()
+
+
 def test_a_verifier_takes_the_programs_for_ipv6_too() -> None:
-    """Which no agent loads yet."""
     with Datapath(cast=INET6) as datapath:
         for name in (*PROGRAMS, XDP_FRAGS):
             assert datapath.fd(name)

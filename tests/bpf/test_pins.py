@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -11,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from ctl.core import abi
-from ctl.core.errors import KernelError
+from ctl.core.errors import AgentUnreachable, KernelError
+from ctl.core.family import IPV4, IPV6
 from ctl.kernel.bpf import bpffs, syscall
 from ctl.kernel.bpf.maps import (
     create_or_adopt,
+    family_root,
     layout_dir,
     mismatch,
     newer_layout,
@@ -24,8 +27,10 @@ from ctl.kernel.bpf.maps import (
     unpin_all,
     unpin_older_layouts,
 )
+from tests.datapath import INET6
 
 SPECS = specs(64, 64, 64)
+SPECS_IPV6 = specs(64, 64, 64, 6)
 
 
 @pytest.fixture
@@ -61,6 +66,50 @@ def test_what_an_earlier_version_left_is_removed_and_the_rest_stays(pins: Path, 
     unpin_older_layouts(pins)
     assert sorted(path.name for path in pins.iterdir()) == sorted(["theirs", f"v{abi.LAYOUT}", "v99"])
     assert mismatch(pins, SPECS) is None
+
+
+def test_each_family_has_pins_of_its_own(pins: Path) -> None:
+    root = family_root(pins, IPV6)
+    assert (family_root(pins, IPV4), root) == (pins, pins / "ipv6")
+    create_or_adopt(pins, SPECS).close()
+    assert mismatch(root, SPECS_IPV6) is None, "nothing pinned yet"
+    with pytest.raises(AgentUnreachable):
+        open_maps(pins, IPV6)
+    with create_or_adopt(root, SPECS_IPV6, IPV6) as six:
+        six.write_node(INET6.node)
+        assert mismatch(root, SPECS_IPV6) is None
+        with open_maps(pins) as ipv4, open_maps(pins, IPV6) as ipv6:
+            assert not ipv4.ids() & ipv6.ids()
+            assert (ipv4.node(), ipv6.node()) == (None, INET6.node)
+        assert (pinned_seed(pins), pinned_seed(root, 6)) == (0, INET6.node.flow_seed)
+        assert unpin_all(root) is True
+        assert not root.exists()
+        assert mismatch(pins, SPECS) is None, "IPv4 stays"
+        assert six.repin(root) is True
+
+
+def test_where_the_pins_of_ipv4_go_those_of_ipv6_go_too(pins: Path, foreign: int) -> None:
+    create_or_adopt(pins, SPECS).close()
+    create_or_adopt(family_root(pins, IPV6), SPECS_IPV6, IPV6).close()
+    for place in ("v0/maps", "v0/progs-feed", "v99/maps"):
+        (pins / "ipv6" / place).mkdir(parents=True)
+        syscall.obj_pin(foreign, str(pins / "ipv6" / place / "from_wire"))
+    unpin_older_layouts(pins)
+    assert sorted(path.name for path in (pins / "ipv6").iterdir()) == sorted([f"v{abi.LAYOUT}", "v99"])
+    assert unpin_all(pins) is True
+    assert not pins.exists()
+
+
+def test_directories_of_pins_are_roots_alone_whatever_the_umask(pins: Path) -> None:
+    before = os.umask(0)
+    try:
+        create_or_adopt(family_root(pins, IPV6), SPECS_IPV6, IPV6).close()
+    finally:
+        os.umask(before)
+    made = [path for path in (pins / "ipv6", *(pins / "ipv6").rglob("*")) if path.is_dir()]
+    assert {path.name: stat.S_IMODE(path.stat().st_mode) for path in made} == dict.fromkeys(
+        ("ipv6", f"v{abi.LAYOUT}", "maps"), 0o700
+    )
 
 
 def test_a_newer_version_is_known_by_what_it_has_pinned(pins: Path, foreign: int) -> None:

@@ -46,9 +46,9 @@ def check(directory: str) -> None:
 
 
 def make_private(directory: Path) -> None:
-    """A directory of pins, and its layout's above it, for root alone whatever the umask. OSError."""
-    directory.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    directory.mkdir(exist_ok=True, mode=0o700)
+    """A directory of pins, and what is missing above it, for root alone whatever the umask. OSError."""
+    for each in (*reversed(directory.parents), directory):
+        each.mkdir(exist_ok=True, mode=0o700)
 
 
 def _below(path: Path, root: Path) -> bool:

@@ -138,7 +138,7 @@ def hand_over(maps: Maps[IPv4Address], programs: Mapping[str, Program] | None) -
         try:
             maps.hand_over(Hook.FROM_WIRE_XDP, fds[XDP])
         except KernelError as error:
-            xdp_refused = str(error)
+            xdp_refused = f"program {XDP} for IPv6 does not go with that for IPv4: {error}"
     return xdp_refused
 
 

@@ -279,12 +279,13 @@ class Maps(Generic[A]):
         with refused(f"map {name} cannot be written"):
             if program is None:
                 calls.delete(place)
-            elif calls.lookup(place) != (_index(syscall.prog_info(program).id),):
-                try:
+                return
+            try:
+                if calls.lookup(place) != (_index(syscall.prog_info(program).id),):
                     calls.update(place, _index(program))
-                except OSError:
-                    calls.delete(place)
-                    raise
+            except OSError:
+                calls.delete(place)
+                raise
 
     def handed_over(self) -> dict[Hook, int]:
         """The ids of the programs that those for IPv4 hand packets of IPv6 to."""
