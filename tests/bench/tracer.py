@@ -7,7 +7,7 @@ loaded several times: where a program lies in memory is worth a few ns, too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from ipaddress import IPv4Network
 from statistics import fmean, median, stdev
@@ -42,7 +42,7 @@ def main() -> None:
     """Measure, and print."""
     with Datapath() as datapath:
         datapath.furnish()
-        builds = [Bcc(text) for text in (without_calls(source()), source())]
+        builds = [Bcc(text) for text in (without(CALLS, source()), source())]
         print(
             "| hook | none compiled in | off | another flow asked for | told | told, ring full |\n|"
             + "---|" * 6
@@ -54,10 +54,10 @@ def main() -> None:
             bcc.close()
 
 
-def without_calls(text: str) -> str:
-    """The programs as they would be without a tracer."""
-    for call in CALLS:
-        assert text.count(call) == 1
+def without(calls: Iterable[str], text: str) -> str:
+    """The programs as they would be without these lines."""
+    for call in calls:
+        assert call in text
         text = text.replace(call, "")
     return text
 
@@ -68,15 +68,20 @@ def load(bcc: Bcc, datapath: Datapath, hook: Hook) -> int:
 
 def figures(datapath: Datapath, loaded: list[list[int]], packet: bytes) -> Iterator[list[float]]:
     """Ns a packet of each load, in the order of the columns."""
-    found: list[list[list[int]]] = [[[] for _ in loaded] for _ in ("without", "off")]
+    yield from compared(loaded, packet)
+    fds = [fd for _, fd in loaded]
+    for entry, repeat in ((ELSEWHERE, REPEAT), (EVERYTHING, FITS), (EVERYTHING, REPEAT)):
+        yield [median(traced(datapath, entry, fd, packet, repeat)) for fd in fds]
+
+
+def compared(loaded: list[list[int]], packet: bytes) -> Iterator[list[float]]:
+    """Of each of two builds, ns a packet of each load. They take turns."""
+    found: list[list[list[int]]] = [[[] for _ in loaded] for _ in range(2)]
     for turn in range(ROUNDS):
         for place, pair in enumerate(loaded):
             for build in (0, 1) if turn % 2 else (1, 0):
                 found[build][place].append(ns(pair[build], packet, REPEAT))
     yield from ([median(each) for each in build] for build in found)
-    fds = [fd for _, fd in loaded]
-    for entry, repeat in ((ELSEWHERE, REPEAT), (EVERYTHING, FITS), (EVERYTHING, REPEAT)):
-        yield [median(traced(datapath, entry, fd, packet, repeat)) for fd in fds]
 
 
 def traced(datapath: Datapath, entry: TracerEntry, fd: int, packet: bytes, repeat: int) -> Iterator[int]:
