@@ -18,6 +18,7 @@ from ctl.core.model import MacAddress, Network
 from ctl.core.plan import diff
 from ctl.core.report import KernelPort
 from ctl.kernel.bpf import maps
+from ctl.kernel.bpf.maps import Maps
 from ctl.kernel.hooks import xdp
 from ctl.kernel.hooks.filters import Filters
 from ctl.kernel.netlink.session import Netlink
@@ -46,7 +47,8 @@ class ProgramlessBackend:
 
     device = 0
     """ifindex of the tunnel device; 0: there is none."""
-    maps: maps.Maps[IPv4Address] | None = None
+    maps: Maps[IPv4Address] | None = None
+    ipv6_maps: Maps[IPv6Address] | None = None
 
     def __init__(self, settings: Settings, netlink: Netlink, findings: Findings) -> None:
         self._settings, self._netlink, self._findings = settings, netlink, findings
@@ -58,7 +60,7 @@ class ProgramlessBackend:
         """Nothing to publish but the host's address."""
         return None, None
 
-    def preflight(self, uplink: Uplink) -> None:
+    def preflight(self, _network: Network, _uplink: Uplink) -> None:
         """Nothing on the uplink is in the way."""
 
     @staticmethod

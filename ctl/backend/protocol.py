@@ -74,10 +74,15 @@ class Watched(Protocol):
 class Backend(Encapsulation, Watched, Protocol):
     """A backend at work on one node. Raises KernelError."""
 
-    maps: Maps[IPv4Address] | None
-    """The maps that are open; None: there are none yet, or the backend has none."""
+    @property
+    def maps(self) -> Maps[IPv4Address] | None:
+        """The maps of IPv4 that are open; None: there are none yet, or the backend has none."""
 
-    def preflight(self, uplink: Uplink, /) -> None:
+    @property
+    def ipv6_maps(self) -> Maps[IPv6Address] | None:
+        """The same of IPv6."""
+
+    def preflight(self, network: Network, uplink: Uplink, /) -> None:
         """Refuse what can be refused before anything is changed."""
 
     def ensure_device(self, site: Site, links: dict[int, Link], /) -> None:

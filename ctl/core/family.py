@@ -67,6 +67,10 @@ class Space(Protocol[N_co]):
     def subnet_max(self) -> N_co:
         """The last."""
 
+    @property
+    def pool(self) -> tuple[IPv4Address | IPv6Address, IPv4Address | IPv6Address]:
+        """First and last address that leases are handed out from."""
+
 
 class Member(Protocol[A_co, N_co]):
     """What a node has of one family."""

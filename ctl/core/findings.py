@@ -30,8 +30,12 @@ class Concern(StrEnum):
     """The same, as far as IPv6 goes."""
     IPV4_ONLY = "IPv4 only"
     """Nodes of a network with IPv6 that have none."""
+    IPV6_PROGRAMS = "IPv6 programs"
+    """There are none: the kernel path carries all IPv6."""
     POLICY = "policy"
     """Rules of policy routing keep packets or peers on the kernel path."""
+    IPV6_POLICY = "IPv6 policy"
+    """The same, as far as IPv6 goes."""
     NEWCOMER = "newcomer"
     """Another uplink would be found now than the one that is used."""
     ARP = "arp"
@@ -58,8 +62,12 @@ class Concern(StrEnum):
     """A newer version's pins are in the way."""
     PEERS = "peers"
     """The maps have no room for all peers."""
+    IPV6_PEERS = "IPv6 peers"
+    """The same, as far as IPv6 goes."""
     ENDPOINTS = "endpoints"
     """The maps have no room for all containers."""
+    IPV6_ENDPOINTS = "IPv6 endpoints"
+    """The same, as far as IPv6 goes."""
     XDP = "xdp"
     """Someone else's XDP program is on the uplink."""
     CNI = "cni"
@@ -81,6 +89,10 @@ class Concern(StrEnum):
     OTHERS = "others"
     """A program of ours is before those of others, and leaves all to them."""
 
+    def of(self, version: int) -> Concern:
+        """Its like for that IP version: each family has lines of its own."""
+        return self if version == 4 else Concern(f"IPv6 {self}")
+
 
 IPSEC_LINE: Final = "IPsec policies are set: all peers by the kernel path, which meets them"
 """The line of Concern.IPSEC."""
@@ -94,6 +106,7 @@ WARNINGS: Final = frozenset(
         Concern.BRIDGE_MTU,
         Concern.OVERLAP,
         Concern.POLICY,
+        Concern.IPV6_POLICY,
         Concern.NEWCOMER,
         Concern.ARP,
         Concern.RULES,
@@ -142,6 +155,11 @@ class Findings:
     """Where all packets are lost at present, a line each."""
     surroundings: Surroundings = field(default_factory=Surroundings)
     """What else is on this host, as it was looked at last."""
+
+    def say(self, concern: Concern, version: int, text: str) -> None:
+        """One line about that IP version in place of the one before; empty: all is well."""
+        line = text if version == 4 else f"IPv{version}: {text}"
+        self.problems[concern.of(version)] = (line,) if text else ()
 
     def count(self, table: str, operations: int) -> None:
         self.operations[table] = self.operations.get(table, 0) + operations

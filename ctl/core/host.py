@@ -260,13 +260,13 @@ host that our rules let in."""
 
 
 @dataclass(frozen=True, slots=True)
-class Neighbours:
-    """What the kernel knows of containers: addresses on the bridge, MACs on its ports."""
+class Neighbours(Generic[A]):
+    """What the kernel knows of containers: addresses of one family on the bridge, MACs on its ports."""
 
-    macs: dict[IPv4Address, MacAddress]
+    macs: dict[A, MacAddress]
     ports: dict[MacAddress, int]
     """Port's ifindex by MAC, from the bridge's forwarding database."""
-    unasked: frozenset[IPv4Address] = frozenset()
+    unasked: frozenset[A] = frozenset()
     """The addresses in `macs` whose MAC the kernel takes for granted for now: reachable or stale."""
 
 

@@ -72,12 +72,12 @@ class Passed:
 
 _SIGNED: Final = frozenset({"flow_unknown", "flow_expired", "tcp_control"})
 """Reasons of packets that are a container's to a peer or a peer's to a container, and are not bypassed."""
-_OTHERS: Final = frozenset({"not_ipv4", "not_configured", "not_overlay", "no_endpoint"})
+_OTHERS: Final = frozenset({"not_ipv4", "not_ipv6", "not_configured", "not_overlay", "no_endpoint"})
 """Reasons of packets that came by a learning hook and may be anybody's."""
 _TRANSLATED: Final = frozenset({"not_overlay", "no_endpoint"})
 """Some of these, of which a packet is when its source was changed on the way."""
 _FROM_NO_PEER: Final = frozenset(
-    {"not_configured", "not_ipv4", "not_overlay", "vlan", "tagged", "truncated", "vxlan_header"}
+    {"not_configured", "not_ipv4", "not_ipv6", "not_overlay", "vlan", "tagged", "truncated", "vxlan_header"}
     | {"outer_fragment", "outer_options", "unknown_vtep", "peers_incomplete", "unreadable"}
 )
 """Reasons of packets off the wire that are not known to be a peer's."""

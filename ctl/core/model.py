@@ -141,6 +141,11 @@ class IPv6Range:
     subnet_min: IPv6Network
     subnet_max: IPv6Network
 
+    @property
+    def pool(self) -> tuple[IPv6Address, IPv6Address]:
+        """First and last address that leases are handed out from."""
+        return self.subnet_min.network_address, self.subnet_max.broadcast_address
+
 
 @dataclass(frozen=True, slots=True)
 class Network:

@@ -4,19 +4,19 @@
     tables.move(moves, changed, hops)       who went and came, and how to reach them
     tables.routes.delta(), ...              what is to be done (see ctl.core.tracker)
 
-The kernel's tables are those of one family, whichever it is; the maps are about IPv4.
+All are those of one family, whichever it is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
 from typing import Final, Generic
 
 from ctl.core.abi import PEER_F_KERNEL_PATH, PeerEntry
-from ctl.core.family import Family, Member
+from ctl.core.family import Family, Member, Space
 from ctl.core.host import Hop, Removed, Route, RouteKey, Sender
+from ctl.core.lease import span
 from ctl.core.model import DEFAULT_TTL, A, MacAddress, N, Network
 from ctl.core.roster import Moves, Roster, blocks
 from ctl.core.tracker import Tracker
@@ -104,26 +104,24 @@ class KernelTables(Generic[A, N]):
             self.senders.drop(lease.host)
 
 
-IPv4Member = Member[IPv4Address, IPv4Network]
+class PeerMaps(Generic[A, N]):
+    """The maps of the shortcut in one family, for the usable leases of `roster`."""
 
-
-class PeerMaps:
-    """The maps of the shortcut, for the usable leases of `roster`. Both are about IPv4."""
-
-    def __init__(self, roster: Roster[IPv4Address, IPv4Network], network: Network) -> None:
-        self.vteps: Final = Tracker[IPv4Address, bool]()
+    def __init__(self, family: Family[A, N], roster: Roster[A, N], network: Network) -> None:
+        self.vteps: Final = Tracker[A, bool]()
         """Hosts that may send to us."""
-        self.peers: Final = Tracker[IPv4Address, PeerEntry]()
+        self.peers: Final = Tracker[A, PeerEntry]()
         """Block -> where eBPF sends packets for it."""
-        self._roster, self._network = roster, network
-        self._parts: dict[IPv4Address, dict[IPv4Network, PeerEntry]] = {}
+        space = family.space(network)
+        assert space is not None, f"a network without {family}"
+        self._space: Final[Space[N]] = space
+        self._family, self._roster, self._network = family, roster, network
+        self._parts: dict[A, dict[N, PeerEntry]] = {}
         """The entries of the subnets that share a block, by subnet, where they are longer than a block."""
-        self._slow: set[IPv4Address] = set()
+        self._slow: set[A] = set()
         """Blocks that only the kernel path reaches."""
 
-    def move(
-        self, moves: Moves[IPv4Member], rehopped: Iterable[IPv4Address], hops: Hops[IPv4Address]
-    ) -> None:
+    def move(self, moves: Moves[Member[A, N]], rehopped: Iterable[A], hops: Hops[A]) -> None:
         """As KernelTables.move."""
         for lease in moves.gone:
             if not self._roster.at(lease.host):
@@ -141,18 +139,18 @@ class PeerMaps:
         """How many blocks only the kernel path reaches."""
         return len(self._slow)
 
-    def _put(self, lease: IPv4Member, hop: Hop[IPv4Address] | None) -> None:
+    def _put(self, lease: Member[A, N], hop: Hop[A] | None) -> None:
         self.vteps.put(lease.host, True)
         direct = self._network.direct_routing and on_link(lease, hop)
         # The programs know one MTU for all peers: who has a smaller one is the kernel path's.
         usable = hop if hop is not None and not direct and not hop.mtu else None
         self._put_blocks(lease, self._entry(lease, usable))
 
-    def _shared(self, lease: IPv4Member) -> bool:
+    def _shared(self, lease: Member[A, N]) -> bool:
         """A subnet longer than the network's shares its block: only the kernel can tell them apart."""
-        return lease.subnet.prefixlen > self._network.subnet_len
+        return lease.subnet.prefixlen > self._space.subnet_len
 
-    def _entry(self, lease: IPv4Member, hop: Hop[IPv4Address] | None) -> PeerEntry:
+    def _entry(self, lease: Member[A, N], hop: Hop[A] | None) -> PeerEntry:
         assert lease.vtep_mac is not None, "a Roster lets no other through"
         return PeerEntry(
             host=lease.host,
@@ -165,12 +163,12 @@ class PeerMaps:
             ttl=hop.ttl if hop else DEFAULT_TTL,
         )
 
-    def _blocks(self, lease: IPv4Member) -> Iterable[IPv4Address]:
-        if lease.subnet.prefixlen == self._network.subnet_len:
+    def _blocks(self, lease: Member[A, N]) -> Iterable[A]:
+        if lease.subnet.prefixlen == self._space.subnet_len:
             return (lease.vtep_ip,)  # mostly: an address that is there already
-        return map(IPv4Address, blocks(lease.subnet, self._network))
+        return map(self._family.address, blocks(lease.subnet, self._space))
 
-    def _put_blocks(self, lease: IPv4Member, entry: PeerEntry) -> None:
+    def _put_blocks(self, lease: Member[A, N], entry: PeerEntry) -> None:
         for block in self._blocks(lease):
             if self._shared(lease):
                 self._parts.setdefault(block, {})[lease.subnet] = entry
@@ -178,11 +176,11 @@ class PeerMaps:
             else:
                 self._put_block(block, entry)
 
-    def _put_block(self, block: IPv4Address, entry: PeerEntry) -> None:
+    def _put_block(self, block: A, entry: PeerEntry) -> None:
         self.peers.put(block, entry)
         (self._slow.add if entry.flags & PEER_F_KERNEL_PATH else self._slow.discard)(block)
 
-    def _drop_blocks(self, lease: IPv4Member) -> None:
+    def _drop_blocks(self, lease: Member[A, N]) -> None:
         for block in self._blocks(lease):
             parts = self._parts.get(block, {})
             parts.pop(lease.subnet, None)
@@ -194,12 +192,12 @@ class PeerMaps:
                 self._slow.discard(block)
 
 
-def _merged(parts: Mapping[IPv4Network, PeerEntry]) -> PeerEntry:
+def _merged(parts: Mapping[N, PeerEntry]) -> PeerEntry:
     """Several hosts in one block: host 0 tells the source check to let all of them through.
 
     The rest is the first subnet's, in whatever order they came.
     """
-    first = parts[min(parts)]
+    first = parts[min(parts, key=span)]
     if all(entry.host == first.host for entry in parts.values()):
         return first
-    return replace(first, host=IPv4Address(0), flags=PEER_F_KERNEL_PATH)
+    return replace(first, host=type(first.host)(0), flags=PEER_F_KERNEL_PATH)

@@ -13,12 +13,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
 from typing import Final, Generic, TypeVar
 
 from ctl.core.abi import EndpointEntry
 from ctl.core.host import NO_QDISC, NONE, PPP, RAW_IP, Filter, FilterKey, Link, Neighbours
-from ctl.core.model import HookMode
+from ctl.core.model import A, HookMode, N
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -47,8 +46,8 @@ def diff(desired: Mapping[K, V], actual: Mapping[K, V]) -> Delta[K, V]:
 
 
 def plan_endpoints(
-    seen: Neighbours, ports: Mapping[int, Link], bridge: Link, subnet: IPv4Network
-) -> dict[IPv4Address, EndpointEntry]:
+    seen: Neighbours[A], ports: Mapping[int, Link], bridge: Link, subnet: N
+) -> dict[A, EndpointEntry]:
     """Containers of ours whose address, MAC and port the kernel knows.
 
     `ports`: by ifindex, those that carry our programs.
@@ -83,25 +82,30 @@ _NOTHING_HELD_BACK: Final = frozenset({NO_QDISC, "noop", ""})
 """Root qdiscs that have no queue; noop is that of an interface that has never been up."""
 
 
-def plan_questions(seen: Neighbours, subnet: IPv4Network) -> list[IPv4Address]:
-    """Containers of ours to ask for by ARP: the bridge does not know where their MAC is.
+def plan_questions(seen: Neighbours[A], subnet: N) -> list[A]:
+    """Containers of ours to ask for by ARP or NDP: the bridge does not know where their MAC is.
 
     So it is after a container took the address, and so the MAC, of one that is gone, and
     only listens: the kernel believes the old answer for a minute, and the bridge floods.
     """
-    return sorted(a for a in seen.unasked if a in subnet and seen.macs.get(a) not in seen.ports)
+    return sorted((a for a in seen.unasked if a in subnet and seen.macs.get(a) not in seen.ports), key=int)
 
 
 def plan_filters(
-    programs: Mapping[str, int], uplink: int, vxlan: int, ports: Iterable[int], *, first: bool = False
+    programs: Mapping[str, int],
+    uplink: int,
+    devices: Iterable[int],
+    ports: Iterable[int],
+    *,
+    first: bool = False,
 ) -> dict[FilterKey, Filter]:
     """Which program (by name -> id) hangs where. No programs: nothing hangs anywhere.
 
-    `first`: from_wire before those of others.
+    `devices`: ifindexes of the vxlan devices. `first`: from_wire before those of others.
     """
     if not programs:
         return {}
-    places = {FilterKey(vxlan, False): "to_overlay"}
+    places = {FilterKey(device, False): "to_overlay" for device in devices}
     for port in ports:
         places[FilterKey(port, True)] = "from_container"
         places[FilterKey(port, False)] = "to_container"

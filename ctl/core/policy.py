@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Final
 
 UDP: Final = 17
@@ -32,9 +32,9 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """An IPv4 rule of the kernel, as far as it says which packets it is for."""
+    """A rule of the kernel, as far as it says which packets it is for."""
 
-    source: IPv4Network = EVERYONE
+    source: IPv4Network | IPv6Network = EVERYONE
     iif: str = ""
     """Interface that the packet came in by; "lo": it is the host's own."""
     bound: bool = False
@@ -57,7 +57,7 @@ class Rule:
 class Outer:
     """The packets that we send to other hosts."""
 
-    host: IPv4Address
+    host: IPv4Address | IPv6Address
     """Their source address."""
     port: int
     """Their UDP destination port."""

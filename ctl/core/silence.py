@@ -12,10 +12,10 @@ counted: the answer to the question is, by who has asked.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from ipaddress import IPv4Address
-from typing import Final
+from typing import Final, Generic
 
 from ctl.core.abi import PeerStats
+from ctl.core.model import A
 
 PACKETS: Final = 3
 """Fewer of them between two looks say nothing."""
@@ -23,18 +23,18 @@ LOOKS: Final = 2
 """How many looks in a row a peer has to be sent packets and say nothing to be asked."""
 
 
-class Silence:
+class Silence(Generic[A]):
     """Remembers the look before, and for how many looks each peer has said nothing."""
 
     def __init__(self) -> None:
-        self._before: Mapping[IPv4Address, PeerStats] | None = None
+        self._before: Mapping[A, PeerStats] | None = None
         """What was counted at the look before; None: there was none."""
-        self._gone: Collection[IPv4Address] = ()
+        self._gone: Collection[A] = ()
         """Hosts that had none then, and one at the look before that."""
-        self._looks: dict[IPv4Address, int] = {}
-        self._sent: dict[IPv4Address, int] = {}
+        self._looks: dict[A, int] = {}
+        self._sent: dict[A, int] = {}
 
-    def looked(self, now: Mapping[IPv4Address, PeerStats]) -> Mapping[IPv4Address, int]:
+    def looked(self, now: Mapping[A, PeerStats]) -> Mapping[A, int]:
         """Hosts of the peers to be asked, and how many packets went to each since it is silent.
 
         A peer that is sent nothing more stays suspected until it is heard of, or is no peer any more.
@@ -54,17 +54,17 @@ class Silence:
         self._before = now
         return {host: self._sent[host] for host, looks in self._looks.items() if looks >= LOOKS}
 
-    def _earlier(self, host: IPv4Address, now: PeerStats) -> PeerStats:
+    def _earlier(self, host: A, now: PeerStats) -> PeerStats:
         """What was counted at the look before. As much as now, where that cannot be known."""
         if self._before is None or host in self._gone:
             return now
         return self._before.get(host, PeerStats())
 
-    def heard(self, hosts: Collection[IPv4Address]) -> None:
+    def heard(self, hosts: Collection[A]) -> None:
         """These have answered: what follows is judged from here on."""
         for host in hosts:
             self._forget(host)
 
-    def _forget(self, host: IPv4Address) -> None:
+    def _forget(self, host: A) -> None:
         self._looks.pop(host, None)
         self._sent.pop(host, None)

@@ -102,7 +102,7 @@ class Tunnel:
     host: IPv4Address | IPv6Address
     device: str
     """The vxlan device's name."""
-    senders: Collection[IPv4Address] | Collection[IPv6Address] | None = field(default=None, compare=False)
+    senders: Collection[IPv4Address | IPv6Address] | None = field(default=None, compare=False)
     """Hosts that may send; None: it is not known who they are, and nobody is refused for it."""
 
 

@@ -167,9 +167,10 @@ def source_ports() -> tuple[int, int]:
     return int(low), int(high)
 
 
-def default_ttl() -> int:
-    """The TTL of packets whose route says none."""
-    return int(read("net/ipv4/ip_default_ttl") or DEFAULT_TTL)
+def default_ttl(version: int, device: str) -> int:
+    """The TTL, or hop limit, of packets whose route by that device says none."""
+    name = "net/ipv4/ip_default_ttl" if version == 4 else f"net/ipv6/conf/{device}/hop_limit"
+    return int(read(name) or DEFAULT_TTL)
 
 
 def _saved(path: Path) -> dict[str, str]:

@@ -59,7 +59,7 @@ def signs_of_life(netlink: Netlink, bridge: str, bpffs: str, reserved: Collectio
     own = next((each.ip for each in netlink.addresses(found.ifindex)), IPv4Address(0))
     targets = {each.address for each in reserved if isinstance(each.address, IPv4Address)}
     answers = arp.answers(bridge, found.mac, own, targets, PATIENCE_S)
-    known = netlink.neighbours(found.ifindex)
+    known = netlink.neighbours(found.ifindex, IPV4)
     behind = {address: known.ports[mac] for address, mac in known.macs.items() if mac in known.ports}
     near: list[Address] = [*netlink.resolved(IPV4), *netlink.resolved(IPV6)]
     signs: Sequence[tuple[Iterable[Address], str]] = (

@@ -12,13 +12,12 @@ from typing import Any
 from ctl.backend.hostgw import HostGwBackend
 from ctl.backend.site import Site
 from ctl.backend.vxlan.device import device_name
-from ctl.backend.vxlan.kernel_path import KernelPath
 from ctl.backend.vxlan.peering import Peering
 from ctl.core.compare import DeviceName, Difference, compare
 from ctl.core.errors import AgentUnreachable, ConfigError, NotFound
 from ctl.core.family import IPV4, IPV6, Family
 from ctl.core.findings import Concern, Findings
-from ctl.core.host import EVERYTHING, Link, Uplink
+from ctl.core.host import Link, Uplink
 from ctl.core.model import A, Bypass, Lease, N, Network
 from ctl.core.peers import KernelTables
 from ctl.core.report import AgentReport
@@ -76,15 +75,29 @@ def differences(
 def _vxlan(
     settings: Settings, netlink: Netlink, site: Site, leases: Sequence[Lease], findings: Findings
 ) -> Pairs:
-    device, rtnl = _device(netlink, site.network, IPV4.version), netlink.rtnl
-    tables, plan = Peering(rtnl, findings, settings.peers_max).planned(site, device.ifindex, leases)
-    yield from _kernel(netlink, IPV4, tables, device.ifindex)
+    yield from _vxlan_of(settings, netlink, IPV4, site, leases, findings)
     if site.has_ipv6:
-        yield from _ipv6(netlink, site, leases, findings)
+        yield from _vxlan_of(settings, netlink, IPV6, site, leases, findings)
+
+
+def _vxlan_of(
+    settings: Settings,
+    netlink: Netlink,
+    family: Family[A, N],
+    site: Site,
+    leases: Sequence[Lease],
+    findings: Findings,
+) -> Pairs:
+    device = _device(netlink, site.network, family.version)
+    peering = Peering(netlink.rtnl, family, findings, settings.peers_max)
+    tables, plan = peering.planned(site, device.ifindex, leases)
+    findings.problems[Concern.LEASES] = (*findings.problems.get(Concern.LEASES, ()), *peering.problems)
+    yield from _kernel(netlink, family, tables, device.ifindex)
     try:
-        opened = open_maps(str(settings.bpffs))
+        opened = open_maps(str(settings.bpffs), family)
     except AgentUnreachable:
-        if settings.bypass is Bypass.OFF:
+        # Without maps IPv6 is the kernel path's, and status says why.
+        if settings.bypass is Bypass.OFF or family.version == IPV6.version:
             return
         raise
     with opened as maps:
@@ -98,15 +111,6 @@ def _kernel(netlink: Netlink, family: Family[A, N], wanted: KernelTables[A, N], 
     yield "routes", wanted.routes.desired, Routes(rtnl, family).read()
     yield "neighbours", wanted.neighbours.desired, VtepNeighbours(rtnl, family, device).read()
     yield "fdb", wanted.fdb.desired, Fdb(rtnl, family, device).read()
-
-
-def _ipv6(netlink: Netlink, site: Site, leases: Sequence[Lease], findings: Findings) -> Pairs:
-    device = _device(netlink, site.network, IPV6.version)
-    path = KernelPath(netlink.rtnl, IPV6)
-    path.plan(site, device.ifindex, leases, EVERYTHING, path.ways(site))
-    findings.problems[Concern.LEASES] += path.problems
-    assert path.tables is not None, "made by a plan"
-    yield from _kernel(netlink, IPV6, path.tables, device.ifindex)
 
 
 def _device(netlink: Netlink, network: Network, version: int) -> Link:

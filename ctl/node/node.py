@@ -9,7 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from itertools import chain
+from typing import Any, Final
 
 from ctl.backend.hostgw import HostGwBackend
 from ctl.backend.protocol import Backend
@@ -49,8 +50,7 @@ from ctl.core.model import (
 from ctl.core.ports import Closing, Holding
 from ctl.core.wire import env_of
 from ctl.kernel import firewall, forward, sysctl
-from ctl.kernel.bpf import maps
-from ctl.kernel.bpf.maps import RING_BYTES
+from ctl.kernel.bpf.maps import RING_BYTES, Maps
 from ctl.kernel.bpf.ring import Ring
 from ctl.kernel.command import run
 from ctl.kernel.netlink.monitor import Monitor
@@ -95,13 +95,18 @@ class Node:
         """How packets get to other nodes; None, like the network: `preflight` has not been told yet."""
         self._tell: Callable[[Devices], None] = lambda _: None
         """Tells the monitor which devices are ours."""
-        self._ring: Ring[Event] | None = None
-        """Where the programs leave samples of what they drop; None: not opened yet."""
+        self._rings: dict[Maps[Any], Ring[Event]] = {}
+        """Where the programs leave samples of what they drop, by the maps that it is one of."""
 
     @property
-    def maps(self) -> maps.Maps[IPv4Address] | None:
-        """The open maps, if the backend has any."""
+    def maps(self) -> Maps[IPv4Address] | None:
+        """The open maps of IPv4, if the backend has any."""
         return self._backend.maps if self._backend else None
+
+    @property
+    def ipv6_maps(self) -> Maps[IPv6Address] | None:
+        """The same of IPv6."""
+        return self._backend.ipv6_maps if self._backend else None
 
     @property
     def _uplink(self) -> Uplink:
@@ -143,7 +148,7 @@ class Node:
         masquerade, bridge = self._settings.ip_masq, self._settings.bridge
         firewall.check(network.network, tunnel=tunnel, masquerade=masquerade, bridge=bridge)
         self._dual.preflight(network, tunnel)
-        backend.preflight(self._uplink)
+        backend.preflight(network, self._uplink)
         self._takeover.look(network, self._uplink)
         self._dual.await_address(network, self._uplink)
         self.findings.surroundings = self.surroundings(network)
@@ -335,8 +340,12 @@ class Node:
 
     def drops(self) -> Iterable[Event]:
         """What the programs have dropped; nothing while there are none."""
-        if self.maps is None or self._settings.bypass is Bypass.OFF:
+        if self._settings.bypass is Bypass.OFF:
             return ()
-        if self._ring is None:
-            self._ring = Ring(self.maps.fd("events"), RING_BYTES, Event.unpack)
-        return self._ring.drain()
+        opened = [each for each in (self.maps, self.ipv6_maps) if each is not None]
+        for gone in self._rings.keys() - opened:
+            self._rings.pop(gone).close()
+        for each in opened:
+            if each not in self._rings:
+                self._rings[each] = Ring(each.fd("events"), RING_BYTES, Event.unpack)
+        return chain.from_iterable(self._rings[each].drain() for each in opened)

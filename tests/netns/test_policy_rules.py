@@ -12,6 +12,7 @@ from queue import SimpleQueue
 import pytest
 
 from ctl.core.candidates import UplinkChoice
+from ctl.core.family import IPV4
 from ctl.core.host import Change, Hop, Link, Uplink
 from ctl.core.policy import Rule
 from ctl.core.uplink import decide_first
@@ -75,7 +76,7 @@ def place() -> Iterator[Place]:
 def test_a_rule_is_read_as_it_was_set(place: Place, words: str, rule: Rule) -> None:
     place.host.ip("rule", "add", *words.split(), "lookup", "100", "pref", "1000")
     try:
-        assert rules.listing(place.rtnl) == [Rule(), rule, Rule(), Rule()]
+        assert rules.listing(place.rtnl, IPV4) == [Rule(), rule, Rule(), Rule()]
     finally:
         place.host.ip("rule", "del", "pref", "1000")
 

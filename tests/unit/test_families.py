@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import struct
 from dataclasses import dataclass, replace
@@ -20,12 +21,16 @@ from pyroute2.netlink.rtnl.rtmsg import rtmsg
 
 from ctl.backend.hostgw import HostGwBackend
 from ctl.backend.vxlan.backend import VxlanBackend
+from ctl.backend.vxlan.own_entry import OwnEntry
+from ctl.core.abi import PEER_F_KERNEL_PATH, EndpointEntry, NodeEntry, PeerEntry
 from ctl.core.family import IPV6, lacks_ipv6, without_ipv6
-from ctl.core.host import Change, Devices, Hop, Route, RouteKey, Sender
+from ctl.core.findings import Concern, Findings
+from ctl.core.host import Change, Devices, Hop, Link, Neighbours, Route, RouteKey, Sender
 from ctl.core.lease import clash, rank, with_ipv6
 from ctl.core.model import IPv6Lease, IPv6Range, Lease, MacAddress, Network
-from ctl.core.peers import KernelTables
-from ctl.core.plan import Delta
+from ctl.core.peers import KernelTables, PeerMaps
+from ctl.core.plan import Delta, plan_endpoints, plan_questions
+from ctl.core.policy import Outer, Rule, plan_policy
 from ctl.core.roster import Moves, Roster
 from ctl.core.wire import parse_network
 from ctl.kernel import sysctl
@@ -36,7 +41,11 @@ from ctl.kernel.netlink.message import HEADER, attribute, body, message
 from ctl.kernel.netlink.tables import ROUTE_PROTOCOL, Routes, VtepNeighbours
 from ctl.kernel.senders import changes
 from ctl.node import forwarding
+from ctl.settings.config import resolve
 from tests.unit import strategies
+from tests.unit.test_own_entry import OneNode
+from tests.unit.test_peering import site
+from tests.unit.test_roster import OTHER as IPV4_OTHER
 from tests.unit.test_roster import OWN as IPV4_OWN
 from tests.unit.test_roster import PEER as IPV4_PEER
 
@@ -85,6 +94,80 @@ def test_a_peer_with_ipv6_is_in_every_table_of_the_kernel() -> None:
     for entry in (HOP, PEER.ipv6.vtep_mac, RouteKey.of(SUBNET), Sender(HOST)):
         assert entry is not None and made.wants(entry)
     assert not made.wants(Sender(IPV4_PEER.host))
+
+
+def maps_of(
+    found: list[Lease], hops: dict[IPv6Address, Hop[IPv6Address] | None], network: Network = NETWORK
+) -> PeerMaps[IPv6Address, IPv6Network]:
+    roster = Roster(IPV6, OWN, network)
+    made = PeerMaps(IPV6, roster, network)
+    made.move(roster.update(found), [], hops)
+    return made
+
+
+def test_a_peer_with_ipv6_is_in_the_maps_by_the_addresses_that_it_has_there() -> None:
+    made = maps_of([PEER, IPV4_OTHER], {HOST: Hop(2, ROUTER, ttl=255)})
+    assert PEER.ipv6 is not None and PEER.ipv6.vtep_mac is not None
+    assert made.vteps.desired == {HOST: True}
+    entry = PeerEntry(HOST, PEER.ipv6.vtep_mac, NETWORK.port, NETWORK.vni, 2, ROUTER, ttl=255)
+    assert made.peers.desired == {SUBNET.network_address: entry}
+    assert PeerEntry.unpack(entry.pack()) == entry
+    (slow,) = maps_of([PEER], {HOST: None}).peers.desired.values()
+    assert slow.flags == PEER_F_KERNEL_PATH
+
+
+def test_subnets_of_ipv6_that_share_a_block_are_the_kernel_paths_and_any_of_their_hosts_is_believed() -> None:
+    longer = [
+        replace(IPV4_PEER, ipv6=replace(part(2), subnet=IPv6Network("fd00:10:0:2::/65"))),
+        replace(IPV4_OTHER, ipv6=replace(part(3), subnet=IPv6Network("fd00:10:0:2:8000::/65"))),
+    ]
+    hops = {each.ipv6.host: Hop(2, each.ipv6.host) for each in longer if each.ipv6 and each.ipv6.host}
+    made = maps_of(longer, dict(hops))
+    assert made.vteps.desired == dict.fromkeys(hops, True)
+    (entry,) = made.peers.desired.values()
+    assert (entry.host, entry.flags) == (IPv6Address(0), PEER_F_KERNEL_PATH)
+
+
+def test_containers_are_known_by_the_ipv6_addresses_that_the_subnet_has() -> None:
+    mac, other = MacAddress.parse("02:00:00:00:00:10"), MacAddress.parse("02:00:00:00:00:11")
+    bridge = Link(3, "ovnet0", "bridge", MacAddress(b"\x02" * 6), 1430, True, 0, False, "", 0)
+    ours, lost = IPv6Address("fd00:10:0:2::10"), IPv6Address("fd00:10:0:2::11")
+    near = IPv6Address("fe80::10")
+    seen = Neighbours({ours: mac, near: mac, lost: other}, {mac: 5}, frozenset({ours, near, lost}))
+    found = plan_endpoints(seen, {5: replace(bridge, ifindex=5)}, bridge, SUBNET)
+    assert found == {ours: EndpointEntry(5, mac, bridge.mac or other)}
+    assert plan_questions(seen, SUBNET) == [lost]
+
+
+def test_what_the_programs_for_ipv6_know_of_their_node_is_what_it_has_of_ipv6() -> None:
+    opened, here = OneNode(), replace(site(NETWORK), lease=OWN)
+    own = OwnEntry(resolve(argparse.Namespace(), {}, None), IPV6)
+    maps: Any = opened
+    own.write(maps, here, VXLAN, fits=True, filled=True, xdp=False, first=False, marks=0)
+    entry = opened.entry
+    assert entry is not None and OWN.ipv6 is not None
+    assert (entry.host, entry.network, entry.subnet) == (OWN.ipv6.host, RANGE.network, OWN.ipv6.subnet)
+    first, last = RANGE.subnet_min.network_address, RANGE.subnet_max.broadcast_address
+    assert (entry.pool, entry.vtep_mac) == ((first, last), OWN.ipv6.vtep_mac)
+    assert (entry.tunnel_ifindex, entry.overlay_ifindex) == (VXLAN, VXLAN)
+    assert NodeEntry.unpack(entry.pack()) == entry
+
+
+def test_each_family_has_lines_of_its_own_and_they_name_it() -> None:
+    findings = Findings()
+    findings.say(Concern.PEERS, 4, "map peers is full")
+    findings.say(Concern.PEERS, 6, "map peers is full")
+    assert findings.problems == {
+        Concern.PEERS: ("map peers is full",), Concern.IPV6_PEERS: ("IPv6: map peers is full",),
+    }  # fmt: skip
+    findings.say(Concern.PEERS, 4, "")
+    assert findings.problems[Concern.PEERS] == () and findings.problems[Concern.IPV6_PEERS]
+
+
+def test_rules_of_ipv6_tell_packets_apart_as_those_of_ipv4_do() -> None:
+    outer = Outer(HOST, NETWORK.port, (32768, 60999))
+    near, far = IPv6Network("fd77::/64"), IPv6Network("fd78::/64")
+    assert plan_policy([Rule(mask=1, source=near), Rule(mask=2, source=far)], outer).marks == 1
 
 
 def test_the_next_hop_is_the_address_that_the_kernel_gives_a_device_with_that_mac() -> None:
@@ -261,6 +344,12 @@ def neighbour(to: IPv6Address, ifindex: int = VXLAN) -> bytes:
     return body(message(ndmsg, [("NDA_DST", str(to))], family=10, ifindex=ifindex, state=128))
 
 
+def container(address: str) -> bytes:
+    """A neighbour on the bridge."""
+    named = [("NDA_DST", address), ("NDA_LLADDR", "02:00:00:00:00:10")]
+    return body(message(ndmsg, named, family=10, ifindex=3, state=2))
+
+
 HOPS = {Change.HOPS}
 
 
@@ -282,6 +371,8 @@ HOPS = {Change.HOPS}
         (29, neighbour(IPv6Address("ff02::2")), set()),
         (29, neighbour(HOP, ifindex=2), set()),
         (RTM_NEWNEIGH, neighbour(HOP), set()),
+        (RTM_NEWNEIGH, container("fd00:10:0:1::10"), {Change.PORTS}),
+        (RTM_NEWNEIGH, container("fe80::10"), set()),
     ],
 )
 def test_of_ipv6_only_what_others_take_away_or_lead_elsewhere_counts(

@@ -67,7 +67,7 @@ class World:
 
     def look(self, seconds: float = EVERY_S) -> frozenset[Change]:
         self.now += seconds
-        return self.lookout.look(DEVICE, UPLINK, self.maps)
+        return self.lookout.look({DEVICE: self.maps}, UPLINK)
 
     def lines(self, concern: Concern) -> tuple[str, ...]:
         return self.findings.problems.get(concern, ())
@@ -138,7 +138,7 @@ def test_who_has_just_come_is_judged_by_the_next_packets(world: World) -> None:
     world.look()
     assert world.lookout.look_in() == math.inf
     world.others = ["bpf filter theirs at priority 1"]
-    world.lookout.heed(DEVICE, UPLINK)
+    world.lookout.heed({DEVICE}, UPLINK)
     assert world.lookout.look_in() == CLOSE_S
     for count in range(LEAST):
         world.packets = (count, 0)
@@ -160,10 +160,10 @@ def test_who_passes_packets_on_is_soon_looked_at_no_closer_than_ever(world: Worl
 
 def test_an_idle_node_is_not_kept_awake_by_who_has_come(world: World) -> None:
     world.others = ["bpf filter theirs at priority 1"]
-    world.lookout.heed(DEVICE, UPLINK)
+    world.lookout.heed({DEVICE}, UPLINK)
     world.now += CLOSELY_S
     assert world.lookout.look_in() == math.inf
-    world.lookout.heed(DEVICE, UPLINK)
+    world.lookout.heed({DEVICE}, UPLINK)
     assert world.lookout.look_in() == math.inf, "it is the same"
 
 
@@ -173,7 +173,7 @@ def test_who_comes_beside_one_that_ends_it_is_judged_anew(world: World) -> None:
     world.look()
     assert world.first()
     world.others.append("bpf filter theirs at priority 1")
-    world.lookout.heed(DEVICE, UPLINK)
+    world.lookout.heed({DEVICE}, UPLINK)
     assert not world.first()
     assert world.lookout.look_in() == CLOSE_S
 
@@ -185,10 +185,27 @@ def test_what_the_programs_see_is_well(world: World) -> None:
     assert not world.findings.blind
 
 
+def test_ipv6_that_from_wire_does_not_see_is_no_better_for_what_it_sees_of_ipv4(world: World) -> None:
+    """Each family has a vxlan device and counters of its own."""
+    device, seen = 8, {Hook.FROM_WIRE: {"flow_unknown": 0}}
+    unseen: Any = SimpleNamespace(counters_of=lambda _: {})
+    world.places[FilterKey(device, False)] = Filter(Hook.TO_OVERLAY.label, 9)
+    world.seen = seen
+    for packets in (0, 100):
+        world.packets, seen[Hook.FROM_WIRE]["flow_unknown"] = (packets, 0), packets
+        world.now += EVERY_S
+        world.lookout.look({DEVICE: world.maps, device: unseen}, UPLINK)
+    (line,) = world.lines(Concern.BLIND)
+    assert line.startswith("from_wire sees nothing")
+    world.now += EVERY_S
+    world.lookout.look({DEVICE: world.maps, device: None}, UPLINK)
+    assert not world.lines(Concern.BLIND), "without programs for IPv6 it has nothing to see there"
+
+
 def test_where_none_of_ours_hangs_nobody_asks_who_else_does() -> None:
     """Without eBPF a host may forbid bpf(2), and a node is none the worse for it."""
     world = World(places={})
-    world.lookout.heed(DEVICE, UPLINK)
+    world.lookout.heed({DEVICE}, UPLINK)
     assert world.lookout.look_in() == math.inf
 
 

@@ -18,8 +18,7 @@ def test_a_program_that_stays_off_does_not_keep_the_rest_from_being_looked_at() 
         return frozenset({Change.FIREWALL})
 
     backend: Any = SimpleNamespace(
-        device=7,
-        maps=None,
+        _datapaths=(SimpleNamespace(device=7, watched=None),),
         _ports=SimpleNamespace(uplink=2, detached=lambda _: True),
         _lookout=SimpleNamespace(forget=lambda: asked.append("forget"), look=look),
     )

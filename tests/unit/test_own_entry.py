@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import replace
-from typing import Any, cast
+from ipaddress import IPv4Address
+from typing import cast
 
 import pytest
 
 from ctl.backend.vxlan.own_entry import OwnEntry
 from ctl.core.abi import NODE_F_PEERS_INCOMPLETE, NodeEntry
+from ctl.core.family import IPV4
 from ctl.core.host import NONE
 from ctl.kernel.bpf.maps import Maps
 from ctl.settings.config import resolve
@@ -32,11 +34,16 @@ class OneNode:
         self.entry = entry
 
 
+def opened_as(maps: OneNode) -> Maps[IPv4Address]:
+    """As the maps of which it is one."""
+    return cast(Maps[IPv4Address], maps)
+
+
 def says_complete(opened: OneNode, *, fits: bool, filled: bool) -> bool:
     """What the entry says after it was written so."""
-    own = OwnEntry(resolve(argparse.Namespace(), {}, None))
+    own = OwnEntry(resolve(argparse.Namespace(), {}, None), IPV4)
     own.write(
-        cast(Maps[Any], opened),
+        opened_as(opened),
         site(),
         DEVICE,
         fits=fits,
@@ -86,9 +93,9 @@ def test_the_tunnel_gear_is_on_where_there_is_a_device_and_programs_are_wanted(
     mode: str, device: int, said: int
 ) -> None:
     opened = OneNode()
-    own = OwnEntry(resolve(argparse.Namespace(bypass=mode), {}, None))
+    own = OwnEntry(resolve(argparse.Namespace(bypass=mode), {}, None), IPV4)
     own.write(
-        cast(Maps[Any], opened),
+        opened_as(opened),
         site(),
         device,
         fits=True,
@@ -105,9 +112,9 @@ def test_the_tunnel_gear_is_on_where_there_is_a_device_and_programs_are_wanted(
 def test_on_an_uplink_without_ethernet_the_tunnel_gear_is_off() -> None:
     opened, here = OneNode(), site()
     wire = replace(here.uplink.link, type=NONE)
-    own = OwnEntry(resolve(argparse.Namespace(), {}, None))
+    own = OwnEntry(resolve(argparse.Namespace(), {}, None), IPV4)
     own.write(
-        cast(Maps[Any], opened),
+        opened_as(opened),
         replace(here, uplink=replace(here.uplink, link=wire)),
         DEVICE,
         fits=True,

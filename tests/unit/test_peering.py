@@ -16,6 +16,7 @@ from ctl.backend import hostgw
 from ctl.backend.site import Site
 from ctl.backend.vxlan import kernel_path, peering
 from ctl.core.errors import KernelError
+from ctl.core.family import IPV4
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import EVERYTHING, Change, Hop, Link, Sender, Uplink
 from ctl.core.model import Network
@@ -79,17 +80,17 @@ def kernel(monkeypatch: pytest.MonkeyPatch) -> Fib:
     made = Fib()
     monkeypatch.setattr(fib, "hops", made.hops)
     monkeypatch.setattr(xfrm.Policies, "any", lambda _: False)
-    monkeypatch.setattr(rules, "listing", lambda _: made.rules)
+    monkeypatch.setattr(rules, "listing", lambda *_: made.rules)
     return made
 
 
-def shortcut(maps: Any, announce: Callable[[], None] = lambda: None) -> peering.Shortcut:
+def shortcut(maps: Any, announce: Callable[[], None] = lambda: None) -> peering.Shortcut[IPv4Address]:
     return peering.Shortcut(maps, True, announce)
 
 
 def test_a_plan_that_fails_leaves_the_maps_as_they_are(kernel: Fib) -> None:
     """An uplink that has changed asks for a new plan; an empty one would refuse every peer."""
-    plan = peering.Peering(SimpleNamespace(), Findings(), 10)  # type: ignore[arg-type]
+    plan = peering.Peering(SimpleNamespace(), IPV4, Findings(), 10)  # type: ignore[arg-type]
     maps: Any = SimpleNamespace(vtep_table=Rows(), peer_table=Rows())
     plan.reconcile(site(), 0, [PEER], EVERYTHING, shortcut(maps))
     assert list(maps.vtep_table.rows) == [PEER.host]
@@ -117,7 +118,7 @@ def test_a_peer_that_is_routed_to_may_answer(kernel: Fib, monkeypatch: pytest.Mo
     monkeypatch.setattr(kernel_path, "Routes", Routed)
     for other in ("Fdb", "VtepNeighbours", "Senders"):
         monkeypatch.setattr(kernel_path, other, Rows)
-    plan = peering.Peering(SimpleNamespace(), Findings(), 10)  # type: ignore[arg-type]
+    plan = peering.Peering(SimpleNamespace(), IPV4, Findings(), 10)  # type: ignore[arg-type]
     plan.reconcile(site(), 7, [], EVERYTHING, shortcut(maps))
     plan.reconcile(site(), 7, [PEER], LEASES, shortcut(maps))
     assert maps.vtep_table.rows
@@ -148,7 +149,7 @@ def test_who_is_routed_to_is_let_in_by_the_rules_too_and_each_change_is_one_elem
     monkeypatch.setattr(kernel_path, "Routes", Routed)
     for other in ("Fdb", "VtepNeighbours"):
         monkeypatch.setattr(kernel_path, other, Rows)
-    plan = peering.Peering(SimpleNamespace(), Findings(), 10)  # type: ignore[arg-type]
+    plan = peering.Peering(SimpleNamespace(), IPV4, Findings(), 10)  # type: ignore[arg-type]
     assert plan.senders() is None, "nobody knows who they are"
     moved = replace(OTHER, host=OTHER.host + 100)
     for leases in ([PEER], [PEER, OTHER], [PEER, moved], [PEER]):
@@ -171,7 +172,7 @@ def test_strangers_are_refused_only_as_long_as_all_peers_are_in(
     kernel: Fib,
 ) -> None:
     """The node's own entry says whether who is not in the maps is a stranger."""
-    plan = peering.Peering(SimpleNamespace(), Findings(), 1)  # type: ignore[arg-type]
+    plan = peering.Peering(SimpleNamespace(), IPV4, Findings(), 1)  # type: ignore[arg-type]
     maps: Any = SimpleNamespace(vtep_table=Rows(), peer_table=Rows())
     told: list[tuple[bool, set[object]]] = []
 
@@ -188,18 +189,18 @@ def test_an_entry_that_is_refused_does_not_keep_the_nodes_own_from_being_written
         def apply(self, delta: Delta[Any, Any]) -> None:
             raise KernelError("map peers: 1 entries not stored: no memory")
 
-    plan = peering.Peering(SimpleNamespace(), findings := Findings(), 10)  # type: ignore[arg-type]
+    plan = peering.Peering(SimpleNamespace(), IPV4, Findings(), 10)  # type: ignore[arg-type]
     maps: Any = SimpleNamespace(vtep_table=Rows(), peer_table=Refusing())
     told: list[bool] = []
     with pytest.raises(KernelError, match="map peers"):
         plan.reconcile(site(), 0, [PEER], LEASES, shortcut(maps, lambda: told.append(plan.fits())))
     assert told == [True]
-    assert (findings.peers_ebpf, findings.peers_kernel_path) == (0, 1)
+    assert plan.reached == (0, 1)
 
 
 def test_nobody_is_refused_before_it_is_known_who_the_peers_are(kernel: Fib) -> None:
     """What an earlier life left in the maps may be a part of them only."""
-    plan = peering.Peering(SimpleNamespace(), Findings(), 1)  # type: ignore[arg-type]
+    plan = peering.Peering(SimpleNamespace(), IPV4, Findings(), 1)  # type: ignore[arg-type]
     assert not plan.fits()
     kernel.answers = False
     with pytest.raises(KernelError):
@@ -243,7 +244,7 @@ def test_plain_routes_that_went_without_a_word_are_set_again(
     network = replace(NETWORK, backend=backend, direct_routing=backend == "vxlan")
     lease = replace(PEER, backend=backend)
 
-    vxlan = peering.Peering(SimpleNamespace(), Findings(), 10)  # type: ignore[arg-type]
+    vxlan = peering.Peering(SimpleNamespace(), IPV4, Findings(), 10)  # type: ignore[arg-type]
     plain = hostgw.HostGwBackend(resolve(argparse.Namespace(), {}, None), netlink, Findings())  # type: ignore[arg-type]
 
     def reconcile(changes: frozenset[Change]) -> None:
@@ -277,7 +278,7 @@ def test_a_host_that_left_holds_no_interface(kernel: Fib, monkeypatch: pytest.Mo
 
 def test_the_way_of_a_new_peer_is_asked_for_as_rules_had_it_at_the_last_look(kernel: Fib) -> None:
     """And rules that come are looked at when the ways of all are."""
-    plan = peering.Peering(SimpleNamespace(), findings := Findings(), 10)  # type: ignore[arg-type]
+    plan = peering.Peering(SimpleNamespace(), IPV4, findings := Findings(), 10)  # type: ignore[arg-type]
     maps: Any = SimpleNamespace(vtep_table=Rows(), peer_table=Rows())
     plan.reconcile(site(), 0, [PEER], EVERYTHING, shortcut(maps))
     (pair,) = kernel.asked
@@ -292,7 +293,7 @@ def test_the_way_of_a_new_peer_is_asked_for_as_rules_had_it_at_the_last_look(ker
 
 def test_peers_that_cannot_be_asked_for_take_the_kernel_path(kernel: Fib) -> None:
     kernel.rules = [Rule(sports=(1, 1), sport_bits=True)]
-    plan = peering.Peering(SimpleNamespace(), findings := Findings(), 10)  # type: ignore[arg-type]
+    plan = peering.Peering(SimpleNamespace(), IPV4, Findings(), 10)  # type: ignore[arg-type]
     maps: Any = SimpleNamespace(vtep_table=Rows(), peer_table=Rows())
     plan.reconcile(site(), 0, [PEER], EVERYTHING, shortcut(maps))
-    assert (findings.peers_ebpf, findings.peers_kernel_path) == (0, 1)
+    assert plan.reached == (0, 1)

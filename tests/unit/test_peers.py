@@ -32,7 +32,7 @@ class Followed:
     def __init__(self, network: Network = NETWORK) -> None:
         self.roster = Roster(IPV4, OWN, network)
         self.kernel = KernelTables(IPV4, self.roster, network, VXLAN)
-        self.maps = PeerMaps(self.roster, network)
+        self.maps = PeerMaps(IPV4, self.roster, network)
         self.neighbours, self.fdb, self.routes = self.kernel.neighbours, self.kernel.fdb, self.kernel.routes
         self.vteps, self.peers, self.slow = self.maps.vteps, self.maps.peers, self.maps.slow
 

@@ -48,7 +48,7 @@ def test_a_container_is_where_bridge_and_neighbour_table_say() -> None:
     ],
     ids=["mac on no port", "port without programs", "address outside the lease", "no address"],
 )
-def test_a_container_half_known_is_not_bypassed(seen: Neighbours) -> None:
+def test_a_container_half_known_is_not_bypassed(seen: Neighbours[IPv4Address]) -> None:
     assert plan_endpoints(seen, {5: link(5)}, BRIDGE, OWN_SUBNET) == {}
 
 
@@ -93,7 +93,7 @@ def test_an_uplink_whose_headers_nobody_knows_is_named_with_the_remedy(type: int
 
 def test_programs_hang_on_uplink_vxlan_device_and_ports() -> None:
     ids = {"from_container": 1, "to_overlay": 2, "from_wire": 3, "to_container": 4}
-    placed = plan_filters(ids, uplink=2, vxlan=3, ports=[5])
+    placed = plan_filters(ids, uplink=2, devices=[3], ports=[5])
     assert {(key.ifindex, key.ingress): value.program for key, value in placed.items()} == {
         (2, True): "from_wire",
         (3, False): "to_overlay",
@@ -101,12 +101,12 @@ def test_programs_hang_on_uplink_vxlan_device_and_ports() -> None:
         (5, False): "to_container",
     }
     assert list(placed)[-1] == FilterKey(2, True), "what arrives is bypassed only when all else is in place"
-    first = plan_filters(ids, uplink=2, vxlan=3, ports=[5], first=True)
+    first = plan_filters(ids, uplink=2, devices=[3], ports=[5], first=True)
     assert [key for key, value in first.items() if value.first] == [FilterKey(2, True)]
 
 
 def test_without_programs_nothing_hangs_anywhere() -> None:
-    assert plan_filters({}, 2, 3, [5]) == {}
+    assert plan_filters({}, 2, [3], [5]) == {}
 
 
 @pytest.mark.parametrize(

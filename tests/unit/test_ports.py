@@ -12,13 +12,13 @@ import pytest
 from ctl.backend.vxlan.ports import Ports
 from ctl.core.errors import KernelError
 from ctl.core.findings import Findings
-from ctl.core.host import FilterKey, Link, Neighbours
+from ctl.core.host import FilterKey, Link
 from ctl.core.model import MacAddress
 from ctl.core.plan import Delta
 from ctl.kernel.bpf.loader import Program, Programs
 from ctl.kernel.netlink import headroom
 from ctl.settings.config import resolve
-from tests.unit.test_peering import ETH0, Rows, site
+from tests.unit.test_peering import ETH0, site
 
 BRIDGE = Link(3, "ovnet0", "bridge", MacAddress(b"\x02" * 6), 1450, True, 0, False, "", 0)
 PORT = replace(BRIDGE, ifindex=4, name="veth0", kind="veth", master=3, peer_elsewhere=True)
@@ -45,11 +45,6 @@ class Filters:
         self.places = {**self.places, **dict(delta.puts)}
 
 
-class Unreadable(Rows):
-    def read(self) -> dict[Any, Any]:
-        raise KernelError("map endpoints cannot be read")
-
-
 @pytest.mark.parametrize("broken", ["headroom", "endpoints"])
 def test_programs_are_attached_whatever_becomes_of_the_rest(
     broken: str, monkeypatch: pytest.MonkeyPatch
@@ -61,14 +56,17 @@ def test_programs_are_attached_whatever_becomes_of_the_rest(
     filters: Any = Filters()
     netlink: Any = SimpleNamespace(
         links=lambda: {link.ifindex: link for link in (ETH0, BRIDGE, PORT)},
-        neighbours=lambda _: Neighbours({}, {}),
     )
     hook: Any = SimpleNamespace(reconcile=lambda *_: None)
-    opened: Any = SimpleNamespace(endpoint_table=Unreadable() if broken == "endpoints" else Rows())
+
+    def find(*_: object) -> None:
+        if broken == "endpoints":
+            raise KernelError("map endpoints cannot be read")
+
     names = ("from_container", "to_overlay", "from_wire", "to_container")
     programs = Programs("digest", {name: Program(name, 9, id) for id, name in enumerate(names, 100)})
     ports = Ports(resolve(Namespace(), {}, None), netlink, filters, hook, Findings())
     ports._first_look = False
     with pytest.raises(KernelError, match="not ours" if broken == "headroom" else "cannot be read"):
-        ports.reconcile(site(), 7, opened, programs)
+        ports.reconcile(site(), (7,), [find], programs)
     assert FilterKey(PORT.ifindex, True) in filters.places

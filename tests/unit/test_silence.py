@@ -24,7 +24,7 @@ def stats(sent: int, came: int = 0) -> PeerStats:
 
 def suspected(*looks: PeerStats | None) -> dict[IPv4Address, int]:
     """Who is, after these looks at ONE; None: it is no peer then."""
-    silence = Silence()
+    silence = Silence[IPv4Address]()
     found: dict[IPv4Address, int] = {}
     for each in looks:
         found = dict(silence.looked({} if each is None else {ONE: each}))
@@ -62,7 +62,7 @@ def test_a_suspect_that_is_sent_nothing_more_stays_one() -> None:
 
 
 def test_who_has_answered_is_judged_from_there_on() -> None:
-    silence = Silence()
+    silence = Silence[IPv4Address]()
     counts = iter(range(0, 1000, 10))
     for _ in range(LOOKS + 1):
         found = silence.looked({ONE: stats(next(counts))})

@@ -1,24 +1,25 @@
-"""The vxlan backend: the kernel's vxlan device, and the eBPF shortcut over it.
+"""The vxlan backend: the kernel's vxlan devices, and the eBPF shortcut over them.
 
-Here are the maps and programs, and the order of things; the peers are in `peering`, this node's
-containers in `ports`.
+Here is the order of things for both families; what there is of each is in `datapath`, what hangs on this
+node's interfaces in `ports`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 from ctl.backend.programless import remove_tunnels
 from ctl.backend.settle import apply_counted
 from ctl.backend.site import Site
 from ctl.backend.told import told, told_of_ipv6
-from ctl.backend.vxlan import losses, silent
-from ctl.backend.vxlan.device import device_name, vtep_mac, wanted_device
-from ctl.backend.vxlan.kernel_path import KernelPath
+from ctl.backend.vxlan import silent
+from ctl.backend.vxlan.beside import Beside, IPv6Datapath
+from ctl.backend.vxlan.datapath import Datapath
+from ctl.backend.vxlan.device import device_name, vtep_mac
 from ctl.backend.vxlan.lookout import Lookout
-from ctl.backend.vxlan.own_entry import OwnEntry
-from ctl.backend.vxlan.peering import Peering, Shortcut
 from ctl.backend.vxlan.ports import Ports
 from ctl.backend.vxlan.uplink_hook import UplinkHook
 from ctl.core.abi import LAYOUT
@@ -31,7 +32,6 @@ from ctl.core.model import (
     VXLAN_IPV6_OVERHEAD,
     VXLAN_OVERHEAD,
     Bypass,
-    HookMode,
     IPv4Address,
     IPv6Address,
     Lease,
@@ -40,8 +40,8 @@ from ctl.core.model import (
 )
 from ctl.core.plan import diff, unreadable
 from ctl.kernel import firewall, sysctl
-from ctl.kernel.bpf import bpffs, loader, maps, probe
-from ctl.kernel.bpf.child import Bcc
+from ctl.kernel.bpf import bpffs, maps, probe
+from ctl.kernel.bpf.maps import Maps
 from ctl.kernel.hooks.filters import Filters
 from ctl.kernel.netlink import headroom
 from ctl.kernel.netlink.session import Netlink
@@ -54,29 +54,32 @@ class VxlanBackend:
     """VXLAN between hosts. One thread's, like its Netlink."""
 
     def __init__(self, settings: Settings, netlink: Netlink, findings: Findings) -> None:
-        self.maps: maps.Maps[IPv4Address] | None = None
-        """The maps that are open; None: there are none yet, or those of a newer version are there."""
-        self.programs: loader.Programs | None = None
-        """The programs that are loaded; None: none are."""
-        self.device = 0
-        """ifindex of the vxlan device; 0: not made yet."""
         self._settings, self._netlink, self._findings = settings, netlink, findings
+        self._ipv4 = Datapath(settings, netlink, IPV4, findings)
+        self._ipv6: IPv6Datapath | None = None
+        """None where there is no IPv6."""
+        self._beside = Beside(settings, findings)
         self._filters = Filters(netlink.rtnl, settings.bpffs)
         self._hook = UplinkHook(settings, netlink, findings)
-        self._own = OwnEntry(settings)
-        self.ipv6_device = 0
-        """The same of IPv6, which has a device of its own; 0 where there is no IPv6, too."""
-        self._ipv6 = KernelPath(netlink.rtnl, IPV6)
-        self._peering = Peering(netlink.rtnl, findings, settings.peers_max)
         self._ports = Ports(settings, netlink, self._filters, self._hook, findings)
-        self._losses = losses.Losses(netlink, settings.resync_interval)
-        self._silent = silent.SilentPeers(self._peering, settings.resync_interval)
         self._lookout = Lookout(netlink.rtnl, self._filters, findings)
-        self._ahead: Bcc | None = None
-        """The compiler's child, at work since `preflight`; None: nothing to compile, or it was used."""
-
         self._blind = False
         """Whether it does without maps, as this host has no place for them."""
+
+    @property
+    def maps(self) -> Maps[IPv4Address] | None:
+        """Those of IPv4; None: there are none yet, or those of a newer version are there."""
+        return self._ipv4.maps
+
+    @property
+    def ipv6_maps(self) -> Maps[IPv6Address] | None:
+        """Those of IPv6; None: there are none, as where there is no IPv6."""
+        return self._ipv6.maps if self._ipv6 else None
+
+    @property
+    def _datapaths(self) -> tuple[Datapath[Any, Any], ...]:
+        """Of each family that there is."""
+        return (self._ipv4, self._ipv6) if self._ipv6 else (self._ipv4,)
 
     @staticmethod
     def overhead(network: Network) -> int:
@@ -88,7 +91,7 @@ class VxlanBackend:
         """(VTEP MAC, VNI) to publish."""
         return vtep_mac(host, network.vni), network.vni
 
-    def preflight(self, uplink: Uplink) -> None:
+    def preflight(self, network: Network, uplink: Uplink) -> None:
         """KernelError if the kernel is too old or forbids it, or a program is in our place on the uplink."""
         if self._settings.bypass is Bypass.OFF:
             self._blind = self._is_blind()
@@ -103,7 +106,9 @@ class VxlanBackend:
         if why := self._filters.foreign(link.ifindex, ingress=True):
             raise ForeignProgram(f"{link.name}: {why}: remove it, or run with --bypass=off")
         if maps.newer_layout(self._settings.bpffs) is None:
-            self._ahead = loader.compile_ahead(self._settings.bpffs)
+            self._has_ipv6(network.ipv6 is not None)
+            for each in self._datapaths:
+                each.compile_ahead()
 
     def _is_blind(self) -> bool:
         """Whether there can be no maps here. Without eBPF they are only looked into: it is told, no more."""
@@ -118,10 +123,11 @@ class VxlanBackend:
 
     def lost(self) -> frozenset[Change]:
         """Programs of uplink and vxlan device that someone took off; what goes wrong, or is right again."""
-        off = self._ports.detached(self.device)
+        watched = {each.device: each.watched for each in self._datapaths if each.device}
+        off = self._ports.detached(watched)
         if off:
             self._lookout.forget()
-        found = self._lookout.look(self.device, self._ports.uplink, self.maps)
+        found = self._lookout.look(watched, self._ports.uplink)
         return found | {Change.FILTERS} if off else found
 
     def look_in(self) -> float:
@@ -130,140 +136,124 @@ class VxlanBackend:
 
     def losing(self, network: Network, uplink: Uplink) -> Mapping[Way, str]:
         """Where packets that programs leave to the kernel path are lost; none are counted without."""
-        if self.maps is None or self.programs is None or not self.device:
-            return {}
-        lost = self._losses.look(self.device, self.maps)
-        self._silent.look(self.maps)
-        self._findings.peers_silent = len(self._silent.silent)
-        self._findings.problems[Concern.SILENT] = silent.lines(self._silent.silent, network.port)
-        return {way: losses.line(way, packets, network, uplink) for way, packets in lost.items()}
+        lost: dict[Way, str] = {}
+        lines: list[str] = []
+        gone = set()
+        for each in self._datapaths:
+            for way, line in each.losing(network, uplink).items():
+                lost[way] = f"{lost[way]}; {line}" if way in lost else line
+            lines += silent.lines(each.silent, network.port)
+            gone |= {each.peering.key_at(host) for host in each.silent}
+        self._findings.peers_silent = len(gone)
+        self._findings.problems[Concern.SILENT] = tuple(lines)
+        return lost
 
     def tunnel(self, network: Network, uplink: Uplink) -> firewall.Tunnel:
         """VXLAN is taken of peers, from the uplink and for our own address only."""
-        return firewall.Tunnel(
-            network.port,
-            network.vni,
-            uplink.link.name,
-            uplink.address,
-            device_name(network),
-            self._peering.senders(),
-        )
+        return self._ipv4.tunnel(network, uplink, uplink.address)
 
     def ipv6_tunnel(self, site: Site) -> firewall.Tunnel | None:
         """As for IPv4, where there is IPv6."""
-        if not site.has_ipv6:
+        if self._ipv6 is None or not site.has_ipv6:
             return None
-        network = site.network
-        return firewall.Tunnel(
-            network.port,
-            network.vni,
-            site.uplink.link.name,
-            IPV6.source(site.uplink, site.lease),
-            device_name(network, IPV6.version),
-            self._ipv6.senders(),
-        )
+        return self._ipv6.tunnel(site.network, site.uplink, IPV6.source(site.uplink, site.lease))
+
+    def _has_ipv6(self, has_ipv6: bool) -> None:
+        """Whether there is IPv6, from now on. KernelError; IPv6 is the kernel path's by then."""
+        gone = self._ipv6
+        if has_ipv6 and gone is None:
+            self._ipv6 = Datapath(self._settings, self._netlink, IPV6, self._findings)
+        elif not has_ipv6 and gone is not None:
+            self._ipv6 = None
+            if self._ipv4.maps is not None:
+                self._beside.remove(self._ipv4.maps, gone)
+            gone.close()
 
     def ensure_device(self, site: Site, links: dict[int, Link]) -> None:
         """The vxlan device, and no other tunnel of ours but that of IPv6, if there is any."""
-        wanted, keep = wanted_device(site, IPV4), {headroom.DEVICE}
-        if site.has_ipv6:
-            keep.add(device_name(site.network, IPV6.version))
-        elif self.ipv6_device:
-            self.ipv6_device, self._ipv6 = 0, KernelPath(self._netlink.rtnl, IPV6)
-        remove_tunnels(self._netlink, links.values(), self._settings.state_dir, keep | {wanted.name})
-        self.device = self._netlink.ensure_vxlan(wanted, links)
+        self._has_ipv6(site.has_ipv6)
+        versions = (4, 6) if site.has_ipv6 else (4,)
+        keep = {headroom.DEVICE, *(device_name(site.network, version) for version in versions)}
+        remove_tunnels(self._netlink, links.values(), self._settings.state_dir, keep)
+        self._ipv4.ensure_device(site, links)
 
     def ensure_ipv6_device(self, site: Site, links: dict[int, Link]) -> None:
         """The vxlan device of IPv6."""
-        self.ipv6_device = self._netlink.ensure_vxlan(wanted_device(site, IPV6), links)
+        assert self._ipv6 is not None, "ensure_device() comes first"
+        self._ipv6.ensure_device(site, links)
 
     def reconcile_peers(self, site: Site, leases: Sequence[Lease], changes: frozenset[Change]) -> None:
         """The maps of the shortcut, FDB, neighbours and routes to the other nodes."""
-        opened, shortcut = self.maps, None
-        if opened is not None:
-            shortcut = Shortcut(opened, self.programs is not None, lambda: self._announce(opened, site))
-        failures = Failures()
-        failures.take(self._peering.reconcile, site, self.device, leases, changes, shortcut)
-        if site.has_ipv6:
-            failures.take(self._ipv6.reconcile, site, self.ipv6_device, leases, changes, self._findings)
-        self._findings.peers_ipv6 = len(self._ipv6.roster.usable) if site.has_ipv6 else None
-        told_of_ipv6(self._findings, site, leases, self._ipv6.problems)
+        failures, findings, ipv6 = Failures(), self._findings, self._ipv6
+        for each in self._datapaths:
+            failures.take(each.reconcile_peers, site, leases, changes, first=self._lookout.first)
+        peering = self._ipv4.peering
+        findings.peers_ebpf, findings.peers_kernel_path = peering.reached
+        findings.problems[Concern.LEASES] = peering.problems
+        findings.peers_ipv6 = ipv6.peering.count_peers() if ipv6 else None
+        told_of_ipv6(findings, site, leases, ipv6.peering.problems if ipv6 else ())
         failures.raise_any()
 
     def wants(self, entry: Removed) -> bool:
         """Whether an entry that is no more should be there. Any thread may ask."""
-        return self._peering.wants(entry) or self._ipv6.wants(entry)
+        return any(each.peering.wants(entry) for each in self._datapaths)
 
     def devices(self) -> Devices:
         """The vxlan devices, and the interfaces of the underlay through which peers are reached now."""
-        hops = self._peering.hop_interfaces() | self._ipv6.hop_interfaces()
-        return Devices(self.device, hops=hops, ipv6_tunnel=self.ipv6_device)
+        hops = frozenset[int]().union(*(each.peering.hop_interfaces() for each in self._datapaths))
+        return Devices(self._ipv4.device, hops=hops, ipv6_tunnel=self._ipv6.device if self._ipv6 else 0)
 
     def reconcile_ports(self, site: Site, changes: frozenset[Change]) -> None:
         """Programs on every port of the bridge, and the containers behind them."""
         if Change.FILTERS in changes:
             self._filters.forget()
-        if self.maps is None:
+        opened = self._ipv4.maps
+        if opened is None:
             return
-        failures = Failures()
+        failures, devices = Failures(), tuple(each.device for each in self._datapaths if each.device)
         if Change.FILTERS in changes:
-            failures.take(self._lookout.heed, self.device, site.uplink.link.ifindex)
+            failures.take(self._lookout.heed, devices, site.uplink.link.ifindex)
         first = self._lookout.first
         if first:
-            failures.take(self._announce, self.maps, site)  # or it would redirect past the others
-        failures.take(self._ports.reconcile, site, self.device, self.maps, self.programs, first=first)
-        failures.take(self._announce, self.maps, site)  # whether XDP is there
+            failures.take(self._announce, site)  # or it would redirect past the others
+        find = [partial(each.find_containers, site) for each in self._datapaths]
+        failures.take(self._ports.reconcile, site, devices, find, self._ipv4.programs, first=first)
+        failures.take(self._announce, site)  # whether XDP is there
+        if self._ipv6 is not None:
+            failures.take(self._beside.hand_over, opened, self._ipv6)
         failures.raise_any()
 
-    def _announce(self, opened: maps.Maps[IPv4Address], site: Site) -> None:
+    def _announce(self, site: Site) -> None:
         """Say in the maps what is true of this node now. KernelError."""
-        xdp = self._findings.hook is HookMode.XDP
-        peering, first = self._peering, self._lookout.first
-        fits, filled, marks = peering.fits(), peering.has_filled(opened), peering.marks()
-        self._own.write(
-            opened, site, self.device, fits=fits, filled=filled, xdp=xdp, first=first, marks=marks
-        )
+        for each in self._datapaths:
+            each.announce(site, first=self._lookout.first)
 
     def load(self, site: Site) -> frozenset[Change]:
         """Maps and programs: adopted, or made. The kernel path is in place already."""
-        before = self.maps
+        before = self.maps, self.ipv6_maps
         if self._settings.bypass is not Bypass.OFF:
             _refuse_unreadable(site.uplink.link)  # it may be another one by now
         self._sysctls(site)
         if self._blind:
             self._take_programs_off(site)
         elif self.maps is not None or not self._left_to_newer(site):
-            self._open_maps(site)
-            self._load_programs()
-        return frozenset({Change.MAPS} if self.maps is not before else ())
+            self._load(site)
+        return frozenset({Change.MAPS} if (self.maps, self.ipv6_maps) != before else ())
 
-    def _open_maps(self, site: Site) -> None:
-        settings = self._settings
-        if self.maps is None:
-            bpffs.ensure(str(settings.bpffs))
-            wanted = maps.specs(settings.peers_max, settings.endpoints_max, settings.flows_max)
-            if why := maps.mismatch(settings.bpffs, wanted):
-                # Running programs keep the old maps until new ones take their place.
-                log.warning("pinned maps do not fit (%s): making new ones", why)
-                self._own.keep_seed(maps.pinned_seed(settings.bpffs))
-                maps.unpin_all(settings.bpffs)
-                self._hook.keep()
-            self.maps = maps.create_or_adopt(settings.bpffs, wanted)
-        elif self.maps.repin(settings.bpffs):
-            log.warning("pins of maps under %s were gone: pinned again", settings.bpffs)
-        self._announce(self.maps, site)
-
-    def _load_programs(self) -> None:
-        assert self.maps is not None
-        settings = self._settings
-        if self.programs and (self.programs.repin(settings.bpffs) | self._filters.pin()):
-            log.warning("pins of programs under %s were gone: pinned again", settings.bpffs)
-        if self.programs is None and settings.bypass is not Bypass.OFF:
-            ahead, self._ahead = self._ahead, None
-            self.programs = loader.load(self.maps, settings.bpffs, ahead)
-            self._filters.programs = self.programs.by_name
-            self._findings.program = self.programs.digest
-            log.info("datapath %s loaded", self.programs.digest)
+    def _load(self, site: Site) -> None:
+        ipv4, first = self._ipv4, self._lookout.first
+        if ipv4.open_maps():
+            self._hook.keep()
+        assert ipv4.maps is not None
+        ipv4.announce(site, first=first)
+        if ipv4.programs is not None and self._filters.pin():
+            log.warning("pins of links under %s were gone: pinned again", ipv4.root)
+        if self._settings.bypass is not Bypass.OFF:
+            ipv4.load_programs()
+            assert ipv4.programs is not None
+            self._filters.programs = ipv4.programs.by_name
+            self._findings.program = ipv4.programs.digest
+        self._beside.load(ipv4.maps, self._ipv6, site, first=first)
 
     def _left_to_newer(self, site: Site) -> bool:
         """Whether a newer version's pins are here: then eBPF carries nothing, and somebody has to decide.

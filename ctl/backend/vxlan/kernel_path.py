@@ -12,14 +12,12 @@ from typing import Generic
 
 from ctl.backend.settle import Tracked, settle
 from ctl.backend.site import Site
-from ctl.core.errors import Failures
 from ctl.core.family import Family, Member
 from ctl.core.findings import Findings
 from ctl.core.host import Change, Hop, Removed, Uplink
 from ctl.core.model import A, Lease, N, Network
 from ctl.core.peers import KernelTables
 from ctl.core.roster import Moves, Roster
-from ctl.kernel.netlink import fib
 from ctl.kernel.netlink.socket import Rtnl
 from ctl.kernel.netlink.tables import Fdb, Routes, VtepNeighbours
 from ctl.kernel.senders import Senders
@@ -72,21 +70,6 @@ class KernelPath(Generic[A, N]):
     def hop_interfaces(self) -> frozenset[int]:
         """Ifindexes of the underlay through which peers are reached now."""
         return frozenset(hop.ifindex for hop in self.hops.values() if hop is not None)
-
-    def reconcile(
-        self, site: Site, device: int, leases: Sequence[Lease], changes: frozenset[Change], findings: Findings
-    ) -> None:
-        """Bring the kernel in line with these leases. KernelError. As Peering.reconcile, without maps."""
-        failures = Failures()
-        failures.take(self.plan, site, device, leases, changes, self.ways(site))
-        failures.take(self.route, findings)
-        failures.raise_any()
-
-    def ways(self, site: Site) -> Ways[A]:
-        """As the FIB has it for packets of no protocol."""
-        source = self._family.source(site.uplink, site.lease)
-        outer = site.mtu + self._family.vxlan_overhead
-        return lambda hosts, _: fib.hops(self._rtnl, hosts, source, outer)
 
     def plan(
         self,

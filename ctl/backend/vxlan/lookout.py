@@ -14,7 +14,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from ctl.core.abi import Hook
@@ -38,7 +39,7 @@ CLOSE_S: Final = 0.25
 CLOSELY_S: Final = 60.0
 """For so long at the most: a node that is idle for longer is not kept awake."""
 
-_ELSEWHERE: Final = frozenset({"not_configured", "not_ipv4", "not_overlay", "vxlan_header"})
+_ELSEWHERE: Final = frozenset({"not_configured", "not_ipv4", "not_ipv6", "not_overlay", "vxlan_header"})
 """Reasons for which a program passes what is not the tunnel's."""
 
 _LOOKS: Final = {
@@ -79,6 +80,19 @@ _ASTRAY: Final = {
 """The same, of rules whose drops may be what peers send to our containers."""
 
 
+Watched = Mapping[int, Maps[Any] | None]
+"""Maps that a family's programs count in, by the ifindex of its vxlan device; None: none are loaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Spot:
+    """Where a program is to see what passes one of the vxlan devices."""
+
+    hook: Hook
+    place: FilterKey
+    device: int
+
+
 class Lookout:
     """Looks every few seconds, and says in the findings what is wrong. One thread's.
 
@@ -97,20 +111,20 @@ class Lookout:
         self._rtnl, self._filters, self._findings = rtnl, filters, findings
         self._dropped, self._steady = dropped, steady
         self._looked_at: float | None = None
-        self._sights = {Hook.FROM_WIRE: Sight(), Hook.TO_OVERLAY: Sight()}
-        self._about: dict[Hook, object] = {}
-        """Which program in which place each sight is about."""
+        self._sights: dict[_Spot, Sight] = {}
+        self._about: dict[_Spot, object] = {}
+        """Which program each sight is about."""
         self._growth = Growth()
         self.first = False
         """Whether from_wire has to be before those of others on the uplink: one keeps packets from it."""
-        self._others: dict[Hook, list[str]] = {}
+        self._others: dict[FilterKey, list[str]] = {}
         """Those of others in each place, in words."""
         self._closely_until = -math.inf
 
-    def look(self, device: int, uplink: int, opened: Maps[Any] | None) -> frozenset[Change]:
+    def look(self, watched: Watched, uplink: int) -> frozenset[Change]:
         """What has to be looked at again because something is wrong, or is not any more. KernelError.
 
-        `device`, `uplink`: ifindexes of the vxlan device and of the interface with from_wire; 0: none.
+        `uplink`: ifindex of the interface with from_wire; 0: none.
         """
         now = self._steady()
         pause = CLOSE_S if self._is_close() else EVERY_S
@@ -120,7 +134,7 @@ class Lookout:
         problems = self._findings.problems
         before = {each: problems.get(each, ()) for each in _LOOKS}
         self._look_at_rules(now)
-        self._look_at_programs(device, uplink, opened)
+        self._look_at_programs(watched, uplink)
         changed = [each for each in _LOOKS if problems.get(each, ()) != before[each]]
         for each in changed:
             for line in problems[each]:
@@ -133,24 +147,29 @@ class Lookout:
 
     def _is_close(self) -> bool:
         """Whether someone has come to one of ours lately, and too little has passed to judge it by."""
-        waiting = any(self._others.get(hook) and not sight.told for hook, sight in self._sights.items())
-        return waiting and self._steady() < self._closely_until
+        if self._steady() >= self._closely_until:
+            return False
+        told = {spot.place for spot, sight in self._sights.items() if sight.told}
+        return any(others and place not in told for place, others in self._others.items())
 
-    def heed(self, device: int, uplink: int) -> None:
+    def heed(self, devices: Collection[int], uplink: int) -> None:
         """Filters may have changed: if others' beside ours have, it is judged anew, and soon. KernelError.
 
         Those on the uplink may pass packets on by now, so from_wire goes behind them, and sees.
+        `devices`: ifindexes of the vxlan devices.
         """
-        for hook, place in _places(device, uplink).items():
+        for place in dict.fromkeys(spot.place for spot in _spots(devices, uplink)):
             if place not in self._filters.read():  # without eBPF the host may forbid to ask
                 continue
             others = self._filters.others(place)
-            if others == self._others.get(hook, []):
+            if others == self._others.get(place, []):
                 continue
-            self._others[hook] = others
-            self._sights[hook].forget()
+            self._others[place] = others
+            for spot, sight in self._sights.items():
+                if spot.place == place:
+                    sight.forget()
             self._closely_until = self._steady() + CLOSELY_S
-            if hook is Hook.FROM_WIRE:
+            if place.ingress:
                 self.first = False
 
     def forget(self) -> None:
@@ -167,19 +186,21 @@ class Lookout:
                 if name in meanings
             )
 
-    def _look_at_programs(self, device: int, uplink: int, opened: Maps[Any] | None) -> None:
-        self.heed(device, uplink)
-        text = _FIRST.format(others=" and ".join(self._others.get(Hook.FROM_WIRE, ())))
+    def _look_at_programs(self, watched: Watched, uplink: int) -> None:
+        self.heed(watched, uplink)
+        text = _FIRST.format(others=" and ".join(self._others.get(FilterKey(uplink, True), ())))
         self._findings.problems[Concern.OTHERS] = (text,) if self.first else ()
-        before = _noticed(opened)
-        counted = self._counted(device)
-        passed = {Hook.FROM_WIRE: counted.rx, Hook.TO_OVERLAY: counted.tx}
-        after = _noticed(opened)
-        blind = {
-            hook: why
-            for hook, place in _places(device, uplink).items()
-            if (why := self._sees(hook, place, opened, (before[hook], passed[hook], after[hook])))
-        }
+        spots = frozenset(_spots(watched, uplink))
+        self._sights = {spot: self._sights.get(spot) or Sight() for spot in spots}
+        self._about = {spot: about for spot, about in self._about.items() if spot in spots}
+        blind: dict[Hook, str] = {}
+        for device, opened in watched.items():
+            before, counted, after = _noticed(opened), self._counted(device), _noticed(opened)
+            passed = {Hook.FROM_WIRE: counted.rx, Hook.TO_OVERLAY: counted.tx}
+            for spot in _spots([device], uplink):
+                hook = spot.hook
+                if why := self._sees(spot, opened, (before[hook], passed[hook], after[hook])):
+                    blind.setdefault(hook, why)
         self._findings.blind = tuple(hook.label for hook in blind)
         self._findings.problems[Concern.BLIND] = tuple(blind.values())
 
@@ -190,31 +211,31 @@ class Lookout:
                 return link.traffic(self._rtnl, device)
         return Device()
 
-    def _sees(
-        self, hook: Hook, place: FilterKey, opened: Maps[Any] | None, counts: tuple[int, int, int]
-    ) -> str:
+    def _sees(self, spot: _Spot, opened: Maps[Any] | None, counts: tuple[int, int, int]) -> str:
         """One line if our program there does not see what passes; empty if it does, or is none."""
-        sight, there = self._sights[hook], self._filters.read().get(place)
-        about = None if there is None or opened is None else (place, there, opened)
+        sight, there = self._sights[spot], self._filters.read().get(spot.place)
+        about = None if there is None or opened is None else (there, opened)
         # What IPsec decrypts goes into the tunnel's device without another look at tc.
         if about is None or self._findings.problems.get(Concern.IPSEC):
             sight.forget()
-            self._about.pop(hook, None)
+            self._about.pop(spot, None)
             return ""
-        if self._about.get(hook) != about:
+        if self._about.get(spot) != about:
             sight.forget()
-            self._about[hook] = about
+            self._about[spot] = about
         if not sight.looked(*counts):
             return ""
-        others = self._others.get(hook, [])
-        if hook is Hook.FROM_WIRE and others and self._filters.has_tcx:
+        others = self._others.get(spot.place, [])
+        if spot.hook is Hook.FROM_WIRE and others and self._filters.has_tcx:
             self.first = True
-        return _MEANING[hook].format(others=" and ".join(others) or "something")
+        return _MEANING[spot.hook].format(others=" and ".join(others) or "something")
 
 
-def _places(device: int, uplink: int) -> Mapping[Hook, FilterKey]:
-    """Where our programs see all that goes through the tunnel."""
-    return {Hook.FROM_WIRE: FilterKey(uplink, True), Hook.TO_OVERLAY: FilterKey(device, False)}
+def _spots(devices: Collection[int], uplink: int) -> Iterator[_Spot]:
+    """Where our programs see all that goes through these tunnels; what comes in, those of each family."""
+    for device in devices:
+        yield _Spot(Hook.FROM_WIRE, FilterKey(uplink, True), device)
+        yield _Spot(Hook.TO_OVERLAY, FilterKey(device, False), device)
 
 
 def _noticed(opened: Maps[Any] | None) -> Mapping[Hook, int]:

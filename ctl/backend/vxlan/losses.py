@@ -46,13 +46,13 @@ class Losses:
         return self._lost
 
 
-def line(way: Way, packets: int, network: Network, uplink: Uplink) -> str:
-    """It in words, with where to look."""
+def line(way: Way, packets: int, network: Network, uplink: Uplink, version: int) -> str:
+    """It in words, with where to look; `version`: of IP."""
     match way:
         case Way.OUT:
             where = (
                 f"{packets} packets of containers for other nodes, and none came as far as "
-                f"{device_name(network)}: rules of others (nft list ruleset, iptables-save, "
+                f"{device_name(network, version)}: rules of others (nft list ruleset, iptables-save, "
                 "iptables-legacy-save) or a device that does not forward drop them"
             )
         case Way.IN:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from ipaddress import IPv4Address
+from typing import Generic
 
 from ctl.backend.site import Site
 from ctl.backend.vxlan.device import published_mac
@@ -15,19 +15,19 @@ from ctl.core.abi import (
     NODE_F_XDP,
     NodeEntry,
 )
-from ctl.core.family import IPV4
+from ctl.core.family import Family
 from ctl.core.host import Link
-from ctl.core.model import Bypass
+from ctl.core.model import A, Bypass, N
 from ctl.kernel import sysctl
 from ctl.kernel.bpf.maps import Maps
 from ctl.settings.config import Settings
 
 
-class OwnEntry:
-    """Writes the entry where it differs. One thread's."""
+class OwnEntry(Generic[A, N]):
+    """Writes the entry of one family where it differs. One thread's."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, family: Family[A, N]) -> None:
+        self._settings, self._family = settings, family
         self._seed = 0
         """The flow_seed of maps that are gone, with which packets on their way are signed; 0: of none."""
 
@@ -37,7 +37,7 @@ class OwnEntry:
 
     def write(
         self,
-        opened: Maps[IPv4Address],
+        opened: Maps[A],
         site: Site,
         device: int,
         *,
@@ -56,17 +56,19 @@ class OwnEntry:
         of others there. `marks`: bits of a packet's mark by which rules may
         lead it elsewhere.
         """
-        before, network, uplink = opened.node(), site.network, site.uplink.link
+        family, network, uplink = self._family, site.network, site.uplink.link
+        space, own, before = family.space(network), family.member(site.lease), opened.node()
+        assert space is not None and own is not None, f"network or lease without {family}"
         complete = fits and (filled or (before is not None and not before.flags & NODE_F_PEERS_INCOMPLETE))
         entry = NodeEntry(
-            host=site.uplink.address,
-            network=network.network,
-            subnet=site.lease.subnet,
-            pool=network.pool,
+            host=family.source(site.uplink, site.lease),
+            network=space.network,
+            subnet=own.subnet,
+            pool=space.pool,
             vni=network.vni,
             uplink_ifindex=uplink.ifindex,
             mtu=site.mtu,
-            vtep_mac=published_mac(site, IPV4),
+            vtep_mac=published_mac(site, family),
             port=network.port,
             source_ports=sysctl.source_ports(),
             bypass=self._settings.bypass,

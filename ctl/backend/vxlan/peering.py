@@ -1,4 +1,4 @@
-"""The vxlan backend's way to each peer: tables of the kernel path, maps of the shortcut.
+"""The vxlan backend's way to each peer in one family: tables of the kernel path, maps of the shortcut.
 
 Follows the leases change by change, in this order:
 
@@ -8,7 +8,7 @@ Follows the leases change by change, in this order:
 
 At start there is no map yet: then the kernel path is whole before there is one. Until there is a plan
 again after one that failed, the maps stay as they are, for without their entries the programs would
-refuse all peers. Both are about IPv4: what IPv6 has is a KernelPath, and no maps.
+refuse all peers.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import IPv4Address
+from ipaddress import IPv4Network
+from typing import Generic
 
 from ctl.backend.settle import Tracked, apply_fitting, settle
 from ctl.backend.site import Site
 from ctl.backend.vxlan.kernel_path import KernelPath
 from ctl.core.errors import Failures, KernelError
-from ctl.core.family import IPV4
+from ctl.core.family import Family
 from ctl.core.findings import IPSEC_LINE, Concern, Findings
 from ctl.core.host import EVERYTHING, Change, Hop, Removed
-from ctl.core.model import VXLAN_OVERHEAD, IPv4Network, Lease
+from ctl.core.model import A, Lease, N
 from ctl.core.peers import KernelTables, PeerMaps
 from ctl.core.policy import Outer, Policy, describe, plan_policy
 from ctl.kernel import sysctl
@@ -35,10 +36,10 @@ from ctl.kernel.netlink.socket import Refused, Rtnl
 
 
 @dataclass(frozen=True, slots=True)
-class Shortcut:
+class Shortcut(Generic[A]):
     """The eBPF side, as far as the peers concern it."""
 
-    maps: Maps[IPv4Address]
+    maps: Maps[A]
     """The open maps."""
     bypassing: bool
     """Whether programs are loaded that go by them."""
@@ -46,22 +47,33 @@ class Shortcut:
     """Writes the node's own entry, which says whether the maps hold all peers (Peering.fits)."""
 
 
-class Peering:
+class Peering(Generic[A, N]):
     """Plan and tables of the peers. One thread's, but for `wants`.
 
     `room`: how many entries the maps have for peers.
     """
 
-    def __init__(self, rtnl: Rtnl, findings: Findings, room: int) -> None:
-        self._rtnl, self._findings, self._room = rtnl, findings, room
+    def __init__(self, rtnl: Rtnl, family: Family[A, N], findings: Findings, room: int) -> None:
+        self._rtnl, self._family, self._findings, self._room = rtnl, family, findings, room
         self._policies = xfrm.Policies()
-        self._path = KernelPath(rtnl, IPV4)
-        self._tables: PeerMaps | None = None
+        self._path = KernelPath(rtnl, family)
+        self._tables: PeerMaps[A, N] | None = None
         """The maps' part of the plan; None: there has been none yet."""
         self._policy = Policy()
         """How the FIB is asked."""
-        self._filled: Maps[IPv4Address] | None = None
+        self._filled: Maps[A] | None = None
         """The maps that the plan's trackers are about."""
+        self.reached = 0, 0
+        """How many subnets eBPF carries packets to, and how many only the kernel path."""
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """A line for each lease that is not used, by the last plan."""
+        return self._path.problems
+
+    def close(self) -> None:
+        """Nothing is asked any more."""
+        self._policies.close()
 
     def wants(self, entry: Removed) -> bool:
         """Whether an entry that is no more should be there. Any thread may ask."""
@@ -72,7 +84,7 @@ class Peering:
         tables = self._tables
         return tables is not None and max(len(tables.peers.desired), len(tables.vteps.desired)) <= self._room
 
-    def has_filled(self, maps: Maps[IPv4Address]) -> bool:
+    def has_filled(self, maps: Maps[A]) -> bool:
         """Whether what these maps hold is of this plan, and not of an earlier process."""
         return maps is self._filled
 
@@ -80,19 +92,29 @@ class Peering:
         """Bits of marks with which packets may be led elsewhere than the maps say."""
         return self._policy.marks
 
-    def senders(self) -> Collection[IPv4Address] | None:
+    def senders(self) -> Collection[A] | None:
         """Hosts that may send us VXLAN; None as long as nobody knows who they are."""
         return self._path.senders()
 
-    def own_address(self) -> IPv4Address | None:
+    def own_address(self) -> A | None:
         """The address at which this node answers the others on the overlay; None: it has none yet."""
         place = self._path.place
-        return place[1].vtep_ip if place else None
+        own = self._family.member(place[1]) if place else None
+        return own.vtep_ip if own else None
 
-    def peer_address(self, host: IPv4Address) -> IPv4Address | None:
+    def peer_address(self, host: A) -> A | None:
         """The one at which the peer at that host does; None: there is no such peer."""
         leases = self._path.roster.at(host) if self._tables else ()
         return leases[0].vtep_ip if leases else None
+
+    def key_at(self, host: A) -> IPv4Network | None:
+        """The key of that peer's lease; None: there is no such peer."""
+        leases = self._path.roster.at(host) if self._tables else ()
+        return leases[0].key if leases else None
+
+    def count_peers(self) -> int:
+        """How many peers' subnets packets are routed to."""
+        return len(self._path.roster.usable) if self._path.tables else 0
 
     def hop_interfaces(self) -> frozenset[int]:
         """Ifindexes of the underlay through which peers are reached now."""
@@ -100,7 +122,7 @@ class Peering:
 
     def planned(
         self, site: Site, device: int, leases: Sequence[Lease]
-    ) -> tuple[KernelTables[IPv4Address, IPv4Network], PeerMaps]:
+    ) -> tuple[KernelTables[A, N], PeerMaps[A, N]]:
         """What these leases ask for, with the FIB as it is; nothing is changed. KernelError."""
         self._plan(site, device, leases, EVERYTHING)
         assert self._path.tables is not None and self._tables is not None
@@ -112,7 +134,7 @@ class Peering:
         device: int,
         leases: Sequence[Lease],
         changes: frozenset[Change],
-        shortcut: Shortcut | None,
+        shortcut: Shortcut[A] | None,
     ) -> None:
         """Bring everything in line with these leases; each part has its turn. KernelError.
 
@@ -130,15 +152,12 @@ class Peering:
         path = self._path
         step = path.plan(site, device, leases, changes, partial(self._ways, site))
         if step.anew or self._tables is None:
-            self._tables = PeerMaps(path.roster, site.network)
+            self._tables = PeerMaps(self._family, path.roster, site.network)
         self._tables.move(step.moves, step.rehopped, path.hops)
         if Change.PEERS in changes:
             self._tables.doubt()
-        self._findings.problems[Concern.LEASES] = path.problems
 
-    def _ways(
-        self, site: Site, hosts: set[IPv4Address], everyone: bool
-    ) -> Mapping[IPv4Address, Hop[IPv4Address] | None]:
+    def _ways(self, site: Site, hosts: set[A], everyone: bool) -> Mapping[A, Hop[A] | None]:
         """How these hosts are reached. KernelError.
 
         None by eBPF where IPsec has a say, or rules tell more packets apart than can be asked for.
@@ -150,21 +169,23 @@ class Peering:
         ports = [(port, site.network.port) for port in self._policy.sports]
         if ipsec or not ports:
             return dict.fromkeys(hosts)
-        underlay, ttl = site.mtu + VXLAN_OVERHEAD, sysctl.default_ttl()
-        return fib.hops(self._rtnl, hosts, site.uplink.address, underlay, ports, ttl=ttl)
+        family, source = self._family, self._family.source(site.uplink, site.lease)
+        ttl = sysctl.default_ttl(family.version, site.uplink.link.name)
+        return fib.hops(self._rtnl, hosts, source, site.mtu + family.vxlan_overhead, ports, ttl=ttl)
 
     def _read_policy(self, site: Site) -> Policy:
         """How the FIB has to be asked, by the rules of the moment. KernelError."""
+        family = self._family
         try:
-            found = rules.listing(self._rtnl)
+            found = rules.listing(self._rtnl, family)
         except Refused as error:
-            raise KernelError(f"list ip rules: {error}") from error
-        policy = plan_policy(found, Outer(site.uplink.address, site.network.port, sysctl.source_ports()))
-        text = describe(policy)
-        self._findings.problems[Concern.POLICY] = (text,) if text else ()
+            raise KernelError(f"list ip rules of {family}: {error}") from error
+        source = family.source(site.uplink, site.lease)
+        policy = plan_policy(found, Outer(source, site.network.port, sysctl.source_ports()))
+        self._findings.say(Concern.POLICY, family.version, describe(policy))
         return policy
 
-    def _fill(self, shortcut: Shortcut) -> int:
+    def _fill(self, shortcut: Shortcut[A]) -> int:
         """The maps; returns how many entries of `peers` there is no room for: the kernel path's."""
         tables, maps = self._tables, shortcut.maps
         if tables is None:
@@ -175,10 +196,10 @@ class Peering:
             tables.peers.doubt()
         left = self._fill_all(shortcut, tables) if self.fits() else self._fill_up(shortcut, tables)
         text = f"map peers is full: {left} subnets by the kernel path only, raise --peers-max"
-        self._findings.problems[Concern.PEERS] = (text,) if left else ()
+        self._findings.say(Concern.PEERS, self._family.version, text if left else "")
         return left
 
-    def _fill_all(self, shortcut: Shortcut, tables: PeerMaps) -> int:
+    def _fill_all(self, shortcut: Shortcut[A], tables: PeerMaps[A, N]) -> int:
         maps, failures = shortcut.maps, Failures()
         vteps = Tracked("vteps", maps.vtep_table, tables.vteps)
         peers = Tracked("peers", maps.peer_table, tables.peers)
@@ -187,7 +208,7 @@ class Peering:
         failures.raise_any()
         return 0
 
-    def _fill_up(self, shortcut: Shortcut, tables: PeerMaps) -> int:
+    def _fill_up(self, shortcut: Shortcut[A], tables: PeerMaps[A, N]) -> int:
         maps = shortcut.maps
         shortcut.announce()  # first of all: who does not fit must not be refused
         tables.vteps.doubt()
@@ -196,8 +217,8 @@ class Peering:
         return apply_fitting("peers", maps.peer_table, tables.peers.desired, self._room, self._findings)
 
     def _count(self, left: int | None) -> None:
-        """For the report: which way how many subnets are reached; None: eBPF reaches none."""
+        """Which way how many subnets are reached; None: eBPF reaches none."""
         tables, path = self._tables, self._path.tables
         subnets = len(path.routes.desired) if path else 0
         by_ebpf = 0 if tables is None or left is None else max(subnets - left - tables.slow(), 0)
-        self._findings.peers_ebpf, self._findings.peers_kernel_path = by_ebpf, subnets - by_ebpf
+        self.reached = by_ebpf, subnets - by_ebpf

@@ -1,31 +1,31 @@
 """The vxlan backend's way to this node's containers: their ports, their addresses, programs on interfaces.
 
 In this order: room for headers, who is behind which port, programs on the ports, the vxlan
-device and the uplink, XDP in front of the uplink's.
+devices and the uplink, XDP in front of the uplink's. These are the programs for IPv4, which hand IPv6 on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from ipaddress import IPv4Address
+from collections.abc import Callable, Collection, Mapping, Sequence
 
-from ctl.backend.settle import apply_counted, apply_fitting
+from ctl.backend.settle import apply_counted
 from ctl.backend.site import Site
 from ctl.backend.vxlan.uplink_hook import UplinkHook
-from ctl.core.abi import EndpointEntry
 from ctl.core.errors import Failures
-from ctl.core.findings import Concern, Findings
+from ctl.core.findings import Findings
 from ctl.core.host import FilterKey, Link
 from ctl.core.model import Bypass
-from ctl.core.plan import diff, plan_endpoints, plan_filters, plan_questions, why_kernel_path
+from ctl.core.plan import diff, plan_filters, why_kernel_path
 from ctl.core.report import KernelPort
 from ctl.kernel.bpf import loader, maps
-from ctl.kernel.bpf.maps import Maps
 from ctl.kernel.hooks.filters import Filters
 from ctl.kernel.hooks.xdp import PROGRAM as XDP_PROGRAM
 from ctl.kernel.netlink import headroom
 from ctl.kernel.netlink.session import Netlink
 from ctl.settings.config import Settings
+
+Find = Callable[[Link, Mapping[int, Link]], None]
+"""Finds who is behind these ports of this bridge. KernelError."""
 
 
 class Ports:
@@ -41,29 +41,29 @@ class Ports:
         self._first_look = True
         """Programs of an earlier life may hang on any interface, so all of them are looked at."""
 
-    def detached(self, device: int) -> bool:
-        """Whether someone took the program off the uplink, or the vxlan device with ifindex `device`.
+    def detached(self, devices: Collection[int]) -> bool:
+        """Whether someone took the program off the uplink, or one of the vxlan devices, by ifindex.
 
         Or has put one of their own beside ours, or taken it away, there or on a port. At tcx there are
         no events. Ours that is off a port costs no more than its container's shortcut, until the next
         resync.
         """
-        return self._filters.detached((self.uplink, device))
+        return self._filters.detached((self.uplink, *devices))
 
     def reconcile(
         self,
         site: Site,
-        device: int,
-        opened: Maps[IPv4Address],
+        devices: Collection[int],
+        find: Sequence[Find],
         programs: loader.Programs | None,
         *,
         first: bool = False,
     ) -> None:
         """Bring endpoints and programs in line with the ports that the bridge has. KernelError.
 
-        Each part has its turn: what eBPF lacks in one, the kernel path carries. `device`: ifindex
-        of the vxlan device. `programs`: those that are loaded; None: none are. `first`: from_wire
-        before programs of others on the uplink.
+        Each part has its turn: what eBPF lacks in one, the kernel path carries. `devices`: ifindexes
+        of the vxlan devices. `find`: one for each family that has maps. `programs`: those that are
+        loaded; None: none are. `first`: from_wire before programs of others on the uplink.
         """
         links, failures = self._netlink.links(), Failures()
         if site.bridge:
@@ -72,10 +72,11 @@ class Ports:
         self._filters.gone(links)
         ports = self._sort(links, site.bridge)
         if bridge := links.get(site.bridge):
-            failures.take(self._find_containers, site, bridge, ports, opened)
+            for each in find:
+                failures.take(each, bridge, ports)
         # Programs that did not load: those of an earlier life stay where they are.
         if programs is not None or self._settings.bypass is Bypass.OFF:
-            failures.take(self._attach, site, device, ports, links, programs, first)
+            failures.take(self._attach, site, devices, ports, links, programs, first)
         failures.raise_any()
 
     def _sort(self, links: Mapping[int, Link], bridge: int) -> dict[int, Link]:
@@ -97,25 +98,10 @@ class Ports:
             return "bypass is off"
         return why_kernel_path(link) or self._filters.taken(link.ifindex)
 
-    def _find_containers(
-        self, site: Site, bridge: Link, ports: Mapping[int, Link], opened: Maps[IPv4Address]
-    ) -> None:
-        """The map `endpoints`; and ARP questions for containers whose port is not known."""
-        subnet, seen = site.lease.subnet, self._netlink.neighbours(site.bridge)
-        self._fill(opened, {} if site.fenced else plan_endpoints(seen, ports, bridge, subnet))
-        for address in plan_questions(seen, subnet) if ports else ():
-            self._netlink.ask(site.bridge, address)
-
-    def _fill(self, opened: Maps[IPv4Address], found: Mapping[IPv4Address, EndpointEntry]) -> None:
-        room = self._settings.endpoints_max
-        left = apply_fitting("endpoints", opened.endpoint_table, found, room, self._findings)
-        text = f"map endpoints is full: {left} containers by the kernel path only, raise --endpoints-max"
-        self._findings.problems[Concern.ENDPOINTS] = (text,) if left else ()
-
     def _attach(
         self,
         site: Site,
-        device: int,
+        devices: Collection[int],
         ports: Mapping[int, Link],
         links: Mapping[int, Link],
         programs: loader.Programs | None,
@@ -123,7 +109,7 @@ class Ports:
     ) -> None:
         ids = {name: p.id for name, p in programs.by_name.items()} if programs else {}
         uplink = self.uplink = site.uplink.link.ifindex
-        wanted = plan_filters(ids, uplink, device, ports, first=first)
+        wanted = plan_filters(ids, uplink, devices, ports, first=first)
         present = self._filters.read_on({*links} if self._first_look else {key.ifindex for key in wanted})
         place, failures = FilterKey(uplink, True), Failures()
         if place not in wanted:

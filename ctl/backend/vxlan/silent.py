@@ -9,10 +9,10 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from ipaddress import IPv4Address
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol
 
 from ctl.core.losing import LOOK_S
+from ctl.core.model import A
 from ctl.core.silence import PACKETS, Silence
 from ctl.kernel.bpf.maps import Maps
 from ctl.kernel.echo import SMALL, Echo
@@ -23,14 +23,14 @@ TOLD: Final = 10
 """So many peers are named; a peer is one line."""
 
 
-class Who(Protocol):
+class Who(Protocol[A]):
     """Where overlay addresses are looked up: our own, and that of the peer at a host."""
 
-    def own_address(self) -> IPv4Address | None: ...
-    def peer_address(self, host: IPv4Address, /) -> IPv4Address | None: ...
+    def own_address(self) -> A | None: ...
+    def peer_address(self, host: A, /) -> A | None: ...
 
 
-class SilentPeers:
+class SilentPeers(Generic[A]):
     """Looks every so often, and remembers whom it has asked. One thread's.
 
     `interval`: seconds between two looks at everything, which is the longest between two of these;
@@ -39,24 +39,24 @@ class SilentPeers:
 
     def __init__(
         self,
-        who: Who,
+        who: Who[A],
         interval: float,
         *,
-        echo: Callable[[IPv4Address], Echo[IPv4Address]] = Echo,
+        echo: Callable[[A], Echo[A]] = Echo,
         steady: Callable[[], float] = time.monotonic,
     ) -> None:
         self._who, self._open, self._steady = who, echo, steady
         self._pause: Final = min(LOOK_S, interval)
         self._next = -math.inf
-        self._silence = Silence()
-        self._echo: Echo[IPv4Address] | None = None
+        self._silence = Silence[A]()
+        self._echo: Echo[A] | None = None
         """Through which questions are out; None: there are none."""
-        self._asked: dict[IPv4Address, IPv4Address] = {}
+        self._asked: dict[A, A] = {}
         """Hosts of the peers that were asked at the last look, by the address that was."""
-        self.silent: Mapping[IPv4Address, int] = {}
+        self.silent: Mapping[A, int] = {}
         """Hosts of the peers that do not answer, and how many packets went to each."""
 
-    def look(self, opened: Maps[IPv4Address]) -> None:
+    def look(self, opened: Maps[A]) -> None:
         """Once it is time. AgentError or KernelError if nobody can be asked, or the map not be read."""
         now = self._steady()
         if now < self._next:
@@ -69,7 +69,7 @@ class SilentPeers:
         self._say({host: sent for host, sent in suspects.items() if host in asked})
         self._ask(suspects)
 
-    def _ask(self, suspects: Mapping[IPv4Address, int]) -> None:
+    def _ask(self, suspects: Mapping[A, int]) -> None:
         addresses = {address: host for host in suspects if (address := self._who.peer_address(host))}
         self.close()
         source = self._who.own_address()
@@ -78,7 +78,7 @@ class SilentPeers:
             self._echo.send(addresses, SMALL, PACKETS)
             self._asked = addresses
 
-    def _say(self, silent: Mapping[IPv4Address, int]) -> None:
+    def _say(self, silent: Mapping[A, int]) -> None:
         for host in silent.keys() - self.silent.keys():
             log.warning("nothing comes back from %s, which %d packets went to", host, silent[host])
         for host in self.silent.keys() - silent.keys():
@@ -92,12 +92,12 @@ class SilentPeers:
         self._echo, self._asked = None, {}
 
 
-def lines(silent: Mapping[IPv4Address, int], port: int) -> tuple[str, ...]:
+def lines(silent: Mapping[A, int], port: int) -> tuple[str, ...]:
     """A line for each of the first, and one for the others; `port`: UDP's, of the tunnel."""
     told = [
         f"nothing comes back from {host}, which {silent[host]} packets went to and which answers no echo: "
         f"is it up, and UDP port {port} let through on the way, both ways? See ovctl doctor --peer {host}"
-        for host in sorted(silent)[:TOLD]
+        for host in sorted(silent, key=int)[:TOLD]
     ]
     others = len(silent) - len(told)
     return (*told, f"nor from {others} peers more") if others else tuple(told)

@@ -191,12 +191,12 @@ class Classifier:
         if family == socket.AF_BRIDGE:
             ours = to_number(found.get(NDA_MASTER, b"")) == self.devices.bridge != 0
             return frozenset({Change.PORTS}) if ours else frozenset()
-        if family != socket.AF_INET or ifindex != self.devices.bridge:
+        key = found.get(NDA_DST, b"")
+        if ifindex != self.devices.bridge or not self._is_of_containers(family, key):
             return frozenset()
         if ifindex != self._known_on:
             self._known_on = ifindex
             self.forget()  # what another bridge had, which is gone
-        key = found.get(NDA_DST, b"")
         mac = found.get(NDA_LLADDR, b"") if kind == RTM_NEWNEIGH and state & NUD_USABLE else b""
         if self._known.get(key, b"") == mac:
             return frozenset()
@@ -205,6 +205,17 @@ class Classifier:
         else:
             self._known.pop(key, None)
         return frozenset({Change.PORTS})
+
+    def _is_of_containers(self, family: int, address: bytes) -> bool:
+        """Whether a neighbour on the bridge is one by which containers are found.
+
+        Of IPv6 each has one of its link beside, and without a tunnel for IPv6 nobody asks for any.
+        """
+        if family != socket.AF_INET6:
+            return family == socket.AF_INET
+        return bool(
+            self.devices.ipv6_tunnel and len(address) == 16 and not IPv6Address(address).is_link_local
+        )
 
 
 def _is_no_news(kind: int, body: bytes) -> bool:

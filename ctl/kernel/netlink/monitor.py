@@ -36,6 +36,7 @@ from pyroute2.netlink.rtnl import (
     RTNLGRP_IPV4_RULE,
     RTNLGRP_IPV6_IFADDR,
     RTNLGRP_IPV6_ROUTE,
+    RTNLGRP_IPV6_RULE,
     RTNLGRP_LINK,
     RTNLGRP_NEIGH,
     RTNLGRP_TC,
@@ -67,7 +68,7 @@ _GROUPS: Final = (
     RTNLGRP_IPV4_RULE,
     _RTNLGRP_NEXTHOP,
 )
-_IPV6_GROUPS: Final = (RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE)
+_IPV6_GROUPS: Final = (RTNLGRP_IPV6_IFADDR, RTNLGRP_IPV6_ROUTE, RTNLGRP_IPV6_RULE)
 _NFNLGRP_NFTABLES: Final = 7
 """linux/netfilter/nfnetlink.h."""
 _XFRMNLGRP_POLICY: Final = 4
@@ -81,7 +82,7 @@ class Monitor:
     """A thread that calls `changed` with what has changed. `close` ends it. KernelError if it cannot begin.
 
     `wanted`: whether something that was removed should be there; called in the thread. `ipv6`: whether
-    addresses and routes of IPv6 are of interest too.
+    addresses, routes and rules of IPv6 are of interest too.
     """
 
     def __init__(

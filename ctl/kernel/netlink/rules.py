@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import struct
-from ipaddress import IPv4Address, IPv4Network
-from socket import AF_INET
-from typing import Final
+from typing import Any, Final
 
 from pyroute2.netlink.rtnl import RTM_GETRULE
 from pyroute2.netlink.rtnl.fibmsg import fibmsg
 
+from ctl.core.family import Family
 from ctl.core.policy import Rule, Span
 from ctl.kernel.netlink.message import attributes, body, layout, message, number_of, text, to_number
 from ctl.kernel.netlink.socket import Rtnl
+from ctl.kernel.netlink.tables import AF
 
 _HEAD: Final = layout(fibmsg)
 _SRC, _IIF, _OIF, _MASK, _TUN_ID, _L3MDEV, _USERS, _PROTOCOL, _SPORTS, _DPORTS = (
@@ -37,12 +37,13 @@ _WHOLE: Final = (0, 0xFFFF)
 _FIB_RULE_INVERT: Final = 2
 
 
-def listing(rtnl: Rtnl) -> list[Rule]:
-    """All IPv4 rules, in their order. Refused."""
-    return [parse(content) for content in rtnl.bulk.dump(RTM_GETRULE, body(message(fibmsg, family=AF_INET)))]
+def listing(rtnl: Rtnl, family: Family[Any, Any]) -> list[Rule]:
+    """All rules of a family, in their order. Refused."""
+    request = body(message(fibmsg, family=AF[family.version]))
+    return [parse(content, family) for content in rtnl.bulk.dump(RTM_GETRULE, request)]
 
 
-def parse(content: bytes) -> Rule:
+def parse(content: bytes, family: Family[Any, Any]) -> Rule:
     """A rule by its message."""
     _, _, source_length, tos, *_, flags = _HEAD.unpack_from(content)
     found = attributes(content, _HEAD.size)
@@ -50,7 +51,7 @@ def parse(content: bytes) -> Rule:
         to_number(found.get(mask, b"")) not in _WHOLE for mask in (_SPORT_MASK, _DPORT_MASK)
     )
     return Rule(
-        source=IPv4Network((IPv4Address(found.get(_SRC, bytes(4))), source_length)),
+        source=family.network((int.from_bytes(found.get(_SRC, b"")), source_length)),
         iif=text(found.get(_IIF, b"")),
         bound=bool(_OIF in found or any(found.get(_L3MDEV, b"")) or any(found.get(_TUN_ID, b""))),
         mask=to_number(found.get(_MASK, b"")),

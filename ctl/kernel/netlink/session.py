@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from ipaddress import IPv4Address, IPv4Interface, IPv6Address, IPv6Interface
-from socket import AF_BRIDGE, AF_INET, if_indextoname
+from socket import AF_BRIDGE, if_indextoname
 from typing import Final, Self
 
 from pyroute2.netlink.rtnl import RTM_GETNEIGH, rt_proto
@@ -103,17 +103,17 @@ class Netlink:
         with self.doing(f"remove IPv6 addresses of {found.name}"):
             addressing.remove_own_ipv6(self.rtnl, found.ifindex)
 
-    def neighbours(self, bridge: int) -> Neighbours:
-        """Containers' addresses and MACs, as bridge and neighbour table know them."""
-        dump = self.rtnl.bulk.dump
-        by_device = body(message(ndmsg, [("NDA_IFINDEX", bridge)], family=AF_INET))
+    def neighbours(self, bridge: int, family: Family[A, N]) -> Neighbours[A]:
+        """Containers' addresses of a family and MACs, as bridge and neighbour table know them."""
+        dump, address = self.rtnl.bulk.dump, family.address
+        by_device = body(message(ndmsg, [("NDA_IFINDEX", bridge)], family=AF[family.version]))
         addresses = list(map(_neighbour, dump(RTM_GETNEIGH, by_device)))
         # By the bridge, or the kernel would list every peer's entry of the vxlan device too.
         by_master = body(message(ndmsg, [("NDA_MASTER", bridge)], family=AF_BRIDGE))
         ports = map(_neighbour, dump(RTM_GETNEIGH, by_master))
         return Neighbours(
             {
-                IPv4Address(found[NDA_DST]): MacAddress(found[NDA_LLADDR])
+                address(found[NDA_DST]): MacAddress(found[NDA_LLADDR])
                 for _, state, found in addresses
                 if state & NUD_USABLE and NDA_LLADDR in found
             },
@@ -123,7 +123,7 @@ class Netlink:
                 # Permanent: the port's own address, not that of something behind it.
                 if to_number(found.get(NDA_MASTER, b"")) == bridge and not state & NUD_PERMANENT
             },
-            frozenset(IPv4Address(found[NDA_DST]) for _, state, found in addresses if state & _NUD_UNASKED),
+            frozenset(address(found[NDA_DST]) for _, state, found in addresses if state & _NUD_UNASKED),
         )
 
     def unresolved(self, family: Family[A, N]) -> frozenset[A]:
@@ -140,10 +140,12 @@ class Netlink:
             found = map(_neighbour, self.rtnl.bulk.dump(RTM_GETNEIGH, request))
             return frozenset(family.address(entry[NDA_DST]) for _, state, entry in found if state & states)
 
-    def ask(self, bridge: int, address: IPv4Address) -> None:
-        """Have the kernel verify a container's MAC by ARP, now."""
+    def ask(self, bridge: int, address: IPv4Address | IPv6Address) -> None:
+        """Have the kernel verify a container's MAC by ARP or NDP, now."""
         with self.doing(f"ask for {address}"), suppress_missing():
-            self.rtnl.neigh("change", family=AF_INET, ifindex=bridge, dst=str(address), state=NUD_PROBE)
+            self.rtnl.neigh(
+                "change", family=AF[address.version], ifindex=bridge, dst=str(address), state=NUD_PROBE
+            )
 
     def ensure_vxlan(self, want: VxlanDevice, links: dict[int, Link]) -> int:
         """Make the vxlan device what it has to be; returns its ifindex.
