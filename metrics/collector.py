@@ -14,7 +14,7 @@ from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamil
 from prometheus_client.process_collector import ProcessCollector
 from prometheus_client.registry import Collector, CollectorRegistry
 
-from ctl.core.abi import Hook
+from ctl.core.abi import Hook, Ip
 from ctl.core.errors import OvnetError
 from ctl.core.losing import Way
 from ctl.core.probing import Probed
@@ -90,16 +90,21 @@ def _drops(datapath: Datapath) -> Iterable[Sample]:
 
 
 def _peer_traffic(datapath: Datapath) -> Iterable[Sample]:
-    for host, stats in sorted(datapath.peer_stats.items()):
-        peer = (str(host),)
+    for host in sorted(datapath.peer_stats, key=_place):
+        stats, peer = datapath.peer_stats[host], (str(host),)
         yield names.PEER_RX_BYTES, stats.rx_bytes, peer
         yield names.PEER_RX_PACKETS, stats.rx_packets, peer
         yield names.PEER_TX_BYTES, stats.tx_bytes, peer
         yield names.PEER_TX_PACKETS, stats.tx_packets, peer
 
 
+def _place(host: Ip) -> tuple[int, int]:
+    """Sorts addresses of both families."""
+    return host.version, int(host)
+
+
 def _probed(probed: Mapping[IPv4Address | IPv6Address, Probed]) -> Iterable[Sample]:
-    for host in sorted(probed, key=lambda each: (each.version, int(each))):
+    for host in sorted(probed, key=_place):
         each, peer = probed[host], (str(host),)
         yield names.PEER_REACHABLE, each.reachable, peer
         if each.times:

@@ -37,7 +37,11 @@ def _gauge(name: str, text: str, *labels: str) -> Family:
 
 
 PACKETS: Final = _counter(
-    "packets", "Packets seen by each program, by what became of them and why", "hook", "verdict", "reason"
+    "packets",
+    "Packets seen by each program, by what became of them and why, of IPv4 and IPv6",
+    "hook",
+    "verdict",
+    "reason",
 )
 BYTES: Final = _counter("bytes", "Bytes of the packets of ovnet_packets_total", "hook", "verdict", "reason")
 DROPS: Final = _counter("drop_packets", "Packets dropped by the datapath", "reason", "hook")
@@ -82,7 +86,7 @@ UDP_TABLE_ERRORS: Final = _counter(
     "udp_table_errors", "Tables of peers that the udp forwarder could not read"
 )
 
-MAP_ENTRIES: Final = _gauge("map_entries", "Entries in a map", "map")
+MAP_ENTRIES: Final = _gauge("map_entries", "Entries in a map; those of IPv6 are ipv6_peers and so on", "map")
 MAP_CAPACITY: Final = _gauge("map_capacity_entries", "Entries that a map can hold", "map")
 MAP_PRESSURE: Final = _gauge(
     "map_pressure_ratio", "Entries of a map divided by its capacity; 1 is full", "map"

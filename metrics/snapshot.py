@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from ctl.backend.udp import stats
 from ctl.backend.udp.files import STATS, directory
@@ -17,11 +17,11 @@ from ctl.core.report import AgentReport, Datapath
 
 
 class ReadableMaps(Protocol):
-    """The part of `ctl.kernel.bpf.maps.Maps` that a snapshot reads. Raises KernelError."""
+    """The part of `ctl.kernel.bpf.families.AllMaps` that a snapshot reads. Raises KernelError."""
 
     def counters(self) -> Mapping[tuple[Hook, int], Counter]: ...
 
-    def peer_stats(self) -> Mapping[IPv4Address, PeerStats]: ...
+    def peer_stats(self) -> Mapping[Any, PeerStats]: ...
 
     def fill(self) -> Mapping[str, tuple[int, int]]: ...
 

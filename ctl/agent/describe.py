@@ -83,6 +83,7 @@ def describe(
         peers_ebpf=found.peers_ebpf,
         peers_kernel_path=found.peers_kernel_path,
         peers_ipv6=found.peers_ipv6,
+        peers_ipv6_ebpf=found.peers_ipv6_ebpf,
         peers_silent=found.peers_silent,
         ports=found.ports,
         kernel_ports=found.kernel_ports,

@@ -97,7 +97,7 @@ def _examine(settings: Settings, args: argparse.Namespace) -> Iterator[Finding]:
     status, now = gather(settings), time.time()
     report, fill = status.report, status.datapath.fill
     full, known = without_room(fill), full_maps(fill)
-    begin = tuple(f"map {name} is full" for name in full)
+    begin = tuple(map(_said_full, full))
     known += [line for line in (report.problems if report else ()) if line.startswith(begin)]
     if status.alive and report and report.program and status.maps_error:
         yield node.of_hidden_maps(str(settings.bpffs), status.maps_error)
@@ -125,20 +125,29 @@ def _examine(settings: Settings, args: argparse.Namespace) -> Iterator[Finding]:
         yield from member.of_agent(status.alive, why if status.alive else (), problems, warnings, known)
 
 
-def _learned_again(settings: Settings) -> int:
-    """How many flows lose their entry and get it again while the doctor looks; 0 where there is room."""
+def _said_full(name: str) -> str:
+    """How the agent's own line of a full map begins."""
+    from ctl.core.report import plain_name
+
+    plain = plain_name(name)
+    return f"map {name} is full" if plain == name else f"IPv6: map {plain} is full"
+
+
+def _learned_again(settings: Settings) -> dict[str, int]:
+    """How many flows lose their entry and get it again while the doctor looks, by map without room."""
     from ctl.core.diagnosis import node
-    from ctl.kernel.bpf.maps import open_maps
+    from ctl.core.report import map_name
+    from ctl.kernel.bpf.families import open_all
     from ctl.kernel.bpf.syscall import possible_cpus
 
     try:
-        with open_maps(str(settings.bpffs)) as maps:
-            if not node.may_push_out(*maps.fill()["flows"], possible_cpus()):
-                return 0
+        with open_all(str(settings.bpffs)) as maps:
+            tight = [each for each in maps if node.may_push_out(*each.fill()["flows"], possible_cpus())]
             looks = []
-            for _ in range(LOOKS):
-                looks.append(maps.flow_packets())
+            for _ in range(LOOKS if tight else 0):
+                looks.append([each.flow_packets() for each in tight])
                 time.sleep(LOOK_S)
-            return node.learned_again(looks)
+            names = (map_name("flows", each.family.version) for each in tight)
+            return dict(zip(names, map(node.learned_again, zip(*looks, strict=True)), strict=True))
     except OvnetError:
-        return 0  # told elsewhere
+        return {}  # told elsewhere

@@ -27,9 +27,9 @@ def register(subparsers: Any) -> None:
 def run_flush(args: argparse.Namespace) -> int:
     """Delete all flows and say how many there were."""
     from ctl.cli.settings import load
-    from ctl.kernel.bpf.maps import open_maps
+    from ctl.kernel.bpf.families import open_all
 
-    with open_maps(str(load(args).bpffs)) as maps:
-        count = maps.flush_flows()
+    with open_all(str(load(args).bpffs)) as maps:
+        count = sum(each.flush_flows() for each in maps)
     say(f"flushed {count} flow{'' if count == 1 else 's'}")
     return 0

@@ -6,11 +6,11 @@ import argparse
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import cache
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final
 
 from ctl.cli import rows
@@ -20,13 +20,16 @@ from ctl.core.errors import ConfigError, NotFound
 from ctl.settings.config import STORE_SETTINGS, add_options
 
 if TYPE_CHECKING:
+    from ctl.core.abi import Ip
     from ctl.core.compare import DeviceName, Difference
     from ctl.core.model import Network, Snapshot
+    from ctl.kernel.bpf.families import AllMaps
     from ctl.kernel.bpf.maps import Maps
     from ctl.settings.config import Settings
 
 Found = Mapping[str, list[Row]]
 """What was read: rows by the name of their map."""
+Columns = Sequence[Column | str]
 
 
 def register(subparsers: Any) -> None:
@@ -98,21 +101,29 @@ CLEAR: Final = "\x1b[H\x1b[2J"
 
 
 def _dump(args: argparse.Namespace) -> None:
-    with open_maps(args) as maps:
-        found = {name: READERS[name](maps, args.output) for name in ([args.map] if args.map else READERS)}
+    with open_all(args) as maps:
+        found = {name: _read(maps, name, args.output) for name in ([args.map] if args.map else READERS)}
+    columns = {name: rows.columns(name, both=maps.both) for name in found}
     if args.map:
         for column, value in args.where:
-            found[args.map] = _having(found[args.map], args.map, column, value)
-        emit(found[args.map], rows.COLUMNS[args.map], args.output)
+            found[args.map] = _having(found[args.map], args.map, columns[args.map], column, value)
+        emit(found[args.map], columns[args.map], args.output)
     elif args.output == "json":
         sys.stdout.write(dumps(found))
     else:
-        sys.stdout.write(_headed(found, args.output))
+        sys.stdout.write(_headed(found, columns, args.output))
 
 
-def _having(entries: list[Row], name: str, column: str, value: str) -> list[Row]:
+def _read(maps: AllMaps, name: str, fmt: str) -> list[Row]:
+    """The rows of a map, IPv4's first."""
+    found = [(each.family.version, row) for each in maps for row in READERS[name](each, fmt)]
+    named = maps.both and name in rows.IN_BOTH
+    return [rows.of_family(row, version) if named else row for version, row in found]
+
+
+def _having(entries: list[Row], name: str, columns: Columns, column: str, value: str) -> list[Row]:
     """Those whose `column` is `value`, or has it in a list. ConfigError if the map has no such column."""
-    known = [each if isinstance(each, str) else each.key for each in rows.COLUMNS[name]]
+    known = [each if isinstance(each, str) else each.key for each in columns]
     if column not in known:
         raise ConfigError(f"map {name} has no column {column}: it has {', '.join(known)}")
     return [row for row in entries if value in _words(row.get(column))]
@@ -130,9 +141,9 @@ def _condition(text: str) -> tuple[str, str]:
 
 
 def run_get(args: argparse.Namespace) -> int:
-    """Print the peer and the endpoint of an address. NotFound if it has neither."""
-    with open_maps(args) as maps:
-        found = _look_up(maps, args.ip)
+    """Print the peer and the endpoint of an address. NotFound if it has neither, or eBPF not its family."""
+    with open_all(args) as maps:
+        found = _look_up(maps.of(args.ip.version), args.ip)
     if not found:
         raise NotFound(f"{args.ip} is in no peer's subnet and is no container of this node")
     if args.output == "json":
@@ -140,7 +151,7 @@ def run_get(args: argparse.Namespace) -> int:
         result = {"ip": str(args.ip), "peer": one.get("peers"), "endpoint": one.get("endpoints")}
         sys.stdout.write(dumps(result))
     else:
-        sys.stdout.write(_headed(found, args.output))
+        sys.stdout.write(_headed(found, rows.COLUMNS, args.output))
     return 0
 
 
@@ -205,10 +216,10 @@ def stored(settings: Settings) -> tuple[Network, Snapshot]:
     return network, snapshot
 
 
-def open_maps(args: argparse.Namespace) -> Maps[IPv4Address]:
+def open_all(args: argparse.Namespace) -> AllMaps:
     """The maps that the settings name. AgentUnreachable if there are none."""
     from ctl.cli.settings import load
-    from ctl.kernel.bpf.maps import open_maps as pinned
+    from ctl.kernel.bpf.families import open_all as pinned
 
     return pinned(str(load(args).bpffs))
 
@@ -226,8 +237,8 @@ def device_names() -> DeviceName:
     return cache(device_name)
 
 
-READERS: Final[Mapping[str, Callable[[Maps[IPv4Address], str], list[Row]]]] = {
-    "peers": lambda maps, _: rows.peers(maps.raw_peers(), maps.node(), device_names()),
+READERS: Final[Mapping[str, Callable[[Maps[Any], str], list[Row]]]] = {
+    "peers": lambda maps, _: rows.peers(maps.raw_peers(), maps.node(), device_names(), maps.family.version),
     "endpoints": lambda maps, _: rows.endpoints(maps.endpoints(), device_names()),
     "flows": lambda maps, _: rows.flows(maps.flows(), maps.node(), _monotonic_ns(), device_names()),
     "notes": lambda maps, _: rows.notes(maps.notes(), _monotonic_ns(), device_names()),
@@ -237,17 +248,17 @@ READERS: Final[Mapping[str, Callable[[Maps[IPv4Address], str], list[Row]]]] = {
     "counters": lambda maps, fmt: rows.counters(maps.counters(), every=fmt == "wide"),
     "peer_stats": lambda maps, _: rows.peer_stats(maps.peer_stats()),
 }
-"""The maps that can be dumped, each with the function that reads its rows. Not among them: events and
-traces, which are streams, and tracer."""
+"""The maps that can be dumped, each with the function that reads its rows of one family. Not among them:
+events and traces, which are streams, and tracer."""
 
 
 def _monotonic_ns() -> int:
     return time.clock_gettime_ns(time.CLOCK_MONOTONIC)  # the programs' clock
 
 
-def _look_up(maps: Maps[IPv4Address], address: IPv4Address) -> Found:
-    length = rows.prefixlen(maps.node())
-    subnet = IPv4Network((address, length), strict=False)
+def _look_up(maps: Maps[Any], address: Ip) -> Found:
+    length = rows.prefixlen(maps.node(), address.version)
+    subnet = ip_network((address, length), strict=False)
     peer, endpoint = maps.lookup_peer(subnet.network_address), maps.lookup_endpoint(address)
     found: dict[str, list[Row]] = {}
     if peer:
@@ -257,11 +268,13 @@ def _look_up(maps: Maps[IPv4Address], address: IPv4Address) -> Found:
     return found
 
 
-def _headed(found: Found, fmt: str) -> str:
+def _headed(found: Found, columns: Mapping[str, Columns], fmt: str) -> str:
     """A table per map, each under the map's name."""
-    return "\n".join(f"{name}:\n{table(entries, _shown(name, fmt))}" for name, entries in found.items())
+    return "\n".join(
+        f"{name}:\n{table(entries, _shown(columns[name], fmt))}" for name, entries in found.items()
+    )
 
 
-def _shown(name: str, fmt: str) -> list[Column]:
-    columns = [Column(column) if isinstance(column, str) else column for column in rows.COLUMNS[name]]
-    return [column for column in columns if fmt == "wide" or not column.wide]
+def _shown(columns: Columns, fmt: str) -> list[Column]:
+    whole = [Column(column) if isinstance(column, str) else column for column in columns]
+    return [column for column in whole if fmt == "wide" or not column.wide]

@@ -116,12 +116,14 @@ def _said(command: list[str], args: argparse.Namespace) -> str:
 
 def _secrets(settings: Settings) -> list[str]:
     """Those that this node has, as they would stand in a text."""
-    from ctl.kernel.bpf.maps import pinned_seed
+    from ctl.core.family import of_version
+    from ctl.kernel.bpf.maps import family_root, pinned_seed
 
-    seed = 0
-    with suppress(OvnetError):
-        seed = pinned_seed(settings.bpffs)
-    found = [str(seed), f"{seed:x}", f"{seed:016x}"] if seed else []
+    found: list[str] = []
+    for version in (4, 6):
+        with suppress(OvnetError):
+            seed = pinned_seed(family_root(settings.bpffs, of_version(version)), version)
+            found += [str(seed), f"{seed:x}", f"{seed:016x}"] if seed else []
     found += [value for each in SETTINGS if each.secret and (value := getattr(settings, each.name))]
     found += _first_line(settings.etcd_password_file)
     return found

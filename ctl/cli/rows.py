@@ -14,6 +14,7 @@ from ctl.core.abi import (
     FlowEntry,
     FlowKey,
     Hook,
+    Ip,
     NodeEntry,
     NoteEntry,
     PeerStats,
@@ -22,10 +23,9 @@ from ctl.core.abi import (
     split_peer,
 )
 from ctl.core.compare import DeviceName
-from ctl.core.model import IPv4Address, IPv6Address
+from ctl.core.dissect import PROTOCOLS
+from ctl.core.model import A, IPv6Address
 from ctl.core.reasons import REASONS, reason
-
-_PROTOCOLS: Final = {1: "icmp", 6: "tcp", 17: "udp"}
 
 
 def _age(seconds: float | None) -> str:
@@ -96,9 +96,25 @@ COLUMNS: Final[Mapping[str, tuple[Column | str, ...]]] = {
 """The columns of each map that can be shown, by the map's name."""
 
 
-def prefixlen(node: NodeEntry | None) -> int:
-    """That of every lease; 32 as long as no agent has filled `node`."""
-    return node.subnet.prefixlen if node else 32
+IN_BOTH: Final = ("node", "counters")
+"""The maps of which there is one of each family, rather than entries of both: rows say which it is."""
+
+FAMILY: Final = Column("family")
+
+
+def of_family(row: Row, version: int) -> Row:
+    """A row of such a map, of this IP version's, where there are both."""
+    return {FAMILY.key: f"IPv{version}", **row}
+
+
+def columns(name: str, *, both: bool) -> tuple[Column | str, ...]:
+    """Those of a map that can be shown. `both`: whether there are maps of IPv6, too."""
+    return (FAMILY, *COLUMNS[name]) if both and name in IN_BOTH else COLUMNS[name]
+
+
+def prefixlen(node: NodeEntry | None, version: int) -> int:
+    """That of every lease; an address's own as long as no agent has filled `node`."""
+    return node.subnet.prefixlen if node else {4: 32, 6: 128}[version]
 
 
 def _text(address: bytes) -> str:
@@ -122,13 +138,15 @@ def peer(key: bytes, value: bytes, length: int, name: DeviceName) -> Row:
     }
 
 
-def peers(entries: Iterable[tuple[bytes, bytes]], node: NodeEntry | None, name: DeviceName) -> list[Row]:
-    """All of `peers`, by subnet: in the network's byte order bytes are in the order of addresses."""
-    length = prefixlen(node)
+def peers(
+    entries: Iterable[tuple[bytes, bytes]], node: NodeEntry | None, name: DeviceName, version: int = 4
+) -> list[Row]:
+    """All of `peers` of this IP version, by subnet: bytes of addresses are in the order of addresses."""
+    length = prefixlen(node, version)
     return [peer(key, value, length, name) for key, value in sorted(entries, key=_first)]
 
 
-def endpoint(address: IPv4Address, entry: EndpointEntry, name: DeviceName) -> Row:
+def endpoint(address: Ip, entry: EndpointEntry, name: DeviceName) -> Row:
     """A row of `endpoints`."""
     return {
         "ip": str(address),
@@ -139,7 +157,7 @@ def endpoint(address: IPv4Address, entry: EndpointEntry, name: DeviceName) -> Ro
     }
 
 
-def endpoints(entries: Mapping[IPv4Address, EndpointEntry], name: DeviceName) -> list[Row]:
+def endpoints(entries: Mapping[A, EndpointEntry], name: DeviceName) -> list[Row]:
     """All of `endpoints`, by address."""
     return [endpoint(address, entry, name) for address, entry in sorted(entries.items(), key=_address)]
 
@@ -163,7 +181,7 @@ def flow(key: FlowKey, name: DeviceName) -> dict[str, Any]:
     return {
         "src": str(key.saddr),
         "dst": str(key.daddr),
-        "proto": _PROTOCOLS.get(key.proto, str(key.proto)),
+        "proto": PROTOCOLS.get(key.proto, str(key.proto)),
         "sport": key.sport,
         "dport": key.dport,
         "direction": key.direction.name.lower(),
@@ -187,7 +205,7 @@ def translations(entries: Mapping[FlowKey, Translation], name: DeviceName) -> li
     return [flow(key, name) | {"to": _to(to)} for key, to in ordered]
 
 
-def services(entries: Mapping[IPv4Address, int], now_ns: int) -> list[Row]:
+def services(entries: Mapping[A, int], now_ns: int) -> list[Row]:
     """All of `services`, by address."""
     return [
         {"ip": str(ip), "age": _seconds_since(at_ns, now_ns)}
@@ -253,7 +271,7 @@ def _counter(hook: Hook, number: int, value: Counter) -> Row:
     }
 
 
-def peer_stats(entries: Mapping[IPv4Address, PeerStats]) -> list[Row]:
+def peer_stats(entries: Mapping[A, PeerStats]) -> list[Row]:
     """All of `peer_stats`, by host."""
     return [
         {
@@ -267,7 +285,7 @@ def peer_stats(entries: Mapping[IPv4Address, PeerStats]) -> list[Row]:
     ]
 
 
-def _address(item: tuple[IPv4Address, Any]) -> int:
+def _address(item: tuple[Ip, Any]) -> int:
     """As _first of an address, which Python compares a third as fast as numbers."""
     return int(item[0])
 

@@ -128,11 +128,11 @@ def _read_report(path: Path) -> tuple[AgentReport | None, str]:
 
 
 def _read_maps(bpffs: str) -> tuple[NodeEntry | None, Datapath]:
-    from ctl.kernel.bpf.maps import open_maps
+    from ctl.kernel.bpf.families import open_all
     from metrics.snapshot import read_datapath
 
-    with open_maps(bpffs) as maps:
-        return maps.node(), read_datapath(maps)
+    with open_all(bpffs) as maps:
+        return maps.ipv4.node(), read_datapath(maps)
 
 
 def as_json(status: Status, now: float) -> dict[str, Any]:
@@ -218,8 +218,8 @@ def _node(report: AgentReport, now: float) -> Iterable[tuple[str, str]]:
         yield "lease", "none yet"
     store = "up" if report.store.up else f"down: {report.store.error}"
     yield "store", f"{report.store.url} {store}, {report.leases} leases"
-    by_ipv6 = "" if report.peers_ipv6 is None else f"; {report.peers_ipv6} by IPv6 too"
-    yield "peers", f"{report.peers_ebpf} by eBPF, {report.peers_kernel_path} by the kernel path only{by_ipv6}"
+    ipv4 = f"{report.peers_ebpf} by eBPF, {report.peers_kernel_path} by the kernel path only"
+    yield "peers", ipv4 + _by_ipv6(report)
     yield "ports", f"{len(report.ports)} attached, {len(report.kernel_ports)} on the kernel path only"
     for port in report.kernel_ports:
         yield "", f"{port.name}: {port.why}"
@@ -231,6 +231,14 @@ def _node(report: AgentReport, now: float) -> Iterable[tuple[str, str]]:
             "reconcile",
             f"failing, next try after {report.reconcile.back_off:g} s: {report.reconcile.error}",
         )
+
+
+def _by_ipv6(report: AgentReport) -> str:
+    """What IPv6 adds to how many peers there are."""
+    if report.peers_ipv6 is None:
+        return ""
+    ebpf = "" if report.peers_ipv6_ebpf is None else f", {report.peers_ipv6_ebpf} of them by eBPF"
+    return f"; {report.peers_ipv6} by IPv6 too{ebpf}"
 
 
 def _details(report: AgentReport, now: float) -> Iterable[tuple[str, str]]:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from ctl.cli.arguments import number, seconds
-from ctl.cli.map import CLEAR, open_maps
+from ctl.cli.map import CLEAR, open_all
 from ctl.cli.output import add_output_option, emit
 from ctl.cli.views import VIEWS, Look, screen
 from ctl.core.errors import ConfigError
@@ -27,7 +27,7 @@ from ctl.core.traffic import Counts, Place, Reading, Span
 from ctl.settings.config import add_options
 
 if TYPE_CHECKING:
-    from ctl.kernel.bpf.maps import Maps
+    from ctl.kernel.bpf.families import AllMaps
 
 
 def register(subparsers: Any) -> None:
@@ -58,7 +58,7 @@ def register(subparsers: Any) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show rates until it is enough. ConfigError for a column that the view has not; as `open_maps`."""
+    """Show rates until it is enough. ConfigError for a column that the view has not; as `open_all`."""
     from ctl.cli.agent import require_capabilities
 
     look = Look(args.by, args.sort)
@@ -88,24 +88,32 @@ def _until_interrupted() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-PARTS: Final[Mapping[str, Callable[[Maps[Any]], Mapping[Any, Any]]]] = {
+PARTS: Final[Mapping[str, Callable[[AllMaps], Mapping[Any, Any]]]] = {
     "counters": lambda maps: maps.counters(),
     "peers": lambda maps: {
         host: (each.tx_packets, each.tx_bytes, each.rx_packets, each.rx_bytes)
         for host, each in maps.peer_stats().items()
     },
-    "flows": lambda maps: {key: (packets,) for key, packets in maps.flow_packets().items()},
-    "containers": lambda maps: _counted(
-        [Place(address, entry.ifindex) for address, entry in maps.endpoints().items()]
-    ),
+    "flows": lambda maps: {key: (packets,) for each in maps for key, packets in each.flow_packets().items()},
+    "containers": lambda maps: _counted(places(maps)),
 }
 """How each part of a Reading is read."""
 
 
 def read(args: argparse.Namespace, parts: frozenset[str]) -> Reading:
-    """These parts, as they are now. As `open_maps`; KernelError."""
-    with open_maps(args) as maps:
+    """These parts, as they are now. As `open_all`; KernelError."""
+    with open_all(args) as maps:
         return Reading(time.monotonic_ns(), **{part: PARTS[part](maps) for part in sorted(parts)})
+
+
+def places(maps: AllMaps) -> list[Place]:
+    """Where containers are: one with addresses of both families has one port, and is named by IPv4's."""
+    found: list[Place] = []
+    for each in maps:
+        named = {place.ifindex for place in found}
+        of_family = (Place(address, entry.ifindex) for address, entry in each.endpoints().items())
+        found += [place for place in of_family if place.ifindex not in named]
+    return found
 
 
 def _counted(places: Sequence[Place]) -> dict[Place, Counts]:

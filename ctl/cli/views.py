@@ -9,7 +9,7 @@ from typing import Final
 from ctl.cli import rows
 from ctl.cli.map import device_names
 from ctl.cli.output import Column, Row, table
-from ctl.core.abi import Direction, FlowKey
+from ctl.core.abi import Direction, FlowKey, Ip
 from ctl.core.traffic import Rates, Span, short
 
 
@@ -27,14 +27,19 @@ def _both_ways(rates: Rates) -> dict[str, float]:
     return {key: round(value, 1) for key, value in zip(_BOTH_WAYS, values, strict=True)}
 
 
+def _place(item: tuple[Ip, object]) -> tuple[int, int]:
+    """Sorts by addresses of both families."""
+    return item[0].version, int(item[0])
+
+
 def _peers(span: Span) -> list[Row]:
-    return [{"host": str(host), **_both_ways(each)} for host, each in sorted(span.peers.items())]
+    return [{"host": str(host), **_both_ways(each)} for host, each in sorted(span.peers.items(), key=_place)]
 
 
 def _flows(span: Span) -> list[Row]:
     ordered = sorted(
         ((FlowKey.unpack(raw), rate) for raw, rate in span.flows.items()),
-        key=lambda item: rows.five_tuple(item[0]),
+        key=lambda item: (item[0].saddr.version, *rows.five_tuple(item[0])),
     )
     name = device_names()
     return [rows.flow(key, name) | {"pps": round(rate, 1)} for key, rate in ordered]
@@ -42,7 +47,7 @@ def _flows(span: Span) -> list[Row]:
 
 def _containers(span: Span) -> list[Row]:
     name = device_names()
-    ordered = sorted(span.containers.items(), key=lambda item: item[0].address)
+    ordered = sorted(span.containers.items(), key=lambda item: _place((item[0].address, item)))
     return [
         {"ip": str(place.address), "dev": name(place.ifindex), **_both_ways(tuple(each))}
         | {"bypass_pps": round(bypassing, 1)}

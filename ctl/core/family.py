@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from ctl.core.host import Uplink
 from ctl.core.model import (
@@ -202,3 +202,8 @@ IPV6: Final = Family(
     member=_ipv6_member,
     source=_ipv6_source,
 )
+
+
+def of_version(version: int) -> Family[Any, Any]:
+    """IPv4 or IPv6, by its number."""
+    return IPV4 if version == 4 else IPV6

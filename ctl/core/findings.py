@@ -137,6 +137,8 @@ class Findings:
     """Peers' subnets that only the kernel path leads to."""
     peers_ipv6: int | None = None
     """Peers' IPv6 subnets that packets are routed to; None: this node has no IPv6."""
+    peers_ipv6_ebpf: int | None = None
+    """Those of them that eBPF carries packets to; None: it carries no IPv6."""
     peers_silent: int = 0
     """Peers that packets go to and nothing comes back from."""
     ports: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
-from ctl.core.abi import Counter, Direction, Hook, PeerStats
+from ctl.core.abi import Counter, Direction, Hook, Ip, PeerStats
 from ctl.core.errors import AgentError
 from ctl.core.model import Bypass, IPv4Address, IPv4Network, IPv6Network
 from ctl.core.reasons import Verdict, total
@@ -31,7 +31,19 @@ LEASE_GRACE: Final = 60.0
 """A lease without a known renewal time is near its end for its last so many seconds."""
 
 Fill = Mapping[str, tuple[int, int]]
-"""How full each map is: name -> (entries, capacity)."""
+"""How full each map is: name, as `map_name` has it -> (entries, capacity)."""
+
+_IPV6_MAP: Final = "ipv6_"
+
+
+def map_name(name: str, version: int) -> str:
+    """What a map of this IP version is called where those of both families are named."""
+    return name if version == 4 else f"{_IPV6_MAP}{name}"
+
+
+def plain_name(name: str) -> str:
+    """The name that a map of any family has in its own set, from that of `map_name`."""
+    return name.removeprefix(_IPV6_MAP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +136,8 @@ class AgentReport:
     peers_kernel_path: int = 0
     peers_ipv6: int | None = None
     """Peers that are routed to by IPv6 too; None: this node has no IPv6."""
+    peers_ipv6_ebpf: int | None = None
+    """Those of them that eBPF carries IPv6 to; None: it carries none here."""
     peers_silent: int = 0
     """Peers that packets go to and nothing comes back from."""
     ports: tuple[str, ...] = ()
@@ -147,7 +161,8 @@ class Datapath:
 
     counters: Mapping[tuple[Hook, int], Counter] = field(default_factory=dict)
     """(hook, reason's number) -> packets and bytes."""
-    peer_stats: Mapping[IPv4Address, PeerStats] = field(default_factory=dict)
+    peer_stats: Mapping[Ip, PeerStats] = field(default_factory=dict)
+    """By the host's address."""
     fill: Fill = field(default_factory=dict)
 
 
@@ -254,7 +269,7 @@ def full_maps(fill: Fill) -> list[str]:
 
 
 _ELSEWHERE: Final = frozenset(
-    {"not_configured", "not_ipv4", "not_overlay", "not_routed", "vlan", "vxlan_header"}
+    {"not_configured", "not_ipv4", "not_ipv6", "not_overlay", "not_routed", "vlan", "vxlan_header"}
 )
 """Reasons of packets that are none of the overlay's, whichever path they take."""
 
@@ -335,7 +350,8 @@ def _lease_margin(lease: LeaseReport) -> float:
 def _report(raw: dict[str, Any]) -> AgentReport:
     """From parsed JSON; KeyError, TypeError or ValueError for what does not fit."""
     # An agent of before there were any says nothing of these.
-    raw = {"unhealthy": [], "warnings": [], "losing": {}, "blind": [], "peers_ipv6": None, **raw}
+    later: dict[str, Any] = {"peers_ipv6": None, "peers_ipv6_ebpf": None}
+    raw = {"unhealthy": [], "warnings": [], "losing": {}, "blind": [], **later, **raw}
     known = {name: raw[name] for name in AgentReport.__slots__}
     known["host"] = IPv4Address(raw["host"])
     known["network"] = _optional_network(raw["network"])

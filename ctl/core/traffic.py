@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
-from ctl.core.abi import Counter, Direction, FlowKey, Hook
-from ctl.core.model import IPv4Address
+from ctl.core.abi import Counter, Direction, FlowKey, Hook, Ip
 from ctl.core.report import gears
 
 K = TypeVar("K")
@@ -22,7 +21,7 @@ Rates = tuple[float, ...]
 class Place:
     """Where a container is: its address, and the interface of its port."""
 
-    address: IPv4Address
+    address: Ip
     ifindex: int
 
 
@@ -33,7 +32,7 @@ class Reading:
     at_ns: int
     """CLOCK_MONOTONIC."""
     counters: Mapping[tuple[Hook, int], Counter] = field(default_factory=dict)
-    peers: Mapping[IPv4Address, Counts] = field(default_factory=dict)
+    peers: Mapping[Ip, Counts] = field(default_factory=dict)
     """By host: packets and bytes sent, packets and bytes received, as far as eBPF had a part in it."""
     flows: Mapping[bytes, Counts] = field(default_factory=dict)
     """By packed FlowKey: packets that bypassed."""
@@ -73,7 +72,7 @@ class Span:
         return max(1, self.after.at_ns - self.before.at_ns) / 1e9
 
     @property
-    def peers(self) -> dict[IPv4Address, Rates]:
+    def peers(self) -> dict[Ip, Rates]:
         """By host, as `Reading.peers`."""
         return rates(self.before.peers, self.after.peers, self.seconds)
 

@@ -236,9 +236,9 @@ def test_an_agent_that_has_not_followed_a_change_of_the_network_is_a_warning() -
 
 
 def test_maps_that_are_full_are_named_with_the_setting() -> None:
-    (found,) = node.of_maps({"peers": (4, 4), "endpoints": (3, 4), "flows": (8, 8)}, again=0)
+    (found,) = node.of_maps({"peers": (4, 4), "endpoints": (3, 4), "flows": (8, 8)}, {})
     assert "map peers is full" in found.seen and "--peers-max 8" in found.remedy
-    (found,) = node.of_maps({"peer_stats": (4, 4)}, again=0)
+    (found,) = node.of_maps({"peer_stats": (4, 4)}, {})
     assert "map peer_stats is full" in found.seen and "--peers-max 8" in found.remedy
 
 
@@ -246,7 +246,7 @@ def test_maps_that_are_full_are_named_with_the_setting() -> None:
 def test_flows_that_push_each_other_out_are_told_from_connections_that_close(
     again: int, named: list[str]
 ) -> None:
-    found = list(node.of_maps({"flows": (60_000, 65_536)}, again))
+    found = list(node.of_maps({"flows": (60_000, 65_536)}, {"flows": again}))
     assert levels(found) == named
     assert all("--flows-max 131072" in each.remedy and f"{again} flows" in each.seen for each in found)
 
@@ -271,6 +271,21 @@ def test_a_map_may_push_out_as_soon_as_what_is_free_may_be_some_cpus_own(
     entries: int, capacity: int, cpus: int, may: bool
 ) -> None:
     assert node.may_push_out(entries, capacity, cpus) is may
+
+
+def test_maps_of_ipv6_that_are_full_are_named_with_the_same_settings() -> None:
+    full = {"ipv6_peer_stats": (4, 4), "flows": (8, 8), "ipv6_flows": (8, 8)}
+    peers, flows = node.of_maps(full, {"flows": 0, "ipv6_flows": 8})
+    assert "map ipv6_peer_stats is full" in peers.seen and "--peers-max 8" in peers.remedy
+    assert "map ipv6_flows thrashes" in flows.seen and "--flows-max 16" in flows.remedy
+
+
+@pytest.mark.parametrize(("key", "full"), [("10.1.2.0", "peers"), ("fd10:0:0:2::", "ipv6_peers")])
+def test_what_is_missing_for_want_of_room_is_told_of_the_map_of_its_family(key: str, full: str) -> None:
+    missing = Difference("peer_stats", key, State.MISSING)
+    assert node.with_room([missing], [full]) == []
+    other = {"peers": "ipv6_peers", "ipv6_peers": "peers"}[full]
+    assert node.with_room([missing], [other]) == [missing]
 
 
 @pytest.mark.parametrize("manager", ["NetworkManager", "systemd-networkd"])

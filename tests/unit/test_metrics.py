@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from prometheus_client.exposition import generate_latest
 from prometheus_client.metrics_core import Metric
 
 from ctl.backend.udp import stats
-from ctl.core.abi import Counter, Hook
+from ctl.core.abi import Counter, Hook, Ip, PeerStats
 from ctl.core.errors import KernelError
 from ctl.core.reasons import REASONS, Verdict
 from ctl.core.report import Datapath
@@ -193,3 +194,12 @@ def test_a_peer_that_does_not_answer_has_no_round_trip_and_no_path() -> None:
         ("ovnet_peer_path_mtu_bytes", "peer=192.168.50.2"): 1450,
         ("ovnet_peer_path_mtu_bytes", "peer=fd77::2"): 1350,
     }
+
+
+def test_peers_of_both_families_and_the_maps_of_both_have_series() -> None:
+    one, other = PeerStats(tx_packets=1), PeerStats(tx_packets=2)
+    hosts: dict[Ip, PeerStats] = {IPv6Address("2001:db8::2"): other, IPv4Address("192.0.2.2"): one}
+    found = samples(families(NodeSnapshot(None, Datapath(peer_stats=hosts, fill={"ipv6_peers": (3, 4)}))))
+    assert found["ovnet_peer_transmit_packets_total", "peer=192.0.2.2"] == 1
+    assert found["ovnet_peer_transmit_packets_total", "peer=2001:db8::2"] == 2
+    assert found["ovnet_map_entries", "map=ipv6_peers"] == 3

@@ -218,8 +218,8 @@ def test_a_report_of_before_there_were_faults_and_warnings_is_read() -> None:
 def test_a_report_of_both_families_is_read_as_it_was_written_and_one_of_before_them_too() -> None:
     assert REPORT.lease is not None
     lease = replace(REPORT.lease, ipv6=IPv6Network("fd00:10:0:1::/64"))
-    both = replace(REPORT, lease=lease, peers_ipv6=2)
+    both = replace(REPORT, lease=lease, peers_ipv6=2, peers_ipv6_ebpf=1)
     assert from_json(to_json(both)) == both
     raw = json.loads(to_json(REPORT))
-    del raw["peers_ipv6"], raw["lease"]["ipv6"]
+    del raw["peers_ipv6"], raw["peers_ipv6_ebpf"], raw["lease"]["ipv6"]
     assert from_json(json.dumps(raw)) == REPORT

@@ -95,3 +95,5 @@ def test_a_node_of_both_families_is_shown_with_its_ipv6_subnet_and_peers() -> No
     both = as_text(Status(alive=True, report=report(lease=lease, peers_ipv6=2)), NOW)
     assert "lease       172.17.1.0/24 and fd00:10:0:1::/64, ends in" in both
     assert "peers       2 by eBPF, 1 by the kernel path only; 2 by IPv6 too\n" in both
+    by_ebpf = as_text(Status(alive=True, report=report(peers_ipv6=2, peers_ipv6_ebpf=1)), NOW)
+    assert "; 2 by IPv6 too, 1 of them by eBPF\n" in by_ebpf

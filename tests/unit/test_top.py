@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from ctl.cli.output import Row
+from ctl.cli.top import places
 from ctl.cli.views import VIEWS, Look, screen
-from ctl.core.abi import Counter, Hook
+from ctl.core.abi import Counter, EndpointEntry, Hook, Ip
 from ctl.core.reasons import labelled
 from ctl.core.traffic import Place, Reading, Span
-from tests.datapath import flow_out
+from tests.datapath import INET, INET6, MAC, flow_out
 from tests.unit.conftest import Ovctl, refuses
 
 SECOND = 10**9
@@ -91,3 +96,29 @@ WRONG = {
 @pytest.mark.parametrize("line", WRONG)
 def test_a_wrong_flag_is_one_line_and_code_2(ovctl: Ovctl, line: str) -> None:
     refuses(ovctl, line, WRONG[line])
+
+
+def test_what_is_of_ipv6_stands_in_the_same_tables() -> None:
+    out = INET6.flow_out()
+    port = Place(INET6.local, out.ifindex)
+    before = replace(SPAN.before, flows={out.pack(): (2,)}, containers={port: (0, 0, 0, 0)})
+    after = replace(
+        SPAN.after,
+        peers={**SPAN.after.peers, INET6.peer.host: (2, 4, 6, 8)},
+        flows={**SPAN.after.flows, out.pack(): (12,)},
+        containers={**SPAN.after.containers, port: (2, 4, 6, 8)},
+    )
+    span = Span(before, after)
+    assert "fd50::2" in column(Look("peers").rows(span), "host")
+    (flow,) = (row for row in Look("flows").rows(span) if row["src"] == "fd10:0:0:1::5")
+    assert (flow["dst"], flow["pps"]) == ("fd10:0:0:2::9", 5.0)
+    assert column(Look("containers", "ip").rows(span), "ip") == ["10.1.1.5", "fd10:0:0:1::5"]
+
+
+def test_a_container_with_addresses_of_both_families_is_counted_once() -> None:
+    def maps_of(ports: Mapping[Ip, int]) -> Any:
+        entries = {address: EndpointEntry(ifindex, MAC, MAC) for address, ifindex in ports.items()}
+        return SimpleNamespace(endpoints=lambda: entries)
+
+    both: Any = (maps_of({INET.local: 5, INET.other: 6}), maps_of({INET6.local: 5, INET6.other: 7}))
+    assert places(both) == [Place(INET.local, 5), Place(INET.other, 6), Place(INET6.other, 7)]

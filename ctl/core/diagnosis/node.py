@@ -8,6 +8,7 @@ from typing import Final
 
 from ctl.core.compare import Difference, State
 from ctl.core.diagnosis.finding import Finding, failure, ok, warning
+from ctl.core.report import Fill, map_name, plain_name
 
 RUNNING_FULL: Final = 0.9
 """From which share of a subnet's addresses on it is told that they run out."""
@@ -18,11 +19,13 @@ _SHARED_ROOM: Final = {"peer_stats": "peers"}
 
 def with_room(differences: Iterable[Difference], full: Collection[str]) -> list[Difference]:
     """Without those that are missing because a map takes no new entry, which is told of the map."""
-    return [
-        each
-        for each in differences
-        if each.state is not State.MISSING or _SHARED_ROOM.get(each.table, each.table) not in full
-    ]
+    return [each for each in differences if each.state is not State.MISSING or _room_of(each) not in full]
+
+
+def _room_of(difference: Difference) -> str:
+    """The map that such an entry takes room in; those of both families are one table, by their addresses."""
+    name = _SHARED_ROOM.get(difference.table, difference.table)
+    return map_name(name, 6 if ":" in difference.key else 4)
 
 
 def of_entries(differences: Sequence[Difference], interval: float, alive: bool) -> Iterator[Finding]:
@@ -137,26 +140,28 @@ def learned_again(looks: Sequence[Collection[bytes]]) -> int:
     return len(back)
 
 
-def of_maps(fill: Mapping[str, tuple[int, int]], again: int) -> Iterator[Finding]:
-    """How full they are: (entries, capacity) by name; `again`: flows that have just lost and got an entry."""
+def of_maps(fill: Fill, again: Mapping[str, int]) -> Iterator[Finding]:
+    """How full they are; `again`: by map of flows, how many have just lost an entry and got one."""
     full = {name: size for name, (entries, size) in fill.items() if size and entries >= size}
     for name, size in sorted(full.items()):
-        if name != "flows":
+        plain = plain_name(name)
+        if plain != "flows":
             yield failure(
                 "maps",
                 f"map {name} is full: {fill[name][0]} of {size} entries",
                 "what has no room in it goes by the kernel path",
-                f"restart the agent with --{_SHARED_ROOM.get(name, name)}-max {2 * size}",
+                f"restart the agent with --{_SHARED_ROOM.get(plain, plain)}-max {2 * size}",
             )
-    entries, size = fill.get("flows", (0, 0))
-    if again > entries * _CLOSING:
-        yield warning(
-            "maps",
-            f"map flows thrashes: {again} flows lost their entry and got it again while the doctor looked,"
-            f" {entries} of {size} are there",
-            "flows in use push each other out, and their packets take the kernel path",
-            f"restart the agent with --flows-max {2 * size}",
-        )
+    for name, count in again.items():
+        entries, size = fill.get(name, (0, 0))
+        if count > entries * _CLOSING:
+            yield warning(
+                "maps",
+                f"map {name} thrashes: {count} flows lost their entry and got it again while the doctor"
+                f" looked, {entries} of {size} are there",
+                "flows in use push each other out, and their packets take the kernel path",
+                f"restart the agent with --flows-max {2 * size}",
+            )
 
 
 def of_hidden_maps(bpffs: str, why: str) -> Finding:
