@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 from typing import TypeVar
+
+from ctl.core.abi import Ip
 
 T = TypeVar("T")
 
 
-def address(text: str) -> IPv4Address:
-    """An IPv4 address."""
+def address(text: str) -> Ip:
+    """An address of either family."""
     try:
-        return IPv4Address(text)
+        return ip_address(text)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not an IPv4 address") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not an IPv4 or IPv6 address") from None
 
 
 def number(low: int, high: int) -> Callable[[str], int]:

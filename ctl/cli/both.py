@@ -25,14 +25,14 @@ from ctl.core.elsewhere import (
     sighting_told,
 )
 from ctl.core.errors import AgentUnreachable, NotFound
+from ctl.core.family import of_version
 from ctl.core.path import Fate, Hop, hops
 from ctl.core.sighting import worded
 from ctl.process.elsewhere import END_S, Elsewhere
 
 if TYPE_CHECKING:
-    from ipaddress import IPv4Address
-
     from ctl.cli.live import Listener
+    from ctl.core.abi import Ip
     from ctl.core.decision import Probe, View
     from ctl.core.elsewhere import PeerCommand
     from ctl.core.model import Lease
@@ -66,10 +66,12 @@ def of_packet(probe: Probe, view: View, leases: Sequence[Lease], peer_command: P
     return int(any(row["fate"] is Fate.LOST for row in rows))
 
 
-def way(peer_command: PeerCommand, host: IPv4Address, leases: Sequence[Lease]) -> list[str]:
+def way(peer_command: PeerCommand, host: Ip, leases: Sequence[Lease]) -> list[str]:
     """The words that lead to a node. NotFound if they ask for its name, and there is none to use."""
     try:
-        return peer_command.argv(host, next((lease.node for lease in leases if lease.host == host), ""))
+        members = map(of_version(host.version).member, leases)
+        name = next((each.node for each in members if each and each.host == host), "")
+        return peer_command.argv(host, name)
     except ValueError as error:
         raise NotFound(f"--peer-command: {host}: {error}") from None
 

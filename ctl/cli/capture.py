@@ -57,10 +57,10 @@ def run(args: argparse.Namespace) -> int:
     from ctl.core.reasons import Verdict
     from ctl.core.sighting import comes_again
 
-    entry = replace(selection(args), snaplen=args.snaplen)
+    asked = replace(selection(args), snaplen=args.snaplen)
     if not args.all:
-        entry = replace(entry, verdicts=frozenset(Verdict) - {Verdict.PASS})
-    with listening(args, entry, comes_again) as packets, _opened(args.write) as file:
+        asked = replace(asked, verdicts=frozenset(Verdict) - {Verdict.PASS})
+    with listening(args, asked, comes_again) as packets, _opened(args.write) as file:
         write(file, packets, args.snaplen)
         say(packets.summary())
     return 0

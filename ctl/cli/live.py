@@ -9,16 +9,16 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 from pathlib import Path
 from threading import Thread
 from typing import TYPE_CHECKING, Final, Self
 
 from ctl.cli.arguments import address, number, parsed
 from ctl.cli.output import say
-from ctl.core.errors import AgentError
+from ctl.core.errors import AgentError, ConfigError
 from ctl.core.sighting import Flow, Sighting, parse_flow, sighting
-from ctl.core.tracer import ANYWHERE, NO_HOST, TracerEntry
+from ctl.core.tracer import Selection
 
 if TYPE_CHECKING:
     from ctl.kernel.bpf.tracing import Tracing
@@ -46,12 +46,18 @@ def add_end(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seconds", type=number(1, 2**31 - 1), metavar="S", help="end after S seconds")
 
 
-def selection(args: argparse.Namespace) -> TracerEntry:
-    """What the flags of `add_selection` ask for; all verdicts, and as many bytes as a line needs."""
-    flow = args.flow or Flow((ANYWHERE, ANYWHERE), (0, 0), 0)
+def selection(args: argparse.Namespace) -> Selection:
+    """What the flags of `add_selection` ask for; all verdicts, and as many bytes as a line needs.
+
+    ConfigError for addresses that no packet has all of.
+    """
+    flow = args.flow or Flow((None, None), (0, 0), 0)
     if args.container:
-        flow = Flow((IPv4Network(args.container), ANYWHERE), (0, 0), 0)
-    return TracerEntry(0, flow.ends, flow.ports, args.peer or NO_HOST, flow.proto)
+        flow = Flow((ip_network(args.container), None), (0, 0), 0)
+    try:
+        return flow.selected(args.peer)
+    except ValueError as error:
+        raise ConfigError(f"--peer {args.peer}: {error}") from None
 
 
 class Listener:
@@ -131,22 +137,23 @@ class Listener:
 
 @contextmanager
 def listening(
-    args: argparse.Namespace, entry: TracerEntry, unwanted: Callable[[Sighting], bool] = lambda seen: False
+    args: argparse.Namespace, asked: Selection, unwanted: Callable[[Sighting], bool] = lambda seen: False
 ) -> Iterator[Listener]:
-    """The packets of this node that `entry` is about, less those `unwanted`; needs no agent.
+    """The packets of this node that are asked for, less those `unwanted`; needs no agent.
 
-    AgentUnreachable before an agent has run here; AgentError beside another tracer.
+    AgentUnreachable before an agent has run here; AgentError beside another tracer; NotFound where eBPF
+    does not carry the family of what is asked for.
     """
     from ctl.cli.agent import require_capabilities
     from ctl.cli.settings import load
-    from ctl.kernel.bpf.maps import open_maps
+    from ctl.kernel.bpf.families import open_all
     from ctl.kernel.bpf.tracing import Tracing
 
     settings = load(args)
     require_capabilities()
-    with open_maps(str(settings.bpffs)) as maps, _alone(settings.state_dir):
-        port = maps.configured().port
-        with Tracing(maps, entry) as tracing:
+    with open_all(str(settings.bpffs)) as maps, _alone(settings.state_dir):
+        port = maps.ipv4.configured().port
+        with Tracing(maps.of_any(asked.versions), asked) as tracing:
             listener = Listener(tracing, port, unwanted, args.count, args.seconds)
             with listener.until_interrupted():
                 say("listening; Ctrl-C ends it")

@@ -37,10 +37,10 @@ def run(args: argparse.Namespace) -> int:
     """Print packets until it is enough. Errors as `listening`."""
     from ctl.core.reasons import Verdict
 
-    entry = selection(args)
+    asked = selection(args)
     if args.drops:
-        entry = replace(entry, verdicts=frozenset({Verdict.DROP, Verdict.ABORT}))
-    with listening(args, entry) as packets:
+        asked = replace(asked, verdicts=frozenset({Verdict.DROP, Verdict.ABORT}))
+    with listening(args, asked) as packets:
         return show(packets, args.output)
 
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 from typing import TYPE_CHECKING, Any, Final
 
 from ctl.cli.arguments import address, number, parsed
 from ctl.cli.live import add_end, listening
 from ctl.cli.output import Column, add_output_option, emit
-from ctl.core.dissect import TCP
+from ctl.core.dissect import TCP, in_family
 from ctl.core.elsewhere import as_there, live_question, other_host, parse_peer_command
 from ctl.core.errors import ConfigError, NotFound, OvnetError
 from ctl.core.sighting import Flow, parse_proto
@@ -26,7 +26,7 @@ from ctl.settings.config import STORE_SETTINGS, add_options
 if TYPE_CHECKING:
     from ctl.core.decision import Probe, View
     from ctl.core.model import Lease
-    from ctl.core.tracer import TracerEntry
+    from ctl.core.tracer import Selection
     from ctl.settings.config import Settings
 
 COLUMNS: Final = ("hop", "at", "by", "fate", "reason", Column("seen"))
@@ -83,6 +83,8 @@ def register(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Print the hops, or with --live the packets. Errors as `listening`; ConfigError for flags that clash."""
+    if args.src.version != args.dst.version:
+        raise ConfigError(f"{args.src} and {args.dst} are of different families: no packet has both")
     if args.live:
         return _live(args)
     if args.count or args.seconds or args.until_eof:
@@ -101,25 +103,24 @@ def run(args: argparse.Namespace) -> int:
 
 def _live(args: argparse.Namespace) -> int:
     from ctl.cli.monitor import show
-    from ctl.core.tracer import TracerEntry
 
     if args.size != _SIZE or args.df:
         raise ConfigError("--size and --df are about one packet: leave --live away")
-    ends = (IPv4Network(args.src), IPv4Network(args.dst))
+    ends = (ip_network(args.src), ip_network(args.dst))
     try:
         flow = Flow(ends, (args.sport, args.dport), args.proto or 0)
     except ValueError as error:
         raise ConfigError(f"{error}: leave --sport and --dport away with --live") from None
-    entry = TracerEntry(0, flow.ends, flow.ports, proto=flow.proto)
+    asked = flow.selected()
     if args.peer_command:
-        return _live_of_both(args, flow, entry)
-    with listening(args, entry) as packets:
+        return _live_of_both(args, flow, asked)
+    with listening(args, asked) as packets:
         if args.until_eof:
             packets.end_with(0)
         return show(packets, args.output)
 
 
-def _live_of_both(args: argparse.Namespace, flow: Flow, entry: TracerEntry) -> int:
+def _live_of_both(args: argparse.Namespace, flow: Flow, asked: Selection) -> int:
     """NotFound where no peer is at the other end; AgentUnreachable if it does not tell."""
     from ctl.cli import both
     from ctl.process.elsewhere import Elsewhere
@@ -132,7 +133,7 @@ def _live_of_both(args: argparse.Namespace, flow: Flow, entry: TracerEntry) -> i
     here, other = str(view.node.host), str(host)
     with Elsewhere([*way, *live_question(as_there(probe, view), flow)], partial(both.relay, other)) as there:
         there.spoke.wait(both.PATIENCE_S)
-        with listening(args, entry) as packets:
+        with listening(args, asked) as packets:
             return both.show(here, packets, other, there, args.count, args.output)
 
 
@@ -142,17 +143,20 @@ def _asked(args: argparse.Namespace) -> tuple[Probe, View, Sequence[Lease]]:
     from ctl.cli.settings import load
     from ctl.cli.status import gather
     from ctl.core.decision import Probe
-    from ctl.kernel.bpf.maps import open_maps
+    from ctl.kernel.bpf.families import open_all
     from ctl.kernel.netlink.session import Netlink
     from ctl.node.path import look
 
     settings = load(args)
     require_capabilities()
-    probe = Probe(args.src, args.dst, args.proto or TCP, args.sport, args.dport, args.size, args.df)
+    version = args.src.version
+    proto = in_family(args.proto or TCP, version)
+    probe = Probe(args.src, args.dst, proto, args.sport, args.dport, args.size, args.df)
     leases, error = _leases(settings)
     report = gather(settings).report
-    with open_maps(str(settings.bpffs)) as maps, Netlink() as netlink:
-        return probe, look(settings, maps, netlink, probe, report, leases, error), leases
+    with open_all(str(settings.bpffs)) as maps, Netlink() as netlink:
+        own, running = maps.of(version), maps.running(version)
+        return probe, look(settings, own, netlink, probe, report, leases, error, running), leases
 
 
 def _leases(settings: Settings) -> tuple[tuple[Lease, ...], str]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
 
 from ctl.core.abi import (
     NODE_F_OTHERS_BEHIND,
@@ -18,11 +17,12 @@ from ctl.core.abi import (
     EndpointEntry,
     FlowEntry,
     FlowKey,
+    Ip,
     NodeEntry,
     PeerEntry,
     Translation,
 )
-from ctl.core.dissect import ICMP, TCP, UDP
+from ctl.core.dissect import TCP, UDP, icmp_of
 from ctl.core.model import Bypass, Lease
 from ctl.core.reasons import Reason, labelled
 
@@ -31,8 +31,8 @@ from ctl.core.reasons import Reason, labelled
 class Probe:
     """The packet in question; one in the middle of its flow, so no SYN, FIN or RST."""
 
-    src: IPv4Address
-    dst: IPv4Address
+    src: Ip
+    dst: Ip
     proto: int = TCP
     sport: int = 0
     """Of an echo, its identifier; 0: any."""
@@ -42,12 +42,22 @@ class Probe:
     """Bytes of the IP packet."""
     df: bool = False
 
+    @property
+    def is_echo(self) -> bool:
+        """As far as the protocol tells."""
+        return self.proto == icmp_of(self.src.version)
+
+    @property
+    def is_carried(self) -> bool:
+        """Whether its protocol is one that the programs carry."""
+        return self.proto in (TCP, UDP) or self.is_echo
+
     def is_of(self, key: FlowKey) -> bool:
         """Whether it may be one of this flow, whatever its DSCP."""
         return (
             (self.src, self.dst, self.proto) == (key.saddr, key.daddr, key.proto)
             and self.sport in (0, key.sport)
-            and (self.proto == ICMP or self.dport in (0, key.dport))
+            and (self.is_echo or self.dport in (0, key.dport))
         )
 
 
@@ -76,7 +86,7 @@ class View:
     """The interface of the kernel's route to the target; empty: there is none."""
     refusals: tuple[str, ...] = ()
     """Chains that drop what is forwarded, as far as it can be told, a line each."""
-    unresolved: frozenset[IPv4Address] = frozenset()
+    unresolved: frozenset[Ip] = frozenset()
     """Neighbours that do not answer."""
     lease: Lease | None = None
     """Of the subnet that it is for."""
@@ -112,7 +122,7 @@ def leaving(probe: Probe, view: View) -> Reason:
         return labelled("not_overlay")
     if not _bypasses(node) or source is None:
         return labelled("no_endpoint" if _bypasses(node) else "bypass_off")
-    if probe.proto not in (TCP, UDP, ICMP):
+    if not probe.is_carried:
         return labelled("protocol")
     if peer.flags & PEER_F_KERNEL_PATH or probe.size > node.mtu:
         return labelled("peer_kernel_path" if peer.flags & PEER_F_KERNEL_PATH else "oversize")
@@ -124,7 +134,7 @@ def leaving(probe: Probe, view: View) -> Reason:
 
 
 def arriving(probe: Probe, view: View) -> Reason:
-    """Why from_wire would leave it, if the peer sends it as it should."""
+    """Why from_wire would leave it, if the peer sends it as it should, and a NIC has verified its tunnel."""
     node, peer, target = view.node, view.origin, view.target
     if peer is None:
         return labelled("unknown_vtep")
@@ -134,8 +144,8 @@ def arriving(probe: Probe, view: View) -> Reason:
         return labelled("bypass_off")
     if target is None:
         return labelled("no_endpoint")
-    if probe.proto not in (TCP, UDP, ICMP) or probe.size > node.mtu:
-        return labelled("oversize" if probe.proto in (TCP, UDP, ICMP) else "protocol")
+    if not probe.is_carried or probe.size > node.mtu:
+        return labelled("oversize" if probe.is_carried else "protocol")
     return labelled(_obstacle(node, view.approval(Direction.IN), view.now_ns) or "decap")
 
 

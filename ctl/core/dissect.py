@@ -6,32 +6,52 @@ It reads what it can: a packet may be cut short, damaged, or of anything.
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
 
-ICMP, TCP, UDP = 1, 6, 17
-PROTOCOLS: Final = {ICMP: "icmp", TCP: "tcp", UDP: "udp"}
+from ctl.core.abi import Ip, address
+
+ICMP, TCP, UDP, ICMPV6 = 1, 6, 17, 58
+PROTOCOLS: Final = {ICMP: "icmp", TCP: "tcp", UDP: "udp", ICMPV6: "icmpv6"}
 """By number of IANA's; these have names here."""
-_ETHERNET, _VXLAN = 14, 8
-_IPV4, _ARP = 0x0800, 0x0806
+_ETHERNET, _VXLAN, _IPV6_LEN = 14, 8, 40
+_IPV4, _ARP, _IPV6 = 0x0800, 0x0806, 0x86DD
 _OFFSET: Final = 0x1FFF
 _FLAGS: Final = "FSRP.UEW"
 """TCP's flags from the lowest bit on, by tcpdump's letters."""
-_ECHO: Final = {0: "echo reply", 8: "echo request"}
+_ECHO: Final = {
+    ICMP: {0: "echo reply", 8: "echo request"},
+    ICMPV6: {129: "echo reply", 128: "echo request"},
+}
+_EXTENSIONS: Final = (0, 43, 60)
+"""IPv6's headers in front of the protocol that say how long they are: hop-by-hop, routing, destination."""
+_FRAGMENT: Final = 44
+
+
+def icmp_of(version: int) -> int:
+    """Each family has an ICMP of its own."""
+    return ICMP if version == 4 else ICMPV6
+
+
+def in_family(proto: int, version: int) -> int:
+    """The protocol, and of ICMP the one that goes with this IP version: people mean what there is."""
+    return icmp_of(version) if proto in _ECHO else proto
 
 
 @dataclass(frozen=True, slots=True)
 class Headers:
-    """Of an IPv4 packet; ports are None where there are none to be seen."""
+    """Of an IP packet; ports are None where there are none to be seen."""
 
-    src: IPv4Address
-    dst: IPv4Address
+    src: Ip
+    dst: Ip
     proto: int
     length: int
     """Total length by the IP header, bytes."""
     ttl: int
     df: bool
+    """No router may cut it to fragments; of IPv6 none ever may."""
     sport: int | None = None
     dport: int | None = None
     words: str = ""
@@ -53,9 +73,9 @@ class Packet:
     """None: it is not in the tunnel."""
     vni: int = 0
     inner: Headers | None = None
-    """Of what a container sends or gets; None: it is no IPv4, or cut short."""
+    """Of what a container sends or gets; None: it is no IP, or cut short."""
     other: str = ""
-    """What it is, if it is no IPv4."""
+    """What it is, if it is no IP."""
     bare: bool = False
     """Whether it begins with the IP header: an uplink may be no Ethernet."""
 
@@ -84,11 +104,18 @@ def _link(data: bytes) -> tuple[int, str]:
     if len(data) < _ETHERNET:
         return 0, "cut short"
     kind = int.from_bytes(data[12:14], "big")
-    if kind == _IPV4:
+    if kind in (_IPV4, _IPV6):
         return _ETHERNET, ""
-    if data[0] == 0x45 and kind != _ARP:
+    if kind != _ARP and _is_bare(data):
         return 0, ""
     return 0, _arp(data[_ETHERNET:]) if kind == _ARP else f"ethertype 0x{kind:04x}"
+
+
+def _is_bare(data: bytes) -> bool:
+    """Whether it begins with an IP header. A MAC may begin as that of IPv6, which says its length, too."""
+    if data[0] >> 4 == 6:
+        return int.from_bytes(data[4:6], "big") + _IPV6_LEN >= len(data)
+    return data[0] == 0x45
 
 
 def _arp(body: bytes) -> str:
@@ -101,7 +128,13 @@ def _arp(body: bytes) -> str:
 
 
 def _ip(data: bytes) -> tuple[Headers | None, bytes]:
-    if len(data) < 20 or data[0] >> 4 != 4:
+    """Its headers, and what is behind the IP header; None if there is no whole one."""
+    read = _READERS.get(data[0] >> 4) if data else None
+    return read(data) if read else (None, b"")
+
+
+def _ipv4(data: bytes) -> tuple[Headers | None, bytes]:
+    if len(data) < 20:
         return None, b""
     length, fragment, ttl, proto = struct.unpack_from("!2xH2xHBB", data)
     body = data[(data[0] & 15) * 4 :]
@@ -110,12 +143,36 @@ def _ip(data: bytes) -> tuple[Headers | None, bytes]:
     return Headers(src, dst, proto, length, ttl, bool(fragment & 0x4000), sport, dport, words), body
 
 
+def _ipv6(data: bytes) -> tuple[Headers | None, bytes]:
+    if len(data) < _IPV6_LEN:
+        return None, b""
+    payload, following, ttl = struct.unpack_from("!4xHBB", data)
+    proto, body, first = _behind_extensions(following, data[_IPV6_LEN:])
+    sport, dport, words = _l4(proto, body) if first else (None, None, "fragment")
+    src, dst = address(data[8:24]), address(data[24:40])
+    return Headers(src, dst, proto, _IPV6_LEN + payload, ttl, True, sport, dport, words), body
+
+
+def _behind_extensions(proto: int, body: bytes) -> tuple[int, bytes, bool]:
+    """(protocol, what is of it, whether it begins there: false in a fragment that is not the first)."""
+    while len(body) >= 8 and (proto in _EXTENSIONS or proto == _FRAGMENT):
+        if proto == _FRAGMENT and int.from_bytes(body[2:4], "big") & ~7:
+            return body[0], body[8:], False
+        length = 8 if proto == _FRAGMENT else 8 * (body[1] + 1)
+        proto, body = body[0], body[length:]
+    return proto, body, True
+
+
+_READERS: Final[dict[int, Callable[[bytes], tuple[Headers | None, bytes]]]] = {4: _ipv4, 6: _ipv6}
+"""By IP version."""
+
+
 def _l4(proto: int, body: bytes) -> tuple[int | None, int | None, str]:
     """(source port, destination port, words)."""
-    if proto == ICMP and len(body) >= 8:
+    if proto in _ECHO and len(body) >= 8:
         kind, code, number, sequence = struct.unpack_from("!BB2xHH", body)
-        if kind in _ECHO:
-            return None, None, f"{_ECHO[kind]} id {number} seq {sequence}"
+        if kind in _ECHO[proto]:
+            return None, None, f"{_ECHO[proto][kind]} id {number} seq {sequence}"
         return None, None, f"type {kind} code {code}"
     if proto not in (TCP, UDP) or len(body) < 8:
         return None, None, ""
@@ -132,5 +189,5 @@ def _tcp(body: bytes) -> str:
     return f"[{letters or 'none'}] seq {sequence}{ack}"
 
 
-def _end(address: IPv4Address, port: int | None) -> str:
-    return str(address) if port is None else f"{address}.{port}"
+def _end(ip: Ip, port: int | None) -> str:
+    return str(ip) if port is None else f"{ip}.{port}"

@@ -11,13 +11,11 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from ipaddress import IPv4Address
 from itertools import chain
 from typing import Any, Final
 
-from ctl.core.abi import Direction
+from ctl.core.abi import Direction, Ip
 from ctl.core.decision import Probe, View
-from ctl.core.dissect import ICMP
 from ctl.core.path import Fate, Hop
 from ctl.core.sighting import SHOWN, Flow, Sighting, as_json
 
@@ -36,7 +34,7 @@ class PeerCommand:
 
     words: tuple[str, ...]
 
-    def argv(self, host: IPv4Address, node: str) -> list[str]:
+    def argv(self, host: Ip, node: str) -> list[str]:
         """For the node of this name, by the store; ValueError if it is asked for and there is none to use."""
         if any("{node}" in word for word in self.words) and not _NODE.fullmatch(node):
             what = (
@@ -64,10 +62,10 @@ def arrives(probe: Probe, view: View) -> bool:
     return probe.dst in view.node.subnet
 
 
-def other_host(probe: Probe, view: View) -> IPv4Address | None:
+def other_host(probe: Probe, view: View) -> Ip | None:
     """The node at the other end of the overlay; None: no peer is there."""
     peer = view.origin if arrives(probe, view) else view.peer
-    return peer.host if peer and isinstance(peer.host, IPv4Address) else None
+    return peer.host if peer else None
 
 
 # --- For what ------------------------------------------------------------------
@@ -80,9 +78,9 @@ def as_there(probe: Probe, view: View) -> Probe:
     if found is None:
         return probe
     key, flow = found
-    if flow.to and direction is Direction.OUT and isinstance(flow.to.address, IPv4Address):
+    if flow.to and direction is Direction.OUT:
         return replace(probe, dst=flow.to.address, sport=flow.to.sport, dport=flow.to.dport)
-    return replace(probe, sport=key.sport, dport=0 if probe.proto == ICMP else key.dport)
+    return replace(probe, sport=key.sport, dport=0 if probe.is_echo else key.dport)
 
 
 def question(probe: Probe) -> list[str]:

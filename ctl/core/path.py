@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from ctl.core.abi import PEER_F_KERNEL_PATH, Direction, NodeEntry, PeerEntry
 from ctl.core.decision import Probe, View, arriving, leaving
-from ctl.core.dissect import ICMP
+from ctl.core.family import of_version
 from ctl.core.reasons import Reason, Verdict, labelled
 
 
@@ -72,7 +72,7 @@ def _out(probe: Probe, view: View, node: NodeEntry) -> Iterator[Hop]:
     if watched:
         yield _program("from_container", port, why, _approved(probe, view, Direction.OUT))
     elif port:
-        yield Hop("program", port, "kernel", Fate.ON, "", "from_container is not on this port")
+        yield _without("from_container", port, "this port", probe)
     if not watched or why.verdict is not Verdict.BYPASS:
         yield from _kernel_path(probe, view, node)
     if view.peer:
@@ -92,10 +92,11 @@ def _sender(probe: Probe, view: View, node: NodeEntry) -> Hop:
 
 
 def _too_large(probe: Probe, node: NodeEntry) -> Hop:
-    if probe.df:
+    if probe.df or probe.src.version == 6:  # which no router cuts
+        df = "" if probe.src.version == 6 else " with DF"
         return Hop(
             "size", "", "", Fate.LOST, "oversize",
-            f"{probe.size} bytes with DF, the overlay carries {node.mtu}: ICMP tells the sender to send less",
+            f"{probe.size} bytes{df}, the overlay carries {node.mtu}: ICMP tells the sender to send less",
         )  # fmt: skip
     return Hop("size", "", "kernel", Fate.ON, "oversize", f"cut to fragments: the overlay carries {node.mtu}")
 
@@ -136,6 +137,8 @@ def _tunnel(probe: Probe, view: View, node: NodeEntry, peer: PeerEntry) -> Hop:
         return Hop("tunnel", view.route, "kernel", Fate.ON, "", "by the device: the tunnel gear is off")
     if peer.flags & PEER_F_KERNEL_PATH or peer.next_hop is None:
         label = "peer_kernel_path"
+    elif probe.src.version == 6 and not probe.is_carried:  # the tunnel's checksum is made of the packet's own
+        label = "outer_checksum"
     elif probe.size > node.mtu:
         label = "fragment"
     else:
@@ -148,7 +151,8 @@ def _tunnel(probe: Probe, view: View, node: NodeEntry, peer: PeerEntry) -> Hop:
 def _wire(view: View, peer: PeerEntry) -> Hop:
     device, hop = view.name(peer.ifindex) if peer.ifindex else "", peer.next_hop
     if hop in view.unresolved:
-        return Hop("wire", device, "", Fate.LOST, "", f"next hop {hop} does not answer ARP")
+        asked = "ARP" if peer.host.version == 4 else "neighbour solicitations"
+        return Hop("wire", device, "", Fate.LOST, "", f"next hop {hop} does not answer {asked}")
     via = f" by {hop}" if hop and hop != peer.host else ""
     return Hop("wire", device, "", Fate.ON, "", f"to {peer.host}{via}, UDP {peer.port}, VNI {peer.vni}")
 
@@ -161,15 +165,16 @@ def _other_side(view: View, peer: PeerEntry) -> Hop:
 def _holder(view: View, peer: PeerEntry) -> tuple[Fate, str]:
     """What the store says of who is to get it."""
     lease = view.lease
+    member = lease and of_version(peer.host.version).member(lease)
     if view.store:
         return Fate.UNKNOWN, f"the store was not asked: {view.store}"
-    if lease is None:
+    if lease is None or member is None:
         return Fate.LOST, "the store has no lease of that subnet (any more)"
-    if lease.host != peer.host:
-        return Fate.LOST, f"the store says that {lease.host} holds {lease.subnet}"
+    if member.host != peer.host:
+        return Fate.LOST, f"the store says that {member.host} holds {member.subnet}"
     if lease.expired(view.time_s):
-        return Fate.UNKNOWN, f"its lease of {lease.subnet} has ended"
-    return Fate.ON, f"{lease.node or 'it'} holds {lease.subnet}: trace there goes on"
+        return Fate.UNKNOWN, f"its lease of {member.subnet} has ended"
+    return Fate.ON, f"{lease.node or 'it'} holds {member.subnet}: trace there goes on"
 
 
 # --- To here -------------------------------------------------------------------
@@ -185,7 +190,7 @@ def _in(probe: Probe, view: View, node: NodeEntry) -> Iterator[Hop]:
         name = "from_wire_xdp" if by_xdp else "from_wire"
         yield _program(name, uplink, why, _approved(probe, view, Direction.IN))
     else:
-        yield Hop("program", uplink, "kernel", Fate.ON, "", "from_wire is not on the uplink")
+        yield _without("from_wire", uplink, "the uplink", probe)
     if not watched or why.verdict is Verdict.PASS:
         yield from _netfilter(view)
     yield _container(view)
@@ -209,13 +214,18 @@ def _program(name: str, at: str, why: Reason, approved: str) -> Hop:
     return Hop("program", f"{name} {at}", by, fate, why.label, seen)
 
 
+def _without(program: str, at: str, where: str, probe: Probe) -> Hop:
+    family = "" if probe.src.version == 4 else " for IPv6"
+    return Hop("program", at, "kernel", Fate.ON, "", f"{program}{family} is not on {where}")
+
+
 def _approved(probe: Probe, view: View, direction: Direction) -> str:
     """Which of the flows that it may be of was approved, and when; empty: none."""
     found = view.approval(direction)
     if found is None:
         return ""
     key, flow = found
-    name = f"echo {key.sport}" if probe.proto == ICMP else f"ports {key.sport} > {key.dport}"
+    name = f"echo {key.sport}" if probe.is_echo else f"ports {key.sport} > {key.dport}"
     other = f" as {flow.to.address}, ports {flow.to.sport} > {flow.to.dport}" if flow.to else ""
     return f"{name}, approved{other} {(view.now_ns - flow.approved_ns) / 1e9:.1f} s ago"
 

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from ipaddress import IPv4Network
+from ipaddress import ip_network
 from typing import Any, Final
 
-from ctl.core.abi import Hook
+from ctl.core.abi import Hook, Ip
 from ctl.core.dissect import PROTOCOLS, TCP, UDP, Headers, Packet, dissect
 from ctl.core.reasons import Reason, Verdict, reason
-from ctl.core.tracer import Trace
+from ctl.core.tracer import Block, Selection, Trace
 
 INBOUND: Final = frozenset({Hook.FROM_CONTAINER, Hook.FROM_WIRE, Hook.FROM_WIRE_XDP, Hook.TUNNEL_IN})
 """Hooks that see what their interface receives; the others see what it sends."""
 
+_BRACKETS: Final = re.compile(r"\[([^]]*)\](?::(.*))?")
 _NUMBERS: Final = {name: number for number, name in PROTOCOLS.items()}
 
 
@@ -114,20 +116,29 @@ def _headers(headers: Headers | None) -> dict[str, Any] | None:
 class Flow:
     """Packets between two ends, in both directions."""
 
-    ends: tuple[IPv4Network, IPv4Network]
+    ends: tuple[Block | None, Block | None]
+    """None: anywhere."""
     ports: tuple[int, int]
     """0: any."""
     proto: int
     """0: any."""
 
     def __post_init__(self) -> None:
-        """ValueError for ports of a protocol that has none."""
+        """ValueError for ports of a protocol that has none, and for ends of two families."""
         if any(self.ports) and self.proto not in (0, TCP, UDP):
             raise ValueError(f"{PROTOCOLS.get(self.proto, self.proto)} has no ports")
+        self.selected()
+
+    def selected(self, host: Ip | None = None) -> Selection:
+        """Its packets, to and from this host. ValueError where that is of another family than they are."""
+        return Selection(self.ends, self.ports, host, self.proto)
 
 
 def parse_flow(text: str) -> Flow:
-    """From `10.77.1.2,10.77.2.3:80,tcp`; an address may be a subnet, or `any`. ValueError."""
+    """From `10.77.1.2,10.77.2.3:80,tcp`; an address may be a subnet, or `any`. ValueError.
+
+    An IPv6 address that a port follows is in brackets: `[fd00:77::3]:80`.
+    """
     parts = text.split(",")
     if not 1 <= len(parts) <= 3:
         raise ValueError(f"{text!r} is no flow such as 10.77.1.2,10.77.2.3:80,tcp")
@@ -146,12 +157,20 @@ def parse_proto(text: str) -> int:
     raise ValueError(f"{text!r} is no protocol: {', '.join(sorted(_NUMBERS))}, or a number up to 255")
 
 
-def _parse_end(text: str) -> tuple[IPv4Network, int]:
-    address, _, port = text.partition(":")
+def _parse_end(text: str) -> tuple[Block | None, int]:
+    address, port = _apart(text)
     try:
-        network = IPv4Network("0.0.0.0/0" if address == "any" else address, strict=False)
+        network = None if address == "any" else ip_network(address, strict=False)
     except ValueError:
-        raise ValueError(f"{address!r} is no IPv4 address or subnet") from None
+        raise ValueError(f"{address!r} is no IP address or subnet") from None
     if port and not (port.isascii() and port.isdigit() and 0 < int(port) < 65536):
         raise ValueError(f"{port!r} is no port")
     return network, int(port or 0)
+
+
+def _apart(text: str) -> tuple[str, str]:
+    """Address and port, which is empty if there is none."""
+    if found := _BRACKETS.fullmatch(text):
+        return found[1], found[2] or ""
+    address, _, port = text.partition(":")
+    return (text, "") if ":" in port else (address, port)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network
 from typing import Final
 
-from ctl.core.abi import Hook, Ip, address, network, port_bytes
+from ctl.core.abi import STRUCTS, Hook, Ip, address, network, port_bytes
+from ctl.core.dissect import in_family
 from ctl.core.reasons import Verdict
 
 TRACE_SHORT, TRACE_LONG = 128, 2016
@@ -28,8 +29,7 @@ VERDICT_BITS: Final = {verdict: 1 << number for number, verdict in enumerate(
 )}  # fmt: skip
 """Of TracerEntry.verdicts: in the order of enum verdict (bpf/reason.h)."""
 
-ANYWHERE: Final = IPv4Network("0.0.0.0/0")
-NO_HOST: Final = IPv4Address(0)
+Block = IPv4Network | IPv6Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,12 +38,12 @@ class TracerEntry:
 
     until_ns: int
     """Of CLOCK_MONOTONIC; 0, or passed: of none."""
-    ends: tuple[IPv4Network | IPv6Network, IPv4Network | IPv6Network] = (ANYWHERE, ANYWHERE)
+    ends: tuple[Block, Block]
     """Where the inner addresses lie, whichever is the source."""
-    ports: tuple[int, int] = (0, 0)
+    ports: tuple[int, int]
     """Of the one end and of the other; 0: any."""
-    host: Ip = NO_HOST
-    """At the other end of the tunnel; 0: any."""
+    host: Ip
+    """At the other end of the tunnel; 0.0.0.0 or ::: any."""
     proto: int = 0
     """0: any."""
     verdicts: frozenset[Verdict] = frozenset(Verdict)
@@ -55,9 +55,8 @@ class TracerEntry:
     @property
     def narrow(self) -> bool:
         """Whether packets have to be looked at."""
-        return (self.ends, self.ports, self.host, self.proto) != (
-            (ANYWHERE, ANYWHERE), (0, 0), NO_HOST, 0,
-        )  # fmt: skip
+        ends = (end.prefixlen for end in self.ends)
+        return any((*ends, *self.ports, int(self.host), self.proto))
 
     def pack(self) -> bytes:
         return TRACERS[self.host.version].pack(
@@ -86,6 +85,52 @@ class TracerEntry:
             frozenset(verdict for verdict, bit in VERDICT_BITS.items() if verdicts & bit),
             snaplen,
             skipped,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which packets are asked for, of whichever family they are."""
+
+    ends: tuple[Block | None, Block | None] = (None, None)
+    """Where the inner addresses lie, whichever is the source; None: anywhere."""
+    ports: tuple[int, int] = (0, 0)
+    """Of the one end and of the other; 0: any."""
+    host: Ip | None = None
+    """At the other end of the tunnel; None: any."""
+    proto: int = 0
+    """0: any."""
+    verdicts: frozenset[Verdict] = frozenset(Verdict)
+    snaplen: int = TRACE_SHORT
+    """Most bytes of each packet."""
+
+    def __post_init__(self) -> None:
+        """ValueError for addresses that no packet has all of."""
+        if len(self._named) > 1:
+            raise ValueError("no packet has addresses of IPv4 and of IPv6")
+
+    @property
+    def versions(self) -> frozenset[int]:
+        """Of which IP versions such packets are."""
+        return self._named or frozenset(TRACERS)
+
+    @property
+    def _named(self) -> frozenset[int]:
+        return frozenset(each.version for each in (*self.ends, self.host) if each is not None)
+
+    def entry(self, version: int) -> TracerEntry:
+        """What asks the programs for this IP version, which is one of `versions`, for them."""
+        nothing = bytes(STRUCTS[version].address)
+        anywhere = network(nothing, nothing)
+        one, other = (end or anywhere for end in self.ends)
+        return TracerEntry(
+            0,
+            (one, other),
+            self.ports,
+            self.host or address(nothing),
+            in_family(self.proto, version),
+            self.verdicts,
+            self.snaplen,
         )
 
 

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
-from typing import Any
 
-from ctl.core.abi import Direction, Ip, NodeEntry, PeerEntry
+from ctl.core.abi import Direction, Hook, Ip, NodeEntry, PeerEntry
 from ctl.core.base_chains import base_chains
 from ctl.core.decision import Probe, View
 from ctl.core.errors import OvnetError
-from ctl.core.family import IPV4
-from ctl.core.model import Lease
+from ctl.core.family import of_version
+from ctl.core.model import A, Lease
 from ctl.core.report import AgentReport
 from ctl.kernel.bpf.maps import Maps
 from ctl.kernel.command import run
 from ctl.kernel.forward import refusing
-from ctl.kernel.hooks.listing import listing
+from ctl.kernel.hooks.listing import Hooked, listing
 from ctl.kernel.netlink.fib import next_hop
 from ctl.kernel.netlink.session import Netlink
 from ctl.settings.config import Settings
@@ -26,18 +25,22 @@ from ctl.settings.config import Settings
 
 def look(
     settings: Settings,
-    maps: Maps[Any],
+    maps: Maps[A],
     netlink: Netlink,
     probe: Probe,
     report: AgentReport | None,
     leases: Sequence[Lease],
     store_error: str,
+    running: Collection[Hook] = frozenset(Hook),
 ) -> View:
-    """Read it. `store_error`: why there are no `leases`.
+    """Read it. AgentUnreachable before an agent has run here, KernelError.
 
-    AgentUnreachable before an agent has run here, KernelError.
+    `maps`: of the packet's family; `running`: where that has programs, if there are any at all;
+    `store_error`: why there are no `leases`.
     """
     node = maps.configured()
+    if Hook.TO_OVERLAY not in running:
+        node = replace(node, tunnel_ifindex=0)
     hooked = listing(netlink, settings.bpffs)
     names = {link.ifindex: link.name for link in netlink.links().values()}
     view = View(
@@ -49,10 +52,10 @@ def look(
         flows={key: flow for key, flow in maps.flows().items() if probe.is_of(key)},
         now_ns=time.clock_gettime_ns(time.CLOCK_MONOTONIC),
         names=names,
-        programs=frozenset((each.dev, each.hook) for each in hooked if each.ours),
+        programs=frozenset((each.dev, each.hook) for each in hooked if each.ours and _runs(each, running)),
         route=_route(netlink, names, probe.dst),
         refusals=_refusals(node, report),
-        unresolved=netlink.unresolved(IPV4),
+        unresolved=netlink.unresolved(of_version(probe.src.version)),
         lease=_lease(leases, probe.dst),
         store=store_error,
         time_s=time.time(),
@@ -69,12 +72,18 @@ def look(
     )
 
 
+def _runs(hooked: Hooked, running: Collection[Hook]) -> bool:
+    """Whether it has the packet seen by a program of its family. tc's are there together, or not at all."""
+    return (Hook.FROM_WIRE_XDP if hooked.hook == "xdp" else Hook.FROM_WIRE) in running
+
+
 def _lease(leases: Sequence[Lease], address: Ip) -> Lease | None:
     """The one whose containers have the address."""
-    return next((lease for lease in leases if address in lease.subnet), None)
+    member = of_version(address.version).member
+    return next((each for each in leases if (found := member(each)) and address in found.subnet), None)
 
 
-def _peer(maps: Maps[Any], node: NodeEntry, address: Ip) -> PeerEntry | None:
+def _peer(maps: Maps[A], node: NodeEntry, address: Ip) -> PeerEntry | None:
     return maps.lookup_peer(ip_network((address, node.subnet.prefixlen), strict=False).network_address)
 
 

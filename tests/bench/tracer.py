@@ -14,7 +14,7 @@ from statistics import fmean, median, stdev
 from typing import Final
 
 from ctl.core.abi import Hook
-from ctl.core.tracer import ANYWHERE, TracerEntry
+from ctl.core.tracer import Selection
 from ctl.kernel.bpf import syscall
 from ctl.kernel.bpf.child import Bcc
 from ctl.kernel.bpf.source import source
@@ -34,8 +34,8 @@ REPEAT: Final = 40_000
 FITS: Final = 4_000
 """Packets that the ring has room for."""
 
-EVERYTHING: Final = TracerEntry(0)
-ELSEWHERE: Final = replace(EVERYTHING, ends=(IPv4Network(FOREIGN), ANYWHERE))
+EVERYTHING: Final = Selection()
+ELSEWHERE: Final = replace(EVERYTHING, ends=(IPv4Network(FOREIGN), None))
 
 
 def main() -> None:
@@ -70,8 +70,8 @@ def figures(datapath: Datapath, loaded: list[list[int]], packet: bytes) -> Itera
     """Ns a packet of each load, in the order of the columns."""
     yield from compared(loaded, packet)
     fds = [fd for _, fd in loaded]
-    for entry, repeat in ((ELSEWHERE, REPEAT), (EVERYTHING, FITS), (EVERYTHING, REPEAT)):
-        yield [median(traced(datapath, entry, fd, packet, repeat)) for fd in fds]
+    for asked, repeat in ((ELSEWHERE, REPEAT), (EVERYTHING, FITS), (EVERYTHING, REPEAT)):
+        yield [median(traced(datapath, asked, fd, packet, repeat)) for fd in fds]
 
 
 def compared(loaded: list[list[int]], packet: bytes) -> Iterator[list[float]]:
@@ -84,9 +84,9 @@ def compared(loaded: list[list[int]], packet: bytes) -> Iterator[list[float]]:
     yield from ([median(each) for each in build] for build in found)
 
 
-def traced(datapath: Datapath, entry: TracerEntry, fd: int, packet: bytes, repeat: int) -> Iterator[int]:
-    """While a tracer asks for `entry`. What has come is read before each run: then there is room for FITS."""
-    with Tracing(datapath.maps, entry) as tracing:
+def traced(datapath: Datapath, asked: Selection, fd: int, packet: bytes, repeat: int) -> Iterator[int]:
+    """While a tracer asks for that. What has come is read before each run: then there is room for FITS."""
+    with Tracing([datapath.maps], asked) as tracing:
         for _ in range(ROUNDS):
             assert len(list(tracing.packets(0))) <= REPEAT
             yield ns(fd, packet, repeat)

@@ -23,7 +23,7 @@ from ctl.core.reasons import labelled
 from ctl.kernel.bpf import syscall
 from ctl.kernel.bpf.families import AllMaps
 from ctl.kernel.bpf.maps import Maps, create_or_adopt, family_root, specs, unpin_all
-from tests.datapath import ENDPOINT, INET, INET6, Cast
+from tests.datapath import ENDPOINT, INET, INET6, MAC, Cast
 
 Ovctl = Callable[..., tuple[int, str, str]]
 
@@ -127,6 +127,15 @@ def test_a_map_that_is_not_furnished_yet_shows_subnets_as_addresses(ovctl: Ovctl
     ]
 
 
+def test_where_an_address_of_ipv6_leads_is_found(ovctl: Ovctl, maps: AllMaps) -> None:
+    code, out, _ = ovctl("map", "get", "fd10:0:0:2:0::77", "-o", "json")
+    found = json.loads(out)
+    assert (code, found["ip"], found["peer"]["host"]) == (0, "fd10:0:0:2::77", "fd50::2")
+    _, out, _ = ovctl("map", "get", "fd10:0:0:1::5", "-o", "json")
+    assert json.loads(out)["endpoint"]["mac"] == str(MAC)
+    assert ovctl("map", "get", "fd10:0:0:9::1")[0] == 3
+
+
 def test_a_flush_takes_the_approvals_of_both_back(ovctl: Ovctl, maps: AllMaps) -> None:
     assert ovctl("flow", "flush") == (0, "", "ovctl: flushed 2 flows\n")
     assert not any(each.flows() for each in maps)
@@ -149,3 +158,52 @@ def test_top_shows_peers_and_flows_of_both(ovctl: Ovctl, maps: AllMaps) -> None:
     assert hosts == {"192.168.50.2", "fd50::2"}
     (container,) = rows(ovctl, "top", "--by", "containers", *argv)
     assert container["ip"] == "10.1.1.5", "its port is counted, whatever goes through it"
+
+
+def test_where_a_packet_of_ipv6_would_go_is_told_of_its_own_maps(
+    ovctl: Ovctl, maps: AllMaps, tmp_path: Path
+) -> None:
+    own = (f"--state-dir={tmp_path}", f"--store=sqlite://{tmp_path}/store.db")
+    _, out, err = ovctl("trace", str(INET6.local), str(INET6.remote), *own, "-o", "json")
+    assert err == ""
+    first, program, route, *_ = json.loads(out)
+    assert (first["hop"], first["at"]) == ("container", "fd10:0:0:1::5")
+    assert program["seen"] == "from_container for IPv6 is not on this port"
+    assert route["hop"] == "route", "by the kernel path, as nothing is handed to programs for IPv6"
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("map", "get", "fd10:0:0:2::1"),
+        ("trace", "fd10:0:0:1::5", "fd10:0:0:2::1"),
+        ("monitor", "--container", "fd10:0:0:1::5"),
+    ],
+)
+def test_where_ebpf_carries_no_ipv6_it_is_said_and_how_to_go_on(
+    ovctl: Ovctl, pins: Path, tmp_path: Path, argv: tuple[str, ...]
+) -> None:
+    with create_or_adopt(pins, specs(4, 4, 64)) as alone:
+        alone.write_node(INET.node)
+        state = () if argv[0] == "map" else (f"--state-dir={tmp_path}",)
+        code, out, err = ovctl(*argv, *state)
+    assert (code, out) == (3, "")
+    assert err == "ovctl: error: eBPF carries no IPv6 on this node: see ip -6 route get ADDRESS\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (("trace", "10.1.1.5", "fd10:0:0:2::1"), "10.1.1.5 and fd10:0:0:2::1 are of different families"),
+        (
+            ("monitor", "--container", "10.1.1.5", "--peer", "fd50::2"),
+            "--peer fd50::2: no packet has addresses of IPv4 and of IPv6",
+        ),
+    ],
+)
+def test_addresses_that_no_packet_has_all_of_are_refused(
+    ovctl: Ovctl, argv: tuple[str, ...], words: str
+) -> None:
+    code, out, err = ovctl(*argv)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"ovctl: error: {words}")

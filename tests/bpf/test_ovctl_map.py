@@ -203,12 +203,14 @@ def test_get_of_nobodys_address_is_3(ovctl: Any, maps: Maps[IPv4Address]) -> Non
     assert err == "ovctl: error: 10.1.1.6 is in no peer's subnet and is no container of this node\n"
 
 
-@pytest.mark.parametrize("text", ["10.1.2", "localhost", "10.1.2.0/24", "::1", "", "10.1.2.999", "010.1.2.3"])
+@pytest.mark.parametrize(
+    "text", ["10.1.2", "localhost", "10.1.2.0/24", "::1::", "", "10.1.2.999", "010.1.2.3"]
+)
 def test_get_of_what_is_no_address_is_2(ovctl: Any, text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         ovctl("map", "get", text)
     assert caught.value.code == 2
-    assert f"{text!r} is not an IPv4 address" in capsys.readouterr().err
+    assert f"{text!r} is not an IPv4 or IPv6 address" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("argv", [("map", "dump"), ("map", "get", "10.1.2.3"), ("flow", "flush")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -11,26 +12,36 @@ from ctl.core.abi import NODE_F_OTHERS_BEHIND, PEER_F_KERNEL_PATH
 from ctl.core.decision import Probe, View, arriving, leaving
 from ctl.core.dissect import UDP
 from ctl.core.model import Bypass
-from tests.datapath import (
-    LOCAL,
-    PEER,
-    PEER_SUBNET,
-    REMOTE,
-    Datapath,
-    flow_in,
-    flow_out,
-    received,
-    sent,
-    wire,
-)
+from tests import packets
+from tests.datapath import INET, INET6, Cast, Datapath
 
-OUT = Probe(LOCAL, REMOTE, UDP, 1000, 2000, 36)
-IN = Probe(REMOTE, LOCAL, UDP, 2000, 1000, 36)
+
+@pytest.fixture(scope="session", params=[INET, INET6], ids=str)
+def compiled(request: pytest.FixtureRequest) -> Iterator[Datapath]:
+    with Datapath(cast=request.param) as opened:
+        yield opened
+
+
+@pytest.fixture
+def datapath(compiled: Datapath) -> Datapath:
+    """Programs of one family on its maps, furnished."""
+    return compiled.clear().furnish()
+
+
+def out(cast: Cast) -> Probe:
+    """What `cast.sent` is."""
+    return Probe(cast.local, cast.remote, UDP, 1000, 2000, len(cast.sent()) - packets.ETH_LEN)
+
+
+def back(cast: Cast) -> Probe:
+    """What `cast.received` is."""
+    return Probe(cast.remote, cast.local, UDP, 2000, 1000, len(cast.received()) - packets.ETH_LEN)
 
 
 def view(datapath: Datapath, probe: Probe) -> View:
     """As ctl.node.path has it, as far as it matters."""
-    maps, peer = datapath.maps, datapath.maps.lookup_peer(PEER_SUBNET.network_address)
+    maps = datapath.maps
+    peer = maps.lookup_peer(datapath.cast.peer_subnet.network_address)
     return View(
         maps.configured(),
         source=maps.lookup_endpoint(probe.src),
@@ -45,8 +56,8 @@ def view(datapath: Datapath, probe: Probe) -> View:
 @pytest.mark.parametrize("age_s", [None, 0, 60])
 def test_the_decision_is_the_programs(datapath: Datapath, age_s: float | None) -> None:
     if age_s is not None:
-        datapath.approve(flow_out(), age_s=age_s)
-        datapath.approve(flow_in(), age_s=age_s)
+        datapath.approve(datapath.cast.flow_out(), age_s=age_s)
+        datapath.approve(datapath.cast.flow_in(), age_s=age_s)
     assert_told_of(datapath)
 
 
@@ -58,37 +69,55 @@ def test_of_each_mode_it_is_the_programs(datapath: Datapath, bypass: Bypass) -> 
 
 @pytest.mark.parametrize("flags", [PEER_F_KERNEL_PATH, 0])
 def test_of_a_peer_left_to_the_kernel_it_is_the_programs(datapath: Datapath, flags: int) -> None:
-    datapath.approve(flow_out())
-    datapath.approve(flow_in())
-    datapath.peer(PEER_SUBNET, replace(PEER, flags=flags))
+    cast = datapath.cast
+    datapath.approve(cast.flow_out())
+    datapath.approve(cast.flow_in())
+    datapath.peer(cast.peer_subnet, replace(cast.peer, flags=flags))
     assert_told_of(datapath)
 
 
 @pytest.mark.parametrize("changes", [{"flags": NODE_F_OTHERS_BEHIND}, {"mtu": 35}, {"routing_marks": 1}])
 def test_of_a_node_like_that_it_is_the_programs(datapath: Datapath, changes: dict[str, int]) -> None:
-    datapath.approve(flow_out(), mark=1)
-    datapath.approve(flow_in())
+    datapath.approve(datapath.cast.flow_out(), mark=1)
+    datapath.approve(datapath.cast.flow_in())
     datapath.node(**changes)
     assert_told_of(datapath)
 
 
 def test_of_a_protocol_that_is_never_bypassed_it_is_the_programs(datapath: Datapath) -> None:
-    assert_told_of(datapath, proto=50)
+    unverified = "outer_checksum" if datapath.cast.version == 6 else ""
+    assert_told_of(datapath, proto=50, unverified=unverified)
 
 
 def test_of_a_container_that_is_not_known_it_is_the_programs(datapath: Datapath) -> None:
-    stranger = LOCAL + 77
-    probe = replace(OUT, src=stranger)
-    assert datapath.run("from_container", sent(src=stranger)).reason == told(datapath, probe)
+    cast = datapath.cast
+    stranger = cast.local + 77
+    probe = replace(out(cast), src=stranger)
+    assert datapath.run("from_container", cast.sent(src=stranger)).reason == told(datapath, probe)
 
 
-def assert_told_of(datapath: Datapath, proto: int = UDP) -> None:
-    """Of a packet each way, program and telling agree. First what is told: programs change approvals."""
-    out, back = (told(datapath, replace(probe, proto=proto)) for probe in (OUT, IN))
-    assert datapath.run("from_container", sent(proto=proto)).reason == out
-    assert datapath.run("from_wire", wire(received(proto=proto))).reason == back
+def test_of_an_echo_it_is_the_programs(datapath: Datapath) -> None:
+    cast = datapath.cast
+    proto, question, _ = cast.ping
+    key = cast.flow_out(proto, 7, question << 8)
+    frame = cast.sent(packets.icmp(b"ping", question, 7), proto)
+    probe = Probe(cast.local, cast.remote, proto, 7, size=len(frame) - packets.ETH_LEN)
+    assert told(datapath, probe) == "flow_unknown"
+    datapath.approve(key)
+    assert told(datapath, probe) == datapath.run("from_container", frame).reason == "encap"
+
+
+def assert_told_of(datapath: Datapath, proto: int = UDP, unverified: str = "") -> None:
+    """Of a packet each way, program and telling agree. First what is told: programs change approvals.
+
+    `unverified`: what is said of one that comes in, as no NIC has verified it; empty: nothing of that.
+    """
+    cast = datapath.cast
+    there, here = (told(datapath, replace(probe, proto=proto)) for probe in (out(cast), back(cast)))
+    assert datapath.run("from_container", cast.sent(proto=proto)).reason == there
+    assert datapath.run("from_wire", cast.wire(cast.received(proto=proto))).reason == (unverified or here)
 
 
 def told(datapath: Datapath, probe: Probe) -> str:
-    decide = arriving if probe.dst == LOCAL else leaving
+    decide = arriving if probe.dst == datapath.cast.local else leaving
     return decide(probe, view(datapath, probe)).label

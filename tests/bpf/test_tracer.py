@@ -12,12 +12,13 @@ import pytest
 from ctl.core.abi import Hook
 from ctl.core.dissect import dissect
 from ctl.core.reasons import Verdict, reason
-from ctl.core.tracer import ANYWHERE, Trace, TracerEntry
+from ctl.core.tracer import Selection, Trace
 from ctl.kernel.bpf.maps import TRACE_RING_BYTES
 from ctl.kernel.bpf.ring import Ring
 from ctl.kernel.bpf.tracing import RENEW, Tracing
 from tests.datapath import (
     FOREIGN,
+    INET6,
     LOCAL,
     NODE,
     PEER,
@@ -30,7 +31,7 @@ from tests.datapath import (
     wire,
 )
 
-EVERYTHING = TracerEntry(0)
+EVERYTHING = Selection()
 
 
 @pytest.fixture
@@ -40,9 +41,9 @@ def ring(datapath: Datapath) -> Iterator[Ring[Trace]]:
     opened.close()
 
 
-def told(datapath: Datapath, entry: TracerEntry) -> list[tuple[str, str]]:
+def told(datapath: Datapath, asked: Selection) -> list[tuple[str, str]]:
     """Hook and reason of what is told of a packet each way, of an unapproved one and of one refused."""
-    with Tracing(datapath.maps, entry) as tracing:
+    with Tracing([datapath.maps], asked) as tracing:
         datapath.approve(flow_out())
         datapath.approve(flow_in())
         datapath.run("from_container", sent())
@@ -58,7 +59,7 @@ def test_nothing_is_told_while_nobody_asks(datapath: Datapath, ring: Ring[Trace]
 
 def test_a_packet_is_told_as_it_leaves_the_hook(datapath: Datapath) -> None:
     datapath.approve(flow_out())
-    with Tracing(datapath.maps, EVERYTHING) as tracing:
+    with Tracing([datapath.maps], EVERYTHING) as tracing:
         left = datapath.run("from_container", sent())
         (seen,) = tracing.packets(0)
     assert seen.data == left.packet
@@ -73,11 +74,11 @@ FILTERS = {
     "everything": (EVERYTHING, ALL),
     "drops": (replace(EVERYTHING, verdicts=frozenset({Verdict.DROP})), ALL[2:]),
     "a flow, either way": (
-        replace(EVERYTHING, ends=(IPv4Network(REMOTE), ANYWHERE), ports=(2000, 1000)),
+        replace(EVERYTHING, ends=(IPv4Network(REMOTE), None), ports=(2000, 1000)),
         ALL,
     ),
     "ports the other way round": (
-        replace(EVERYTHING, ends=(IPv4Network(REMOTE), ANYWHERE), ports=(1000, 0)),
+        replace(EVERYTHING, ends=(IPv4Network(REMOTE), None), ports=(1000, 0)),
         [],
     ),
     "another protocol": (replace(EVERYTHING, proto=6), []),
@@ -88,27 +89,27 @@ FILTERS = {
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_only_what_is_asked_for_is_told(datapath: Datapath, name: str) -> None:
-    entry, expected = FILTERS[name]
-    assert told(datapath, entry) == expected
+    asked, expected = FILTERS[name]
+    assert told(datapath, asked) == expected
 
 
 def test_what_is_none_of_the_overlays_is_told_only_if_it_is_asked_for(datapath: Datapath) -> None:
-    aside = replace(EVERYTHING, ends=(IPv4Network(LOCAL), ANYWHERE))
-    for entry, expected in ((EVERYTHING, []), (aside, ["not_overlay"])):
-        with Tracing(datapath.maps, entry) as tracing:
+    aside = replace(EVERYTHING, ends=(IPv4Network(LOCAL), None))
+    for asked, expected in ((EVERYTHING, []), (aside, ["not_overlay"])):
+        with Tracing([datapath.maps], asked) as tracing:
             datapath.run("from_container", sent(dst=FOREIGN))
             assert [reason(each.reason).label for each in tracing.packets(0)] == expected
 
 
 def test_a_tracer_that_was_killed_is_over_by_itself(datapath: Datapath, ring: Ring[Trace]) -> None:
-    datapath.maps.write_tracer(replace(EVERYTHING, until_ns=time.monotonic_ns()))
+    datapath.maps.write_tracer(replace(EVERYTHING.entry(4), until_ns=time.monotonic_ns()))
     datapath.run("from_container", sent())
     assert list(ring.drain()) == []
     assert datapath.maps.tracer().until_ns == 0
 
 
 def test_a_flood_is_counted(datapath: Datapath) -> None:
-    with Tracing(datapath.maps, replace(EVERYTHING, snaplen=2016)) as tracing:
+    with Tracing([datapath.maps], replace(EVERYTHING, snaplen=2016)) as tracing:
         for _ in range(600):
             datapath.run("from_container", sent(bytes(1000), 99))
         kept = len(list(tracing.packets(0)))
@@ -116,7 +117,7 @@ def test_a_flood_is_counted(datapath: Datapath) -> None:
 
 
 def test_a_tracer_that_always_has_more_to_read_is_not_taken_for_dead(datapath: Datapath) -> None:
-    with Tracing(datapath.maps, EVERYTHING) as tracing:
+    with Tracing([datapath.maps], EVERYTHING) as tracing:
         for _ in range(RENEW + 1):
             datapath.run("from_container", sent())
         packets = tracing.packets(0)
@@ -127,8 +128,35 @@ def test_a_tracer_that_always_has_more_to_read_is_not_taken_for_dead(datapath: D
 
 
 def test_drops_of_xdp_are_told(datapath: Datapath) -> None:
-    with Tracing(datapath.maps, EVERYTHING) as tracing:
+    with Tracing([datapath.maps], EVERYTHING) as tracing:
         datapath.xdp(wire(received(), host=FOREIGN))
         (seen,) = tracing.packets(0)
     assert (seen.hook, reason(seen.reason).label) == (Hook.FROM_WIRE_XDP, "unknown_vtep")
     assert seen.data == wire(received(), host=FOREIGN)[:96]
+
+
+@pytest.fixture(scope="module")
+def of_ipv6() -> Iterator[Datapath]:
+    with Datapath(cast=INET6) as opened:
+        yield opened.furnish()
+
+
+def test_packets_of_both_families_are_told_in_the_order_of_their_times(
+    datapath: Datapath, of_ipv6: Datapath
+) -> None:
+    with Tracing([datapath.maps, of_ipv6.maps], EVERYTHING) as tracing:
+        for each in (datapath, of_ipv6, datapath, of_ipv6):
+            each.run("from_container", each.cast.sent())
+        seen = [dissect(each.data, NODE.port).inner for each in tracing.packets(0)]
+    ends = [LOCAL, INET6.local, LOCAL, INET6.local]
+    assert [each and each.src for each in seen] == ends
+
+
+def test_a_tracer_of_one_family_leaves_the_other_alone(datapath: Datapath, of_ipv6: Datapath) -> None:
+    asked = replace(EVERYTHING, ends=(INET6.peer_subnet, None))
+    with Tracing([of_ipv6.maps], asked) as tracing:
+        assert datapath.maps.tracer().until_ns == 0 < of_ipv6.maps.tracer().until_ns
+        of_ipv6.run("from_container", INET6.sent())
+        of_ipv6.run("from_container", INET6.sent(dst=INET6.third_subnet[9]))
+        assert len(list(tracing.packets(0))) == 1
+    assert of_ipv6.maps.tracer().until_ns == 0, "it is over when the tracer ends"

@@ -31,7 +31,7 @@ from ctl.core.errors import AgentUnreachable
 from ctl.core.path import Fate, Hop, hops
 from ctl.core.reasons import labelled
 from ctl.core.sighting import Flow, Sighting, as_json, line, sighting, worded
-from ctl.core.tracer import ANYWHERE, Trace
+from ctl.core.tracer import Trace
 from ctl.process.elsewhere import Elsewhere
 from tests.datapath import sent
 from tests.unit.test_path import ARRIVING, CALL, HOST, IN, LEASE, LEAVING, OUT, THERE, TRANSLATED
@@ -82,7 +82,7 @@ def test_it_is_asked_about_the_flow_that_was_found_here() -> None:
 def test_of_a_service_it_is_asked_about_what_netfilter_has_made_of_it() -> None:
     there = as_there(CALL, replace(LEAVING, flows=TRANSLATED))
     assert (there.dst, there.sport, there.dport) == (THERE, 1000, 8080)
-    flow = Flow((ANYWHERE, ANYWHERE), (0, 80), 0)
+    flow = Flow((None, None), (0, 80), 0)
     assert live_question(there, flow) == (
         ["ovctl", "trace", "10.77.1.2", "10.77.2.3", "-o", "json", "--dport", "8080", "--live", "--until-eof"]
     )

@@ -33,9 +33,9 @@ NOT_THERE = (1 << 31) - 1
 DEV = f"if{NOT_THERE}"
 
 WRONG = {
-    "trace 10.77.1.2 nowhere": "argument DST: 'nowhere' is not an IPv4 address",
+    "trace 10.77.1.2 nowhere": "argument DST: 'nowhere' is not an IPv4 or IPv6 address",
     "trace 10.77.1.2 10.77.2.3 --size 19": "argument --size: '19' is no number from 20 to 65535",
-    "trace 10.77.1.2 10.77.2.3 --proto quic": "argument --proto: 'quic' is no protocol: icmp, tcp, udp, or",
+    "trace 10.77.1.2 10.77.2.3 --proto quic": "argument --proto: 'quic' is no protocol: icmp, icmpv6, tcp,",
     "trace 10.77.1.2 10.77.2.3 --count 3": "--until-eof are about packets as they pass: add --live",
     "trace 10.77.1.2 10.77.2.3 --until-eof": "--count, --seconds, --until-eof are about packets as they pass",
     "trace 10.77.1.2 10.77.2.3 --peer-command ssh": "'ssh' does not say which node: put {host} or",
@@ -44,7 +44,7 @@ WRONG = {
     "monitor --count 0": "argument --count: '0' is no number from 1 to 2147483647",
     "monitor --flow 10.77.1.2:80,any,icmp": "argument --flow: icmp has no ports",
     "monitor --flow any --container 10.77.1.2": "argument --container: not allowed with argument --flow",
-    "monitor --peer alpha": "argument --peer: 'alpha' is not an IPv4 address",
+    "monitor --peer alpha": "argument --peer: 'alpha' is not an IPv4 or IPv6 address",
     "capture --snaplen 13 -w -": "argument --snaplen: '13' is no number from 14 to 2016",
     "capture": "the following arguments are required: -w/--write",
 }

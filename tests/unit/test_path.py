@@ -4,18 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import IPv4Address, IPv4Network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from ctl.core.abi import Direction, EndpointEntry, FlowEntry, FlowKey, NodeEntry, PeerEntry, Translation
+from ctl.core.abi import (
+    Direction,
+    EndpointEntry,
+    FlowEntry,
+    FlowKey,
+    Hook,
+    Ip,
+    NodeEntry,
+    PeerEntry,
+    Translation,
+)
 from ctl.core.decision import Probe, View
-from ctl.core.dissect import ICMP, TCP
+from ctl.core.dissect import ICMP, ICMPV6, TCP, in_family
 from ctl.core.errors import KernelError
-from ctl.core.model import Bypass, Lease, MacAddress
+from ctl.core.model import Bypass, IPv6Lease, Lease, MacAddress
 from ctl.core.path import Fate, hops
 from ctl.kernel.hooks.listing import Hooked
 from ctl.node import path
@@ -162,6 +172,60 @@ def test_between_two_of_this_node_there_is_only_the_bridge() -> None:
     assert told(Probe(HERE, HERE + 1), ARRIVING) == [("bridge", "kernel", "on"), ("container", "", "on")]
 
 
+HERE6, THERE6 = IPv6Address("fd77:0:0:1::2"), IPv6Address("fd77:0:0:2::3")
+HOST6 = IPv6Address("2001:db8::2")
+NODE6 = replace(
+    NODE,
+    host=IPv6Address("2001:db8::1"),
+    network=IPv6Network("fd77::/48"),
+    subnet=IPv6Network("fd77:0:0:1::/64"),
+    pool=(IPv6Address("fd77::"), IPv6Address("fd77::ffff:0:0:0:0")),
+    mtu=1430,
+)
+SUBNET6 = IPv6Network("fd77:0:0:2::/64")
+OUT6 = Probe(HERE6, THERE6, TCP, 1000, 80)
+LEAVING6 = replace(
+    LEAVING, node=NODE6, peer=replace(PEER, host=HOST6, next_hop=HOST6),
+    flows=approved(OUT6, Direction.OUT), lease=replace(LEASE, ipv6=IPv6Lease(SUBNET6, HOST6, MAC, 1)),
+)  # fmt: skip
+
+
+def test_of_ipv6_it_is_told_hop_by_hop_too() -> None:
+    *_, wire, peer = hops(OUT6, LEAVING6)
+    assert wire.seen == "to 2001:db8::2, UDP 8472, VNI 1"
+    assert peer.seen == "beta holds fd77:0:0:2::/64: trace there goes on"
+    assert told(OUT6, LEAVING6) == told(OUT, LEAVING)
+
+
+LOST6 = {
+    "too large, which no router cuts": (replace(OUT6, size=1431), LEAVING6, "1431 bytes, the overlay"),
+    "no neighbour": (
+        OUT6, replace(LEAVING6, unresolved=frozenset({HOST6})), "does not answer neighbour solicitations",
+    ),
+    "a lease of IPv4 only": (OUT6, replace(LEAVING6, lease=LEASE), "the store has no lease of that subnet"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOST6)
+def test_where_one_of_ipv6_is_lost_is_the_last_line(name: str) -> None:
+    probe, view, words = LOST6[name]
+    last = list(hops(probe, view))[-1]
+    assert last.fate is Fate.LOST and words in last.seen
+
+
+def test_of_ipv6_the_device_makes_the_tunnel_of_what_has_no_checksum() -> None:
+    esp = replace(OUT6, proto=50)
+    (tunnel,) = (hop for hop in hops(esp, LEAVING6) if hop.hop == "tunnel")
+    assert (tunnel.by, tunnel.reason) == ("kernel", "outer_checksum")
+
+
+@pytest.mark.parametrize(("proto", "carried"), [(ICMPV6, True), (ICMP, False)])
+def test_each_family_has_an_icmp_of_its_own(proto: int, carried: bool) -> None:
+    probe = replace(OUT6, proto=proto)
+    assert (probe.is_carried, probe.is_echo) == (carried, carried)
+    assert in_family(proto, 6) == ICMPV6 and in_family(proto, 4) == ICMP
+
+
 # --- What is read of a node ----------------------------------------------------
 
 
@@ -181,6 +245,8 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., View]:
             "run": lambda *argv: "",
             "report": REPORT,
             "probe": OUT,
+            "leases": [LEASE],
+            "running": frozenset(Hook),
         } | changes  # fmt: skip
         hooked = [Hooked("eth0", "ingress", "tcx", "from_wire", 1, ours) for ours in (True, False)]
         monkeypatch.setattr(path, "listing", lambda netlink, root: hooked)
@@ -188,7 +254,8 @@ def looked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., View]:
         monkeypatch.setattr(path, "run", answers["run"])
         kernel: Any = SimpleNamespace(rtnl=None, **answers)
         settings: Any = SimpleNamespace(bpffs=Path("/"))
-        return path.look(settings, kernel, kernel, answers["probe"], answers["report"], [LEASE], "")
+        told_of = (answers["probe"], answers["report"], answers["leases"])
+        return path.look(settings, kernel, kernel, *told_of, "", answers["running"])
 
     return look
 
@@ -204,6 +271,27 @@ def test_what_has_to_do_with_the_packet_is_read_of_the_node(looked: Callable[...
     assert view.flows == approved(OUT, Direction.OUT)
     assert (view.programs, view.route, view.lease) == (frozenset({("eth0", "ingress")}), "ovnet.1", LEASE)
     assert view.unresolved == {HOST}
+
+
+def test_programs_that_the_family_has_not_are_not_there(looked: Callable[..., View]) -> None:
+    view = looked(running=())
+    assert (view.programs, view.node.tunnel_ifindex) == (frozenset(), 0)
+    seen = [hop.seen for hop in hops(OUT6, replace(LEAVING6, programs=frozenset())) if hop.hop == "program"]
+    assert seen == ["from_container for IPv6 is not on this port"]
+
+
+def test_of_ipv6_neighbours_and_leases_are_those_of_its_family(looked: Callable[..., View]) -> None:
+    lease, asked = replace(LEASE, ipv6=IPv6Lease(SUBNET6, HOST6, MAC, 1)), list[int]()
+
+    def unresolved(family: Any) -> frozenset[Ip]:
+        asked.append(family.version)
+        return frozenset()
+
+    peers = {SUBNET6.network_address: LEAVING6.peer}.get
+    view = looked(
+        configured=lambda: NODE6, lookup_peer=peers, probe=OUT6, leases=[lease], unresolved=unresolved
+    )
+    assert (asked, view.lease, view.peer) == ([6], lease, LEAVING6.peer)
 
 
 VIP = IPv4Address("10.96.0.1")

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import heapq
 import mmap
 import select
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from typing import Any, Final, Self
 
 from ctl.core.errors import KernelError
-from ctl.core.tracer import Trace, TracerEntry
+from ctl.core.tracer import Selection, Trace, TracerEntry
 from ctl.kernel.bpf.maps import TRACE_RING_BYTES, Maps
 from ctl.kernel.bpf.ring import Ring
 
@@ -23,8 +25,8 @@ POLL_S: Final = 0.5
 """How long it waits for packets before it says so again."""
 
 
-class Tracing:
-    """The packets of this node that `entry` is about. Only one at a time: whoever opens it sees to that."""
+class _Armed:
+    """The tracer of one family's maps: its programs tell of packets as long as it is renewed."""
 
     def __init__(self, maps: Maps[Any], entry: TracerEntry) -> None:
         """KernelError."""
@@ -35,10 +37,46 @@ class Tracing:
         except OSError as error:
             self._ring.close()
             raise KernelError(f"cannot map the map tracer: {error.strerror}") from error
-        self._poll = select.poll()
-        self._poll.register(maps.fd("traces"), select.POLLIN)
         self._ring.clear()
         maps.write_tracer(replace(entry, until_ns=_end(), skipped=0))
+
+    def close(self) -> None:
+        """The programs are told to stop."""
+        self.set_end(0)
+        self._memory.close()
+        self._ring.close()
+
+    @property
+    def fd(self) -> int:
+        """Readable when packets have come."""
+        return self._maps.fd("traces")
+
+    def drain(self) -> Iterator[Trace]:
+        """What has come since the last call, oldest first."""
+        return self._ring.drain()
+
+    @property
+    def skipped(self) -> int:
+        return self._maps.tracer().skipped
+
+    def set_end(self, until_ns: int) -> None:
+        # By memory: to write the map's value anew would undo what the programs count in it.
+        struct.pack_into("=Q", self._memory, 0, until_ns)
+
+
+class Tracing:
+    """The packets of this node that are asked for. Only one at a time: whoever opens it sees to that."""
+
+    def __init__(self, maps: Iterable[Maps[Any]], asked: Selection) -> None:
+        """`maps`: of the families that are asked for. KernelError."""
+        self._poll = select.poll()
+        with ExitStack() as undone:
+            self._armed = [
+                undone.enter_context(closing(_Armed(each, asked.entry(each.family.version)))) for each in maps
+            ]
+            self._undone = undone.pop_all()
+        for each in self._armed:
+            self._poll.register(each.fd, select.POLLIN)
 
     def __enter__(self) -> Self:
         return self
@@ -48,27 +86,26 @@ class Tracing:
 
     def close(self) -> None:
         """The programs are told to stop."""
-        self._set_end(0)
-        self._memory.close()
-        self._ring.close()
+        self._undone.close()
 
     def packets(self, patience_s: float = POLL_S) -> Iterator[Trace]:
         """What has come, waiting for the first of them for `patience_s` seconds at the most."""
-        self._set_end(_end())
+        self._renew()
         self._poll.poll(1000 * min(patience_s, POLL_S))
-        for number, trace in enumerate(self._ring.drain()):
+        come = heapq.merge(*(each.drain() for each in self._armed), key=lambda trace: trace.time_ns)
+        for number, trace in enumerate(come):
             if number % RENEW == 0:
-                self._set_end(_end())
+                self._renew()
             yield trace
 
     @property
     def skipped(self) -> int:
         """Packets for which there was no room."""
-        return self._maps.tracer().skipped
+        return sum(each.skipped for each in self._armed)
 
-    def _set_end(self, until_ns: int) -> None:
-        # By memory: to write the map's value anew would undo what the programs count in it.
-        struct.pack_into("=Q", self._memory, 0, until_ns)
+    def _renew(self) -> None:
+        for each in self._armed:
+            each.set_end(_end())
 
 
 def _end() -> int:
