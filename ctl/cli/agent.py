@@ -184,13 +184,15 @@ def _serve(settings: Settings, agent: Agent, node: Node, servers: contextlib.Exi
         probe = BackgroundProbe(settings.probe_interval, lambda: node.told).start()
         servers.callback(probe.close)
     if settings.metrics_port:
+        from ctl.kernel.bpf.families import AllMaps
         from ctl.kernel.netlink import nft
         from metrics.server import serve
         from metrics.snapshot import take
 
         def source() -> NodeSnapshot:
             probed = probe.found if probe else {}
-            return take(agent.report, node.maps, settings.state_dir, nft.dropped, probed)
+            maps = AllMaps(node.maps, node.ipv6_maps) if node.maps else None
+            return take(agent.report, maps, settings.state_dir, nft.dropped, probed)
 
         server = serve(settings.metrics_addr, settings.metrics_port, source, lambda: agent.report)
         servers.callback(server.close)

@@ -20,8 +20,9 @@ from ctl.kernel.bpf.maps import family_root, open_maps
 from ctl.store import open_store
 from tests import packets
 from tests.dual import Guest, guest, init_network, reaches, underlay, with_ipv6
-from tests.host import Agent, Host, started
+from tests.host import METRICS_PORT, Agent, Host, started
 from tests.lab import Lab
+from tests.netns.test_following import listening
 from tests.netns.test_resilience import agent_without_bcc
 from tests.process import wait_until
 from tests.stream import TcpSink, UdpStream, tcp_send
@@ -150,6 +151,35 @@ def test_udp_is_bypassed_once_it_was_answered_and_its_first_packets_take_the_tun
     assert two.count(Hook.FROM_WIRE, "decap") - before[1] > 900
     assert one.count(Hook.TUNNEL_OUT, "tunnel_encap") > geared[0]
     assert two.count(Hook.TUNNEL_IN, "tunnel_decap") > geared[1]
+
+
+def test_what_looks_into_the_datapath_shows_both_families(duals: Duals) -> None:
+    one, two = duals.both
+    ends = (one.guest.address, two.guest.address)
+    stream = UdpStream(one.guest.place, two.guest.place, two.guest.address, echo=10)
+    stream.advance(0.5)
+    with listening(one.host, "monitor", "--container", ends[0], "--count", "20", "-o", "json") as monitor:
+        stream.advance(0.5)
+    stream.finish()
+    seen = [json.loads(line) for line in monitor.out().splitlines()]
+    assert {(each["inner"]["src"], each["inner"]["dst"]) for each in seen} <= {ends, ends[::-1]}
+    assert {each["reason"] for each in seen} & {"encap", "decap"}
+    assert one.host.status()["peers_ipv6_ebpf"] == 1
+    shown = json.loads(one.host.ovctl("status", "-o", "json").stdout)["datapath"]
+    assert shown["maps"]["ipv6_peers"]["entries"] == 1
+    assert shown["gears"]["out"]["bypass"]["packets"] >= one.count(Hook.FROM_CONTAINER, "encap") > 0
+    subnets = [each["subnet"] for each in one.host.json("map", "dump", "peers")]
+    assert [":" in each for each in subnets] == [False, True]
+    hops = one.host.json("trace", *ends, "--proto", "udp")
+    assert [(hop["hop"], hop["by"], hop["fate"]) for hop in hops[:2]] == [
+        ("container", "", "on"), ("program", "ebpf", "on"),
+    ]  # fmt: skip
+    assert hops[-1]["hop"] == "peer" and hops[-1]["fate"] == "on"
+    assert one.host.json("map", "diff") == []
+    text = one.host.http(f"http://127.0.0.1:{METRICS_PORT}/metrics")[1]
+    assert 'ovnet_map_entries{map="ipv6_peers"} 1.0' in text
+    assert f'ovnet_peer_transmit_packets_total{{peer="{underlay(two.host)}"}}' in text
+    assert not [each for each in one.host.json("doctor", "--no-probe") if each["level"] == "failure"]
 
 
 def test_a_stranger_cannot_speak_for_a_peers_container(duals: Duals) -> None:

@@ -191,6 +191,7 @@ class VxlanBackend:
         findings.peers_ebpf, findings.peers_kernel_path = peering.reached
         findings.problems[Concern.LEASES] = peering.problems
         findings.peers_ipv6 = ipv6.peering.count_peers() if ipv6 else None
+        findings.peers_ipv6_ebpf = ipv6.peering.reached[0] if ipv6 and ipv6.maps else None
         told_of_ipv6(findings, site, leases, ipv6.peering.problems if ipv6 else ())
         failures.raise_any()
 
