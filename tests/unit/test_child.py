@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ctl.core.errors import KernelError
+from ctl.core.family import IPV4
 from ctl.kernel.bpf import child, compile
 from ctl.kernel.bpf.child import Bcc
 
@@ -41,7 +42,7 @@ def failure(place: Path, script: str, monkeypatch: pytest.MonkeyPatch) -> str:
     python.chmod(0o755)
     monkeypatch.setattr(child, "_PYTHON", str(python))
     with open(os.devnull) as null, Bcc("") as bcc:
-        maps: Any = SimpleNamespace(fd=lambda _: null.fileno())
+        maps: Any = SimpleNamespace(family=IPV4, fd=lambda _: null.fileno())
         with pytest.raises(KernelError) as caught:
             bcc.load(("from_wire",), maps)
     return str(caught.value)
