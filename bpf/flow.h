@@ -57,7 +57,7 @@ static __always_inline enum reason take_l4(struct cursor *cur, const iphdr_t *ip
 		    bpf_ntohs(udp->len) > stated_len(ip) - sizeof(*ip))
 			return REASON_TRUNCATED;
 		/* Out of which the outer one would be computed. */
-		if (OUTER_CHECKED && !udp->check)
+		if (OUTER_CHECKED && !is_summed(udp, ip))
 			return REASON_OUTER_CHECKSUM;
 		key->sport = udp->source;
 		key->dport = udp->dest;

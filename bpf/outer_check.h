@@ -7,7 +7,8 @@
  * offload" of Documentation/networking/checksum-offloads.rst). So both checksums are right, or neither.
  * Inner addresses and length stand in that pseudo-header as in the inner IP header, and cancel out.
  *
- * Of what has no checksum (fragments, UDP with 0, other protocols) the kernel computes and verifies it.
+ * Of what has no checksum (fragments, UDP with 0, other protocols), or one of a part only, the kernel computes
+ * and verifies it.
  */
 #ifndef OVNET_OUTER_CHECK_H
 #define OVNET_OUTER_CHECK_H
@@ -15,6 +16,13 @@
 #include "vxlan.h"
 
 #define OUTER_CHECKED (FAMILY == 6)
+
+/* Is UDP's there, and is it of all that is behind the IP header? Bytes that UDP does not count as its own
+ * (RFC 9868 has options there) are not in it. */
+static __always_inline int is_summed(const struct udphdr *udp, const iphdr_t *ip)
+{
+	return udp->check && bpf_ntohs(udp->len) == stated_len(ip) - sizeof(*ip);
+}
 
 /* Has it one of its own, right behind the IP header at which the cursor stands? */
 static __always_inline int has_checksum(struct cursor cur, const iphdr_t *ip)
@@ -24,7 +32,7 @@ static __always_inline int has_checksum(struct cursor cur, const iphdr_t *ip)
 	if (proto_of(ip) != IPPROTO_UDP)
 		return proto_of(ip) == IPPROTO_TCP || proto_of(ip) == IPPROTO_ECHO;
 	udp = take_udp(&cur);
-	return udp && udp->check;
+	return udp && is_summed(udp, ip);
 }
 
 /* What the outer headers add to the sum, of a datagram of that length. */

@@ -122,9 +122,17 @@ def with_checksum(l4: bytes, src: Address, dst: Address, proto: int) -> bytes:
     at = CHECK_AT.get(proto)
     if at is None or len(l4) < at + 2:
         return l4
+    l4, rest = summed_part(l4, proto)
     zeroed = l4[:at] + bytes(2) + l4[at + 2 :]
     pseudo = src.packed + dst.packed + struct.pack("!II", len(l4), proto)
-    return zeroed[:at] + struct.pack("!H", checksum(pseudo + zeroed) or 0xFFFF) + zeroed[at + 2 :]
+    return zeroed[:at] + struct.pack("!H", checksum(pseudo + zeroed) or 0xFFFF) + zeroed[at + 2 :] + rest
+
+
+def summed_part(l4: bytes, proto: int) -> tuple[bytes, bytes]:
+    """What a checksum is of, and what is behind that: UDP may say that it is shorter than its packet."""
+    length = int.from_bytes(l4[4:6], "big") if proto == UDP and len(l4) >= 8 else 0
+    end = length if 8 <= length < len(l4) else len(l4)
+    return l4[:end], l4[end:]
 
 
 def ip(payload: bytes, src: Address, dst: Address, proto: int, **fields: Any) -> bytes:

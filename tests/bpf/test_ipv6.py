@@ -151,6 +151,14 @@ def test_a_datagram_without_a_checksum_of_its_own_is_the_kernels(datapath: Datap
     assert datapath.run("from_wire", frame).reason == "outer_checksum"
 
 
+def test_what_udp_does_not_count_as_its_own_is_not_in_its_checksum(datapath: Datapath) -> None:
+    """Options behind the datagram (RFC 9868), so all is the kernel's."""
+    frame = CAST.sent(packets.udp(b"question" + b"options!", 1000, 2000, length=8 + 8))
+    assert datapath.run("from_container", frame).reason == "outer_checksum"
+    frame = CAST.wire(CAST.received(packets.udp(b"answer" + b"options!", 2000, 1000, length=8 + 6)))
+    assert datapath.run("from_wire", frame).reason == "outer_checksum"
+
+
 @pytest.mark.parametrize(("size", "reason"), [(300, "no_room"), (299, "super_packet"), (201, "super_packet")])
 def test_only_segments_of_one_length_have_one_checksum(datapath: Datapath, size: int, reason: str) -> None:
     # A test run cannot say which offload it is, so the kernel refuses room for what could go.
@@ -313,12 +321,13 @@ def test_the_tunnel_gear_carries_what_has_a_checksum(geared: Geared, l4: bytes, 
     [
         (bytes(12), SCTP, {}),
         (QUESTION, UDP, {"summed": False}),
+        (packets.udp(b"question" + b"options!", 1000, 2000, length=8 + 8), UDP, {}),
         (fragment(UDP, more=True) + QUESTION, FRAGMENT, {}),
         (extension(UDP) + QUESTION, DESTINATION, {}),
         (b"", 59, {}),
         (QUESTION + b"padding", UDP, {"total": 40 + len(QUESTION)}),
     ],
-    ids=["SCTP", "UDP without", "fragment", "options", "no next header", "padded"],
+    ids=["SCTP", "UDP without", "UDP options", "fragment", "options", "no next header", "padded"],
 )
 def test_and_leaves_what_has_none_to_the_device(
     geared: Geared, l4: bytes, proto: int, fields: dict[str, Any]
