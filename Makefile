@@ -82,8 +82,8 @@ distros: ready ## demo and tests on fresh systems of Debian 12, 13 and forky: te
 
 PACKETS ?= 10000000
 .PHONY: fuzz
-fuzz: ready ## random packets through every program: PACKETS=10000000 SEED=1 (root)
-	@$(BIN)/python -m tests.fuzz $(if $(ROW),replay '$(ROW)',$(PACKETS) $(SEED))
+fuzz: ready ## random packets through every program: PACKETS=10000000 SEED=1 FAMILY=6 (root)
+	@$(BIN)/python -m tests.fuzz $(if $(ROW),replay '$(ROW)',$(if $(FAMILY),--family $(FAMILY)) $(PACKETS) $(SEED))
 
 .PHONY: chaos
 chaos: ready ## what goes wrong on a node, under traffic, every packet counted (root)

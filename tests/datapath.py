@@ -134,6 +134,17 @@ class Cast:
         return packets.IP_LEN if self.version == 4 else packets.IPV6_LEN
 
     @property
+    def outer_len(self) -> int:
+        """All that stands before the inner frame of one from the wire, without options."""
+        return packets.ETH_LEN + self.ip_len + 8 + 8
+
+    @property
+    def addresses(self) -> tuple[slice, slice]:
+        """Where source and destination stand in an IP header."""
+        at, size = (12, 4) if self.version == 4 else (8, 16)
+        return slice(at, at + size), slice(at + size, at + 2 * size)
+
+    @property
     def ping(self) -> tuple[int, int, int]:
         """Protocol of ping, types of question and answer."""
         return (packets.ICMP, 8, 0) if self.version == 4 else (packets.ICMPV6, 128, 129)
@@ -544,16 +555,19 @@ def _context(
 
 def _differences(before: bytes, after: bytes) -> list[tuple[int, tuple[int, int]]]:
     """The counters that changed: index, packets and bytes. One for each hook at the most."""
+    size = abi.REASON_MAX * abi.COUNTER.size
+    starts = [at for at in range(0, len(before), size) if before[at : at + size] != after[at : at + size]]
+    assert starts, "no counter has changed"
+    return [_difference(start // size, before[start:], after[start:]) for start in starts]
+
+
+def _difference(hook: int, before: bytes, after: bytes) -> tuple[int, tuple[int, int]]:
+    """That of one hook, whose counters come first in these."""
     old, new = memoryview(before).cast("Q"), memoryview(after).cast("Q")
-    packets_before, packets_after = old[::3].tolist(), new[::3].tolist()
-    changed = [
-        i for i, pair in enumerate(zip(packets_before, packets_after, strict=True)) if pair[0] != pair[1]
-    ]
-    hooks = {index // abi.REASON_MAX for index in changed}
-    assert len(changed) == len(hooks) > 0, f"counters that changed: {changed}"
-    return [
-        (at, (packets_after[at] - packets_before[at], new[3 * at + 1] - old[3 * at + 1])) for at in changed
-    ]
+    changed = [3 * each for each in range(abi.REASON_MAX) if old[3 * each] != new[3 * each]]
+    assert len(changed) == 1, f"counters that changed: {changed}"
+    (at,) = changed
+    return hook * abi.REASON_MAX + at // 3, (new[at] - old[at], new[at + 1] - old[at + 1])
 
 
 flow_out, flow_in = INET.flow_out, INET.flow_in

@@ -1,4 +1,4 @@
-"""A long run over the programs (root): `python -m tests.fuzz [PACKETS [SEED]]`; or one packet again.
+"""A long run over the programs (root): `python -m tests.fuzz [--family 6] [PACKETS [SEED]]`; or one again.
 
 Says every few seconds how far it is. A packet that breaks a rule is printed as a line that
 `python -m tests.fuzz replay 'LINE'` runs again; kept in `regressions.txt`, it is run by every
@@ -7,11 +7,12 @@ test. The run goes on to the end, or to the twentieth such packet, and its exit 
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 
 from tests.fuzz.campaign import Broken, Campaign, replay
-from tests.fuzz.trial import Trial
+from tests.fuzz.trial import CASTS, Trial
 
 DEFAULT = 1_000_000
 STEP = 1000
@@ -48,10 +49,10 @@ class Report:
         )
 
 
-def run(total: int, seed: int) -> int:
+def run(total: int, seed: int, version: int) -> int:
     """The exit code: 1 if a packet has broken a rule."""
-    print(f"seed {seed}", file=sys.stderr, flush=True)
-    with Campaign(seed) as campaign:
+    print(f"IPv{version}, seed {seed}", file=sys.stderr, flush=True)
+    with Campaign(seed, CASTS[version]) as campaign:
         report = Report(campaign, total)
         while campaign.done < total and report.broken < ENOUGH:
             campaign.run(min(STEP, total - campaign.done), report.failed)
@@ -67,14 +68,24 @@ def main(arguments: list[str]) -> int:
         if arguments[:1] == ["replay"]:
             print(replay(Trial.parse(" ".join(arguments[1:]))))
             return 0
-        total, seed = (*map(int, arguments), *(DEFAULT, time.time_ns())[len(arguments) :])
+        args = _arguments(arguments)
     except Broken as broken:
         print(broken)
         return 1
     except ValueError as error:
         print(f"{error} (see `make help`)", file=sys.stderr)
         return 2
-    return run(total, seed)
+    return run(args.packets, args.seed, args.family)
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tests.fuzz", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--family", type=int, choices=CASTS, default=4, help="version of IP; default: 4")
+    parser.add_argument("packets", type=int, nargs="?", default=DEFAULT, help=f"default: {DEFAULT:,}")
+    parser.add_argument(
+        "seed", type=int, nargs="?", default=time.time_ns(), help="default: another each time"
+    )
+    return parser.parse_args(argv)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from random import Random
 from typing import Final, Self
 
 from ctl.core.abi import Hook
-from tests.datapath import STAGES, Datapath, Result, underlay
+from tests.datapath import INET, STAGES, Cast, Datapath, Result, underlay
 from tests.fuzz.check import check
 from tests.fuzz.mutator import Mutator, draw_world
 from tests.fuzz.trial import Trial, World
@@ -35,7 +35,7 @@ def rows() -> list[Trial]:
 
 def replay(trial: Trial) -> str:
     """The reason for which a trial leaves its program, alone on fresh maps. Broken if it breaks a rule."""
-    with Lab() as lab, Datapath() as datapath:
+    with Lab() as lab, Datapath(cast=trial.world.cast) as datapath:
         trial.world.furnish(datapath)
         return underlay(lab).call(lambda: judged(datapath, trial)).reason
 
@@ -52,14 +52,15 @@ def judged(datapath: Datapath, trial: Trial) -> Result:
 class Campaign:
     """Use it in a `with` block."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, cast: Cast = INET) -> None:
+        """`cast`: the programs are those of its family."""
         self.seed, self.done = seed, 0
         self.seen: Counter[tuple[str, str]] = Counter()
         self._rng = Random(seed)
         self._mutator = Mutator(self._rng)
-        self._world = World()
+        self._world = World(version=cast.version)
         self._stack = ExitStack()
-        self._datapath = self._stack.enter_context(Datapath())
+        self._datapath = self._stack.enter_context(Datapath(cast=cast))
         self._place = underlay(self._stack.enter_context(Lab()))
 
     def __enter__(self) -> Self:
@@ -75,7 +76,7 @@ class Campaign:
     def _run(self, number: int, failed: Callable[[Broken], None] | None) -> None:
         for _ in range(number):
             if self.done % WORLD_EVERY == 0:
-                self._world = draw_world(self._rng)
+                self._world = draw_world(self._rng, self._world.cast)
                 self._world.furnish(self._datapath)
             trial = self._mutator.draw(self._world)
             self.done += 1

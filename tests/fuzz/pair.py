@@ -23,6 +23,7 @@ from ctl.backend.vxlan.device import vtep_mac
 from ctl.core.model import MacAddress
 from ctl.core.reasons import REASONS, Verdict
 from tests import packets
+from tests.datapath import INET
 from tests.fuzz.mutator import MUTATIONS, mended
 from tests.netns.parity.capture import Shot, Tap
 from tests.netns.parity.rows import ARRIVING, SENT, Ends
@@ -52,8 +53,8 @@ def ends(site: Site) -> Ends:
 def mutated(rng: Random, frame: bytes, start: int) -> bytes:
     """What stands before `start` stays: it says who gets the frame."""
     for _ in range(rng.choice((0, 1, 1, 2))):
-        frame = frame[:start] + rng.choice(MUTATIONS)(rng, frame)[start:]
-    return mended(frame) if rng.random() < 0.7 else frame
+        frame = frame[:start] + rng.choice(MUTATIONS)(rng, INET, frame)[start:]
+    return mended(INET, frame) if rng.random() < 0.7 else frame
 
 
 def sent(rng: Random, site: Site) -> list[bytes]:
@@ -115,7 +116,7 @@ def disguised(rng: Random, frame: bytes) -> bytes:
     if rng.random() < 0.3:
         return frame[: at + 12] + b"\x81\0" + rng.choice((b"\0\0", b"\0\5")) + frame[at + 12 :]
     address = rng.choice(SOURCES).packed
-    return mended((frame[: at + 26] + address + frame[at + 30 :])[: len(frame)])
+    return mended(INET, (frame[: at + 26] + address + frame[at + 30 :])[: len(frame)])
 
 
 DRAWS: Final[dict[str, Draw]] = {"sent": sent, "arriving": arriving, "hostile": hostile}

@@ -16,12 +16,11 @@ from ctl.core.abi import (
 )
 from ctl.core.model import Bypass
 from tests import packets
-from tests.datapath import LO, PEER, PEER_SUBNET, UPLINK, Datapath, Result, flow_hash, flow_in, flow_out
+from tests.datapath import INET, INET6, LO, UPLINK, Cast, Datapath, Result, flow_hash
 
 PORTS: Final = (1000, 2000, 20000)
 DSCPS: Final = (0, 46)
-ECHO: Final = 8 << 8
-"""Echo requests of code 0, as the second port of a flow."""
+CASTS: Final = {cast.version: cast for cast in (INET, INET6)}
 FOREVER: Final = 1 << 62
 MARK: Final = 7
 """That the kernel path has given each flow that it has approved."""
@@ -40,6 +39,12 @@ class World:
     """1: the uplink is no Ethernet. A test run's packets have the header all the same."""
     tunnel: int = 0
     """1: there is a vxlan device, and so the tunnel gear."""
+    version: int = 4
+    """Of the IP that its programs are for."""
+
+    @property
+    def cast(self) -> Cast:
+        return CASTS[self.version]
 
     def furnish(self, datapath: Datapath) -> None:
         """The usual node in this world, with every flow of `approved_flows` approved."""
@@ -47,29 +52,30 @@ class World:
         flags |= NODE_F_NO_ETHERNET if self.no_ethernet else 0
         device = LO if self.tunnel else 0
         datapath.furnish(approval_ttl_ns=FOREVER, bypass=self.bypass, flags=flags, tunnel_ifindex=device)
-        datapath.peer(PEER_SUBNET, replace(PEER, ifindex=UPLINK))
-        if self.kernel_path:
-            datapath.peer(PEER_SUBNET, replace(PEER, ifindex=UPLINK, flags=PEER_F_KERNEL_PATH))
-        for key in APPROVED:
+        peer = replace(self.cast.peer, ifindex=UPLINK, flags=PEER_F_KERNEL_PATH if self.kernel_path else 0)
+        datapath.peer(self.cast.peer_subnet, peer)
+        for key in APPROVED[self.version]:
             datapath.approve(key, mark=MARK)
 
 
-def approved_flows() -> list[FlowKey]:
-    """Both directions between LOCAL and REMOTE, of all PORTS and DSCPS. Of TCP, which has one DSCP
-    for each flow, those with the higher source port have the second one.
+def approved_flows(cast: Cast) -> list[FlowKey]:
+    """Both directions between `local` and `remote`, of all PORTS and DSCPS. Of TCP, which has one DSCP
+    for each flow, those with the higher source port have the second one. Of ping, questions of code 0.
     """
     found = []
-    for make, ports in product((flow_out, flow_in), product(PORTS, repeat=2)):
+    makes = (cast.flow_out, cast.flow_in)
+    proto, question, _ = cast.ping
+    for make, ports in product(makes, product(PORTS, repeat=2)):
         found += [make(packets.TCP, *ports, dscp=DSCPS[ports[0] > ports[1]])]
     for dscp in DSCPS:
-        for make, ports in product((flow_out, flow_in), product(PORTS, repeat=2)):
+        for make, ports in product(makes, product(PORTS, repeat=2)):
             found += [make(packets.UDP, *ports, dscp=dscp)]
-        found += [make(packets.ICMP, port, ECHO, dscp=dscp) for make in (flow_out, flow_in) for port in PORTS]
+        found += [make(proto, port, question << 8, dscp=dscp) for make in makes for port in PORTS]
     return found
 
 
-APPROVED: Final = tuple(approved_flows())
-"""In an order that is always the same."""
+APPROVED: Final = {version: tuple(approved_flows(cast)) for version, cast in CASTS.items()}
+"""By version of IP, in an order that is always the same."""
 DIRECTIONS: Final = {
     "from_container": Direction.OUT,
     "to_overlay": Direction.OUT,
@@ -86,13 +92,15 @@ def signature(program: str, frame: bytes) -> int:
 
 def flow_of(program: str, frame: bytes) -> FlowKey:
     """The flow that a frame says it is of. ValueError if it is too short for one."""
-    ip, l4 = packets.Ip.parse(frame[packets.ETH_LEN :]), frame[packets.ETH_LEN + packets.IP_LEN :]
+    ip = packets.Ip.parse(frame[packets.ETH_LEN :])
+    cast = CASTS[ip.src.version]
+    l4 = frame[packets.ETH_LEN + cast.ip_len :]
     if len(l4) < 8:
         raise ValueError(f"no ports: {frame.hex()}")
     sport, dport, third = struct.unpack_from("!HHH", l4)
-    if ip.proto == packets.ICMP:
+    if ip.proto == cast.ping[0]:
         sport, dport = third, sport
-    make = flow_out if DIRECTIONS[program] is Direction.OUT else flow_in
+    make = cast.flow_out if DIRECTIONS[program] is Direction.OUT else cast.flow_in
     key = make(ip.proto, sport, dport, dscp=ip.tos >> 2)
     return replace(key, saddr=ip.src, daddr=ip.dst)
 
@@ -147,7 +155,8 @@ class Trial:
         try:
             names = ("incomplete", "kernel_path", "no_ethernet")
             known = {name: int(words.pop(name)) for name in names}
-            world = World(Bypass(words.pop("bypass")), **known, tunnel=int(words.pop("tunnel", "0")))
+            known |= {name: int(words.pop(name, default)) for name, default in LATER.items()}
+            world = World(Bypass(words.pop("bypass")), **known)
             program, frame = words.pop("program"), bytes.fromhex(words.pop("frame"))
             note = bytes.fromhex(words.pop("note", ""))
         except KeyError as error:
@@ -157,4 +166,6 @@ class Trial:
         return cls(program, frame, world, note=note, **{name: int(value) for name, value in words.items()})
 
 
+LATER: Final = {"tunnel": "0", "version": "4"}
+"""What a line need not say: it may be older."""
 BESIDE: Final = ("hash", "vlan", "gso_size", "gso_segs")

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from tests import packets
 from tests.namespace import Netns
-from tests.packets import ETH_LEN, IP_LEN, TUNNEL_LEN, checksum
+from tests.packets import ETH_LEN, IP_LEN, IPV6_LEN, checksum
 
 SOL_PACKET, PACKET_RX_RING, PACKET_AUXDATA, PACKET_VERSION, PACKET_VNET_HDR = 263, 5, 8, 10, 15
 TPACKET_V3, TP_STATUS_USER = 2, 1
@@ -33,7 +33,7 @@ VLAN_VALID: Final = 1 << 4
 _VNET = struct.Struct("=BBHHHH")
 _AUX = struct.Struct("=IIIHHHH")
 NEEDS_CSUM: Final = 1
-GSO_NONE, GSO_TCPV4, GSO_UDP_L4, GSO_ECN = 0, 1, 5, 0x80
+GSO_NONE, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, GSO_ECN = 0, 1, 4, 5, 0x80
 """linux/virtio_net.h"""
 CWR: Final = 0x80
 
@@ -158,8 +158,8 @@ def _with_tag(frame: bytes, ancillary: list[tuple[int, int, bytes]]) -> bytes:
 def finished(frame: bytes, vnet: Vnet) -> list[bytes]:
     """What a NIC puts on the wire for this frame: segments with whole checksums."""
     kind = vnet.gso_type & ~GSO_ECN
-    if kind in (GSO_TCPV4, GSO_UDP_L4):
-        return _segments(frame, vnet.csum_start, vnet.gso_size, tcp=kind == GSO_TCPV4)
+    if kind in (GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4):
+        return _segments(frame, vnet.csum_start, vnet.gso_size, tcp=kind != GSO_UDP_L4)
     if not vnet.flags & NEEDS_CSUM:
         return [frame]
     # The field holds the sum of the pseudo-header already.
@@ -191,40 +191,60 @@ def _segment(
             out[l4 + 13] &= ~CWR
     else:
         struct.pack_into("!H", out, l4 + 4, 8 + len(data))
-    inner = l4 - IP_LEN
+    length = _ip_len(out)
+    inner = l4 - length
     if inner > ETH_LEN:  # a tunnel around it
-        outer = inner - TUNNEL_LEN
+        outer = inner - ETH_LEN - 16 - length
         _fit_ip(out, outer, number)
-        struct.pack_into("!H", out, outer + IP_LEN + 4, len(out) - outer - IP_LEN)
+        struct.pack_into("!H", out, outer + length + 4, len(out) - outer - length)
     _fit_ip(out, inner, number)
     _fill_l4_checksum(out, inner, l4, 16 if tcp else 6)
+    if inner > ETH_LEN and length == IPV6_LEN:
+        _fill_l4_checksum(out, outer, outer + length, 6)
     return bytes(out)
 
 
+def _ip_len(frame: bytes | bytearray) -> int:
+    """Bytes of an IP header without options, of the family that the frame is of."""
+    return IPV6_LEN if frame[12:14] == b"\x86\xdd" else IP_LEN
+
+
 def _fit_ip(out: bytearray, at: int, number: int) -> None:
+    if _ip_len(out) == IPV6_LEN:
+        struct.pack_into("!H", out, at + 4, len(out) - at - IPV6_LEN)
+        return
     ident = struct.unpack_from("!H", out, at + 4)[0]
     struct.pack_into("!HH", out, at + 2, len(out) - at, (ident + number) & 0xFFFF)
     struct.pack_into("!H", out, at + 10, 0)
     struct.pack_into("!H", out, at + 10, checksum(bytes(out[at : at + IP_LEN])))
 
 
+def _addresses(frame: bytes | bytearray, ip: int) -> bytes:
+    """Both, of the IP header there."""
+    size = 32 if _ip_len(frame) == IPV6_LEN else 8
+    return bytes(frame[ip + _ip_len(frame) - size : ip + _ip_len(frame)])
+
+
 def _fill_l4_checksum(out: bytearray, ip: int, l4: int, offset: int) -> None:
+    proto = packets.UDP if offset == 6 else packets.TCP
     struct.pack_into("!H", out, l4 + offset, 0)
-    pseudo = out[ip + 12 : ip + 20] + struct.pack("!BBH", 0, out[ip + 9], len(out) - l4)
-    struct.pack_into("!H", out, l4 + offset, checksum(bytes(pseudo + out[l4:])) or 0xFFFF)
+    pseudo = _addresses(out, ip) + struct.pack("!BBI", 0, proto, len(out) - l4)
+    struct.pack_into("!H", out, l4 + offset, checksum(pseudo + bytes(out[l4:])) or 0xFFFF)
 
 
 def partial(frame: bytes, *, gso: int = 0) -> Shot:
-    """A frame (Ethernet, IPv4 without options, TCP or UDP) whose checksum is left to the NIC.
+    """A frame (Ethernet, IP without options, TCP or UDP) whose checksum is left to the NIC.
 
     `gso`: bytes of payload per segment, 0: it is one packet.
     """
-    l4, proto = ETH_LEN + IP_LEN, frame[ETH_LEN + 9]
+    length = _ip_len(frame)
+    l4, proto = ETH_LEN + length, frame[ETH_LEN + (9 if length == IP_LEN else 6)]
     offset = 16 if proto == packets.TCP else 6
-    pseudo = frame[26:34] + struct.pack("!BBI", 0, proto, len(frame) - l4)  # may need more than 16 bits
+    pseudo = _addresses(frame, ETH_LEN) + struct.pack("!BBI", 0, proto, len(frame) - l4)
     half = ~checksum(pseudo) & 0xFFFF
     out = frame[: l4 + offset] + struct.pack("!H", half) + frame[l4 + offset + 2 :]
-    kind = {packets.TCP: GSO_TCPV4, packets.UDP: GSO_UDP_L4}[proto] if gso else GSO_NONE
+    tcp = GSO_TCPV4 if length == IP_LEN else GSO_TCPV6
+    kind = {packets.TCP: tcp, packets.UDP: GSO_UDP_L4}[proto] if gso else GSO_NONE
     head_len = l4 + ((frame[l4 + 12] >> 4) * 4 if proto == packets.TCP else 8)
     return Shot(out, Vnet(NEEDS_CSUM, kind, head_len if gso else 0, gso, l4, offset))
 
@@ -242,12 +262,16 @@ def fields(frame: bytes, prefix: str = "") -> dict[str, Any]:
         "type": frame[at : at + 2].hex(),
     }
     body = frame[at + 2 :]
-    if found["type"] != "0800" or len(body) < IP_LEN:
+    if found["type"] == "86dd" and len(body) >= IPV6_LEN:
+        found |= _ipv6_fields(body)
+        l4 = body[IPV6_LEN:]
+    elif found["type"] == "0800" and len(body) >= IP_LEN:
+        found |= _ip_fields(body)
+        l4 = body[(body[0] & 15) * 4 :]
+    else:
         found["body"] = body.hex()
         return {prefix + name: value for name, value in found.items()}
-    found |= _ip_fields(body)
-    l4 = body[(body[0] & 15) * 4 :]
-    if body[9] == packets.UDP and l4[2:4] == b"\x21\x18" and len(l4) > 16 + ETH_LEN and not prefix:
+    if found["proto"] == packets.UDP and l4[2:4] == b"\x21\x18" and len(l4) > 16 + ETH_LEN and not prefix:
         outer = {f"outer.{name}": value for name, value in (found | _tunnel_fields(l4)).items()}
         return outer | fields(l4[16:], "inner.")
     found["body"] = l4.hex()
@@ -272,7 +296,23 @@ def _ip_fields(body: bytes) -> dict[str, Any]:
     }
 
 
+def _ipv6_fields(body: bytes) -> dict[str, Any]:
+    ip = packets.Ip.parse(bytes([0x60 | body[0] & 15]) + body[1:])
+    right = packets.with_checksum(body[IPV6_LEN:], ip.src, ip.dst, ip.proto) == body[IPV6_LEN:]
+    return {
+        "version": body[0] >> 4,
+        "tos": ip.tos,
+        "label": ip.ident,
+        "length": ip.total,
+        "ttl": ip.ttl,
+        "proto": ip.proto,
+        "checksum_right": right,
+        "source": ip.src,
+        "target": ip.dst,
+    }
+
+
 def _tunnel_fields(l4: bytes) -> dict[str, Any]:
     sport, dport, length, check, flags, vni = struct.unpack_from("!HHHHII", l4)
-    return {"sport": sport, "dport": dport, "udp_length": length, "udp_checksum": check,
+    return {"sport": sport, "dport": dport, "udp_length": length, "udp_checksum": bool(check),
             "vxlan_flags": flags, "vni": vni}  # fmt: skip

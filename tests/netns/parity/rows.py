@@ -15,6 +15,7 @@ from ipaddress import IPv4Address
 from itertools import permutations, product
 from typing import Any, Final
 
+from ctl.core.abi import Ip
 from ctl.core.model import MacAddress
 from tests import packets
 from tests.netns.parity.capture import Shot, finished, partial
@@ -30,17 +31,19 @@ URG, ECE, CWR = 0x20, 0x40, 0x80
 class Ends:
     """Who sends to whom, by which gateway, and a source port that no other row has."""
 
-    src: IPv4Address
-    dst: IPv4Address
+    src: Ip
+    dst: Ip
     mac: MacAddress
     gateway: MacAddress
     port: int
 
     def frame(self, l4: bytes, proto: int, *, to: MacAddress | None = None, by: MacAddress | None = None,
               **ip: Any) -> bytes:  # fmt: skip
-        """Ethernet and IPv4 around it; `to` and `by`: other MACs."""
-        addresses = {"src": self.src, "dst": self.dst, **ip}
-        return packets.ether(packets.ipv4(l4, proto=proto, **addresses), by or self.mac, to or self.gateway)
+        """Ethernet and IP around it, of the family that the addresses are of; `to` and `by`: other MACs."""
+        fields = {"src": self.src, "dst": self.dst, **ip}
+        packet = packets.ip(l4, proto=proto, **fields)
+        kind = packets.IPV4 if self.src.version == 4 else packets.IPV6
+        return packets.ether(packet, by or self.mac, to or self.gateway, kind)
 
 
 Send = Callable[[Ends], list[Shot]]
@@ -377,14 +380,14 @@ class Outer:
     vni: int = 1
     flags: int = packets.VXLAN_I
 
-    def send(self, ends: Ends, macs: tuple[MacAddress, ...], hosts: tuple[IPv4Address, ...]) -> list[Shot]:
+    def send(self, ends: Ends, macs: tuple[MacAddress, ...], hosts: tuple[Ip, ...]) -> list[Shot]:
         """`macs`: uplinks of a and b, VTEPs of a and b; `hosts`: a and b."""
         return [Shot(self._around(shot.frame, macs, hosts)) for shot in self.inner(ends)]
 
-    def _around(self, sent: bytes, macs: tuple[MacAddress, ...], hosts: tuple[IPv4Address, ...]) -> bytes:
+    def _around(self, sent: bytes, macs: tuple[MacAddress, ...], hosts: tuple[Ip, ...]) -> bytes:
         frame = packets.ether(sent[packets.ETH_LEN :] + bytes(self.padding), macs[2], macs[3])
         tunnel = packets.udp(packets.vxlan(frame, self.vni, flags=self.flags), self.sport, 8472)
-        packet = packets.ipv4(
+        packet = packets.ip(
             tunnel, hosts[0], hosts[1], UDP, tos=self.tos, ttl=self.ttl, fragment=self.fragment,
                               ident=self.ident)  # fmt: skip
         if self.checksum != "none":
