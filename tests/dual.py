@@ -33,14 +33,25 @@ def with_ipv6(host: Host) -> Host:
 
 def init_network(host: Host, backend: str = '{"Type":"vxlan"}', *, ipv6: bool = True) -> None:
     """A network of both families, in the lab's store, which the host reaches; in place of another one."""
+    host.call(partial(write_network, host.lab.store_url, backend, ipv6=ipv6))
+
+
+def write_network(store_url: str, backend: str = '{"Type":"vxlan"}', *, ipv6: bool = True) -> None:
+    """The same, in a store that is reached from here."""
     both = f'"EnableIPv6":true,"IPv6Network":"{NETWORK}",' if ipv6 else ""
     text = f'{{"Network":"172.17.0.0/16",{both}"Backend":{backend}}}'
+    with closing(open_store(store_url, create=True)) as store:
+        store.write_network(parse_network(text), replace=True)
 
-    def write() -> None:
-        with closing(open_store(host.lab.store_url, create=True)) as store:
-            store.write_network(parse_network(text), replace=True)
 
-    host.call(write)
+def leases(host: Host) -> dict[str, Lease]:
+    """All of the lab's store, by the node's name."""
+
+    def read() -> dict[str, Lease]:
+        with closing(open_store(host.lab.store_url)) as store:
+            return {each.node: each for each in store.snapshot(fresh=True).leases}
+
+    return host.call(read)
 
 
 def lease(host: Host, number: int, backend: str = "vxlan", *, ipv6: bool = True) -> Lease:

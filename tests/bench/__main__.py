@@ -1,6 +1,7 @@
 """The bench: every path side by side in one run, then the node itself.
 
-    python -m tests.bench [--quick] [--rounds N] [--seconds S] [--paths A,B] [--setting NAME] [--output FILE]
+    python -m tests.bench [--quick] [--rounds N] [--seconds S] [--paths A,B] [--setting NAME] [--family 6]
+                          [--output FILE]
 
 Settings: `offloads-on`, as a veth has them; `wire`, an underlay like a wire: finished checksums,
 frames of at most the MTU, GRO (on a bare veth XDP is at a loss, as it takes the sender's offloads
@@ -12,7 +13,8 @@ paths that targets are about. Each round starts with another path. Prints a tabl
      "within_noise": {"<setting>/<path>": {"<measure>": ["routed", ...]}},
      "peers", "programs", "node": as "paths"; "machine", "offloads", "busy", ...}
 
-With --paths or --setting only that is measured, and nothing of the node. Exit: 0 done, 1 a
+With --paths or --setting only that is measured, and nothing of the node; with --family 6 the paths that
+have IPv6, by that, in the first setting unless told otherwise. Exit: 0 done, 1 a
 measurement failed, 2 usage, or the machine cannot run it.
 """
 
@@ -29,9 +31,11 @@ from pathlib import Path as FilePath
 from typing import Any, Final
 
 from ctl.core.errors import OvnetError
+from tests import dual
 from tests.bench import machine, node, programs, rigs
+from tests.bench.document import IPV6_RESULTS, RESULTS
 from tests.bench.measures import BETWEEN_CONTAINERS, RUNS, Conditions, Measure, count
-from tests.bench.paths import PATHS, Path
+from tests.bench.paths import IPV4_ONLY, PATHS, Path
 from tests.bench.placement import Placement
 from tests.bench.progress import Progress
 from tests.bench.results import (
@@ -49,7 +53,7 @@ from tests.bench.results import (
 )
 from tests.lab import CommandFailed, Lab, TimedOut
 
-OUTPUT = FilePath(__file__).parent / "results" / "latest.json"
+OUTPUT = {4: RESULTS, 6: IPV6_RESULTS}
 BACKGROUND_S = 0.5
 TRIES = 3
 
@@ -150,12 +154,18 @@ def persist(run: Callable[[], dict[str, float]]) -> tuple[dict[str, float], list
                 raise
 
 
-def side(names: Sequence[str], setting: str, plan: Plan, tick: Tick, whole: bool = False) -> Side:
+def side(
+    names: Sequence[str], setting: str, plan: Plan, tick: Tick, whole: bool = False, version: int = 4
+) -> Side:
     """Build the named paths, measure, remove them again; with agents and programs if `whole`."""
     with Lab() as lab:
+        machine.compiled("echo", lab.dir)
         how = Conditions(plan.seconds, machine.compiled("crr", lab.dir))
-        lab.init_network()
-        paths = [PATHS[name](lab) for name in names]
+        if version == 4:
+            lab.init_network()
+        else:
+            dual.write_network(lab.store_url)
+        paths = [PATHS[name](lab, version) for name in names]
         for path in paths:
             if setting == WIRE:
                 path.like_a_wire()
@@ -236,6 +246,7 @@ def main(argv: list[str]) -> int:
         "machine": machine.facts(),
         "date": time.strftime("%Y-%m-%d"),
         "quick": args.quick,
+        "family": args.family,
         "rounds": plan.rounds,
         "seconds": plan.seconds,
         "busy": {"cpus": busy, "limit": machine.BUSY_LIMIT, "busy": busy > machine.BUSY_LIMIT},
@@ -248,11 +259,12 @@ def main(argv: list[str]) -> int:
     except (CommandFailed, TimedOut, OvnetError, OSError) as error:
         print(f"\nbench: a measurement failed: {_one_line(str(error))}", file=sys.stderr)
         return 1
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(document(sides, extra, facts), indent=1, sort_keys=True) + "\n")
+    output = args.output or OUTPUT[args.family]
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(document(sides, extra, facts), indent=1, sort_keys=True) + "\n")
     for setting, each in sides.items():
         print(f"\n{setting}", *table(each.results), sep="\n")
-    print(f"\nresults: {args.output}; `python -m tests.bench.document` puts them into docs/", file=sys.stderr)
+    print(f"\nresults: {output}; `python -m tests.bench.document` puts them into docs/", file=sys.stderr)
     return 0
 
 
@@ -263,17 +275,22 @@ def _one_line(text: str) -> str:
 
 
 def _run(args: argparse.Namespace, plan: Plan) -> tuple[dict[str, Side], dict[str, Results]]:
-    if not args.paths and not args.setting:
+    if not args.paths and not args.setting and args.family == 4:
         progress = Progress(plan.steps())
         found = whole(plan, progress.tick)
     else:
         setting = args.setting or OFFLOADS_ON
-        names = args.paths.split(",") if args.paths else paths_in(setting)
+        names = args.paths.split(",") if args.paths else _of_family(args.family, paths_in(setting))
         plan = replace(plan, runs={setting: RUNS})
         progress = Progress(plan.rounds * count(RUNS, names))
-        found = {setting: side(names, setting, plan, progress.tick)}, {}
+        found = {setting: side(names, setting, plan, progress.tick, version=args.family)}, {}
     progress.end()
     return found
+
+
+def _of_family(version: int, names: Sequence[str]) -> list[str]:
+    """Those of the paths that can be measured by that IP."""
+    return [name for name in names if version == 4 or name not in IPV4_ONLY]
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
@@ -285,10 +302,15 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--paths", default="", help="comma-separated, of: " + ", ".join(PATHS))
     parser.add_argument("--setting", choices=SETTINGS, help="only this one; see above")
-    parser.add_argument("--output", type=FilePath, default=OUTPUT)
+    parser.add_argument("--family", type=int, choices=OUTPUT, default=4, help="version of IP; default: 4")
+    parser.add_argument(
+        "--output", type=FilePath, help="default: one for each family, in tests/bench/results"
+    )
     args = parser.parse_args(argv)
-    if args.paths and (unknown := set(args.paths.split(",")) - set(PATHS)):
-        parser.error(f"no such path: {', '.join(sorted(unknown))} (there are {', '.join(PATHS)})")
+    known = _of_family(args.family, list(PATHS))
+    if args.paths and (unknown := set(args.paths.split(",")) - set(known)):
+        words = f"no such path of IPv{args.family}: {', '.join(sorted(unknown))}"
+        parser.error(f"{words} (there are {', '.join(known)})")
     return args
 
 

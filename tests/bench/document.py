@@ -1,6 +1,7 @@
 """The figures in docs/performance.md, from the bench's results: `python -m tests.bench.document [RESULTS]`.
 
-Writes what stands between the two marks, and the plots beside it; the rest is written by hand.
+Writes what stands between two marks, and the plots beside it; the rest is written by hand. Figures of IPv6
+come from a file of their own, stand between marks of their own, and stay if there is no such file.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from tests.bench.results import (
 from tests.bench.targets import TARGETS, WHILE_HALTING, Target, judge
 
 RESULTS: Final = Path(__file__).parent / "results" / "latest.json"
+IPV6_RESULTS: Final = RESULTS.with_name("latest-ipv6.json")
 PERFORMANCE: Final = Path(__file__).parents[2] / "docs" / "performance.md"
 BEGIN: Final = "<!-- begin: made by python -m tests.bench.document -->\n"
+BEGIN_IPV6: Final = "<!-- begin IPv6: made by python -m tests.bench.document -->\n"
 END: Final = "<!-- end -->\n"
 
 TITLES: Final = {OFFLOADS_ON: "Offloads on", WIRE: "Like a wire", HALTING: "While CPUs halt"}
@@ -178,9 +181,25 @@ def generated(document: Mapping[str, Any]) -> str:
     return "\n".join(parts)
 
 
+def _version(document: Mapping[str, Any]) -> int:
+    """Of the IP that was measured by."""
+    version: int = document.get("family", 4)
+    return version
+
+
+def generated_ipv6(document: Mapping[str, Any]) -> str:
+    """What stands between the marks of IPv6: of the targets, those of what it was measured in."""
+    results = everything(document)
+    targets = [target for target in TARGETS if judge(target, results).value is not None]
+    tables = [paths_table(each) for each in by_setting(document).values()]
+    return "\n".join([_heading(document), targets_table(results, targets), *tables])
+
+
 def _heading(document: Mapping[str, Any]) -> str:
     machine, busy = document["machine"], document["busy"]
     kind = "make bench QUICK=1" if document["quick"] else "make bench"
+    if _version(document) == 6:
+        kind += " ARGS='--family 6'"
     noisy = f" The machine was busy: others used {busy['cpus']:.2f} CPUs." if busy["busy"] else ""
     driver = machine["idle_driver"]
     idle = "halt, as there is no cpuidle driver" if driver == "none" else f"poll (cpuidle: {driver})"
@@ -205,12 +224,13 @@ def _offloads(document: Mapping[str, Any], setting: str) -> str:
 
 
 def renewed(text: str, document: Mapping[str, Any]) -> str:
-    """The document with its figures made anew. ValueError without the two marks."""
-    before, begin, rest = text.partition(BEGIN)
+    """The page with the figures of a document's family made anew. ValueError without the two marks."""
+    begin, make = (BEGIN, generated) if _version(document) == 4 else (BEGIN_IPV6, generated_ipv6)
+    before, found, rest = text.partition(begin)
     _, end, after = rest.partition(END)
-    if not (begin and end):
+    if not (found and end):
         raise ValueError(f"{PERFORMANCE} has no begin and end marks")
-    return f"{before}{BEGIN}{generated(document)}{END}{after}"
+    return f"{before}{begin}{make(document)}{END}{after}"
 
 
 def draw(document: Mapping[str, Any], directory: Path) -> list[Path]:
@@ -228,19 +248,21 @@ def draw(document: Mapping[str, Any], directory: Path) -> list[Path]:
 
 
 def main(argv: list[str]) -> int:
-    """Renew the document from a results file; 2 if there is none."""
-    file = Path(argv[0]) if argv else RESULTS
-    try:
-        document = json.loads(file.read_text())
-        text = renewed(PERFORMANCE.read_text(), document)
-    except FileNotFoundError as error:
-        print(f"bench: no results in {error.filename}: run `make bench` first", file=sys.stderr)
-        return 2
-    except (KeyError, ValueError) as error:
-        print(f"bench: {file} is not what the bench writes: {error}; run `make bench`", file=sys.stderr)
-        return 2
-    draw(document, PERFORMANCE.parent)
-    PERFORMANCE.write_text(text)
+    """Renew the page from results files, by default those that the bench has left; 2 if there are none."""
+    files = list(map(Path, argv)) or [each for each in (RESULTS, IPV6_RESULTS) if each.exists()] or [RESULTS]
+    for file in files:
+        try:
+            document = json.loads(file.read_text())
+            text = renewed(PERFORMANCE.read_text(), document)
+        except FileNotFoundError as error:
+            print(f"bench: no results in {error.filename}: run `make bench` first", file=sys.stderr)
+            return 2
+        except (KeyError, ValueError) as error:
+            print(f"bench: {file} is not what the bench writes: {error}; run `make bench`", file=sys.stderr)
+            return 2
+        if _version(document) == 4:
+            draw(document, PERFORMANCE.parent)
+        PERFORMANCE.write_text(text)
     return 0
 
 

@@ -28,9 +28,10 @@ from tests.bench.measures import (
     count,
     percentiles,
     received_rate,
+    round_trip,
     tcp_crr,
 )
-from tests.bench.paths import PATHS, SERVED, SERVICE, Ports, routed, service
+from tests.bench.paths import PATHS, SERVED, SERVICE, Ports, direct, routed, service
 from tests.bench.paths import Path as Way
 from tests.bench.placement import Placement
 from tests.bench.progress import bar
@@ -61,7 +62,7 @@ CONTRACT = {"tcp_1", "tcp_4", "tcp_rr_p50", "tcp_rr_p99", "udp_rr_p50", "tcp_crr
 FACTS = {
     "machine": {"kernel": "6.18", "cpus": 2, "cpu": "some", "congestion_control": "bbr",
                 "idle_driver": "haltpoll"},
-    "date": "2026-01-01", "quick": False, "rounds": 3, "seconds": 1,
+    "date": "2026-01-01", "quick": False, "family": 4, "rounds": 3, "seconds": 1,
     "busy": {"cpus": 0.0, "limit": 0.1, "busy": False},
 }  # fmt: skip
 
@@ -217,10 +218,22 @@ def test_the_document_shows_targets_tables_and_plots(sample: dict[str, object], 
         assert file.read_text() == first, "the same figures give the same file"
 
 
+def test_figures_of_ipv6_have_a_place_of_their_own(sample: dict[str, object]) -> None:
+    page = f"{document.BEGIN}of IPv4{document.END}{document.BEGIN_IPV6}what was{document.END}by hand"
+    text = document.renewed(page, {**sample, "family": 6})
+    assert text.startswith(f"{document.BEGIN}of IPv4{document.END}")
+    assert text.endswith("by hand")
+    assert "what was" not in text
+    assert "| TCP, one flow | kernel-vxlan | ≥ 1.60x | 2.00x | reached |" in text
+    assert "not measured" not in text, "of IPv6 not all is"
+    assert "`make bench ARGS='--family 6'`" in text
+
+
 def test_the_document_has_its_marks() -> None:
     text = document.PERFORMANCE.read_text()
-    assert text.count(document.BEGIN) == 1
-    assert document.END in text.partition(document.BEGIN)[2]
+    for begin in (document.BEGIN, document.BEGIN_IPV6):
+        assert text.count(begin) == 1
+        assert document.END in text.partition(begin)[2]
     with pytest.raises(ValueError, match="no begin and end marks"):
         document.renewed("nothing", {})
 
@@ -303,7 +316,14 @@ def test_a_missing_tool_is_named_with_its_package() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--paths", "warp"], ["--setting", "windy"], ["--rounds", "0"], ["--seconds", "1.5"]],
+    [
+        ["--paths", "warp"],
+        ["--paths", "udp", "--family", "6"],
+        ["--family", "5"],
+        ["--setting", "windy"],
+        ["--rounds", "0"],
+        ["--seconds", "1.5"],
+    ],
     ids=lambda each: each[1],
 )
 def test_a_wrong_argument_is_refused(arguments: list[str]) -> None:
@@ -358,7 +378,7 @@ def test_a_run_that_fails_is_tried_again_and_that_is_noted() -> None:
 def test_a_failed_measurement_is_one_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(*_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise CommandFailed("ip link add: exit 2\nmuch\n  no veth today\n")
 
     monkeypatch.setattr("tests.bench.__main__.side", fail)
@@ -437,14 +457,27 @@ def test_a_batch_changes_many_entries() -> None:
         assert {key for key, _ in table_.items()} == set(keys[990:])
 
 
-def test_a_service_is_translated_for_as_long_as_it_is_measured() -> None:
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_service_is_translated_for_as_long_as_it_is_measured(version: int) -> None:
     with Lab() as lab:
-        path = routed(lab)
+        path, address = routed(lab, version), SERVICE[version]
         with service(path) as called:
             assert tcp_crr(called, Conditions(1, machine.compiled("crr", lab.dir)))["tcp_crr"] > 0
-            tracked = path.hosts[0].run("conntrack", "-L", "-d", SERVICE, "--reply-src", path.server_address)
-            assert f"dst={SERVICE}" in tracked.stdout
+            tracked = path.hosts[0].run(
+                "conntrack", "-L", "-f", f"ipv{version}", "-d", address, "--reply-src", path.server_address
+            )
+            assert f"dst={address}" in tracked.stdout
         assert path.hosts[0].run("nft", "list", "ruleset").stdout == ""
+
+
+def test_round_trips_are_measured_by_ipv6_too() -> None:
+    with Lab() as lab:
+        machine.compiled("echo", lab.dir)
+        how = Conditions(1, machine.compiled("crr", lab.dir))
+        path = direct(lab, 6)
+        for protocol in ("tcp", "udp"):
+            found = round_trip(path, how, protocol)
+            assert 0 < found[f"{protocol}_rr_p50"] <= found[f"{protocol}_rr_p99"]
 
 
 def test_a_service_is_behind_ports_that_no_other_run_has_used() -> None:

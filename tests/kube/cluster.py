@@ -110,7 +110,7 @@ def proxied(host: Host, mode: str, proxy: Proxy, services: Sequence[Service]) ->
     try:
         yield
     finally:
-        load(host, mode, nftables.REMOVAL if mode == "nftables" else iptables.removal(text))
+        load(host, mode, nftables.removal(proxy) if mode == "nftables" else iptables.removal(text))
 
 
 def started_on(host: Host, *flags: str, wait: bool = True) -> Agent:

@@ -16,7 +16,11 @@ from typing import Final
 from tests.kube.services import MARK, Endpoint, Proxy, Service, digest
 
 TABLE: Final = "ip kube-proxy"
-REMOVAL: Final = f"delete table {TABLE}\n"
+OF_IPV6: Final = (
+    (TABLE, "ip6 kube-proxy"), ("ipv4_addr", "ipv6_addr"),
+    ("ip daddr", "ip6 daddr"), ("ip saddr", "ip6 saddr"),
+)  # fmt: skip
+"""Words of the rules, and what IPv6 has instead."""
 HOOKS: Final = {
     "filter-prerouting": "filter hook prerouting priority dstnat - 10",
     "filter-input": "filter hook input priority -110",
@@ -71,7 +75,19 @@ def rules(proxy: Proxy, services: Iterable[Service]) -> str:
     """For `nft -f`, which replaces what stood there in one transaction."""
     served = [each for each in services if each.cluster_ip]
     ours = [*FIXED, *(rule for each in served for rule in _service(proxy, each))]
-    return "".join(f"{line}\n" for line in (*_frame(ours, served), *_rules(ours), *_elements(proxy, served)))
+    lines = (*_frame(ours, served), *_rules(ours), *_elements(proxy, served))
+    return _of_family(proxy, "".join(f"{line}\n" for line in lines))
+
+
+def removal(proxy: Proxy) -> str:
+    """For `nft -f`, of what `rules` makes."""
+    return _of_family(proxy, f"delete table {TABLE}\n")
+
+
+def _of_family(proxy: Proxy, text: str) -> str:
+    for word, instead in OF_IPV6 if proxy.version == 6 else ():
+        text = text.replace(word, instead)
+    return text
 
 
 def _frame(ours: Sequence[Rule], services: Sequence[Service]) -> Iterator[str]:
@@ -190,5 +206,5 @@ def _name(kind: str, service: Service, endpoint: Endpoint | None = None) -> str:
     """As kube-proxy's: a digest, then for people what it is a digest of."""
     name = f"default/{service.name}/{service.protocol}/p{service.port}"
     if endpoint:
-        name += f"__{endpoint.address}/{endpoint.port}"
+        name += f"__{endpoint.address.replace(':', '.')}/{endpoint.port}"
     return f"{kind}-{digest(name, length=8)}-{name}"

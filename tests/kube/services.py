@@ -5,6 +5,7 @@ from __future__ import annotations
 from base64 import b32encode
 from dataclasses import dataclass
 from hashlib import sha256
+from ipaddress import ip_network
 from typing import Final
 
 MARK: Final = "0x4000"
@@ -20,7 +21,7 @@ class Endpoint:
     node: str
 
     def __str__(self) -> str:
-        return f"{self.address}:{self.port}"
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +71,11 @@ class Proxy:
     """What counts as a pod's address (`--cluster-cidr`)."""
     in_turn: bool = False
     """Endpoints one after the other, for tests that compare. kube-proxy itself draws lots."""
+
+    @property
+    def version(self) -> int:
+        """Of the IP that it is for; a node has one for each. By mode nftables only."""
+        return ip_network(self.cluster_cidr).version
 
 
 def digest(*words: str, length: int) -> str:

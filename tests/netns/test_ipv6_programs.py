@@ -9,7 +9,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from ipaddress import IPv6Address
 from typing import Any
@@ -17,14 +17,13 @@ from typing import Any
 import pytest
 
 from ctl.core.abi import EndpointEntry, Hook
-from ctl.core.model import IPv6Lease, Lease, MacAddress
+from ctl.core.model import IPv6Lease, MacAddress
 from ctl.core.reasons import labelled
 from ctl.kernel.bpf import syscall
-from ctl.store import open_store
 from tests import packets
 from tests.capture import Capture
 from tests.datapath import INET6, Cast, Datapath
-from tests.dual import Guest, guest, init_network, reaches, with_ipv6
+from tests.dual import Guest, guest, init_network, leases, reaches, with_ipv6
 from tests.host import Host
 from tests.lab import Lab
 from tests.process import wait_until
@@ -94,16 +93,6 @@ def cast_of(host: Host, own: IPv6Lease, other: IPv6Lease, other_mac: MacAddress)
 def address_of(lease: IPv6Lease) -> IPv6Address:
     assert lease.host is not None
     return lease.host
-
-
-def leases(host: Host) -> dict[str, Lease]:
-    """By the node's name."""
-
-    def read() -> dict[str, Lease]:
-        with closing(open_store(host.lab.store_url)) as store:
-            return {each.node: each for each in store.snapshot(fresh=True).leases}
-
-    return host.call(read)
 
 
 def furnish(node: Node) -> None:
