@@ -46,7 +46,7 @@ class Course:
 
 def run_course(site: Site, scenarios: Sequence[Scenario]) -> Course:
     """Do each once. AssertionError if one is not mended in time."""
-    instrument = Instrument(site.one, site.two, RATE)
+    instrument = Instrument(site.one, site.two, RATE, site.ipv6)
     instrument.begin()
     turns, finishes = [], []
     for scenario in scenarios:

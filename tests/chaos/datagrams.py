@@ -1,11 +1,12 @@
 """Numbered datagrams both ways, for use in a container: `python -m tests.chaos.datagrams PEER RATE`.
 
-Three streams to the container at PEER, and the same three from it:
+Streams to the container at PEER, and the same ones from it:
 
     plain      RATE a second, port PORT: eBPF may carry it
     options    a quarter of that, port PORT + 1: with an IP option, so always by the kernel path
     service    a tenth, port PORT + 2: a conversation with a service, so eBPF may carry it. With `--client`
                to the service's address, which the host translates to PEER; else what is sent are its replies
+    ipv6       a quarter, port PORT + 3: with `--ipv6 ADDRESS`, the same container's
 
 SIGUSR2 begins the sending, SIGUSR1 ends it, SIGTERM ends the program. Each 0.1 s a JSON line: per stream
 how many were sent and have arrived until `at` (ns); the last has `final` and everything that was counted.
@@ -28,8 +29,8 @@ from tests.chaos.mmsg import SLOTS, Slots, udp_socket
 from tests.chaos.tally import Tally
 
 PORT: Final = 9400
-PLAIN, OPTIONS, SERVICE = "plain", "options", "service"
-SHARE: Final = {PLAIN: 1.0, OPTIONS: 0.25, SERVICE: 0.1}
+PLAIN, OPTIONS, SERVICE, IPV6 = "plain", "options", "service", "ipv6"
+SHARE: Final = {PLAIN: 1.0, OPTIONS: 0.25, SERVICE: 0.1, IPV6: 0.25}
 """Of the rate."""
 TICK_S: Final = 0.002
 LATE_S: Final = 0.01
@@ -44,7 +45,8 @@ class Stream:
     def __init__(self, name: str, peer: str, rate: float, *, asked: bool) -> None:
         """`rate` in datagrams a second; `asked`: only once something has come."""
         port = PORT + list(SHARE).index(name)
-        self.sock = udp_socket(port)
+        family = socket.AF_INET6 if name == IPV6 else socket.AF_INET
+        self.sock = udp_socket(port, family)
         if name == OPTIONS:
             self.sock.setsockopt(socket.IPPROTO_IP, socket.IP_OPTIONS, NOTHING)
         self.name, self.rate, self._asked = name, rate, asked
@@ -81,7 +83,8 @@ class Stream:
     def dropped(self) -> int:
         """Datagrams that came, and for which the socket had no room: nobody ran to read it."""
         inode = str(Path(f"/proc/self/fd/{self.sock.fileno()}").readlink()).strip("socket:[]")
-        rows = [line.split() for line in Path("/proc/self/net/udp").read_text().splitlines()[1:]]
+        table = "udp6" if self.sock.family == socket.AF_INET6 else "udp"
+        rows = [line.split() for line in Path(f"/proc/self/net/{table}").read_text().splitlines()[1:]]
         return next(int(row[-1]) for row in rows if row[9] == inode)
 
     def brief(self) -> dict[str, object]:
@@ -103,8 +106,8 @@ def say(facts: object) -> None:
 
 def _stream(name: str, args: argparse.Namespace) -> Stream:
     client = name == SERVICE and args.client
-    return Stream(name, service.ADDRESS if client else args.peer, args.rate * SHARE[name],
-                  asked=name == SERVICE and not client)  # fmt: skip
+    peer = service.ADDRESS if client else args.ipv6 if name == IPV6 else args.peer
+    return Stream(name, peer, args.rate * SHARE[name], asked=name == SERVICE and not client)
 
 
 def main() -> int:
@@ -113,11 +116,12 @@ def main() -> int:
     parser.add_argument("peer")
     parser.add_argument("rate", type=float)
     parser.add_argument("--client", action="store_true")
+    parser.add_argument("--ipv6")
     args = parser.parse_args()
     told: set[int] = set()
     for number in (signal.SIGUSR2, signal.SIGUSR1, signal.SIGTERM):
         signal.signal(number, lambda number, _: told.add(number))
-    streams = [_stream(name, args) for name in SHARE]
+    streams = [_stream(name, args) for name in SHARE if name != IPV6 or args.ipv6]
     spoke = 0.0
     while signal.SIGTERM not in told:
         now = time.monotonic()

@@ -15,6 +15,7 @@ from typing import Any, Final
 from tests.chaos import connections, datagrams, figures
 from tests.chaos.figures import Figures
 from tests.chaos.service import serve
+from tests.dual import reaches
 from tests.hooks import programs
 from tests.host import Container, Host
 from tests.process import Process, TimedOut, wait_until
@@ -35,11 +36,17 @@ class End:
 class Instrument:
     """All flows between two containers on two hosts, from `begin` to `finish`."""
 
-    def __init__(self, first: Container, second: Container, rate: int = RATE) -> None:
-        """The programs are there; nothing is sent yet."""
-        self.rate = rate
+    def __init__(
+        self, first: Container, second: Container, rate: int = RATE, ipv6: tuple[str, str] | None = None
+    ) -> None:
+        """The programs are there; nothing is sent yet. `ipv6`: the containers' other addresses, if any."""
+        self.rate, self._ipv6 = rate, ipv6
+        self._streams = [name for name in datagrams.SHARE if name != datagrams.IPV6 or ipv6]
         serve(first, second)
-        self.ends = (_end(first, second, rate, "--client"), _end(second, first, rate))
+        to_first, to_second = (("--ipv6", each) for each in ipv6) if ipv6 else ((), ())
+        self.ends = (
+            _end(first, second, rate, "--client", *to_second), _end(second, first, rate, *to_first)
+        )  # fmt: skip
         self._hosts: tuple[Host, ...] = (first.host, second.host)
 
     def begin(self) -> None:
@@ -47,6 +54,8 @@ class Instrument:
         for place, peer in (self.ends, reversed(self.ends)):
             # Who has never spoken has to be asked for its MAC, and few packets wait for that.
             place.place.run("ping", "-c2", "-i0.05", "-W2", peer.place.address)
+        if self._ipv6:
+            reaches(self.ends[0].place, self._ipv6[1])
         for end in self.ends:
             wait_until(partial(_settled, end.place), 30, f"{end.place.name} is known to its node")
         self._before = [host.bypassed() for host in self._hosts]
@@ -64,18 +73,18 @@ class Instrument:
         now = time.time_ns()
         # What was printed before now may be of before the event that is asked about.
         wait_until(lambda: all(found["at"] >= now for found in self.progress()), seconds, "all is told", 0.01)
-        sent = [found[stream]["sent"] for found in self.progress() for stream in datagrams.SHARE]
+        sent = [found[stream]["sent"] for found in self.progress() for stream in self._streams]
 
         def arrive() -> bool:
             highest = [
-                found[stream]["highest"] for found in reversed(self.progress()) for stream in datagrams.SHARE
+                found[stream]["highest"] for found in reversed(self.progress()) for stream in self._streams
             ]
             return all(number >= count for number, count in zip(highest, sent, strict=True))
 
         wait_until(arrive, seconds, lambda: f"all streams arrive: {self.progress()}", 0.01)
 
     def _arrives(self) -> bool:
-        return all(found[stream]["received"] > 0 for found in self.progress() for stream in datagrams.SHARE)
+        return all(found[stream]["received"] > 0 for found in self.progress() for stream in self._streams)
 
     def progress(self) -> list[dict[str, Any]]:
         """What both ends have sent and received until 0.1 s ago."""
@@ -124,7 +133,7 @@ class Instrument:
         return all(
             to[stream]["highest"] == by[stream]["sent"] - 1
             for by, to in ((here, there), (there, here))
-            for stream in datagrams.SHARE
+            for stream in self._streams
         )
 
     def _ways(self, ended: int) -> tuple[figures.Way, ...]:
@@ -133,7 +142,7 @@ class Instrument:
         return tuple(
             figures.way(f"{stream} {'>'.join(names if by is here else reversed(names))}",
                         stream, self.rate * datagrams.SHARE[stream], by[stream]["sent"], to[stream], ended)
-            for stream in datagrams.SHARE
+            for stream in self._streams
             for by, to in ((here, there), (there, here))
         )  # fmt: skip
 

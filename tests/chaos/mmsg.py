@@ -26,6 +26,8 @@ _HEADER: Final = struct.Struct("=QI4xQQQQi4xI4x")
 _IOVEC: Final = struct.Struct("=QQ")
 _NAME: Final = struct.Struct("=H2s4s8x")
 """struct sockaddr_in."""
+_NAME_IPV6: Final = struct.Struct("=H2s4x16s4x")
+"""struct sockaddr_in6."""
 _SO_TIMESTAMPNS: Final = 35
 _SO_RCVBUFFORCE: Final = 33
 _BUFFER: Final = 64 << 20
@@ -33,13 +35,19 @@ _BUFFER: Final = 64 << 20
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def udp_socket(port: int) -> socket.socket:
+def udp_socket(port: int, family: socket.AddressFamily = socket.AF_INET) -> socket.socket:
     """One with a port, room for seconds without a reader, and the kernel's time on what arrives."""
-    made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    made = socket.socket(family, socket.SOCK_DGRAM)
     made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
     made.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
     made.bind(("", port))
     return made
+
+
+def _packed(family: int, address: str, port: int) -> bytes:
+    """Where to send, as the kernel reads it."""
+    layout = _NAME if family == socket.AF_INET else _NAME_IPV6
+    return layout.pack(family, port.to_bytes(2, "big"), socket.inet_pton(family, address))
 
 
 class Slots:
@@ -51,10 +59,7 @@ class Slots:
         self._data = ctypes.create_string_buffer(SLOTS * SIZE)
         self._control = ctypes.create_string_buffer(SLOTS * _CONTROL)
         self._iovecs = ctypes.create_string_buffer(SLOTS * _IOVEC.size)
-        self._name = ctypes.create_string_buffer(_NAME.size)
-        if to:
-            packed = _NAME.pack(socket.AF_INET, to[1].to_bytes(2, "big"), socket.inet_aton(to[0]))
-            self._name.raw = packed
+        self._name = ctypes.create_string_buffer(_packed(sock.family, *to) if to else b"")
         self._template = self._headers(sending=to is not None)
         self._messages = ctypes.create_string_buffer(self._template, len(self._template))
         self._words = memoryview(self._data).cast("B").cast("Q")
@@ -62,7 +67,8 @@ class Slots:
 
     def _headers(self, *, sending: bool) -> bytes:
         """All mmsghdr, each with an iovec of its own."""
-        name = (ctypes.addressof(self._name), _NAME.size) if sending else (0, 0)
+        # Without the zero that ends a string.
+        name = (ctypes.addressof(self._name), len(self._name) - 1) if sending else (0, 0)
         parts = []
         for slot in range(SLOTS):
             place = ctypes.addressof(self._data) + slot * SIZE

@@ -97,7 +97,7 @@ def run(
     progress: Callable[[str], None] = lambda _: None,
 ) -> Outcome:
     """Do it so many times, and again for at least `seconds`. The site is as before afterwards."""
-    instrument = Instrument(site.one, site.two)
+    instrument = Instrument(site.one, site.two, ipv6=site.ipv6)
     turns: list[Turn] = []
     instrument.begin()
     instrument.advance(BEFORE_S)

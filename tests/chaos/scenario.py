@@ -8,13 +8,13 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from tests.chaos import site as sites
-from tests.chaos.datagrams import OPTIONS, PLAIN, SERVICE, SHARE
+from tests.chaos.datagrams import IPV6, OPTIONS, PLAIN, SERVICE, SHARE
 from tests.chaos.figures import Figures, Windows
 from tests.chaos.site import Build, Site
 
 FRESH: Final = "new flows"
-ALL: Final = frozenset({PLAIN, OPTIONS, SERVICE, FRESH})
-KERNEL_PATH: Final = frozenset({OPTIONS, FRESH, PLAIN, SERVICE})
+ALL: Final = frozenset({PLAIN, OPTIONS, SERVICE, FRESH, IPV6})
+KERNEL_PATH: Final = frozenset({OPTIONS, FRESH, PLAIN, SERVICE, IPV6})
 """What needs the kernel path: packets with options, new flows, and of each approved flow a packet every
 `--approval-ttl`, and all of it where that one falls into the time."""
 

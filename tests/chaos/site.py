@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.dual import guest, leases, with_ipv6, write_network
 from tests.host import Agent, Container, Host, ovctl_argv
 from tests.lab import Lab, wait_until
 from tests.namespace import REPOSITORY
@@ -29,6 +30,8 @@ class Site:
     """Of each host's agent, by name."""
     lives: dict[str, list[Agent]] = field(default_factory=dict)
     """All agents of a host, the newest last."""
+    ipv6: tuple[str, str] | None = None
+    """Addresses of both containers, if the network is dual stack."""
     notes: dict[str, Any] = field(default_factory=dict)
     """What a scenario wants to know later."""
 
@@ -90,6 +93,21 @@ def pair(lab: Lab, *flags: str, network: Sequence[Any] = ()) -> Site:
     for host in (a, b):
         wait_until(host.knows_a_peer, 10, f"{host.name} knows its peer")
     site.one, site.two = a.container("one"), b.container("two")
+    return site
+
+
+def dual_pair(lab: Lab) -> Site:
+    """The same of a dual-stack network: its containers have IPv6, too."""
+    a, b = (with_ipv6(lab.host(name)) for name in "ab")
+    write_network(lab.store_url)
+    site = Site(lab, a, b, None, None)  # type: ignore[arg-type]
+    for name in ("a", "b"):
+        site.start(name)
+    for host in (a, b):
+        wait_until(host.knows_a_peer, 10, f"{host.name} knows its peer")
+    guests = [guest(host, leases(host)[host.name], name) for host, name in ((a, "one"), (b, "two"))]
+    site.one, site.two = (each.place for each in guests)
+    site.ipv6 = (guests[0].address, guests[1].address)
     return site
 
 

@@ -13,7 +13,7 @@ from tests.chaos.full import small
 from tests.chaos.peers import with_room
 from tests.chaos.scenario import Scenario
 from tests.chaos.scenarios import SCENARIOS
-from tests.chaos.site import pair
+from tests.chaos.site import dual_pair, pair
 from tests.lab import Lab
 
 BY_HAND: Final = {
@@ -32,7 +32,7 @@ BY_HAND: Final = {
 """Not in CI, and why."""
 
 COURSES: Final = {
-    "agent": (pair, ("Agent: ", "Store: SQLite")),
+    "agent": (dual_pair, ("Agent: ", "Store: SQLite")),
     "upgrade": (pair, ("Upgrade: ",)),
     "host": (pair, ("Host: ", "Containers: while")),
     "etcd": (with_room, ("Store: etcd", "Store: clock", "Peer: ")),
