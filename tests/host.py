@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from ipaddress import IPv4Address, IPv4Interface
@@ -191,8 +192,11 @@ class Host(Namespace):
         return made
 
     def counters(self) -> dict[tuple[str, str], int]:
-        """Packets by (hook, reason), from `ovctl map dump counters`."""
-        return {(row["hook"], row["reason"]): row["packets"] for row in self.json("map", "dump", "counters")}
+        """Packets by (hook, reason), of both families, from `ovctl map dump counters`."""
+        found: Counter[tuple[str, str]] = Counter()
+        for row in self.json("map", "dump", "counters"):
+            found[row["hook"], row["reason"]] += row["packets"]
+        return dict(found)
 
     def bypassed(self) -> tuple[int, int]:
         """Packets of containers that eBPF carried, and that it left to the kernel path."""

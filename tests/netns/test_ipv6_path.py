@@ -1,4 +1,4 @@
-"""Two dual-stack nodes: what IPv6 has of the kernel path, by packets."""
+"""Two dual-stack nodes without eBPF: what IPv6 has of the kernel path, by packets."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Duals:
 
 
 def start(lab: Lab, hosts: tuple[Host, ...]) -> dict[str, Agent]:
-    agents = {host.name: host.agent(wait=False) for host in hosts}
+    agents = {host.name: host.agent("--bypass", "off", wait=False) for host in hosts}
     for agent in agents.values():
         agent.wait_ready()
     return agents
@@ -97,7 +97,7 @@ def test_an_agent_that_is_killed_and_comes_back_loses_no_datagram(duals: Duals) 
     for host in (duals.a, duals.b):
         stream.advance(0.5)
         duals.agents[host.name].kill(signal.SIGKILL)
-        duals.agents[host.name] = host.agent()
+        duals.agents[host.name] = host.agent("--bypass", "off")
     stream.advance(0.5)
     sent, tally = stream.finish()
     assert (tally.received, tally.duplicates) == (sent, 0)
@@ -134,16 +134,6 @@ def test_who_is_outside_sees_the_nodes_address(duals: Duals) -> None:
     for source, host in ((duals.on_a, duals.a), (duals.on_b, duals.b)):
         assert tcp_send(source.place, underlay(duals.outside))["seen_as"] == underlay(host)
     server.stop()
-
-
-def test_ebpf_passes_ipv6_and_drops_nothing(duals: Duals) -> None:
-    before = duals.a.counters()
-    assert ping(duals.on_a.place, duals.on_b.address)
-    after = duals.a.counters()
-    for hook in ("from_container", "to_container", "from_wire"):
-        assert after[hook, "not_ipv4"] > before.get((hook, "not_ipv4"), 0), hook
-    rows = duals.a.json("map", "dump", "counters")
-    assert [row for row in rows if row["verdict"] in ("drop", "abort")] == []
 
 
 def test_a_hand_made_vxlan_device_is_a_stranger_until_it_has_a_lease(duals: Duals) -> None:
