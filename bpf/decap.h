@@ -207,7 +207,10 @@ static __always_inline int is_sum_right(struct cursor cur, const struct ethhdr *
 
 	if (!OUTER_CHECKED || !in->sum)
 		return 1;
-	return has_checksum(cur, ip) && fold(in->sum + inner_sum(eth, ip)) == 0xffff;
+	/* Padding is in the outer checksum alone. */
+	if (!has_checksum(cur, ip) || stated_len(ip) != in->len - sizeof(*eth))
+		return 0;
+	return fold(in->sum + inner_sum(eth, ip)) == 0xffff;
 }
 
 /* The inner headers behind them. NONE if the packet is from whom it says, and for our VTEP. */

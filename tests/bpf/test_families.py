@@ -136,7 +136,9 @@ def test_padding_behind_a_packet_is_for_the_kernel(datapath: Datapath, cast: Cas
     datapath.approve(cast.flow_out())
     datapath.approve(cast.flow_in())
     assert datapath.run("from_container", cast.sent() + b"\0").reason == "truncated"
-    assert datapath.run("from_wire", cast.wire(cast.received() + b"\0")).reason == "truncated"
+    # Of IPv6 the outer checksum counts it, and no inner one.
+    why = "truncated" if cast.version == 4 else "outer_checksum"
+    assert datapath.run("from_wire", cast.wire(cast.received() + b"\0")).reason == why
     assert datapath.run("from_wire", cast.wire(cast.received()) + b"\0").reason == "truncated"
 
 
