@@ -265,6 +265,9 @@ def fields(frame: bytes, prefix: str = "") -> dict[str, Any]:
     if found["type"] == "86dd" and len(body) >= IPV6_LEN:
         found |= _ipv6_fields(body)
         l4 = body[IPV6_LEN:]
+        if found["proto"] == packets.FRAGMENT and len(l4) >= 8:
+            found |= {"fragment": l4[:4].hex(), "id": l4[4:8].hex()}
+            l4 = l4[8:]
     elif found["type"] == "0800" and len(body) >= IP_LEN:
         found |= _ip_fields(body)
         l4 = body[(body[0] & 15) * 4 :]

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
-from tests.netns.parity import rows
+from tests.netns.parity import rows, rows_ipv6
 from tests.netns.parity.rows import ARRIVING, Outer, Row
 from tests.netns.parity.rules import FIREWALLS, Rules
 
 PARITY: Final = Path(__file__).parents[3] / "docs" / "parity.md"
 BEGIN: Final = "<!-- begin: made by python -m tests.netns.parity.document -->\n"
 END: Final = "<!-- end -->\n"
+IPV6_SECTIONS: Final = {
+    "IPv6: sizes": rows_ipv6.SIZES,
+    "IPv6: offloads": rows_ipv6.OFFLOADS,
+    "IPv6: checksums": rows_ipv6.CHECKSUMS,
+    "IPv6: headers": rows_ipv6.HEADERS,
+    "IPv6: fragments": rows_ipv6.FRAGMENTS,
+    "IPv6: addresses": rows_ipv6.ADDRESSES,
+    "IPv6: protocols": rows_ipv6.PROTOCOLS,
+}
 SECTIONS: Final = {
     "Sizes": rows.SIZES,
     "Offloads": rows.OFFLOADS,
@@ -28,15 +37,20 @@ SECTIONS: Final = {
 
 def tables() -> str:
     """All rows as Markdown."""
-    parts = [
-        _table(title, ("a container sends", "at its node", "at the other node"), map(_sent, section))
-        for title, section in SECTIONS.items()
-    ]
-    parts.append(
-        _table("What comes over the wire", ("VXLAN with", "at the receiver's node"), map(_came, ARRIVING))
+    firewalls = _table("Firewalls", ("rules", "eBPF carries some of it on node"), map(_ruled, FIREWALLS))
+    return "\n".join(
+        [
+            *_of_family(SECTIONS, "What comes over the wire", ARRIVING),
+            firewalls,
+            *_of_family(IPV6_SECTIONS, "IPv6: what comes over the wire", rows_ipv6.ARRIVING),
+        ]
     )
-    parts.append(_table("Firewalls", ("rules", "eBPF carries some of it on node"), map(_ruled, FIREWALLS)))
-    return "\n".join(parts)
+
+
+def _of_family(sections: Mapping[str, Iterable[Row]], came: str, arriving: Iterable[Outer]) -> list[str]:
+    heads = ("a container sends", "at its node", "at the other node")
+    sent = [_table(title, heads, map(_sent, section)) for title, section in sections.items()]
+    return [*sent, _table(came, ("VXLAN with", "at the receiver's node"), map(_came, arriving))]
 
 
 def _table(title: str, heads: tuple[str, ...], lines: Iterable[tuple[str, ...]]) -> str:

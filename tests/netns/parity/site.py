@@ -20,7 +20,7 @@ from functools import partial
 from ipaddress import IPv4Address
 from typing import Any, Final, Self
 
-from ctl.core.abi import Hook
+from ctl.core.abi import Hook, Ip
 from ctl.core.model import MacAddress
 from ctl.core.reasons import REASONS
 from ctl.kernel.bpf.maps import Maps, open_maps
@@ -83,7 +83,7 @@ class Seen:
         """Outer source ports by inner flow: addresses, protocol, ports; DSCP, which our hash takes in."""
         found: dict[tuple[object, ...], set[object]] = {}
         for each in map(fields, self.wire):
-            if "outer.sport" in each and each.get("inner.fragment") in ("0000", "4000"):
+            if "outer.sport" in each and each.get("inner.fragment", "0000") in ("0000", "4000"):
                 flow = (each["inner.source"], each["inner.target"], each["inner.proto"],
                         str(each["inner.body"])[:8], str(each["inner.tos"] >> 2))  # fmt: skip
                 found.setdefault(flow, set()).add(each["outer.sport"])
@@ -96,8 +96,12 @@ def _multiset(frames: Sequence[bytes]) -> Counter[str]:
 
 def _varying(found: dict[str, Any]) -> set[str]:
     """Fields of a frame that need not be the same."""
-    return {*VARIES, *(["id"] if _error_of_a_host(found) else []),
-            *(["inner.id"] if _error_of_a_host(found, "inner.") else [])}  # fmt: skip
+    return {*VARIES, *(f"{prefix}id" for prefix in ("", "inner.") if _may_vary(found, prefix))}
+
+
+def _may_vary(found: dict[str, Any], prefix: str) -> bool:
+    """Whether its id is drawn anew: that of an error, and of IPv6's fragments, made so by conntrack."""
+    return f"{prefix}label" in found or _error_of_a_host(found, prefix)
 
 
 def _without_varying(found: dict[str, Any]) -> str:
@@ -145,27 +149,42 @@ class Site:
     def _build(self) -> None:
         lab = self.lab
         self.a, self.b = lab.host("a", mtu=self._mtu), lab.host("b", mtu=self._mtu)
-        lab.init_network("172.17.0.0/16", 24, *self._network)
         for host in (self.a, self.b):
             host.ip("link", "set", "eth0", "address", UPLINK_MACS[host.name])
-            host.ovctl("lease", "reserve", SUBNETS[host.name], "--host", host.address)
+        self._lease()
         self.agents = started((self.a, self.b), *self.flags)
         for host in (self.a, self.b):
             wait_until(host.knows_a_peer, 10, f"{host.name} knows its peer")
-        self.one, self.two = self.a.container("one"), self.b.container("two")
-        self.near, self.far = self.a.container("near"), self.b.container("far")
-        self.outside = lab.outside()
+        self._plug()
         for place in (self.a, self.b, self.one, self.two):
             quiet(place)
         # Nobody listens where the rows send: answers would be other packets than the row's.
         for container in (self.one, self.two):
             container.nft(
-                "table ip quiet { chain in { type filter hook input priority 0; "
-                f"ip protocol {MARK} drop; udp dport 20000-29999 drop; tcp dport 20000-29999 drop; }}; }}"
+                "table inet quiet { chain in { type filter hook input priority 0; "
+                f"meta l4proto {MARK} drop; udp dport 20000-29999 drop; tcp dport 20000-29999 drop; }}; }}"
             )
-        self.maps = {host.name: self._stack.enter_context(open_maps(host.bpffs)) for host in (self.a, self.b)}
+        self._open()
         self._tap()
         self._settle()
+
+    def _lease(self) -> None:
+        """A network in which both hosts will have their subnets."""
+        self.lab.init_network("172.17.0.0/16", 24, *self._network)
+        for host in (self.a, self.b):
+            host.ovctl("lease", "reserve", SUBNETS[host.name], "--host", host.address)
+
+    def _plug(self) -> None:
+        """Containers, and a host that is no node."""
+        self.one, self.two = self.a.container("one"), self.b.container("two")
+        self.near, self.far = self.a.container("near"), self.b.container("far")
+        self.outside = self.lab.outside()
+
+    def _open(self) -> None:
+        """The maps of the programs that the rows are about."""
+        self.maps: dict[str, Maps[Any]] = {
+            host.name: self._stack.enter_context(open_maps(host.bpffs)) for host in (self.a, self.b)
+        }
 
     def _tap(self) -> None:
         self.at_one, self.at_two, self.at_a = (
@@ -187,7 +206,7 @@ class Site:
         """MAC of container one's gateway."""
         return MacAddress(b"\x02\x42" + self.a.gateway.ip.packed)
 
-    def addresses(self) -> tuple[IPv4Address, IPv4Address]:
+    def addresses(self) -> tuple[Ip, Ip]:
         """Of containers one and two."""
         return IPv4Address(self.one.address), IPv4Address(self.two.address)
 
@@ -215,13 +234,14 @@ class Site:
 
     def _mark(self, turn: int) -> Iterator[tuple[bool, bytes]]:
         src, dst = self.addresses()
-        packet = packets.ipv4(bytes([turn]) * 8, src, dst, MARK)
-        self.at_one.send(Shot(packets.ether(packet, MacAddress.parse(self.one.mac), self.gateway)))
+        packet = packets.ip(bytes([turn]) * 8, src, dst, MARK)
+        kind = packets.IPV4 if src.version == 4 else packets.IPV6
+        self.at_one.send(Shot(packets.ether(packet, MacAddress.parse(self.one.mac), self.gateway, kind)))
         deadline = time.monotonic() + SECONDS
         while select.select([self.at_two], [], [], max(deadline - time.monotonic(), 0))[0]:
             found = self.at_two.frames()
             yield from found
-            if any(is_mark(frame) and frame[34] == turn for out, frame in found if not out):
+            if any(is_mark(frame) and frame[-1] == turn for out, frame in found if not out):
                 return
         raise AssertionError(f"the packet that ends an exchange has not come in {SECONDS} s")
 
@@ -272,6 +292,7 @@ class Site:
 
 def quiet(place: Host | Container) -> None:
     """Errors are sent each time, not at a rate."""
+    place.sysctl("net.ipv6.icmp.ratelimit", "0")
     place.sysctl("net.ipv4.icmp_ratelimit", "0")
     place.sysctl("net.ipv4.icmp_msgs_per_sec", "100000")
     place.sysctl("net.ipv4.icmp_msgs_burst", "100000")
@@ -283,17 +304,29 @@ def knows(maps: Maps[IPv4Address], container: Container) -> bool:
 
 
 def is_mark(frame: bytes) -> bool:
-    return frame[12:14] == b"\x08\0" and frame[23:24] == bytes([MARK])
+    kind = frame[12:14]
+    at = {b"\x08\0": packets.ETH_LEN + 9, b"\x86\xdd": packets.ETH_LEN + 6}.get(kind)
+    return at is not None and frame[at : at + 1] == bytes([MARK])
 
 
 def not_ours(frame: bytes) -> bool:
-    """Neither a mark, inside a tunnel or not, nor ARP."""
-    return not is_mark(frame) and not is_mark(inner_of(frame)) and frame[12:14] != b"\x08\x06"
+    """Neither a mark, inside a tunnel or not, nor ARP or what IPv6 has in its place."""
+    return not (is_mark(frame) or is_mark(inner_of(frame)) or frame[12:14] == b"\x08\x06" or of_link(frame))
+
+
+def of_link(frame: bytes) -> bool:
+    """Whether it is neighbour discovery, or MLD, which has router alert in front (RFC 3810)."""
+    ip = frame[packets.ETH_LEN :]
+    if frame[12:14] != b"\x86\xdd" or len(ip) <= packets.IPV6_LEN:
+        return False
+    discovery = ip[6:8] == bytes((packets.ICMPV6, 255)) and 133 <= ip[packets.IPV6_LEN] <= 137
+    return discovery or (ip[6] == packets.HOP_BY_HOP and ip[24:26] == b"\xff\x02")
 
 
 def inner_of(frame: bytes) -> bytes:
     """The frame in a tunnel; empty if there is none."""
-    return frame[packets.OUTER_LEN :] if frame[36:38] == b"\x21\x18" else b""
+    head = packets.ETH_LEN + (packets.IPV6_LEN if frame[12:14] == b"\x86\xdd" else packets.IP_LEN)
+    return frame[head + 16 :] if frame[head + 2 : head + 4] == b"\x21\x18" else b""
 
 
 @contextmanager

@@ -64,15 +64,18 @@ def compare(
     return ours
 
 
-def counted(seen: Seen, host: str, hook: str, wanted: str) -> bool:
+def counted(
+    seen: Seen, host: str, hook: str, wanted: str, *, mark: str = "protocol", neighbours: str = "not_ipv4"
+) -> bool:
     """Whether all words of `wanted` were counted and nothing else; `x|y`: either of them.
 
-    The two that end the exchange do not count, nor does ARP of the row's neighbours.
+    The two that end the exchange do not count, which leave for the reason `mark`, nor do questions for
+    neighbours, which leave for the other.
     """
     words = [set(word.split("|")) for word in wanted.split()]
-    found = set(seen.counted[host, hook] - Counter({"protocol": 2}))
-    if "not_ipv4" not in wanted:
-        found.discard("not_ipv4")
+    found = set(seen.counted[host, hook] - Counter({mark: 2}))
+    if neighbours not in wanted:
+        found.discard(neighbours)
     return found <= set().union(*words) and all(found & word for word in words)
 
 
