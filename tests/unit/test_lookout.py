@@ -47,13 +47,17 @@ class World:
             read=lambda: self.places, others=lambda _: list(self.others), has_tcx=self.tcx
         )
         rtnl: Any = None
-        self.maps: Any = SimpleNamespace(counters_of=self._counters)
+        self.maps: Any = SimpleNamespace(counters=self._counters)
         self.lookout = Lookout(
             rtnl, filters, self.findings, dropped=lambda: dict(self.rules), steady=lambda: self.now
         )
 
-    def _counters(self, hook: Hook) -> dict[int, Counter]:
-        return {NUMBERS[label]: Counter(count, 0) for label, count in self.seen.get(hook, {}).items()}
+    def _counters(self) -> dict[tuple[Hook, int], Counter]:
+        return {
+            (hook, NUMBERS[label]): Counter(count, 0)
+            for hook, counts in self.seen.items()
+            for label, count in counts.items()
+        }
 
     def place(self, program: int, *, first: bool = False) -> None:
         self.places = {
@@ -188,7 +192,7 @@ def test_what_the_programs_see_is_well(world: World) -> None:
 def test_ipv6_that_from_wire_does_not_see_is_no_better_for_what_it_sees_of_ipv4(world: World) -> None:
     """Each family has a vxlan device and counters of its own."""
     device, seen = 8, {Hook.FROM_WIRE: {"flow_unknown": 0}}
-    unseen: Any = SimpleNamespace(counters_of=lambda _: {})
+    unseen: Any = SimpleNamespace(counters=dict)
     world.places[FilterKey(device, False)] = Filter(Hook.TO_OVERLAY.label, 9)
     world.seen = seen
     for packets in (0, 100):

@@ -22,7 +22,7 @@ from ctl.core.abi import Hook
 from ctl.core.findings import Concern, Findings
 from ctl.core.host import Change, FilterKey
 from ctl.core.losing import Device
-from ctl.core.reasons import Verdict, total
+from ctl.core.reasons import Reason, Verdict, total
 from ctl.core.sight import Growth, Sight
 from ctl.kernel.bpf.maps import Maps
 from ctl.kernel.firewall import TABLE
@@ -240,13 +240,9 @@ def _spots(devices: Collection[int], uplink: int) -> Iterator[_Spot]:
 
 def _noticed(opened: Maps[Any] | None) -> Mapping[Hook, int]:
     """Packets that each program has left to the kernel path as the overlay's; none without maps."""
-    return {hook: _left(hook, opened) for hook in (Hook.FROM_WIRE, Hook.TO_OVERLAY)}
+    counters = opened.counters() if opened else {}
+    return {hook: total(counters, hook, _is_overlays).packets for hook in (Hook.FROM_WIRE, Hook.TO_OVERLAY)}
 
 
-def _left(hook: Hook, opened: Maps[Any] | None) -> int:
-    counters = {
-        (hook, number): found for number, found in (opened.counters_of(hook) if opened else {}).items()
-    }
-    return total(
-        counters, hook, lambda row: row.verdict is Verdict.PASS and row.label not in _ELSEWHERE
-    ).packets
+def _is_overlays(row: Reason) -> bool:
+    return row.verdict is Verdict.PASS and row.label not in _ELSEWHERE

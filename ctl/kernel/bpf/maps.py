@@ -252,19 +252,12 @@ class Maps(Generic[A]):
 
     def counters(self) -> dict[tuple[Hook, int], Counter]:
         """By hook and number of the reason; only those that ever counted."""
-        return {
-            (hook, number): counter for hook in Hook for number, counter in self.counters_of(hook).items()
-        }
-
-    def counters_of(self, hook: Hook) -> dict[int, Counter]:
-        """By number of the reason; only those that ever counted."""
-        result = {}
-        for number in range(abi.REASON_MAX):
-            values = self._lookup("counters", _index(hook * abi.REASON_MAX + number))
-            counter = Counter.unpack(values or ())
-            if counter.packets:
-                result[number] = counter
-        return result
+        never, found = bytes(abi.COUNTER.size), {}
+        for key, rows in self._items("counters"):
+            if rows.count(never) < len(rows):
+                hook, number = divmod(int.from_bytes(key, sys.byteorder), abi.REASON_MAX)
+                found[Hook(hook), number] = Counter.unpack(rows)
+        return found
 
     def peer_stats(self) -> dict[A, PeerStats]:
         return {self.family.address(key): PeerStats.unpack(rows) for key, rows in self._items("peer_stats")}
