@@ -241,7 +241,7 @@ def test_second_agent_with_the_same_state_directory(lab: Lab) -> None:
 
 @pytest.mark.parametrize("text", ["nonsense", "172.17.0.0/16", "300.1.1.1", ""])
 def test_map_get_of_what_is_no_address(host: Host, text: str) -> None:
-    refused(host, USAGE, "IPv4 address", command=("map", "get", text))
+    refused(host, USAGE, "is not an IPv4 or IPv6 address", command=("map", "get", text))
 
 
 @pytest.mark.parametrize("command", ["map dump", "map dump peers", "map get 172.17.1.1", "flow flush"])
