@@ -114,7 +114,7 @@ def hook_xdp_and_back(site: Site) -> None:
     with_flags("--hook", "tc")(site)
 
 
-LOADED: Final = Sight(log=r"datapath [0-9a-f]+ loaded", metric="`ovnet_build_info`")
+LOADED: Final = Sight(log=r"datapath [0-9a-f]+ of IPv4 loaded", metric="`ovnet_build_info`")
 
 SCENARIOS: Final = (
     Scenario(
