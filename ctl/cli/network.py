@@ -12,7 +12,9 @@ from ctl.core.model import BACKENDS
 from ctl.settings.config import STORE_SETTINGS, add_options
 
 if TYPE_CHECKING:
-    from ctl.core.model import Network
+    from ipaddress import IPv4Network, IPv6Network
+
+    from ctl.core.model import IPv6Range, Network
     from ctl.core.ports import LeaseStore
     from ctl.settings.config import Settings
 
@@ -27,6 +29,8 @@ COLUMNS = (
     "mtu",
     "direct_routing",
 )
+IPV6_COLUMNS = ("ipv6_network", "ipv6_subnet_len", "ipv6_subnet_min", "ipv6_subnet_max")
+"""Beside them, where the network has IPv6."""
 
 
 def register(subparsers: Any) -> None:
@@ -45,6 +49,10 @@ def register(subparsers: Any) -> None:
     )
     init.add_argument("--subnet-min", metavar="IP", help="first subnet to hand out (default: the second)")
     init.add_argument("--subnet-max", metavar="IP", help="last subnet to hand out (default: the last)")
+    init.add_argument("--ipv6-network", metavar="CIDR", help="IPv6 as well, such as fd00:10:77::/48")
+    init.add_argument("--ipv6-subnet-len", type=int, metavar="N", help="of a node's in that (default: 64)")
+    init.add_argument("--ipv6-subnet-min", metavar="IP", help="first of these (default: the second)")
+    init.add_argument("--ipv6-subnet-max", metavar="IP", help="last of these (default: the last)")
     init.add_argument("--backend", choices=BACKENDS, default="vxlan", help="default: vxlan")
     init.add_argument("--vni", type=int, metavar="N", help="VXLAN network identifier (default: 1)")
     init.add_argument("--port", type=int, metavar="N", help="UDP port (default: 8472)")
@@ -67,8 +75,8 @@ def register(subparsers: Any) -> None:
 def _wanted(args: argparse.Namespace) -> Network:
     """The network of the flags, by the same rules as one that is read from a store."""
     import json
-    from ipaddress import IPv4Interface
 
+    from ctl.core.family import lacks_ipv6
     from ctl.core.wire import parse_network
 
     backend = {
@@ -83,12 +91,44 @@ def _wanted(args: argparse.Namespace) -> Network:
         "SubnetLen": args.subnet_len,
         "SubnetMin": args.subnet_min,
         "SubnetMax": args.subnet_max,
+        **_wanted_ipv6(args),
         "Backend": backend,
     }
     network = parse_network(json.dumps(config), "network init")
-    if IPv4Interface(args.network).ip != network.network.network_address:
-        raise ConfigError(f"--network {args.network}: has host bits set; did you mean {network.network}?")
+    if why := lacks_ipv6(network):
+        raise ConfigError(why)
+    _refuse_host_bits("--network", args.network, network.network)
+    if network.ipv6:
+        _refuse_host_bits("--ipv6-network", args.ipv6_network, network.ipv6.network)
     return network
+
+
+def _wanted_ipv6(args: argparse.Namespace) -> dict[str, Any]:
+    """What the flags say of IPv6, as a config has it; empty if there is to be none."""
+    if args.ipv6_network:
+        return {
+            "EnableIPv6": True,
+            "IPv6Network": args.ipv6_network,
+            "IPv6SubnetLen": args.ipv6_subnet_len,
+            "IPv6SubnetMin": args.ipv6_subnet_min,
+            "IPv6SubnetMax": args.ipv6_subnet_max,
+        }
+    for name in ("len", "min", "max"):
+        if getattr(args, f"ipv6_subnet_{name}") is not None:
+            raise ConfigError(f"--ipv6-subnet-{name}: say the network too, by --ipv6-network")
+    return {}
+
+
+def _refuse_host_bits(flag: str, asked: str, meant: IPv4Network | IPv6Network) -> None:
+    """ConfigError if the flag's network has any; it was parsed already."""
+    from ipaddress import ip_interface
+
+    if ip_interface(asked).ip != meant.network_address:
+        raise ConfigError(f"{flag} {asked}: has host bits set; did you mean {meant}?")
+
+
+def _in_words(network: Network) -> str:
+    return f"{network.network} and {network.ipv6.network}" if network.ipv6 else str(network.network)
 
 
 def run_init(args: argparse.Namespace) -> int:
@@ -102,13 +142,13 @@ def run_init(args: argparse.Namespace) -> int:
         raise ConfigError(f"{why} (--force stores it all the same)")
     with closing(open_store(settings, create=True)) as store:
         if store.read_network() == network:
-            say(f"network {network.network} is in {settings.store} already, unchanged")
+            say(f"network {_in_words(network)} is in {settings.store} already, unchanged")
             return 0
         try:
             store.write_network(network, replace=args.force)
         except LeaseConflict as error:
             raise LeaseConflict(f"{error}; --force replaces it") from error
-        say(f"network {network.network} stored in {settings.store}")
+        say(f"network {_in_words(network)} stored in {settings.store}")
         _warn_misfits(store, network)
     return 0
 
@@ -154,10 +194,16 @@ def run_show(args: argparse.Namespace) -> int:
     with closing(open_store(load(args))) as store:
         network = require_network(store)
     row = {column: getattr(network, column) for column in COLUMNS}
-    row["subnet_min"] = network.subnet_min.network_address
-    row["subnet_max"] = network.subnet_max.network_address
-    emit_one(row, COLUMNS, args.output)
+    row |= zip(COLUMNS, _cut(network), strict=False)
+    if network.ipv6:
+        row |= zip(IPV6_COLUMNS, _cut(network.ipv6), strict=True)
+    emit_one(row, tuple(row), args.output)
     return 0
+
+
+def _cut(space: Network | IPv6Range) -> tuple[object, ...]:
+    """How it is cut, in the order of the columns."""
+    return space.network, space.subnet_len, space.subnet_min.network_address, space.subnet_max.network_address
 
 
 def require_network(store: LeaseStore) -> Network:

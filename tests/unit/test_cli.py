@@ -82,6 +82,20 @@ def test_init_makes_the_store_and_show_shows_the_network(ovctl: Ovctl, path: Pat
     assert out.splitlines()[1].split()[:2] == ["10.5.0.0/16", "26"]
 
 
+def test_a_network_of_both_families_is_made_and_shown(ovctl: Ovctl, path: Path) -> None:
+    argv = ("network", "init", "--network", "10.5.0.0/16", "--ipv6-network", "fd00:10:77::/48")
+    code, _, err = ovctl(*argv, "--ipv6-subnet-min", "fd00:10:77:8::")
+    assert (code, err) == (0, f"ovctl: network 10.5.0.0/16 and fd00:10:77::/48 stored in sqlite://{path}\n")
+    shown = json.loads(ovctl("network", "show", "-o", "json")[1])
+    assert {key: shown[key] for key in shown if key.startswith("ipv6")} == {
+        "ipv6_network": "fd00:10:77::/48",
+        "ipv6_subnet_len": 64,
+        "ipv6_subnet_min": "fd00:10:77:8::",
+        "ipv6_subnet_max": "fd00:10:77:ffff::",
+    }
+    assert ovctl(*argv)[0] == 1, "without that first subnet it is another network"
+
+
 @pytest.mark.usefixtures("network")
 def test_init_again_is_fine_and_another_network_needs_force(ovctl: Ovctl, path: Path) -> None:
     code, _, err = ovctl("network", "init", "--network", "172.17.0.0/16")
@@ -135,6 +149,17 @@ def test_a_subnet_is_not_reserved_for_a_host_in_it(ovctl: Ovctl) -> None:
         (("--network", "172.17.0.0/16", "--backend", "carrier-pigeon"), "--backend"),
         (("--network", "172.17.0.0/16", "--store", "etcd://u:p@x"), "no user"),
         (("--network", "172.17.0.0/16", "--store", "x"), "--store: 'x' is no store URL"),
+        (("--network", "172.17.0.0/16", "--ipv6-network", "fd00::1/48"), "did you mean fd00::/48?"),
+        (("--network", "172.17.0.0/16", "--ipv6-network", "10.0.0.0/8"), "IPv6Network"),
+        (
+            ("--network", "172.17.0.0/16", "--ipv6-network", "fd00::/48", "--ipv6-subnet-len", "40"),
+            "IPv6SubnetLen 40",
+        ),
+        (("--network", "172.17.0.0/16", "--ipv6-subnet-len", "64"), "say the network too, by --ipv6-network"),
+        (
+            ("--network", "172.17.0.0/16", "--backend", "udp", "--ipv6-network", "fd00::/48"),
+            "backend udp carries IPv4 only",
+        ),
         (("--net", "172.17.0.0/16"), "--network"),
         ((), "--network"),
     ],
