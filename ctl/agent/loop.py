@@ -313,7 +313,7 @@ class Agent:
             self._publish()
 
     def _publish(self) -> None:
-        self.report = describe(
+        report = describe(
             self._settings,
             self._kernel.findings,
             self._joined,
@@ -321,4 +321,5 @@ class Agent:
             started=self._started,
             passed=self._schedule.ready,
         )
-        self._report_file.write(self.report)
+        self._report_file.write(report)  # first: who hears by HTTP that it is ready may look into the file
+        self.report = report

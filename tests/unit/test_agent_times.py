@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from ctl.agent.describe import ReportFile
 from ctl.agent.schedule import MAX_GAP_S, MIN_GAP_S, TICK_S
 from ctl.agent.steps import NOTHING, Part
 from ctl.core.errors import AgentError, KernelError
 from ctl.core.host import Change
+from ctl.core.report import AgentReport
 from ctl.process.backoff import BACK_OFF_MAX_S
 from tests.unit.world import DAY, LEASE_TTL, MARGIN, RESYNC, World, new_world
 
@@ -246,3 +248,21 @@ def test_what_fails_in_a_storm_is_mended_in_it(world: World) -> None:
     world.kernel.failing.clear()
     storm(world, 2 * RESYNC, 0.1)
     assert (world.report.reconcile.error, world.report.reconcile.back_off) == ("", 0.0)
+
+
+def test_the_report_is_in_its_file_before_anybody_is_told_by_http(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A node was ready by /readyz, and there was no status.json yet."""
+    told: list[object] = []
+    write = ReportFile.write
+
+    def watched(self: ReportFile, report: AgentReport) -> None:
+        assert world.report is not report
+        write(self, report)
+        told.append(report)
+
+    monkeypatch.setattr(ReportFile, "write", watched)
+    world.run(RESYNC)
+    assert told
+    assert world.report is told[-1]
