@@ -8,7 +8,7 @@ import pytest
 
 from ctl.kernel.bpf import bpffs
 from ctl.kernel.bpf.maps import unpin_all
-from tests.datapath import Datapath
+from tests.datapath import INET, INET6, Datapath
 from tests.lab import Lab, hold_bpffs
 from tests.namespace import Namespace
 
@@ -29,6 +29,20 @@ def loaded() -> Iterator[Datapath]:
     """Programs and maps that tests share, one after the other."""
     with Datapath() as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def loaded_ipv6() -> Iterator[Datapath]:
+    """The same for IPv6."""
+    with Datapath(cast=INET6) as opened:
+        yield opened
+
+
+@pytest.fixture(params=[INET, INET6], ids=str)
+def of_each_family(request: pytest.FixtureRequest) -> Datapath:
+    """For one family after the other, programs on empty maps, furnished."""
+    opened: Datapath = request.getfixturevalue("loaded" if request.param is INET else "loaded_ipv6")
+    return opened.clear().furnish()
 
 
 @pytest.fixture

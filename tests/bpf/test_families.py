@@ -7,7 +7,6 @@ Each test is one of IPv4 and one of IPv6, so that what differs stands in the tab
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -32,21 +31,14 @@ from tests.packets import ACK, FIN, PSH, SYN, TCP, UDP, forwarded
 QUESTION, ANSWER = packets.udp(b"question", 1000, 2000), packets.udp(b"payload!", 2000, 1000)
 
 
-@pytest.fixture(scope="session", params=[INET, INET6], ids=str)
-def compiled(request: pytest.FixtureRequest) -> Iterator[Datapath]:
-    with Datapath(cast=request.param) as opened:
-        yield opened
+@pytest.fixture
+def datapath(of_each_family: Datapath) -> Datapath:
+    return of_each_family
 
 
 @pytest.fixture
-def datapath(compiled: Datapath) -> Datapath:
-    """Programs of one family on its maps, furnished."""
-    return compiled.clear().furnish()
-
-
-@pytest.fixture
-def cast(compiled: Datapath) -> Cast:
-    return compiled.cast
+def cast(datapath: Datapath) -> Cast:
+    return datapath.cast
 
 
 def l4s(cast: Cast) -> list[tuple[bytes, FlowKey]]:

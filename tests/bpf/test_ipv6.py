@@ -53,19 +53,13 @@ ALL_NODES = IPv6Address("ff02::1")
 LINK_LOCAL = IPv6Address("fe80::5")
 
 
-@pytest.fixture(scope="module")
-def compiled() -> Iterator[Datapath]:
-    with Datapath(cast=CAST) as opened:
-        yield opened
-
-
 @pytest.fixture
-def datapath(compiled: Datapath) -> Datapath:
+def datapath(loaded_ipv6: Datapath) -> Datapath:
     """The programs for IPv6 on empty maps, furnished, with one flow approved in both directions."""
-    compiled.clear().furnish()
-    compiled.approve(CAST.flow_out())
-    compiled.approve(CAST.flow_in())
-    return compiled
+    loaded_ipv6.clear().furnish()
+    loaded_ipv6.approve(CAST.flow_out())
+    loaded_ipv6.approve(CAST.flow_in())
+    return loaded_ipv6
 
 
 @pytest.fixture(scope="module")
@@ -287,8 +281,8 @@ class Geared:
 
 
 @pytest.fixture
-def geared(compiled: Datapath, house: Namespace) -> Geared:
-    return Geared(compiled, house)
+def geared(loaded_ipv6: Datapath, house: Namespace) -> Geared:
+    return Geared(loaded_ipv6, house)
 
 
 def leaving(l4: bytes = QUESTION, proto: int = UDP, **ip: Any) -> bytes:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -13,19 +12,12 @@ from ctl.core.decision import Probe, View, arriving, leaving
 from ctl.core.dissect import UDP
 from ctl.core.model import Bypass
 from tests import packets
-from tests.datapath import INET, INET6, Cast, Datapath
-
-
-@pytest.fixture(scope="session", params=[INET, INET6], ids=str)
-def compiled(request: pytest.FixtureRequest) -> Iterator[Datapath]:
-    with Datapath(cast=request.param) as opened:
-        yield opened
+from tests.datapath import Cast, Datapath
 
 
 @pytest.fixture
-def datapath(compiled: Datapath) -> Datapath:
-    """Programs of one family on its maps, furnished."""
-    return compiled.clear().furnish()
+def datapath(of_each_family: Datapath) -> Datapath:
+    return of_each_family
 
 
 def out(cast: Cast) -> Probe:

@@ -135,10 +135,9 @@ def test_drops_of_xdp_are_told(datapath: Datapath) -> None:
     assert seen.data == wire(received(), host=FOREIGN)[:96]
 
 
-@pytest.fixture(scope="module")
-def of_ipv6() -> Iterator[Datapath]:
-    with Datapath(cast=INET6) as opened:
-        yield opened.furnish()
+@pytest.fixture
+def of_ipv6(loaded_ipv6: Datapath) -> Datapath:
+    return loaded_ipv6.clear().furnish()
 
 
 def test_packets_of_both_families_are_told_in_the_order_of_their_times(

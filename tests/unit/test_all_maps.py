@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ctl.core.abi import Counter, Hook, PeerStats
-from ctl.core.errors import AgentUnreachable, KernelError, NotFound
+from ctl.core.errors import AgentUnreachable, KernelError, NotFound, OvnetError
 from ctl.core.family import IPV4, IPV6, Family
 from ctl.kernel.bpf import families
 from ctl.kernel.bpf.families import AllMaps, open_all
@@ -70,27 +70,28 @@ def test_of_ipv6_only_what_packets_are_handed_to_runs() -> None:
     assert maps.running(6) == {Hook.FROM_WIRE}
 
 
-def test_where_ipv6_has_no_pins_ipv4_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
+def only_ipv4(monkeypatch: pytest.MonkeyPatch, refusal: OvnetError) -> Any:
+    """IPv4's maps open, and those of IPv6 are refused so."""
+
     def opened(_: object, family: Family[Any, Any] = IPV4) -> Any:
         if family is IPV6:
-            raise AgentUnreachable("no maps")
+            raise refusal
         return own
 
     own = ipv4()
     monkeypatch.setattr(families, "open_maps", opened)
+    return own
+
+
+def test_where_ipv6_has_no_pins_ipv4_is_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = only_ipv4(monkeypatch, AgentUnreachable("no maps"))
     with open_all("/") as maps:
         assert list(maps) == [own] and own.open
     assert not own.open
 
 
 def test_where_those_of_ipv6_may_not_be_opened_none_stay_open(monkeypatch: pytest.MonkeyPatch) -> None:
-    def opened(_: object, family: Family[Any, Any] = IPV4) -> Any:
-        if family is IPV6:
-            raise KernelError("not yours")
-        return own
-
-    own = ipv4()
-    monkeypatch.setattr(families, "open_maps", opened)
+    own = only_ipv4(monkeypatch, KernelError("not yours"))
     with pytest.raises(KernelError, match="not yours"):
         open_all("/")
     assert not own.open

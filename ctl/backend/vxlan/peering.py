@@ -23,7 +23,7 @@ from ctl.backend.settle import Tracked, apply_fitting, settle
 from ctl.backend.site import Site
 from ctl.backend.vxlan.kernel_path import KernelPath
 from ctl.core.errors import Failures, KernelError
-from ctl.core.family import Family
+from ctl.core.family import Family, Member
 from ctl.core.findings import IPSEC_LINE, Concern, Findings
 from ctl.core.host import EVERYTHING, Change, Hop, Removed
 from ctl.core.model import A, Lease, N
@@ -104,13 +104,17 @@ class Peering(Generic[A, N]):
 
     def peer_address(self, host: A) -> A | None:
         """The one at which the peer at that host does; None: there is no such peer."""
-        leases = self._path.roster.at(host) if self._tables else ()
-        return leases[0].vtep_ip if leases else None
+        peer = self._peer_at(host)
+        return peer.vtep_ip if peer else None
 
     def key_at(self, host: A) -> IPv4Network | None:
         """The key of that peer's lease; None: there is no such peer."""
-        leases = self._path.roster.at(host) if self._tables else ()
-        return leases[0].key if leases else None
+        peer = self._peer_at(host)
+        return peer.key if peer else None
+
+    def _peer_at(self, host: A) -> Member[A, N] | None:
+        found = self._path.roster.at(host) if self._tables else ()
+        return found[0] if found else None
 
     def count_peers(self) -> int:
         """How many peers' subnets packets are routed to."""
